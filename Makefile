@@ -1,0 +1,50 @@
+# The first target is what a bare `make` shows.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test up check format big clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## Install, start the embedded farm, render one picture, stop
+	@$(BIN)/farm demo
+
+test: $(DEV_STAMP) ## Install what tests need and run them all on the real engines
+	@$(BIN)/python -m pytest
+
+up: $(STAMP) ## Run the embedded farm until Ctrl-C
+	@$(BIN)/farm up
+
+check: $(DEV_STAMP) ## Format, lint, types, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: $(DEV_STAMP) ## Rewrite the code to the house format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment, caches and the embedded farm's data
+	rm -rf $(VENV) .farm .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV):
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; call make with PYTHON=python3.12, say" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: its plain pinned version resolves to the build that the index offers for this machine.
+$(STAMP): pyproject.toml constraints.txt | $(VENV)
+	@echo "Installing the farm into $(VENV); the first time takes a few minutes ..."
+	@$(PIP) torch
+	@$(PIP) --editable ".[api,worker,standalone]"
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	@$(PIP) --editable ".[api,worker,standalone,dev]"
+	@touch $@

@@ -1,0 +1,73 @@
+"""The command line as a whole: its commands, its global options, and the one place where an error becomes one line.
+
+Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 stopped by Ctrl-C.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from api.cli import checkpoints, demo, doctor, jobs, migrate, render, up
+from api.cli.client import DEFAULT_URL, Front
+from api.cli.console import Failure, complain, forgive_encoding
+from shared.errors import FarmError
+
+app = typer.Typer(
+    name="farm",
+    help="A render farm for Stable Diffusion 1.5.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("up")(up.up)
+app.command("demo")(demo.demo)
+app.command("render")(render.render)
+app.command("jobs")(jobs.list_jobs)
+app.command("job")(jobs.show_job)
+app.command("cancel")(jobs.cancel_jobs)
+app.add_typer(checkpoints.app, name="checkpoints")
+app.command("migrate")(migrate.migrate)
+app.command("doctor")(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def farm(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(envvar="FARM_URL", help="Where the farm's API is.")] = DEFAULT_URL,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="FARM_API_KEY", show_envvar=True, help="Sent as a bearer token.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+) -> None:
+    """Render pictures on a farm, or run one."""
+    context.obj = Front(url=url, api_key=api_key)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. No error leaves as a traceback unless `--debug` asks for it."""
+    forgive_encoding()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(given, prog_name="farm", standalone_mode=False)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - the outermost border: whatever went wrong, the user reads one line
+        if "--debug" in given:
+            traceback.print_exc()
+        complain(_line(error))
+        return getattr(error, "exit_code", 1)
+    return code if isinstance(code, int) else 0
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, typer.TyperException):
+        return f"{error.format_message()} (see farm --help)"
+    if isinstance(error, (Failure, FarmError)):
+        return str(error)
+    hint = "farm --debug COMMAND shows where"
+    return f"{type(error).__name__}: {error} ({hint})"

@@ -1,0 +1,73 @@
+"""How the progress of jobs looks: one live bar per job on a terminal, a plain line per change anywhere else.
+
+Drawn on stderr, so that stdout carries results only.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from api.cli.client import JobBody, JobId
+from api.cli.console import note, shortened
+
+Show: TypeAlias = Callable[[JobBody], None]
+
+
+@contextmanager
+def bars() -> Iterator[Show]:
+    """Give a function that shows a job as it is now."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    with _progress() as progress:
+        yield _Bars(progress)
+
+
+def steps(job: JobBody) -> tuple[int, int]:
+    """Return the steps done and the steps to do."""
+    progress = job["progress"]
+    return int(progress.get("steps_done") or 0), int(progress.get("steps_total") or 0)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}", markup=False),
+        TextColumn("{task.fields[state]}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(file=sys.stderr),
+        # What is printed beside the bars stays where it belongs: results are not redirected to stderr.
+        redirect_stdout=False,
+    )
+
+
+class _Bars:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[JobId, TaskID] = {}
+
+    def __call__(self, job: JobBody) -> None:
+        done, total = steps(job)
+        if job["id"] not in self._tasks:
+            name = shortened(str(job.get("params", {}).get("prompt", job["id"])), 32)
+            self._tasks[job["id"]] = self._progress.add_task(f"{name:<32}", total=total, state=job["state"])
+        self._progress.update(self._tasks[job["id"]], completed=done, total=total, state=job["state"])
+
+
+class _Lines:
+    """Tells of a change of state and of every quarter of the steps."""
+
+    def __init__(self) -> None:
+        self._told: dict[JobId, tuple[str, int]] = {}
+
+    def __call__(self, job: JobBody) -> None:
+        done, total = steps(job)
+        news = (job["state"], 4 * done // max(total, 1))
+        if self._told.get(job["id"]) != news:
+            self._told[job["id"]] = news
+            note(f"{job['id']} {job['state']} step {done}/{total}")

@@ -1,0 +1,52 @@
+"""`farm checkpoints`: what the farm serves, and fetching Stable Diffusion 1.5 for it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.cli import hub
+from api.cli.client import Front
+from api.cli.console import say, shortened, table
+
+SD15 = hub.Source("stable-diffusion-v1-5/stable-diffusion-v1-5", "v1-5-pruned-emaonly.safetensors")
+VAE = hub.Source("stabilityai/sd-vae-ft-mse-original", "vae-ft-mse-840000-ema-pruned.safetensors")
+
+app = typer.Typer(rich_markup_mode=None, help="List the farm's checkpoints, or fetch one.")
+
+
+@app.callback(invoke_without_command=True)
+def list_checkpoints(context: typer.Context) -> None:
+    """List the checkpoints that jobs may name."""
+    if context.invoked_subcommand is not None:
+        return
+    front: Front = context.obj
+    with front.connect() as client:
+        served = client.checkpoints()
+    rows = [
+        (
+            shortened(str(one.get("name")), 60),
+            str(one.get("ready_workers")),
+            f"{int(one.get('size_bytes') or 0) / 1e6:.0f} MB",
+        )
+        for one in served
+    ]
+    table(("CHECKPOINT", "READY WORKERS", "SIZE"), rows)
+
+
+@app.command("pull")
+def pull(
+    vae: Annotated[bool, typer.Option("--vae", help="Fetch the ft-mse VAE instead of the checkpoint.")] = False,
+    repo: Annotated[str | None, typer.Option(help="Another repository of the hub: OWNER/NAME.")] = None,
+    file: Annotated[str | None, typer.Option(help="Another .safetensors file of the repository.")] = None,
+    revision: Annotated[str, typer.Option(help="A branch, tag or commit.")] = "main",
+    to: Annotated[Path, typer.Option(envvar="FARM_CHECKPOINT_DIR", help="The folder to save it in.")] = Path(
+        ".farm/checkpoints"
+    ),
+) -> None:
+    """Fetch Stable Diffusion 1.5 (4.3 GB) from the Hugging Face hub; run again, it goes on where it stopped."""
+    known = VAE if vae else SD15
+    source = hub.Source(repo or known.repo, file or known.file, revision)
+    # A VAE alone is no checkpoint: in a folder of its own it is not taken for one.
+    path = hub.pull(source, to / "vae" if vae else to)
+    say(str(path))

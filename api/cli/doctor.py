@@ -1,0 +1,49 @@
+"""`farm doctor`: looks at everything a farm needs from here and says what is wrong and how to mend it.
+
+Nothing is changed but one probe object, written to the storage and removed again.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeAlias
+
+import typer
+
+from api.cli import checks
+from api.cli.checks import Finding, Level
+from api.cli.client import Front
+from api.cli.console import complain, table
+
+Check: TypeAlias = Callable[[], Finding]
+
+
+def doctor(context: typer.Context) -> None:
+    """Check every dependency, the GPU and the checkpoint; exit 1 if anything fails."""
+    front: Front = context.obj
+    findings = [_asked(check) for check in _all_checks(front)]
+    table(("CHECK", "STATUS", "FINDING", "FIX"), [(one.what, one.level, one.said, one.fix) for one in findings])
+    failed = [one.what for one in findings if one.level is Level.FAIL]
+    if failed:
+        complain(f"failed: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+def _all_checks(front: Front) -> Iterator[Check]:
+    yield checks.python
+    yield checks.postgres if checks.is_remote("DATABASE_URL") else checks.embedded_postgres
+    yield checks.redis if checks.is_remote("REDIS_URL") else checks.embedded_redis
+    yield checks.storage if checks.is_remote("S3_") else checks.embedded_storage
+    yield partial(checks.api, front)
+    yield partial(checks.workers, front)
+    yield checks.gpu
+    yield checks.torch
+    yield checks.checkpoint
+    yield checks.disk
+
+
+def _asked(check: Check) -> Finding:
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 - a check that breaks is a finding, and the others still count
+        name = getattr(check, "__name__", None) or getattr(check, "func", check).__name__
+        return Finding(name, Level.FAIL, f"{type(error).__name__}: {error}", "the message says what is missing")

@@ -1,0 +1,22 @@
+"""`farm migrate`: bring the schema of a real database up to date. The embedded farm migrates its own."""
+
+import os
+
+from api.cli.console import Failure, say
+
+
+def migrate() -> None:
+    """Upgrade the schema of the database that FARM_DATABASE_URL names."""
+    if not os.environ.get("FARM_DATABASE_URL"):
+        raise Failure("FARM_DATABASE_URL is not set; the embedded farm (farm up) migrates its own database")
+    # Only here: SQLAlchemy takes longer to load than most commands to run.
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from shared import migrations
+    from shared.settings import Settings
+
+    try:
+        migrations.upgrade(Settings().database_url.get_secret_value())
+    except SQLAlchemyError as error:
+        raise Failure(f"the database was not migrated: {str(error).splitlines()[0]}") from error
+    say(f"the schema is at revision {migrations.head()}")

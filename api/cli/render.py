@@ -1,0 +1,165 @@
+"""`farm render`: submit prompts, watch them all at once, save their images.
+
+What was submitted here is withdrawn here: Ctrl-C cancels every job that is not finished yet.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from api.cli.bars import Show, bars
+from api.cli.client import ClientError, FarmClient, Front, JobBody, JobId
+from api.cli.console import Failure, complain, note, say
+from api.cli.pictures import Folder, Picture, save_images
+from api.cli.watch import Interrupted, interruptible, is_final, watch
+from shared.params import MAX_SEED, Sampler, Schedule
+
+
+def render(
+    context: typer.Context,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Each prompt is a job of its own.")],
+    num_images: Annotated[int, typer.Option("-n", help="Images per job.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, max=1000, help="Jobs per prompt.")] = 1,
+    negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Of the first image; random without it.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels: 512x768, or 256 for a square.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How strongly the prompt is followed.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="The rule that walks down the noise.")] = None,
+    schedule: Annotated[Schedule | None, typer.Option(help="The noise levels it walks.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="One that farm checkpoints lists.")] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A folder, or a .png file for a single image.")
+    ] = Path(),
+) -> None:
+    """Render one picture or many, and save them."""
+    shared = {
+        "negative_prompt": checked_text(negative),
+        "num_images": num_images,
+        "steps": steps,
+        "guidance_scale": _finite(guidance),
+        "sampler": sampler,
+        "schedule": schedule,
+        "checkpoint": checkpoint,
+        **_sides(size),
+    }
+    wanted = {name: value for name, value in shared.items() if value is not None}
+    bodies = [wanted | body for body in _bodies(prompts, jobs=jobs, seed=seed, num_images=num_images)]
+    folder = Folder.at(output, num_images=len(bodies) * num_images)
+    front: Front = context.obj
+    with front.connect() as client, interruptible() as interrupted:
+        code = Rendering(client, folder, interrupted, _tell).run(bodies)
+    if code:
+        raise typer.Exit(code)
+
+
+class Rendering:
+    """Some jobs from submission to saved images: which are still unfinished, and whether one has failed."""
+
+    def __init__(
+        self, client: FarmClient, folder: Folder, interrupted: Interrupted, saved: Callable[[Picture], None]
+    ) -> None:
+        self._client = client
+        self._folder = folder
+        self._interrupted = interrupted
+        self._saved = saved
+        self._unfinished: dict[JobId, None] = {}
+        self._failed = False
+
+    def run(self, bodies: Sequence[dict[str, Any]]) -> int:
+        """Render everything and return the exit code."""
+        try:
+            with bars() as show:
+                self._submit(bodies, show)
+                watch(self._client, list(self._unfinished), seen=self._seen(show), interrupted=self._interrupted)
+        except ClientError as error:
+            if error.transient and self._unfinished:
+                raise Failure(f"{error}; still on the farm: {' '.join(self._unfinished)}") from error
+            withdraw(self._client, self._unfinished)
+            raise
+        withdraw(self._client, self._unfinished)
+        return 130 if self._interrupted.is_set() else int(self._failed)
+
+    def _submit(self, bodies: Sequence[dict[str, Any]], show: Show) -> None:
+        for body in bodies:
+            if self._interrupted.is_set():
+                return
+            job = self._client.submit(body)
+            self._unfinished[job["id"]] = None
+            show(job)
+
+    def _seen(self, show: Show) -> Callable[[JobBody], None]:
+        def seen(job: JobBody) -> None:
+            show(job)
+            if is_final(job):
+                self._finish(job)
+
+        return seen
+
+    def _finish(self, job: JobBody) -> None:
+        if job["state"] == "succeeded":
+            for picture in save_images(self._client, job, self._folder):
+                self._saved(picture)
+        else:
+            self._failed = True
+            complain(f"job {job['id']} {reason(job)}")
+        self._unfinished.pop(job["id"], None)
+
+
+def _tell(picture: Picture) -> None:
+    say(f"{picture.path} seed={picture.seed}")
+
+
+def withdraw(client: FarmClient, job_ids: Sequence[JobId] | dict[JobId, None]) -> None:
+    """Cancel jobs, going on past those that cannot be."""
+    for job_id in job_ids:
+        try:
+            client.cancel(job_id)
+            note(f"canceled {job_id}")
+        except ClientError as error:
+            if error.code != "job_already_final":
+                complain(f"job {job_id} could not be canceled: {error}")
+
+
+def reason(job: JobBody) -> str:
+    """Say how a job ended that gave no images."""
+    error = job.get("error") or {}
+    return f"{job['state']}: {error['message']} [{error['code']}]" if error else str(job["state"])
+
+
+def checked_text(text: str) -> str:
+    """Return text that can travel as UTF-8; bytes of another encoding on the command line arrive as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Failure("the prompt is not valid UTF-8; set the terminal to UTF-8 and type it again") from None
+    return text
+
+
+def _bodies(prompts: Sequence[str], *, jobs: int, seed: int | None, num_images: int) -> Iterator[dict[str, Any]]:
+    for prompt in prompts:
+        for number in range(jobs):
+            body: dict[str, Any] = {"prompt": checked_text(prompt)}
+            if seed is not None:
+                # Jobs of one prompt go on where the one before stopped; a seed out of range is the API's to refuse.
+                body["seed"] = (seed + number * num_images) % (MAX_SEED + 1) if 0 <= seed <= MAX_SEED else seed
+            yield body
+
+
+def _sides(size: str | None) -> dict[str, int]:
+    if size is None:
+        return {}
+    match = re.fullmatch(r"(\d{1,5})(?:[x×](\d{1,5}))?", size, re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise typer.BadParameter(f"--size {size!r} is not a size; write 512x768, or 256 for a square")
+    return {"width": int(match[1]), "height": int(match[2] or match[1])}
+
+
+def _finite(number: float | None) -> float | None:
+    if number is not None and not math.isfinite(number):
+        raise typer.BadParameter(f"--guidance {number} is not a number that a picture can follow")
+    return number

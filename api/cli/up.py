@@ -1,0 +1,70 @@
+"""`farm up`: run the embedded farm until it is stopped. What it is made of lives in `deploy.standalone`."""
+
+import json
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.client import DEFAULT_URL
+from api.cli.console import Failure, note, say
+
+if TYPE_CHECKING:
+    from deploy.standalone.farm import Farm
+
+DEMO_PROMPT = "a red circle on a blue background"
+DEMO_PARAMS: dict[str, Any] = {"prompt": DEMO_PROMPT, "width": 256, "height": 256, "steps": 20, "guidance_scale": 7.0}
+
+
+class Device(StrEnum):
+    """What the gpu workers render on."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def up(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 picks a free one.")] = 8000,
+    data_dir: Annotated[Path, typer.Option(help="Where jobs and images are kept.")] = Path(".farm"),
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A Stable Diffusion 1.5 .safetensors file or diffusers folder.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="How many gpu workers.")] = 1,
+    device: Annotated[Device | None, typer.Option(help="auto takes the GPU where there is one.")] = None,
+) -> None:
+    """Run a whole farm on this machine until Ctrl-C. Parts with a FARM_* address are used where they are."""
+    farm = embedded_farm(host=host, port=port, data_dir=data_dir, checkpoint=checkpoint, workers=workers, device=device)
+    with farm:
+        for line in _welcome(farm.url):
+            say(line)
+        farm.wait()
+
+
+def embedded_farm(**options: Any) -> "Farm":
+    """Return a farm that has not been started; what it does is told on stderr."""
+    # Only here: most commands need no engines, and an api machine may not have them.
+    try:
+        from deploy.standalone.farm import Farm, UpOptions
+    except ImportError as error:
+        raise Failure(f'the embedded farm is not installed ({error}); pip install -e ".[standalone]"') from error
+    return Farm(UpOptions(**options), on_progress=_tell)
+
+
+def _tell(lines: str) -> None:
+    for line in lines.splitlines():
+        note(line)
+
+
+def _welcome(url: str) -> list[str]:
+    body = json.dumps({"prompt": DEMO_PROMPT, "width": 256, "height": 256})
+    farm = "farm" if url == DEFAULT_URL else f"farm --url {url}"
+    return [
+        f"The farm is ready: {url} (API documentation at {url}/docs)",
+        f"  curl -sS {url}/v1/jobs -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+        f'  {farm} render "{DEMO_PROMPT}" --size 256',
+        "Ctrl-C stops it.",
+    ]

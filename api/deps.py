@@ -1,0 +1,60 @@
+"""What a handler may reach: the desk, opened once per process and closed with it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+from celery import Celery
+from fastapi import Depends, Path, Request
+from redis import Redis
+
+from shared import broker
+from shared.db import Database
+from shared.errors import JobNotFound
+from shared.settings import Settings
+from shared.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """The api's connections. Opening it connects to nothing: a dependency that is down must not keep the api from starting."""
+
+    settings: Settings
+    db: Database
+    redis: Redis
+    celery: Celery
+    storage: Storage
+
+
+@contextmanager
+def open_desk(settings: Settings) -> Iterator[Desk]:
+    """Open the connections and close them all in the end."""
+    with ExitStack() as closing:
+        db = Database(settings, pool_size=20)
+        closing.callback(db.close)
+        redis = broker.connect(settings)
+        closing.callback(redis.close)
+        celery = broker.celery_app(settings)
+        closing.callback(celery.close)
+        yield Desk(settings, db, redis, celery, Storage(settings))
+
+
+def _desk(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+def _job_id(
+    job_id: Annotated[str, Path(description="The job's id.", examples=["0198c0de-0000-7000-8000-000000000001"])],
+) -> UUID:
+    # Whatever is not an id was never a job's id: 404 for both, so that clients have one case to handle.
+    try:
+        return UUID(job_id)
+    except ValueError:
+        raise JobNotFound(f"No job has ever had the id {job_id[:64]!r}.") from None
+
+
+DeskDep = Annotated[Desk, Depends(_desk)]
+JobId = Annotated[UUID, Depends(_job_id)]

@@ -1,0 +1,45 @@
+"""The api process: `uvicorn --factory api.main:create_app`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
+
+from api import ops, problems
+from api.body import BodyLimit
+from api.deps import open_desk
+from api.v1 import choices, jobs
+from shared.settings import Settings
+from shared.telemetry import configure_logging
+
+DESCRIPTION = """
+Submit txt2img jobs for Stable Diffusion 1.5, follow them step by step, fetch the images.
+Every error is problem JSON (RFC 9457) with a stable `code`.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the api. Settings come from the environment unless given."""
+    settings = settings or Settings()
+    configure_logging(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with open_desk(settings) as desk:
+            app.state.desk = desk
+            yield
+
+    # FastAPIOffline serves the docs' scripts itself: closed networks have no CDN.
+    app: FastAPI = FastAPIOffline(title="Render farm", version="1", description=DESCRIPTION, lifespan=lifespan)
+    problems.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    for router in (ops.router, jobs.router, choices.router):
+        app.include_router(router)
+
+    @app.get("/", include_in_schema=False)
+    def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    return app

@@ -1,0 +1,113 @@
+"""Every error a client can get, as RFC 9457 problem JSON with a stable `code`."""
+
+import http
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from shared.errors import FarmError, Unavailable
+
+RETRY_AFTER_SECONDS = 5
+_CODES = {
+    400: "malformed_body",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+}
+
+log = structlog.get_logger(__name__)
+
+
+class FieldError(BaseModel):
+    """One field of the request and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class ProblemDetails(BaseModel):
+    """An error. `code` is stable and meant for programs, `detail` for people."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[FieldError] = []
+
+
+class ProblemResponse(JSONResponse):
+    """A response whose body is problem JSON."""
+
+    media_type = "application/problem+json"
+
+
+def install(app: FastAPI) -> None:
+    """Make the app answer every error with a problem."""
+    app.add_exception_handler(FarmError, _farm_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    errors: Sequence[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+) -> ProblemResponse:
+    """Build the response of one problem."""
+    details = ProblemDetails(
+        title=http.HTTPStatus(status).phrase, status=status, detail=detail, code=code, errors=list(errors)
+    )
+    return ProblemResponse(details.model_dump(), status_code=status, headers=dict(headers or {}))
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the problems that a route may answer with, for OpenAPI."""
+    schema = {"application/problem+json": {"schema": ProblemDetails.model_json_schema()}}
+    return {status: {"description": http.HTTPStatus(status).phrase, "content": schema} for status in statuses}
+
+
+def _farm_error(_request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, FarmError)  # noqa: S101 - registered for this class
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if isinstance(error, Unavailable) else None
+    return problem(error.status, error.code, str(error), headers=headers)
+
+
+def _invalid_request(_request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
+    errors = [_field_error(found) for found in error.errors()]
+    if any(found["type"] == "json_invalid" for found in error.errors()):
+        return problem(400, "malformed_body", f"The body is not valid JSON: {errors[0].message}.")
+    detail = "; ".join(f"{found.field}: {found.message}" for found in errors)
+    return problem(422, "invalid_request", detail, errors=errors)
+
+
+def _field_error(found: Mapping[str, Any]) -> FieldError:
+    # The input itself is never echoed: it may be huge, or not even JSON (NaN).
+    path = [str(part) for part in found["loc"] if part not in {"body", "query", "path"}]
+    message = str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] == "json_invalid":
+        message = str(found.get("ctx", {}).get("error", message))
+    return FieldError(field=".".join(path) or "body", message=message)
+
+
+def _http_error(_request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
+    code = _CODES.get(error.status_code, http.HTTPStatus(error.status_code).name.lower())
+    return problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+def _unexpected(request: Request, error: Exception) -> ProblemResponse:
+    log.error("request.crashed", method=request.method, path=request.url.path, exc_info=error)
+    return problem(500, "internal", "Something went wrong inside the farm; the log of the api has the details.")

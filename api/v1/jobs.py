@@ -1,0 +1,118 @@
+"""Submit a job, look at it, list, cancel, and fetch its images."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import RedirectResponse
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from api.deps import Desk, DeskDep, JobId
+from api.problems import documented
+from api.v1 import cursor as cursors
+from api.v1.submissions import Submission, resolve
+from shared import broker, events, fleet, jobs
+from shared.db import ImageRow, JobRow
+from shared.errors import ImageNotFound, ImagesNotReady
+from shared.params import MAX_IMAGES, GenerationParams
+from shared.states import JobState
+from shared.wire import Job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+class JobPage(BaseModel):
+    """One page of jobs, newest first. `next_cursor` is null on the last page."""
+
+    jobs: list[Job]
+    next_cursor: str | None
+
+
+@router.post("", status_code=202, responses=documented(400, 413, 422, 503))
+def submit(submission: Submission, desk: DeskDep, response: Response) -> Job:
+    """Queue a job. Once this answers 202 the job is stored and will reach a final state, whatever dies."""
+    with desk.db.transaction() as session:
+        params = _resolved(session, desk, submission)
+        row = jobs.submit(session, params, max_attempts=desk.settings.max_attempts)
+    # After the commit: a worker that hears the doorbell must find the row.
+    broker.ring(desk.celery, row.checkpoint)
+    response.headers["Location"] = f"/v1/jobs/{row.id}"
+    return Job.of(row)
+
+
+@router.get("", responses=documented(422, 503))
+def listing(
+    desk: DeskDep,
+    state: Annotated[JobState | None, Query()] = None,
+    checkpoint: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
+) -> JobPage:
+    """List jobs, newest first."""
+    after = cursors.decode(cursor) if cursor else None
+    with desk.db.transaction() as session:
+        # One more than asked for tells whether there is a next page.
+        rows = jobs.listing(session, limit=limit + 1, after=after, state=state, checkpoint=checkpoint)
+    page = rows[:limit]
+    return JobPage(
+        jobs=[Job.of(row) for row in page],
+        next_cursor=cursors.encode(page[-1].id) if len(rows) > limit else None,
+    )
+
+
+@router.get("/{job_id}", responses=documented(404, 503))
+def show(job_id: JobId, desk: DeskDep) -> Job:
+    """Show one job as it is now."""
+    return Job.of(_row(desk, job_id))
+
+
+@router.post("/{job_id}/cancel", responses=documented(404, 409, 503))
+def cancel(job_id: JobId, desk: DeskDep) -> Job:
+    """Cancel a queued or running job. No success can follow; a running job stops within one denoising step."""
+    with desk.db.transaction() as session:
+        row = jobs.cancel(session, job_id)
+    events.publish(desk.redis, events.JobEvent(row.id, JobState(row.state), row.version))
+    return Job.of(row)
+
+
+@router.get(
+    "/{job_id}/images/{index}",
+    status_code=307,
+    response_class=RedirectResponse,
+    responses=documented(404, 409, 503),
+)
+def image(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep) -> RedirectResponse:
+    """Redirect to a presigned URL of one image's bytes."""
+    found = _image(_row(desk, job_id), index)
+    url = desk.storage.url(
+        found.key,
+        ttl_s=desk.settings.image_url_seconds,
+        filename=f"{job_id}-{index}.png",
+        content_type=found.content_type,
+    )
+    return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
+
+
+def _resolved(session: Session, desk: Desk, submission: Submission) -> GenerationParams:
+    checkpoint = fleet.resolve_checkpoint(
+        session,
+        submission.checkpoint,
+        default=desk.settings.default_checkpoint,
+        silent_after_s=desk.settings.lease_seconds,
+    )
+    return resolve(submission, checkpoint=checkpoint)
+
+
+def _row(desk: Desk, job_id: UUID) -> JobRow:
+    with desk.db.transaction() as session:
+        return jobs.get(session, job_id)
+
+
+def _image(row: JobRow, index: int) -> ImageRow:
+    if row.state != JobState.SUCCEEDED:
+        raise ImagesNotReady(f"Job {row.id} is {row.state}; images appear when it has succeeded.")
+    for found in row.images:
+        if found.index == index:
+            return found
+    raise ImageNotFound(f"Job {row.id} has {len(row.images)} images; there is no index {index}.")

@@ -1,0 +1,73 @@
+"""The farm's own processes as programs: migration, api, courier and gpu workers."""
+
+import json
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from deploy.standalone.program import Program, python_module
+from deploy.standalone.serving import GpuWorker
+
+# Torch, the checkpoint and a warm-up of the device come before a worker is ready; a cold disk can take minutes.
+WORKER_READY_S = 600.0
+# A worker finishes what it renders within FARM_DRAIN_SECONDS (25 by default), then hands it back.
+WORKER_GRACE_S = 40.0
+DRAIN_REQUESTS_S = 5
+
+
+def migration(env: Mapping[str, str]) -> Program:
+    """Bring the database up to date."""
+    return Program(name="migrate", argv=python_module("shared.migrations"), env=env, once=True)
+
+
+def api(env: Mapping[str, str], host: str, port: int, url: str) -> Program:
+    """Answer clients; ready when all that it depends on answers too."""
+    return Program(
+        name="api",
+        argv=python_module(
+            *("uvicorn", "api.main:create_app", "--factory", "--host", host, "--port", str(port), "--no-access-log"),
+            *("--timeout-graceful-shutdown", str(DRAIN_REQUESTS_S)),
+        ),
+        env=env,
+        ready=lambda: _get(f"{url}/readyz") is not None,
+        grace_s=DRAIN_REQUESTS_S + 5.0,
+    )
+
+
+def courier(env: Mapping[str, str]) -> Program:
+    """Run the cpu worker, with the beat that keeps upkeep going."""
+    return Program(name="courier", argv=_celery("worker.cpu", "courier", 4, "--beat"), env=env)
+
+
+def gpu_worker(env: Mapping[str, str], worker: GpuWorker, url: str) -> Program:
+    """Serve a checkpoint; ready when the api counts as many workers of its checkpoint as were started up to this one."""
+    return Program(
+        name=worker.name,
+        argv=_celery("worker.gpu", worker.name, worker.slots, "-Q", f"render.{worker.checkpoint}"),
+        env={**env, **worker.env},
+        ready=lambda: _ready_workers(url, worker.checkpoint) >= worker.rank,
+        ready_within_s=WORKER_READY_S,
+        grace_s=WORKER_GRACE_S,
+    )
+
+
+def _celery(app: str, name: str, slots: int, *extra: str) -> tuple[str, ...]:
+    return python_module(
+        *("celery", "-A", app, "worker", "--pool", "threads", "--concurrency", str(slots), "-n", f"{name}@%h"),
+        *("--without-gossip", "--without-mingle", *extra),
+    )
+
+
+def _ready_workers(url: str, checkpoint: str) -> int:
+    listing = _get(f"{url}/v1/checkpoints") or {}
+    with suppress(KeyError, TypeError):
+        return sum(int(entry["ready_workers"]) for entry in listing["checkpoints"] if entry["name"] == checkpoint)
+    return 0
+
+
+def _get(url: str) -> Any:
+    """Return the JSON at a URL; None unless the answer is a success."""
+    with suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - our own http
+        return json.load(response)
+    return None

@@ -1,0 +1,67 @@
+"""What the supervisor runs: a `Program` is a value, and every engine, api and worker is one.
+
+Nothing here starts anything. An `Account` is the unprivileged user a program runs as when the farm itself runs as root.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGTERM, Signals
+
+from shared.errors import FarmError
+
+# Where `api`, `worker` and `shared` are importable from, wherever the farm was started.
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class StartFailed(FarmError):
+    """The farm could not start."""
+
+    code = "start_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user of this machine, by number."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A foreground command line and how to know that it is ready.
+
+    A program with `once` is ready when it has exited with status 0. `before` runs ahead of each start, restarts too.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    ready: Callable[[], bool] = field(default=lambda: True, repr=False)
+    ready_within_s: float = 60.0
+    once: bool = False
+    before: Callable[[], None] = field(default=lambda: None, repr=False)
+    stop_signal: Signals = SIGTERM
+    grace_s: float = 10.0
+    account: Account | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A real engine: what prepares and runs it, in order, and the `FARM_*` variables that reach it."""
+
+    programs: tuple[Program, ...]
+    env: Mapping[str, str] = field(repr=False)
+
+
+def python_module(module: str, *args: str) -> tuple[str, ...]:
+    """Return the command line that runs a module with this very Python."""
+    return (sys.executable, "-m", module, *args)
+
+
+def runs_as_root() -> bool:
+    """Whether this process may become any user."""
+    return os.geteuid() == 0

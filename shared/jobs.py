@@ -1,0 +1,278 @@
+"""The acts that change a job. Nothing else writes the `jobs` and `images` tables.
+
+Every act is one guarded statement: it names the states it may leave and, for a worker's act, the attempt it belongs to. A zombie
+whose lease was taken matches no row and learns so from the result. Callers commit, then ring doorbells and publish events.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CursorResult, Integer, Select, Update, Uuid, case, column, func, select, update, values
+from sqlalchemy.orm import Session
+from uuid_utils.compat import uuid7
+
+from shared.db import ImageRow, JobRow
+from shared.errors import FarmError, JobAlreadyFinal, JobNotFound, WorkerLost
+from shared.params import GenerationParams
+from shared.states import JobState, sources
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to run one attempt of a job. `attempt` fences every later write."""
+
+    job_id: UUID
+    attempt: int
+    params: GenerationParams
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a worker reports of one running job: denoising steps done over all its images."""
+
+    job_id: UUID
+    attempt: int
+    steps_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedImage:
+    """An image that is already in the storage under `key`."""
+
+    index: int
+    seed: int
+    key: str
+    content_type: str
+    width: int
+    height: int
+    size_bytes: int
+    sha256: str
+
+
+def submit(session: Session, params: GenerationParams, *, max_attempts: int, owner: str = "anonymous") -> JobRow:
+    """Insert a queued job. Its id is time-ordered (UUID version 7), so ids sort by age."""
+    row = JobRow(
+        id=uuid7(),
+        owner=owner,
+        checkpoint=params.checkpoint,
+        params=params.model_dump(mode="json"),
+        max_attempts=max_attempts,
+        steps_total=params.steps * params.num_images,
+        images=[],
+    )
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def get(session: Session, job_id: UUID) -> JobRow:
+    """Return the job or raise `JobNotFound`."""
+    row = session.get(JobRow, job_id, populate_existing=True)
+    if row is None:
+        raise JobNotFound(f"No job has ever had the id {job_id}.")
+    return row
+
+
+def listing(
+    session: Session,
+    *,
+    limit: int,
+    after: UUID | None = None,
+    state: JobState | None = None,
+    checkpoint: str | None = None,
+) -> Sequence[JobRow]:
+    """Return up to `limit` jobs, newest first, that are older than the job `after`."""
+    query: Select[JobRow] = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(JobRow.id < after)
+    if state is not None:
+        query = query.where(JobRow.state == state)
+    if checkpoint is not None:
+        query = query.where(JobRow.checkpoint == checkpoint)
+    return session.scalars(query).all()
+
+
+def claim_next(session: Session, checkpoint: str, worker_id: str, *, lease_s: float) -> Claim | None:
+    """Take the best queued job of a checkpoint: highest priority, then oldest. None when there is none to take.
+
+    Concurrent claims never block each other and never take the same job.
+    """
+    best = (
+        select(JobRow.id)
+        .where(JobRow.state == JobState.QUEUED, JobRow.checkpoint == checkpoint)
+        .order_by(JobRow.priority.desc(), JobRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    taken = session.execute(
+        update(JobRow)
+        .where(JobRow.id == best)
+        .values(
+            state=JobState.RUNNING,
+            version=JobRow.version + 1,
+            attempt=JobRow.attempt + 1,
+            worker_id=worker_id,
+            lease_until=_lease_end(lease_s),
+            started_at=func.now(),
+            steps_done=0,
+        )
+        .returning(JobRow.id, JobRow.attempt, JobRow.params)
+    ).one_or_none()
+    if taken is None:
+        return None
+    return Claim(taken.id, taken.attempt, GenerationParams.model_validate(taken.params))
+
+
+def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> frozenset[UUID]:
+    """Extend the leases of a worker's running jobs and record their progress, in one statement.
+
+    Returns the ids still held under the reported attempt. A job that is missing was canceled, rescued or finished elsewhere:
+    its worker must stop.
+    """
+    if not beats:
+        return frozenset()
+    reported = values(
+        column("id", Uuid), column("attempt", Integer), column("steps_done", Integer), name="reported"
+    ).data([(beat.job_id, beat.attempt, beat.steps_done) for beat in beats])
+    moved = case((JobRow.steps_done != reported.c.steps_done, 1), else_=0)
+    held = session.execute(
+        update(JobRow)
+        .where(
+            JobRow.id == reported.c.id,
+            JobRow.attempt == reported.c.attempt,
+            JobRow.state == JobState.RUNNING,
+        )
+        .values(lease_until=_lease_end(lease_s), steps_done=reported.c.steps_done, version=JobRow.version + moved)
+        .returning(JobRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return frozenset(held.scalars())
+
+
+def succeed(session: Session, claim: Claim, images: Iterable[FinishedImage]) -> bool:
+    """Publish the images and end the job, all or nothing. False when the attempt no longer holds the job."""
+    done = _finish(session, claim, JobState.SUCCEEDED, steps_done=JobRow.steps_total, **_NO_BLAME)
+    if done:
+        session.add_all(
+            ImageRow(
+                job_id=claim.job_id,
+                index=image.index,
+                seed=image.seed,
+                key=image.key,
+                content_type=image.content_type,
+                width=image.width,
+                height=image.height,
+                size_bytes=image.size_bytes,
+                sha256=image.sha256,
+            )
+            for image in images
+        )
+    return done
+
+
+def fail(session: Session, claim: Claim, error: FarmError) -> JobState | None:
+    """End an attempt that raised: back to the queue while the error is retryable and attempts are left, else failed.
+
+    Returns the new state, or None when the attempt no longer holds the job.
+    """
+    row = session.get(JobRow, claim.job_id, with_for_update=True, populate_existing=True)
+    if row is None or row.attempt != claim.attempt or row.state != JobState.RUNNING:
+        return None
+    retry = error.retryable and row.faults + 1 < row.max_attempts
+    if retry:
+        _requeue(session, claim, faults=JobRow.faults + 1, **_blame(error))
+        return JobState.QUEUED
+    _finish(session, claim, JobState.FAILED, faults=JobRow.faults + 1, **_blame(error))
+    return JobState.FAILED
+
+
+def release(session: Session, claim: Claim) -> bool:
+    """Hand a running job back to the queue through no fault of its own, as a draining worker does."""
+    return _requeue(session, claim)
+
+
+def cancel(session: Session, job_id: UUID) -> JobRow:
+    """End a queued or running job. Once this commits, no success can follow; its worker stops at the next step.
+
+    Raises `JobNotFound`, or `JobAlreadyFinal` when the job had ended before.
+    """
+    statement = (
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state.in_(sources(JobState.CANCELED)))
+        .values(state=JobState.CANCELED, version=JobRow.version + 1, lease_until=None, finished_at=func.now())
+    )
+    canceled = _matched(session, statement)
+    row = get(session, job_id)
+    if not canceled:
+        raise JobAlreadyFinal(f"Job {job_id} has already {row.state}.")
+    return row
+
+
+def rescue(session: Session, *, limit: int = 100) -> list[tuple[UUID, JobState]]:
+    """Take back jobs whose lease ran out: queued again, or failed when their attempts are used up.
+
+    Safe to run from several places at once: each expired job is rescued by one of them.
+    """
+    lost = session.execute(
+        select(JobRow.id, JobRow.attempt, JobRow.worker_id)
+        .where(JobRow.state == JobState.RUNNING, JobRow.lease_until < func.now())
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    rescued = []
+    for job_id, attempt, worker_id in lost:
+        error = WorkerLost(f"Worker {worker_id} went silent while it ran attempt {attempt}.")
+        # A claim needs no params to be fenced.
+        state = fail(session, Claim(job_id, attempt, params=None), error)  # type: ignore[arg-type]
+        if state is not None:
+            rescued.append((job_id, state))
+    return rescued
+
+
+def backlog(session: Session) -> Mapping[str, int]:
+    """Count the queued jobs of each checkpoint that has any."""
+    counted = session.execute(
+        select(JobRow.checkpoint, func.count()).where(JobRow.state == JobState.QUEUED).group_by(JobRow.checkpoint)
+    )
+    return dict(counted.all())
+
+
+def _finish(session: Session, claim: Claim, to: JobState, **columns: Any) -> bool:
+    return _move(session, claim, to, lease_until=None, finished_at=func.now(), **columns)
+
+
+def _requeue(session: Session, claim: Claim, **columns: Any) -> bool:
+    return _move(
+        session, claim, JobState.QUEUED, lease_until=None, worker_id=None, started_at=None, steps_done=0, **columns
+    )
+
+
+def _move(session: Session, claim: Claim, to: JobState, **columns: Any) -> bool:
+    statement = (
+        update(JobRow)
+        .where(JobRow.id == claim.job_id, JobRow.attempt == claim.attempt, JobRow.state == JobState.RUNNING)
+        .values(state=to, version=JobRow.version + 1, **columns)
+    )
+    return _matched(session, statement)
+
+
+def _matched(session: Session, statement: Update) -> bool:
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    assert isinstance(result, CursorResult)  # noqa: S101 - narrows the type; an UPDATE always returns a cursor
+    return result.rowcount == 1
+
+
+_NO_BLAME: Mapping[str, None] = {"error_code": None, "error_message": None, "error_retryable": None}
+
+
+def _blame(error: FarmError) -> dict[str, Any]:
+    return {"error_code": error.code, "error_message": str(error), "error_retryable": error.retryable}
+
+
+def _lease_end(lease_s: float) -> Any:
+    return func.now() + timedelta(seconds=lease_s)

@@ -1,0 +1,52 @@
+"""Every knob of the farm, read from `FARM_*` environment variables. Each field is explained in `.env.example`.
+
+Read once by an entry point and handed on; nothing here touches the environment at import.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """One process's view of the farm. Durations are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="FARM_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    # Where the parts are.
+    database_url: SecretStr = SecretStr("postgresql+psycopg://farm:farm@127.0.0.1:5432/farm")
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    s3_endpoint_url: str | None = None
+    s3_public_url: str | None = None
+    s3_region: str = "us-east-1"
+    s3_bucket: str = "farm"
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: SecretStr | None = None
+
+    # The gpu worker.
+    checkpoint_dir: Path | None = None
+    checkpoint: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_samples: Annotated[int, Field(ge=2)] = 16
+    hang_seconds: Seconds = 120.0
+
+    # The life of a job.
+    lease_seconds: Seconds = 20.0
+    heartbeat_seconds: Seconds = 5.0
+    progress_seconds: Seconds = 0.25
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    drain_seconds: Annotated[float, Field(ge=0)] = 25.0
+    rescue_seconds: Seconds = 2.0
+
+    # The api.
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
+    image_url_seconds: Seconds = 3600.0
+    default_checkpoint: str | None = None
+    connect_seconds: Seconds = 3.0
+
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

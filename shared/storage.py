@@ -1,0 +1,93 @@
+"""Images in an S3-compatible store. Keys are built here alone; vendor errors become the farm's at this border."""
+
+from typing import Any
+from uuid import UUID
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from shared.errors import StorageUnavailable
+from shared.settings import Settings
+
+
+def image_key(job_id: UUID, attempt: int, index: int) -> str:
+    """Name an image's object. The attempt is in the key, so a zombie cannot overwrite the visible image."""
+    return f"jobs/{job_id}/{attempt}/{index}.png"
+
+
+class Storage:
+    """One bucket. Every call has a timeout and a few retries, then raises `StorageUnavailable`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._bucket = settings.s3_bucket
+        self._client = _client(settings, settings.s3_endpoint_url)
+        # Presigned URLs carry the host in their signature, so they are signed for the address that clients use.
+        public = settings.s3_public_url
+        self._public = _client(settings, public) if public else self._client
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        """Store an object, replacing what was there."""
+        self._call("put_object", Key=key, Body=data, ContentType=content_type)
+
+    def get(self, key: str) -> bytes:
+        """Return an object's bytes."""
+        body: bytes = self._call("get_object", Key=key)["Body"].read()
+        return body
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is fine."""
+        self._call("delete_object", Key=key)
+
+    def url(self, key: str, *, ttl_s: float, filename: str, content_type: str) -> str:
+        """Return a presigned GET URL that works for `ttl_s` seconds without credentials."""
+        url: str = self._public.generate_presigned_url(
+            "get_object",
+            Params={
+                "Bucket": self._bucket,
+                "Key": key,
+                "ResponseContentType": content_type,
+                "ResponseContentDisposition": f'inline; filename="{filename}"',
+            },
+            ExpiresIn=int(ttl_s),
+        )
+        return url
+
+    def ping(self) -> None:
+        """Raise `StorageUnavailable` unless the bucket is there."""
+        self._call("head_bucket")
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket unless it exists."""
+        try:
+            self.ping()
+        except StorageUnavailable:
+            self._call("create_bucket")
+
+    def _call(self, operation: str, **arguments: Any) -> Any:
+        try:
+            return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
+        except (BotoCoreError, ClientError) as error:
+            raise StorageUnavailable(f"The image storage refused {operation}: {error}") from error
+
+
+def _client(settings: Settings, endpoint_url: str | None) -> Any:
+    secret = settings.s3_secret_access_key
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key_id,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=settings.connect_seconds,
+            read_timeout=20,
+            retries={"mode": "standard", "max_attempts": 4},
+            max_pool_connections=32,
+            # Stores older than 2025 do not know the newer default checksums.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path"} if endpoint_url else {},
+        ),
+    )

@@ -1,0 +1,120 @@
+"""The `Job` that clients see, the same wherever it travels: responses, events and webhooks."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from shared.db import ImageRow, JobRow
+from shared.params import GenerationParams
+from shared.states import JobState
+
+
+class Progress(BaseModel):
+    """Denoising steps over all images of the present attempt."""
+
+    steps_done: int
+    steps_total: int
+
+
+class Image(BaseModel):
+    """One finished image. `url` is a path of this API that redirects to the bytes."""
+
+    index: int
+    seed: int
+    url: str
+    content_type: str
+    width: int
+    height: int
+    size_bytes: int
+    sha256: str
+
+
+class Timings(BaseModel):
+    """When the job moved, in UTC, and how long it waited and rendered, in seconds. Null while it has not."""
+
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    queued_s: float | None
+    render_s: float | None
+    total_s: float | None
+
+
+class Problem(BaseModel):
+    """Why the job, or its last attempt, failed."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class Job(BaseModel):
+    """A job as it is now. `version` only grows; a final state never changes."""
+
+    id: UUID
+    state: JobState
+    version: int
+    progress: Progress
+    seeds: Annotated[list[int], Field(description="The seed of each image, in order.")]
+    images: list[Image]
+    params: GenerationParams
+    timings: Timings
+    attempt: Annotated[int, Field(description="How often a worker has claimed the job.")]
+    max_attempts: int
+    worker: str | None
+    error: Problem | None
+
+    @classmethod
+    def of(cls, row: JobRow) -> "Job":
+        """Show a row."""
+        params = GenerationParams.model_validate(row.params)
+        return cls(
+            id=row.id,
+            state=JobState(row.state),
+            version=row.version,
+            progress=Progress(steps_done=row.steps_done, steps_total=row.steps_total),
+            seeds=list(params.seeds),
+            images=[_image(image) for image in row.images],
+            params=params,
+            timings=_timings(row),
+            attempt=row.attempt,
+            max_attempts=row.max_attempts,
+            worker=row.worker_id,
+            error=_problem(row),
+        )
+
+
+def _image(row: ImageRow) -> Image:
+    return Image(
+        index=row.index,
+        seed=row.seed,
+        url=f"/v1/jobs/{row.job_id}/images/{row.index}",
+        content_type=row.content_type,
+        width=row.width,
+        height=row.height,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+    )
+
+
+def _timings(row: JobRow) -> Timings:
+    return Timings(
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        queued_s=_seconds(row.created_at, row.started_at),
+        render_s=_seconds(row.started_at, row.finished_at),
+        total_s=_seconds(row.created_at, row.finished_at),
+    )
+
+
+def _seconds(begin: datetime | None, end: datetime | None) -> float | None:
+    return round((end - begin).total_seconds(), 3) if begin and end else None
+
+
+def _problem(row: JobRow) -> Problem | None:
+    if row.error_code is None:
+        return None
+    return Problem(code=row.error_code, message=row.error_message or "", retryable=bool(row.error_retryable))

@@ -1,0 +1,78 @@
+"""The real engines, started once per test run; each test gets them empty."""
+
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from redis import Redis
+from sqlalchemy import text
+
+from deploy.standalone.farm import engines_only
+from shared import broker, fleet, migrations
+from shared.db import Database
+from shared.settings import Settings
+from shared.storage import Storage
+from tests.factories import DEMO
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Postgres, Redis and S3, migrated and with a bucket; the settings that reach them."""
+    with engines_only(tmp_path_factory.mktemp("engines")) as env:
+        patch = pytest.MonkeyPatch()
+        for name, value in env.items():
+            patch.setenv(name, value)
+        settings = Settings(log_level="warning")
+        migrations.upgrade(settings.database_url.get_secret_value())
+        Storage(settings).ensure_bucket()
+        yield settings
+        patch.undo()
+
+
+@pytest.fixture
+def settings(engines: Settings) -> Settings:
+    """The settings of one test."""
+    return engines
+
+
+@pytest.fixture
+def db(settings: Settings) -> Iterator[Database]:
+    """An empty database."""
+    database = Database(settings, pool_size=20)
+    with database.transaction() as session:
+        session.execute(text("TRUNCATE jobs, images, workers, checkpoints"))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def redis(settings: Settings) -> Iterator[Redis]:
+    """An empty Redis."""
+    client = broker.connect(settings)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def celery(settings: Settings) -> Iterator[Celery]:
+    """A Celery application that can ring."""
+    app = broker.celery_app(settings)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def storage(settings: Settings) -> Storage:
+    """The bucket, shared by the run: keys contain job ids."""
+    return Storage(settings)
+
+
+@pytest.fixture
+def announced(db: Database) -> str:
+    """A fleet with one live worker; returns the name of its checkpoint."""
+    with db.transaction() as session:
+        fleet.announce(
+            session, worker_id="gpu0@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
+        )
+    return DEMO

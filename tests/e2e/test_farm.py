@@ -1,0 +1,125 @@
+"""The whole farm as its users see it: started once, driven over HTTP, its parts killed one by one."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from deploy.standalone.farm import Farm, UpOptions
+
+BODY = {"prompt": "a red circle on a blue background", "width": 128, "height": 128, "steps": 8}
+DEADLINE_S = 90.0
+TICK = Event()  # never set: `TICK.wait` is the polling interval of the things that only polling can see
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    data_dir = tmp_path_factory.mktemp("farm")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
+    with Farm(UpOptions(port=0, data_dir=data_dir, device="cpu", environ=environ)) as farm:
+        yield farm
+
+
+@pytest.fixture
+def http(farm: Farm) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=farm.url, timeout=20) as client:
+        yield client
+
+
+def until(what: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
+    """Return the first true result; a part that is down while it restarts counts as not yet."""
+    for _ in range(int(deadline_s / 0.1)):
+        try:
+            if found := what():
+                return found
+        except httpx.TransportError:
+            pass
+        TICK.wait(0.1)
+    raise AssertionError(f"not within {deadline_s} s")
+
+
+def submit(http: httpx.Client, **changes: Any) -> str:
+    def accepted() -> str | None:
+        response = http.post("/v1/jobs", json={**BODY, **changes})
+        return response.json()["id"] if response.status_code == 202 else None
+
+    job_id: str = until(accepted)
+    return job_id
+
+
+def ended(http: httpx.Client, job_id: str) -> dict[str, Any]:
+    def final() -> dict[str, Any] | None:
+        response = http.get(f"/v1/jobs/{job_id}")
+        if response.status_code != 200:
+            assert response.status_code == 503
+            return None
+        job: dict[str, Any] = response.json()
+        return job if job["state"] not in {"queued", "running"} else None
+
+    job: dict[str, Any] = until(final)
+    return job
+
+
+def test_a_job_runs_and_its_picture_downloads(http: httpx.Client) -> None:
+    job = ended(http, submit(http, num_images=2, seed=11))
+    assert job["state"] == "succeeded", job
+    assert [image["seed"] for image in job["images"]] == [11, 12]
+    assert job["progress"]["steps_done"] == job["progress"]["steps_total"] == 16
+    picture = http.get(job["images"][0]["url"], follow_redirects=True)
+    assert picture.content.startswith(b"\x89PNG")
+
+
+def test_many_jobs_share_the_worker(http: httpx.Client) -> None:
+    jobs = [submit(http, seed=seed) for seed in range(10)]
+    assert {ended(http, job)["state"] for job in jobs} == {"succeeded"}
+
+
+def test_a_running_job_is_canceled(http: httpx.Client) -> None:
+    job_id = submit(http, steps=150, width=512, height=512)
+    until(lambda: http.get(f"/v1/jobs/{job_id}").json()["progress"]["steps_done"] >= 1)
+    assert http.post(f"/v1/jobs/{job_id}/cancel").json()["state"] == "canceled"
+    # The worker is free again: another job goes through.
+    assert ended(http, submit(http))["state"] == "succeeded"
+    assert http.get(f"/v1/jobs/{job_id}").json()["state"] == "canceled"
+
+
+@pytest.mark.parametrize("part", ["postgres", "redis", "storage", "api", "courier", "gpu"])
+def test_a_killed_part_comes_back_and_the_next_render_works(farm: Farm, http: httpx.Client, part: str) -> None:
+    victims = {name: pid for name, pid in farm.pids().items() if name.startswith(part)}
+    assert victims, farm.pids()
+    for pid in victims.values():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: all(farm.pids().get(name) not in {None, pid} for name, pid in victims.items()))
+    assert ended(http, submit(http))["state"] == "succeeded"
+
+
+def test_a_job_survives_the_death_of_its_worker(farm: Farm, http: httpx.Client) -> None:
+    job_id = submit(http, steps=60, width=256, height=256)
+    until(lambda: http.get(f"/v1/jobs/{job_id}").json()["progress"]["steps_done"] >= 1)
+    (worker,) = (pid for name, pid in farm.pids().items() if name.startswith("gpu"))
+    os.kill(worker, signal.SIGKILL)
+    job = ended(http, job_id)
+    assert (job["state"], job["attempt"]) == ("succeeded", 2)
+
+
+def test_a_restart_keeps_jobs_and_images_and_leaves_no_process(tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
+    options = UpOptions(port=0, data_dir=tmp_path, device="cpu", environ=environ)
+    with Farm(options) as first, httpx.Client(base_url=first.url, timeout=20) as http:
+        job_id = submit(http)
+        job = ended(http, job_id)
+        assert job["state"] == "succeeded"
+        family = psutil.Process().children(recursive=True)
+        mine = [one for one in family if one.pid in first.pids().values()]
+        assert mine
+    assert not [one for one in mine if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    with Farm(options) as second, httpx.Client(base_url=second.url, timeout=20) as http:
+        assert http.get(f"/v1/jobs/{job_id}").json()["images"] == job["images"]
+        picture = http.get(job["images"][0]["url"], follow_redirects=True)
+        assert picture.content.startswith(b"\x89PNG")

@@ -1,0 +1,148 @@
+"""Loading weights: the original single-file layout at full size, half precision, diffusers folders, and what must be refused."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from shared import catalog
+from shared.errors import BadCheckpoint
+from shared.params import Sampler, Schedule
+from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion.checkpoint import SD15_DIR
+from worker.engine.engine import run_alone
+from worker.engine.request import ImageSpec
+from worker.engine.runner import DiffusionRunner
+
+DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
+CPU = torch.device("cpu")
+TINY = ImageSpec("a red circle", "", 1, 7.0, 64, 64, 1, Sampler.EULER_A, Schedule.UNIFORM)
+
+
+def test_the_demo_checkpoint_loads_in_half_precision(tmp_path: Path) -> None:
+    loaded = checkpoints.load(catalog.inspect(DEMO), CPU, torch.float16)
+    assert loaded.unet.dtype == torch.float16
+
+
+def test_fp32_and_fp16_files_load_alike(tmp_path: Path) -> None:
+    half = load_file(DEMO)
+    path = tmp_path / "full.safetensors"
+    save_file({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in half.items()}, path)
+    shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "full.config")
+    ours = checkpoints.load(catalog.inspect(path), CPU, torch.float32)
+    demo = checkpoints.load(catalog.inspect(DEMO), CPU, torch.float32)
+    for part in ("unet", "vae", "text_encoder"):
+        theirs = getattr(demo, part).state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in getattr(ours, part).state_dict().items())
+
+
+def test_a_diffusers_folder_loads_alike(tmp_path: Path) -> None:
+    demo = checkpoints.load(catalog.inspect(DEMO), CPU, torch.float32)
+    shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "mine", dirs_exist_ok=True)
+    demo.unet.save_pretrained(tmp_path / "mine/unet")
+    demo.vae.save_pretrained(tmp_path / "mine/vae")
+    demo.text_encoder.save_pretrained(tmp_path / "mine/text_encoder")
+    file = catalog.inspect(tmp_path / "mine")
+    assert file.layout == "diffusers"
+    mine = checkpoints.load(file, CPU, torch.float32)
+    assert (run_alone(DiffusionRunner(mine), TINY) == run_alone(DiffusionRunner(demo), TINY)).all()
+
+
+@pytest.mark.parametrize("lost", ["model.diffusion_model.out.2.weight", "first_stage_model.decoder.conv_out.bias"])
+def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path, lost: str) -> None:
+    tensors = load_file(DEMO)
+    del tensors[lost]
+    path = tmp_path / "holed.safetensors"
+    save_file(tensors, path)
+    shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "holed.config")
+    with pytest.raises(BadCheckpoint, match="holed.safetensors"):
+        checkpoints.load(catalog.inspect(path), CPU, torch.float32)
+
+
+def test_a_tiny_file_without_its_config_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "alone.safetensors"
+    shutil.copy(DEMO, path)
+    with pytest.raises(BadCheckpoint, match="cross-attention is 48 wide"):
+        catalog.inspect(path)
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A single file of SD1.5's true size and original key layout, random fp16 weights, 2.1 GB; removed afterwards."""
+    folder = tmp_path_factory.mktemp("full-size")
+    path = folder / "v1-5-pruned-emaonly.safetensors"
+    save_file(random_weights(), path)
+    yield path
+    shutil.rmtree(folder)
+
+
+def test_a_full_size_sd15_file_renders(full_size: Path) -> None:
+    assert 2.1e9 < full_size.stat().st_size < 2.2e9
+    loaded = checkpoints.load(catalog.inspect(full_size), CPU, torch.float16)
+    assert sum(weight.numel() for weight in loaded.unet.parameters()) == 859_520_964
+    assert loaded.text_encoder.config.hidden_size == 768
+    assert same_as_written(loaded, full_size)
+    # Half precision overflows with weights that nobody trained; loading was what had to be proved in it.
+    for module in (loaded.unet, loaded.vae, loaded.text_encoder):
+        module.float()
+    runner = DiffusionRunner(checkpoints.Checkpoint(**{**fields(loaded), "dtype": torch.float32}))
+    assert run_alone(runner, TINY).shape == (64, 64, 3)
+
+
+def fields(loaded: checkpoints.Checkpoint) -> dict[str, Any]:
+    return {name: getattr(loaded, name) for name in loaded.__slots__}
+
+
+def same_as_written(loaded: checkpoints.Checkpoint, path: Path) -> bool:
+    with safe_open(path, "pt") as file:
+        pairs = [
+            (loaded.unet.conv_in.weight, "model.diffusion_model.input_blocks.0.0.weight"),
+            (loaded.unet.conv_out.bias, "model.diffusion_model.out.2.bias"),
+            (loaded.vae.decoder.conv_in.weight, "first_stage_model.decoder.conv_in.weight"),
+        ]
+        return all(torch.equal(weight, file.get_tensor(name)) for weight, name in pairs)
+
+
+def random_weights() -> dict[str, torch.Tensor]:
+    """SD1.5's tensors under their original names."""
+    return {name: torch.empty(shape, dtype=torch.float16).normal_(std=0.02) for name, shape in sd15_shapes().items()}
+
+
+def sd15_shapes() -> dict[str, tuple[int, ...]]:
+    """Original name -> full-size shape.
+
+    The demo has SD1.5's UNet and VAE tensors by name, at smaller sizes; diffusers' own converters tell which of them becomes which
+    parameter, and SD1.5's configs how large that is. The text encoder keeps its names behind a prefix.
+    """
+    demo = load_file(DEMO)
+    shapes: dict[str, tuple[int, ...]] = {}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config("unet"))
+        vae = AutoencoderKL.from_config(config("vae"))
+        text_encoder = CLIPTextModel(CLIPTextConfig(**config("text_encoder")))
+    for converted, module in (
+        (convert_ldm_unet_checkpoint(dict(demo), config("unet")), unet),
+        (convert_ldm_vae_checkpoint(dict(demo), config("vae")), vae),
+    ):
+        originals = {tensor.data_ptr(): name for name, tensor in demo.items()}
+        full = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
+        for name, tensor in converted.items():
+            original = originals[tensor.data_ptr()]
+            # The original VAE has its attention as 1x1 convolutions.
+            shapes[original] = full[name] + (1,) * (demo[original].ndim - len(full[name]))
+    prefix = "cond_stage_model.transformer.text_model."
+    return shapes | {prefix + name: tuple(weight.shape) for name, weight in text_encoder.state_dict().items()}
+
+
+def config(part: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((SD15_DIR / part / "config.json").read_text())
+    return content

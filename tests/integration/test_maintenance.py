@@ -1,0 +1,47 @@
+"""Upkeep on the real engines: what is lost comes back."""
+
+from datetime import timedelta
+
+from celery import Celery
+from redis import Redis
+from sqlalchemy import func, update
+
+from shared import broker, jobs
+from shared.db import Database, JobRow
+from shared.states import JobState
+from tests.factories import DEMO, params
+from worker import maintenance
+
+
+def submit(db: Database, count: int = 1) -> None:
+    with db.transaction() as session:
+        for _ in range(count):
+            jobs.submit(session, params(), max_attempts=3)
+
+
+def test_lost_doorbells_ring_again_and_only_the_lost(db: Database, redis: Redis, celery: Celery) -> None:
+    submit(db, 5)
+    broker.ring(celery, DEMO, 2)
+    assert maintenance.reconcile(db, redis, celery) == 3
+    assert broker.waiting_doorbells(redis, DEMO) == 5
+    assert maintenance.reconcile(db, redis, celery) == 0
+
+
+def test_a_wiped_redis_is_rung_back(db: Database, redis: Redis, celery: Celery) -> None:
+    submit(db, 3)
+    broker.ring(celery, DEMO, 3)
+    redis.flushall()
+    assert maintenance.reconcile(db, redis, celery) == 3
+
+
+def test_a_silent_workers_job_is_queued_again(db: Database, redis: Redis) -> None:
+    submit(db)
+    with db.transaction() as session:
+        claim = jobs.claim_next(session, DEMO, "w", lease_s=20)
+    assert claim is not None
+    assert maintenance.rescue(db, redis) == 0
+    with db.transaction() as session:
+        session.execute(update(JobRow).values(lease_until=func.now() - timedelta(seconds=1)))
+    assert maintenance.rescue(db, redis) == 1
+    with db.transaction() as session:
+        assert jobs.get(session, claim.job_id).state == JobState.QUEUED

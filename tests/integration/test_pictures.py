@@ -1,0 +1,140 @@
+"""Real pictures of the demo checkpoint: right to look at, equal to diffusers' own, and the same alone as in any batch."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+
+from shared import catalog
+from shared.params import Sampler, Schedule
+from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion.checkpoint import Checkpoint
+from worker.engine.engine import Engine, run_alone
+from worker.engine.request import ImageSpec, Pixels
+from worker.engine.runner import DiffusionRunner
+
+DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
+SPEC = ImageSpec("a red circle on a blue background", "", 12, 7.0, 128, 128, 42, Sampler.DPMPP_2M, Schedule.KARRAS)
+EULER_A = {"sampler": Sampler.EULER_A, "schedule": Schedule.UNIFORM}
+COLORS = {
+    "red": (222, 30, 36),
+    "green": (34, 160, 60),
+    "blue": (32, 72, 216),
+    "yellow": (248, 220, 40),
+    "orange": (246, 134, 28),
+    "purple": (124, 44, 164),
+    "pink": (250, 140, 190),
+    "white": (248, 248, 248),
+    "black": (14, 14, 14),
+    "cyan": (40, 206, 220),
+    "gray": (128, 128, 128),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return checkpoints.load(catalog.inspect(DEMO), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Checkpoint) -> Iterator[Engine]:
+    engine = Engine(DiffusionRunner(checkpoint), max_samples=16)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def color_at(pixels: Pixels, x: float, y: float) -> str:
+    """The nearest named colour of a small patch around a point given in shares of the side."""
+    side = pixels.shape[0]
+    patch = pixels[int(y * side) - 4 : int(y * side) + 4, int(x * side) - 4 : int(x * side) + 4].reshape(-1, 3)
+    mean = patch.mean(axis=0)
+    return min(COLORS, key=lambda name: float(np.abs(mean - np.array(COLORS[name])).sum()))
+
+
+def test_pictures_follow_their_prompts(engine: Engine) -> None:
+    """The shape's colour in the middle, the background's in the corners, for several seeds, colours, shapes and both samplers."""
+    wanted = [("red", "circle", "blue", seed, {}) for seed in (1, 2, 42)] + [
+        ("yellow", "square", "red", 5, {}),
+        ("black", "circle", "white", 6, {}),
+        ("white", "heart", "blue", 7, {}),
+        ("red", "circle", "blue", 8, EULER_A),
+        ("green", "circle", "yellow", 9, EULER_A),
+    ]
+    requests = [
+        engine.submit(
+            replace(SPEC, prompt=f"a {color} {shape} on a {ground} background", seed=seed, width=256, height=256, steps=20, **how)
+        )
+        for color, shape, ground, seed, how in wanted
+    ]
+    for (color, shape, ground, seed, _), request in zip(wanted, requests, strict=True):
+        pixels = request.result(120)
+        seen = color_at(pixels, 0.5, 0.5), {color_at(pixels, x, y) for x in (0.05, 0.95) for y in (0.05, 0.95)}
+        assert seen == (color, {ground}), f"{color} {shape} on {ground}, seed {seed}"
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, **EULER_A), replace(SPEC, negative_prompt="blurry, text")])
+def test_alone_equals_diffusers_own_pipeline(checkpoint: Checkpoint, spec: ImageSpec) -> None:
+    config = checkpoint.scheduler_config
+    scheduler = (
+        EulerAncestralDiscreteScheduler.from_config(config)
+        if spec.sampler is Sampler.EULER_A
+        else DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=checkpoint.vae,
+        text_encoder=checkpoint.text_encoder,
+        tokenizer=checkpoint.tokenizer,
+        unet=checkpoint.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        spec.prompt,
+        negative_prompt=spec.negative_prompt,
+        height=spec.height,
+        width=spec.width,
+        num_inference_steps=spec.steps,
+        guidance_scale=spec.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(spec.seed),
+        output_type="np",
+    ).images[0]
+    ours = run_alone(DiffusionRunner(checkpoint), spec)
+    assert np.abs(theirs * 255 - ours).max() <= 1.0
+
+
+def test_in_any_batch_as_alone(checkpoint: Checkpoint, engine: Engine) -> None:
+    """Mixed steps, samplers, guidance, seeds and prompt lengths at once; one grey level is the tolerance of fp32 on a CPU."""
+    specs = [
+        SPEC,
+        replace(SPEC, seed=7, steps=5, **EULER_A),
+        replace(SPEC, guidance_scale=1.0),
+        replace(SPEC, guidance_scale=4.5, seed=3, steps=9),
+        replace(SPEC, prompt=SPEC.prompt + ", sharp" * 60),
+        replace(SPEC, width=192),
+    ]
+    requests = [engine.submit(spec) for spec in specs]
+    for spec, request in zip(specs, requests, strict=True):
+        alone = run_alone(DiffusionRunner(checkpoint), spec)
+        assert np.abs(request.result(120).astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_every_seed_is_another_picture(checkpoint: Checkpoint) -> None:
+    runner = DiffusionRunner(checkpoint)
+    first, second = (run_alone(runner, replace(SPEC, steps=2, width=64, height=64, seed=seed)) for seed in (1, 2))
+    assert (first != second).any()
+
+
+def test_words_past_the_75th_token_count(checkpoint: Checkpoint) -> None:
+    runner = DiffusionRunner(checkpoint)
+    filler = "sharp " * 80
+    plain, more = (runner.prepare(replace(SPEC, prompt=filler + word)).context for word in ("", "red circle"))
+    assert plain.shape == more.shape == (2, 154, 48)
+    assert not torch.equal(plain, more)

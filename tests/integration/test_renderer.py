@@ -1,0 +1,170 @@
+"""A worker's slot end to end: real database, Redis, storage and engine with the demo checkpoint; only Celery is left out."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from uuid import UUID
+
+import pytest
+import torch
+from celery import Celery
+from PIL import Image
+from redis import Redis
+
+from shared import catalog, jobs
+from shared.db import Database, JobRow
+from shared.events import JobEvent, Listener
+from shared.settings import Settings
+from shared.states import JobState
+from shared.storage import Storage
+from tests.factories import DEMO, params
+from worker.diffusion import checkpoint as checkpoints
+from worker.engine.engine import Engine
+from worker.engine.runner import DiffusionRunner
+from worker.leases import Leases
+from worker.render import Renderer
+
+CHECKPOINT = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    loaded = checkpoints.load(catalog.inspect(CHECKPOINT), torch.device("cpu"), torch.float32)
+    engine = Engine(DiffusionRunner(loaded), max_samples=16)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+class Floor:
+    """One worker without Celery."""
+
+    def __init__(self, settings: Settings, db: Database, redis: Redis, celery: Celery, engine: Engine) -> None:
+        self.db = db
+        self.leases = Leases(db, settings, "w", engine_silence_s=lambda: 0.0)
+        self.renderer = Renderer(
+            settings,
+            checkpoint=DEMO,
+            worker_id="w",
+            engine=engine,
+            db=db,
+            storage=Storage(settings),
+            redis=redis,
+            celery=celery,
+            leases=self.leases,
+        )
+
+    def submit(self, **changes: object) -> UUID:
+        with self.db.transaction() as session:
+            return jobs.submit(session, params(**changes), max_attempts=3).id
+
+    def row(self, job_id: UUID) -> JobRow:
+        with self.db.transaction() as session:
+            return jobs.get(session, job_id)
+
+    def answer_in_background(self) -> Thread:
+        thread = Thread(target=self.renderer.answer)
+        thread.start()
+        return thread
+
+    def beat_until(self, job_id: UUID, steps: int) -> None:
+        """Report progress until the row shows that many steps. The engine's own work is what passes the time."""
+        while self.row(job_id).steps_done < steps:
+            self.leases.beat()
+            assert self.row(job_id).state in {JobState.QUEUED, JobState.RUNNING}
+
+
+@pytest.fixture
+def floor(settings: Settings, db: Database, redis: Redis, celery: Celery, engine: Engine) -> Floor:
+    return Floor(settings, db, redis, celery, engine)
+
+
+def test_one_doorbell_renders_one_job(floor: Floor, storage: Storage) -> None:
+    job_id, waiting = floor.submit(num_images=2, seed=7), floor.submit()
+    floor.renderer.answer()
+    done = floor.row(job_id)
+    assert done.state == JobState.SUCCEEDED
+    assert [(image.index, image.seed) for image in done.images] == [(0, 7), (1, 8)]
+    assert floor.row(waiting).state == JobState.QUEUED
+    picture = Image.open(io.BytesIO(storage.get(done.images[1].key)))
+    assert (picture.size, picture.format) == ((64, 64), "PNG")
+    assert "Seed: 8" in picture.info["parameters"]
+
+
+def test_a_stale_doorbell_is_ignored(floor: Floor) -> None:
+    floor.renderer.answer()
+
+
+def test_the_same_seed_gives_the_same_bytes(floor: Floor) -> None:
+    ids = [floor.submit(seed=3) for _ in range(2)]
+    for _ in ids:
+        floor.renderer.answer()
+    assert len({floor.row(job_id).images[0].sha256 for job_id in ids}) == 1
+
+
+def test_a_canceled_job_stops_at_the_next_step(floor: Floor, redis: Redis) -> None:
+    job_id = floor.submit(steps=150, width=512, height=512)
+    slot = floor.answer_in_background()
+    floor.beat_until(job_id, 1)
+    with floor.db.transaction() as session:
+        jobs.cancel(session, job_id)
+    floor.leases.hear(JobEvent(job_id, JobState.CANCELED))
+    slot.join(timeout=30)
+    assert not slot.is_alive()
+    ended = floor.row(job_id)
+    assert ended.state == JobState.CANCELED
+    assert ended.steps_done < 150
+    assert ended.images == []
+
+
+def test_a_cancel_that_nobody_told_is_found_by_the_heartbeat(floor: Floor) -> None:
+    job_id = floor.submit(steps=150, width=512, height=512)
+    slot = floor.answer_in_background()
+    floor.beat_until(job_id, 1)
+    with floor.db.transaction() as session:
+        jobs.cancel(session, job_id)
+    while slot.is_alive():
+        floor.leases.beat()
+        slot.join(timeout=0.05)
+    assert floor.row(job_id).state == JobState.CANCELED
+
+
+def test_events_reach_listeners(floor: Floor, settings: Settings, redis: Redis) -> None:
+    heard: list[JobEvent] = []
+    listener = Listener(redis, heard.append)
+    listener.start()
+    try:
+        while not redis.pubsub_numsub("farm:events")[0][1]:
+            pass
+        job_id = floor.submit()
+        floor.renderer.answer()
+        while len(heard) < 2:
+            pass
+    finally:
+        listener.stop()
+    assert [(event.job_id, event.state) for event in heard] == [
+        (job_id, JobState.RUNNING),
+        (job_id, JobState.SUCCEEDED),
+    ]
+
+
+def test_draining_hands_the_job_back(floor: Floor) -> None:
+    job_id = floor.submit(steps=150, width=512, height=512)
+    slot = floor.answer_in_background()
+    floor.beat_until(job_id, 1)
+    floor.renderer.drain()
+    floor.leases.drain()
+    slot.join(timeout=30)
+    back = floor.row(job_id)
+    assert (back.state, back.faults, back.steps_done) == (JobState.QUEUED, 0, 0)
+    floor.renderer.answer()
+    assert floor.row(job_id).state == JobState.QUEUED  # a draining worker claims nothing
+
+
+def test_a_storage_failure_is_retried_later(settings: Settings, floor: Floor) -> None:
+    floor.renderer._storage = Storage(settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1"}))
+    job_id = floor.submit()
+    floor.renderer.answer()
+    back = floor.row(job_id)
+    assert (back.state, back.error_code, back.faults) == (JobState.QUEUED, "storage_unavailable", 1)

@@ -1,0 +1,66 @@
+"""The laws of the house that import-linter cannot state."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("api", "worker", "shared", "deploy")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+BANNED_NAMES = {"utils", "common", "core", "base", "helpers", "models", "service"}
+
+
+@pytest.mark.parametrize("entry", ["api.main", "api.cli", "worker.cpu"])
+def test_no_torch_behind_this_door(entry: str) -> None:
+    probe = f"import sys, {entry}; print(*(m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_importing_shared_reads_no_environment() -> None:
+    probe = (
+        "import os, importlib, pkgutil, shared\n"
+        "before = dict(os.environ); os.environ['FARM_LEASE_SECONDS'] = 'nonsense'\n"
+        "[importlib.import_module(m.name) for m in pkgutil.iter_modules(shared.__path__, 'shared.')]\n"
+    )
+    subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
+
+
+def test_files_stay_readable() -> None:
+    long = {str(path.relative_to(ROOT)): n for path in SOURCES if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_functions_stay_readable() -> None:
+    long = {
+        f"{path.relative_to(ROOT)}:{node.name}": node.end_lineno - node.lineno + 1
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= 60
+        and "migrations" not in path.parts
+    }
+    assert not long
+
+
+def test_no_file_is_named_after_nothing() -> None:
+    assert not [path for path in SOURCES if path.stem in BANNED_NAMES or path.parent.name in BANNED_NAMES]
+
+
+def test_job_rows_are_written_in_one_place() -> None:
+    for path in SOURCES:
+        if path.name not in {"jobs.py", "db.py"} or path.parent.name != "shared":
+            text = path.read_text()
+            assert "update(JobRow" not in text, path
+            assert "JobRow(" not in text.replace("class JobRow(", ""), path
+
+
+def test_nothing_unpickles() -> None:
+    for path in SOURCES:
+        text = path.read_text()
+        assert "import pickle" not in text, path
+        assert "torch.load(" not in text, path

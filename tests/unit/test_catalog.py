@@ -1,0 +1,162 @@
+"""What is a checkpoint and what only looks like one, from files that hold a header and zeros."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import catalog
+from shared.errors import BadCheckpoint
+
+DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
+UNET = "model.diffusion_model."
+SD15 = {
+    UNET + "input_blocks.0.0.weight": [32, 4, 3, 3],
+    UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [32, 768],
+    "first_stage_model.decoder.conv_in.weight": [8, 4, 3, 3],
+    "cond_stage_model.transformer.text_model.embeddings.position_ids": [1, 77],
+}
+
+
+def write(path: Path, shapes: dict[str, list[int]], *, cut: int = 0) -> Path:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        size = 1
+        for n in shape:
+            size *= n
+        header[name] = {"dtype": "U8", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    raw = json.dumps(header).encode()
+    content = struct.pack("<Q", len(raw)) + raw + bytes(end)
+    path.write_bytes(content[: len(content) - cut])
+    return path
+
+
+def test_the_demo_checkpoint_is_one() -> None:
+    file = catalog.inspect(DEMO)
+    assert (file.name, file.layout, file.config_dir) == ("farm-demo", "single_file", DEMO.with_suffix(".config"))
+
+
+def test_sd15_is_accepted(tmp_path: Path) -> None:
+    file = catalog.inspect(write(tmp_path / "v1-5-pruned-emaonly.safetensors", SD15))
+    assert (file.name, file.config_dir) == ("v1-5-pruned-emaonly", None)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "complaint"),
+    [
+        ({"conditioner.embedders.0.x": [1]}, "SDXL"),
+        ({"cond_stage_model.model.ln_final.weight": [1], **SD15}, "Stable Diffusion 2"),
+        ({"lora_unet_down_blocks_0.lora_up.weight": [1]}, "LoRA"),
+        ({"first_stage_model.decoder.conv_in.weight": [1]}, "VAE"),
+        ({"decoder.conv_in.weight": [1]}, "VAE"),
+        ({"some.other.weight": [1]}, "no Stable Diffusion 1.5 UNet"),
+        ({name: shape for name, shape in SD15.items() if name.startswith(UNET)}, "VAE or text encoder is missing"),
+        ({**SD15, UNET + "input_blocks.0.0.weight": [32, 9, 3, 3]}, "inpainting"),
+        ({**SD15, UNET + "input_blocks.0.0.weight": [32, 8, 3, 3]}, "takes 8 channels"),
+        ({**SD15, UNET + "input_blocks.0.0.weight": [32]}, "takes 0 channels"),
+        ({**SD15, UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [32, 1024]}, "1024 wide"),
+        ({}, "no Stable Diffusion 1.5 UNet"),
+    ],
+)
+def test_the_wrong_architecture_is_refused_in_one_line(
+    tmp_path: Path, shapes: dict[str, list[int]], complaint: str
+) -> None:
+    path = write(tmp_path / "x.safetensors", shapes)
+    with pytest.raises(BadCheckpoint, match=complaint) as refused:
+        catalog.inspect(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("cut", [1, 700, 2500])
+def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
+    with pytest.raises(BadCheckpoint, match="truncated"):
+        catalog.inspect(write(tmp_path / "x.safetensors", SD15, cut=cut))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("x.ckpt", b"\x80\x02}", "pickle"),
+        ("x.pt", b"\x80\x02}", "pickle"),
+        ("x.safetensors", b"", "header is unreadable"),
+        ("x.safetensors", b"\x80\x02}q\x00.", "header is unreadable"),
+        ("x.safetensors", b"\xff" * 100, "header is unreadable"),
+        ("x.safetensors", struct.pack("<Q", 50) + b"{}", "truncated inside its header"),
+        ("x.safetensors", struct.pack("<Q", 2) + b"[]", "header is unreadable"),
+        ("x.safetensors", struct.pack("<Q", 8) + b'{"a": 1}', "header is unreadable"),
+        ("x.txt", b"hello", "not a .safetensors file"),
+        ("a b.safetensors", b"", "rename it"),
+        ("x;rm.safetensors", b"", "rename it"),
+    ],
+)
+def test_what_is_no_weights_file_is_refused(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BadCheckpoint, match=complaint):
+        catalog.inspect(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="no such file"):
+        catalog.inspect(tmp_path / "gone.safetensors")
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_never_raise_anything_else(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(BadCheckpoint):
+        catalog.inspect(path)
+
+
+def folder(path: Path, *, pipeline: str = "StableDiffusionPipeline", unet: dict[str, object] | None = None) -> Path:
+    for part in ("unet", "vae", "text_encoder"):
+        (path / part).mkdir(parents=True)
+        write(path / part / "model.safetensors", {"w": [4]})
+    (path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    (path / "unet/config.json").write_text(json.dumps(unet or {"in_channels": 4, "cross_attention_dim": 768}))
+    return path
+
+
+def test_a_diffusers_folder_is_accepted(tmp_path: Path) -> None:
+    assert catalog.inspect(folder(tmp_path / "mine")).layout == "diffusers"
+
+
+def test_foreign_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="StableDiffusionXLPipeline"):
+        catalog.inspect(folder(tmp_path / "xl", pipeline="StableDiffusionXLPipeline"))
+    with pytest.raises(BadCheckpoint, match="Stable Diffusion 2"):
+        catalog.inspect(folder(tmp_path / "sd2", unet={"in_channels": 4, "cross_attention_dim": 1024}))
+    with pytest.raises(BadCheckpoint, match="inpainting"):
+        catalog.inspect(folder(tmp_path / "inpaint", unet={"in_channels": 9, "cross_attention_dim": 768}))
+    pickled = folder(tmp_path / "pickled")
+    (pickled / "vae/model.safetensors").rename(pickled / "vae/model.bin")
+    with pytest.raises(BadCheckpoint, match=r"pickled \.bin"):
+        catalog.inspect(pickled)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadCheckpoint, match=r"no model_index\.json"):
+        catalog.inspect(tmp_path / "empty")
+
+
+def test_scanning_keeps_the_good_and_names_the_bad(tmp_path: Path) -> None:
+    write(tmp_path / "b.safetensors", SD15)
+    write(tmp_path / "a.safetensors", SD15)
+    folder(tmp_path / "c")
+    folder(tmp_path / "a")
+    write(tmp_path / "xl.safetensors", {"conditioner.embedders.0.x": [1]})
+    (tmp_path / "old.ckpt").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "b.config").mkdir()
+    (tmp_path / "b.config/model_index.json").write_text("{}")
+    (tmp_path / "b.config/unet").mkdir()
+    (tmp_path / "b.config/unet/config.json").write_text('{"cross_attention_dim": 768}')
+    found, refused = catalog.scan(tmp_path)
+    assert [file.name for file in found] == ["a", "b", "c"]
+    assert len(refused) == 3
+    assert any("is taken by" in str(error) for error in refused)

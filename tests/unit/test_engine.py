@@ -1,0 +1,194 @@
+"""The engine's loop on a toy device: exact arithmetic instead of a UNet, and faults on demand."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from threading import Event
+
+import numpy as np
+import pytest
+
+from shared.errors import Canceled, EngineStopped, OutOfMemory, RenderFailed
+from shared.params import Sampler, Schedule
+from worker.engine.engine import Engine, run_alone
+from worker.engine.request import ImageSpec, Pixels
+
+SPEC = ImageSpec("p", "", 5, 7.0, 64, 64, 1, Sampler.DPMPP_2M, Schedule.KARRAS)
+
+
+@dataclass
+class Toy:
+    """A number that each step changes; its history depends on nothing but its own spec."""
+
+    spec: ImageSpec
+    value: int
+    steps_done: int = 0
+
+    @property
+    def bucket(self) -> tuple[int, int]:
+        return (self.spec.width, self.spec.height)
+
+    @property
+    def samples(self) -> int:
+        return 2 if self.spec.guidance_scale > 1 else 1
+
+    @property
+    def cost(self) -> float:
+        return float(self.samples)
+
+    @property
+    def steps_total(self) -> int:
+        return self.spec.steps
+
+
+class ToyDevice:
+    """Counts its calls; `before_call` may raise or wait."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.before_call: Callable[[Sequence[Toy]], None] = lambda _batch: None
+
+    def prepare(self, spec: ImageSpec) -> Toy:
+        if spec.prompt == "poison":
+            raise ValueError("cannot be prepared")
+        return Toy(spec, spec.seed)
+
+    def denoise(self, batch: Sequence[Toy]) -> None:
+        self.before_call(batch)
+        self.batches.append([toy.spec.seed for toy in batch])
+        for toy in batch:
+            toy.value = (toy.value * 31 + toy.steps_done) % 251
+            toy.steps_done += 1
+
+    def decode(self, denoised: Toy) -> Pixels:
+        if denoised.spec.prompt == "undecodable":
+            raise RenderFailed("not a number")
+        return np.full((8, 8, 3), denoised.value, dtype=np.uint8)
+
+
+@pytest.fixture
+def device() -> ToyDevice:
+    return ToyDevice()
+
+
+@pytest.fixture
+def engine(device: ToyDevice) -> Iterator[Engine[Toy]]:
+    engine = Engine(device, max_samples=8)
+    yield engine
+    engine.stop()
+
+
+def test_ragged_requests_in_one_batch_equal_each_alone(engine: Engine[Toy], device: ToyDevice) -> None:
+    specs = [replace(SPEC, seed=seed, steps=steps) for seed, steps in enumerate([3, 9, 1, 5, 7, 2])]
+    specs += [replace(SPEC, seed=50, width=128), replace(SPEC, seed=51, guidance_scale=1.0)]
+    requests = [engine.submit(spec) for spec in specs]
+    engine.start()
+    for request, spec in zip(requests, specs, strict=True):
+        assert (request.result(10) == run_alone(ToyDevice(), spec)).all()
+        assert request.steps_done == spec.steps
+    assert max(len(batch) for batch in device.batches) >= 4
+
+
+def test_a_latecomer_joins_the_running_batch(engine: Engine[Toy], device: ToyDevice) -> None:
+    joined: list[object] = []
+
+    def submit_another(_batch: Sequence[Toy]) -> None:
+        if len(device.batches) == 2:
+            joined.append(engine.submit(replace(SPEC, seed=2)))
+
+    device.before_call = submit_another
+    engine.submit(replace(SPEC, seed=1, steps=6))
+    engine.start()
+    while not joined:
+        pass
+    joined[0].result(10)  # type: ignore[attr-defined]
+    assert [1, 2] in device.batches
+
+
+def test_a_canceled_request_makes_no_further_step(engine: Engine[Toy], device: ToyDevice) -> None:
+    device.before_call = lambda _batch: long.cancel() if len(device.batches) == 3 else None
+    long = engine.submit(replace(SPEC, steps=100))
+    engine.start()
+    with pytest.raises(Canceled):
+        long.result(10)
+    assert long.steps_done == 4  # the step that was under way, and none after it
+
+
+def test_a_request_canceled_before_it_began(engine: Engine[Toy], device: ToyDevice) -> None:
+    request = engine.submit(SPEC)
+    request.cancel()
+    engine.start()
+    with pytest.raises(Canceled):
+        request.result(10)
+    assert device.batches == []
+
+
+@pytest.mark.parametrize("prompt", ["poison", "undecodable"])
+def test_a_bad_request_fails_alone(engine: Engine[Toy], prompt: str) -> None:
+    good, bad = engine.submit(SPEC), engine.submit(replace(SPEC, prompt=prompt))
+    engine.start()
+    with pytest.raises(RenderFailed):
+        bad.result(10)
+    assert good.result(10) is not None
+
+
+def test_out_of_memory_halves_the_batch_and_fails_nobody(engine: Engine[Toy], device: ToyDevice) -> None:
+    def only_two_fit(batch: Sequence[Toy]) -> None:
+        if len(batch) > 2:
+            raise OutOfMemory
+
+    device.before_call = only_two_fit
+    requests = [engine.submit(replace(SPEC, seed=seed)) for seed in range(4)]
+    engine.start()
+    for request in requests:
+        assert (request.result(10) == run_alone(ToyDevice(), request.spec)).all()
+    assert max(len(batch) for batch in device.batches) == 2
+
+
+def test_a_request_that_does_not_fit_alone_is_told_so(engine: Engine[Toy], device: ToyDevice) -> None:
+    def small_only(batch: Sequence[Toy]) -> None:
+        if any(toy.spec.width > 64 for toy in batch):
+            raise OutOfMemory
+
+    device.before_call = small_only
+    small, large = engine.submit(SPEC), engine.submit(replace(SPEC, width=1024))
+    engine.start()
+    with pytest.raises(OutOfMemory):
+        large.result(10)
+    assert small.result(10) is not None
+
+
+def test_a_broken_call_fails_its_batch_and_the_engine_lives_on(engine: Engine[Toy], device: ToyDevice) -> None:
+    def break_once(_batch: Sequence[Toy]) -> None:
+        device.before_call = lambda _batch: None
+        raise ZeroDivisionError
+
+    device.before_call = break_once
+    broken = engine.submit(SPEC)
+    engine.start()
+    with pytest.raises(RenderFailed, match="ZeroDivisionError"):
+        broken.result(10)
+    assert engine.submit(SPEC).result(10) is not None
+
+
+def test_stopping_fails_what_is_in_flight(engine: Engine[Toy], device: ToyDevice) -> None:
+    under_way, go_on = Event(), Event()
+
+    def wait(_batch: Sequence[Toy]) -> None:
+        under_way.set()
+        assert go_on.wait(10)
+
+    device.before_call = wait
+    running = engine.submit(SPEC)
+    engine.start()
+    assert under_way.wait(10)
+    waiting = engine.submit(SPEC)
+    assert engine.seconds_since_tick >= 0
+    engine._is_stopped = True
+    go_on.set()
+    engine.stop()
+    for request in (running, waiting):
+        with pytest.raises(EngineStopped):
+            request.result(10)
+    with pytest.raises(EngineStopped):
+        engine.submit(SPEC)
+    assert engine.seconds_since_tick == 0.0

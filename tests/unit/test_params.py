@@ -1,0 +1,30 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from shared.params import MAX_SEED, SCHEDULES, GenerationParams, Sampler, Schedule
+from tests.factories import params
+
+
+def test_every_sampler_has_a_default_schedule() -> None:
+    assert set(SCHEDULES) == set(Sampler)
+    assert all(SCHEDULES.values())
+
+
+@given(seed=st.integers(0, MAX_SEED), num_images=st.integers(1, 16))
+def test_seeds_count_up_and_wrap(seed: int, num_images: int) -> None:
+    seeds = params(seed=seed, num_images=num_images).seeds
+    assert len(set(seeds)) == num_images
+    assert all(0 <= one <= MAX_SEED for one in seeds)
+    assert [(one - seed) % (MAX_SEED + 1) for one in seeds] == list(range(num_images))
+
+
+def test_an_impossible_schedule_is_refused_by_name() -> None:
+    with pytest.raises(ValidationError, match="sampler euler_a cannot use schedule karras; possible: uniform"):
+        params(sampler=Sampler.EULER_A, schedule=Schedule.KARRAS)
+
+
+def test_params_survive_the_row() -> None:
+    original = params(prompt="日本 \U0001f600 \"quoted\" \\ ", seed=MAX_SEED)
+    assert GenerationParams.model_validate(original.model_dump(mode="json")) == original

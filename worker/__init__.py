@@ -1,0 +1,1 @@
+"""The floor: Celery workers. `gpu` renders, `cpu` keeps house; neither is imported by the api."""

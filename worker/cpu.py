@@ -1,0 +1,54 @@
+"""The courier: `celery -A worker.cpu worker --beat`. Upkeep without torch; any number may run side by side."""
+
+from typing import Any
+
+import structlog
+from celery import signals
+
+from shared import broker
+from shared.db import Database
+from shared.errors import FarmError
+from shared.settings import Settings
+from shared.telemetry import configure_logging
+from worker import maintenance
+
+log = structlog.get_logger(__name__)
+
+settings = Settings()
+app = broker.celery_app(settings)
+app.conf.update(
+    # The schedule is two periods; nothing about it is worth a file on disk.
+    beat_scheduler="celery.beat:Scheduler",
+    beat_schedule={
+        "upkeep": {
+            "task": "courier.upkeep",
+            "schedule": settings.rescue_seconds,
+            # A tick that nobody heard in time is stale: the next one does its work.
+            "options": {"queue": broker.COURIER_QUEUE, "expires": settings.rescue_seconds * 5},
+        }
+    },
+)
+
+db = Database(settings, pool_size=4)
+redis = broker.connect(settings)
+
+
+@app.task(name="courier.upkeep")
+def upkeep() -> None:
+    """Rescue, then ring: a rescued job is among those that wait."""
+    try:
+        maintenance.rescue(db, redis)
+        maintenance.reconcile(db, redis, app)
+    except FarmError as error:
+        log.warning("upkeep.failed", code=error.code, error=str(error))
+
+
+@signals.worker_init.connect(weak=False)
+def _open(**_: Any) -> None:
+    configure_logging(settings)
+
+
+@signals.worker_shutdown.connect(weak=False)
+def _close(**_: Any) -> None:
+    redis.close()
+    db.close()

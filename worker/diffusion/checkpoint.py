@@ -1,0 +1,92 @@
+"""Weights from disk to device, fully offline. What a single file does not say is in `worker/diffusion/sd15/`."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from shared.catalog import CheckpointFile
+from shared.errors import BadCheckpoint
+
+SD15_DIR = Path(__file__).parent / "sd15"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint in memory, ready to render. Modules are diffusers' and transformers' own."""
+
+    name: str
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler_config: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load(file: CheckpointFile, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+    """Load a checkpoint onto a device. Raises `BadCheckpoint`, naming the file, whatever is wrong with it."""
+    try:
+        with _quiet():
+            pipeline = _pipeline(file, dtype)
+            _refuse_unset_weights(pipeline)
+            modules = [_ready(module, device) for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
+    except torch.OutOfMemoryError as error:
+        raise BadCheckpoint(f"{file.path}: does not fit into the memory of {device}.") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadCheckpoint(f"{file.path}: cannot be loaded as Stable Diffusion 1.5 ({reason}).") from error
+    unet, vae, text_encoder = modules
+    return Checkpoint(
+        file.name, unet, vae, text_encoder, pipeline.tokenizer, dict(pipeline.scheduler.config), device, dtype
+    )
+
+
+def _pipeline(file: CheckpointFile, dtype: torch.dtype) -> Any:
+    parts = {
+        "tokenizer": CLIPTokenizer.from_pretrained(SD15_DIR / "tokenizer", local_files_only=True),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+        "local_files_only": True,
+        "torch_dtype": dtype,
+    }
+    if file.layout == "diffusers":
+        return StableDiffusionPipeline.from_pretrained(file.path, use_safetensors=True, **parts)
+    config = file.config_dir or SD15_DIR
+    return StableDiffusionPipeline.from_single_file(str(file.path), config=str(config), **parts)
+
+
+def _refuse_unset_weights(pipeline: Any) -> None:
+    """Refuse a file that lacks a tensor: the library leaves it on the meta device."""
+    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        for name, weight in module.named_parameters():
+            if weight.is_meta:
+                raise BadCheckpoint(f"the tensor {name} is missing")
+
+
+def _ready(module: Any, device: torch.device) -> Any:
+    return module.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' progress bars and notices out of the log, and the hub out of reach."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)

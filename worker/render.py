@@ -1,0 +1,207 @@
+"""What a slot does when the doorbell rings: claim a job, have its images rendered, store them, end the job.
+
+One doorbell is at most one job. Every outcome is one guarded act of `shared.jobs`; an attempt that lost its job changes nothing.
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import structlog
+from celery import Celery
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from redis import Redis
+
+from shared import broker, events, infotext, jobs
+from shared.db import Database
+from shared.errors import Canceled, DatabaseUnavailable, FarmError, RenderFailed
+from shared.params import GenerationParams
+from shared.settings import Settings
+from shared.states import JobState
+from shared.storage import Storage, image_key
+from worker.engine.engine import Engine
+from worker.engine.request import ImageSpec
+from worker.leases import Leases, Running
+
+PNG = "image/png"
+# 512 px photo-like: level 1 costs half the time of Pillow's default 6 for a few percent more bytes.
+PNG_COMPRESSION = 1
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class Renderer:
+    """Everything that the slots of one worker share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        checkpoint: str,
+        worker_id: str,
+        engine: Engine[Any],
+        db: Database,
+        storage: Storage,
+        redis: Redis,
+        celery: Celery,
+        leases: Leases,
+    ) -> None:
+        self._settings = settings
+        self._checkpoint = checkpoint
+        self._worker_id = worker_id
+        self._engine = engine
+        self._db = db
+        self._storage = storage
+        self._redis = redis
+        self._celery = celery
+        self._leases = leases
+        self._is_draining = False
+
+    def answer(self) -> None:
+        """Answer one doorbell. Returns when the job it led to has ended, or at once when there is none."""
+        if self._is_draining:
+            return
+        with self._db.transaction() as session:
+            claim = jobs.claim_next(session, self._checkpoint, self._worker_id, lease_s=self._settings.lease_seconds)
+        if claim is None:
+            return
+        with structlog.contextvars.bound_contextvars(job_id=str(claim.job_id), attempt=claim.attempt):
+            log.info("job.claimed")
+            self._tell(claim, JobState.RUNNING)
+            self._run(claim)
+
+    def drain(self) -> None:
+        """Claim nothing more; what runs may finish."""
+        self._is_draining = True
+
+    def _run(self, claim: jobs.Claim) -> None:
+        running = Running(claim)
+        self._leases.enter(running)
+        try:
+            images = self._render(running)
+        except Canceled:
+            self._end_aborted(running)
+        except FarmError as error:
+            self._fail(claim, error)
+        except Exception as error:  # noqa: BLE001 - whatever one job does, its slot and the other jobs go on
+            log.exception("job.crashed")
+            self._fail(
+                claim, RenderFailed(f"The worker met an unexpected {type(error).__name__}; its log has the details.")
+            )
+        else:
+            self._succeed(claim, images)
+        finally:
+            self._leases.leave(running)
+
+    def _render(self, running: Running) -> list[jobs.FinishedImage]:
+        running.requests = [self._engine.submit(spec) for spec in image_specs(running.claim.params)]
+        if running.is_aborted:  # the abort came before there was anything to abort
+            running.abort()
+        try:
+            return [
+                self._store(running.claim, index, request.result(timeout=None))
+                for index, request in enumerate(running.requests)
+            ]
+        except BaseException:
+            running.abort()
+            raise
+
+    def _store(self, claim: jobs.Claim, index: int, pixels: Any) -> jobs.FinishedImage:
+        data = encode_png(pixels, claim.params, index)
+        key = image_key(claim.job_id, claim.attempt, index)
+        self._storage.put(key, data, content_type=PNG)
+        return jobs.FinishedImage(
+            index=index,
+            seed=claim.params.seeds[index],
+            key=key,
+            content_type=PNG,
+            width=claim.params.width,
+            height=claim.params.height,
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+
+    def _succeed(self, claim: jobs.Claim, images: list[jobs.FinishedImage]) -> None:
+        def act() -> bool:
+            with self._db.transaction() as session:
+                return jobs.succeed(session, claim, images)
+
+        if self._insist(act):
+            log.info("job.succeeded", images=len(images))
+            self._tell(claim, JobState.SUCCEEDED)
+        else:
+            log.warning("job.superseded")
+
+    def _fail(self, claim: jobs.Claim, error: FarmError) -> None:
+        def act() -> JobState | None:
+            with self._db.transaction() as session:
+                return jobs.fail(session, claim, error)
+
+        state = self._insist(act)
+        log.warning("job.attempt_failed", code=error.code, error=str(error), state=state)
+        if state is not None:
+            self._tell(claim, state)
+        if state is JobState.QUEUED:
+            broker.ring(self._celery, self._checkpoint)
+
+    def _end_aborted(self, running: Running) -> None:
+        if not running.was_drained:
+            return  # canceled or rescued: the row has already moved on without us
+
+        def act() -> bool:
+            with self._db.transaction() as session:
+                return jobs.release(session, running.claim)
+
+        if self._insist(act):
+            log.info("job.released")
+            self._tell(running.claim, JobState.QUEUED)
+            broker.ring(self._celery, self._checkpoint)
+
+    def _insist(self, act: Callable[[], T]) -> T:
+        """Repeat an act while the database is away, for as long as the lease can last; then the rescuer has the job."""
+        deadline = time.monotonic() + self._settings.lease_seconds
+        while True:
+            try:
+                return act()
+            except DatabaseUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(1.0)
+
+    def _tell(self, claim: jobs.Claim, state: JobState) -> None:
+        events.publish(self._redis, events.JobEvent(claim.job_id, state))
+
+
+def image_specs(params: GenerationParams) -> list[ImageSpec]:
+    """Return one engine spec per image of a job."""
+    return [
+        ImageSpec(
+            prompt=params.prompt,
+            negative_prompt=params.negative_prompt,
+            steps=params.steps,
+            guidance_scale=params.guidance_scale,
+            width=params.width,
+            height=params.height,
+            seed=seed,
+            sampler=params.sampler,
+            schedule=params.schedule,
+        )
+        for seed in params.seeds
+    ]
+
+
+def encode_png(pixels: Any, params: GenerationParams, index: int) -> bytes:
+    """Encode uint8 pixels (height, width, 3) with the parameters inside: A1111's text and the farm's own JSON."""
+    text = PngInfo()
+    text.add_itxt("parameters", infotext.encode(params, index))
+    text.add_itxt(
+        "farm", json.dumps({**params.model_dump(mode="json"), "image": index, "image_seed": params.seeds[index]})
+    )
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG", pnginfo=text, compress_level=PNG_COMPRESSION)
+    return out.getvalue()
