@@ -154,5 +154,5 @@ class StorageUnavailable(Unavailable):
     code = "storage_unavailable"
 
 
-class Canceled(Exception):  # noqa: N818 - an outcome, not an error
+class Canceled(Exception):
     """The request was withdrawn; its work stopped at a step boundary."""

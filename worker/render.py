@@ -88,7 +88,7 @@ class Renderer:
             self._end_aborted(running)
         except FarmError as error:
             self._fail(claim, error)
-        except Exception as error:  # noqa: BLE001 - whatever one job does, its slot and the other jobs go on
+        except Exception as error:
             log.exception("job.crashed")
             self._fail(
                 claim, RenderFailed(f"The worker met an unexpected {type(error).__name__}; its log has the details.")

@@ -58,6 +58,10 @@ class Farm:
         """Where the api answers on this machine."""
         return f"http://{ports.authority(ports.local_address(self._options.host), self._port)}"
 
+    def pids(self) -> dict[str, int]:
+        """Return the process of each part that runs now, by the part's name."""
+        return self._supervisor.pids() if self._supervisor else {}
+
     def start(self) -> None:
         """Start everything and return when a job could be rendered; raise `StartFailed` otherwise."""
         try:

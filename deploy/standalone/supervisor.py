@@ -72,6 +72,10 @@ class Supervisor:
             if event.kind == "ready":
                 waiting.pop(event.name, None)
 
+    def pids(self) -> dict[str, int]:
+        """Return the process of each program that runs now, by name."""
+        return {entry.name: entry.pid for stage in self._stages for child in stage if (entry := child.running())}
+
     def stop(self) -> None:
         """Stop every stage, last started first, and the guard. Calling it again is fine."""
         while self._stages:

@@ -65,8 +65,8 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, line: str) -> Non
         assert process.stderr
         wait_for(process.stderr, line)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert process.returncode == 130
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
     assert processes_of(tmp_path) == []
 
 

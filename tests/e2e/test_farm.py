@@ -18,11 +18,16 @@ DEADLINE_S = 90.0
 TICK = Event()  # never set: `TICK.wait` is the polling interval of the things that only polling can see
 
 
+def options(data_dir: Path) -> UpOptions:
+    """A farm on free ports that notices a lost worker sooner than the default's 20 s."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
+    environ |= {"FARM_LEASE_SECONDS": "6", "FARM_HEARTBEAT_SECONDS": "1"}
+    return UpOptions(port=0, data_dir=data_dir, device="cpu", environ=environ)
+
+
 @pytest.fixture(scope="module")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
-    data_dir = tmp_path_factory.mktemp("farm")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
-    with Farm(UpOptions(port=0, data_dir=data_dir, device="cpu", environ=environ)) as farm:
+    with Farm(options(tmp_path_factory.mktemp("farm"))) as farm:
         yield farm
 
 
@@ -89,7 +94,7 @@ def test_a_running_job_is_canceled(http: httpx.Client) -> None:
     assert http.get(f"/v1/jobs/{job_id}").json()["state"] == "canceled"
 
 
-@pytest.mark.parametrize("part", ["postgres", "redis", "storage", "api", "courier", "gpu"])
+@pytest.mark.parametrize("part", ["postgres", "redis", "s3", "api", "courier", "gpu"])
 def test_a_killed_part_comes_back_and_the_next_render_works(farm: Farm, http: httpx.Client, part: str) -> None:
     victims = {name: pid for name, pid in farm.pids().items() if name.startswith(part)}
     assert victims, farm.pids()
@@ -109,9 +114,7 @@ def test_a_job_survives_the_death_of_its_worker(farm: Farm, http: httpx.Client) 
 
 
 def test_a_restart_keeps_jobs_and_images_and_leaves_no_process(tmp_path: Path) -> None:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
-    options = UpOptions(port=0, data_dir=tmp_path, device="cpu", environ=environ)
-    with Farm(options) as first, httpx.Client(base_url=first.url, timeout=20) as http:
+    with Farm(options(tmp_path)) as first, httpx.Client(base_url=first.url, timeout=20) as http:
         job_id = submit(http)
         job = ended(http, job_id)
         assert job["state"] == "succeeded"
@@ -119,7 +122,7 @@ def test_a_restart_keeps_jobs_and_images_and_leaves_no_process(tmp_path: Path) -
         mine = [one for one in family if one.pid in first.pids().values()]
         assert mine
     assert not [one for one in mine if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    with Farm(options) as second, httpx.Client(base_url=second.url, timeout=20) as http:
+    with Farm(options(tmp_path)) as second, httpx.Client(base_url=second.url, timeout=20) as http:
         assert http.get(f"/v1/jobs/{job_id}").json()["images"] == job["images"]
         picture = http.get(job["images"][0]["url"], follow_redirects=True)
         assert picture.content.startswith(b"\x89PNG")

@@ -29,10 +29,12 @@ def front(engines: Settings) -> Iterator[TestClient]:
 
 @pytest.fixture
 def client(front: TestClient, announced: str, redis: Redis) -> TestClient:
+    assert announced == DEMO
+    assert redis.dbsize() == 0
     return front
 
 
-def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+def problem(response: Any, status: int, code: str) -> dict[str, Any]:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = response.json()
@@ -193,7 +195,9 @@ DOWN = "127.0.0.1:1"  # nothing listens on port 1
 
 
 def test_a_dead_database_is_503_with_retry_after(settings: Settings) -> None:
-    app = create_app(settings.model_copy(update={"database_url": type(settings.database_url)(f"postgresql://u:p@{DOWN}/d")}))
+    app = create_app(
+        settings.model_copy(update={"database_url": type(settings.database_url)(f"postgresql://u:p@{DOWN}/d")})
+    )
     with TestClient(app, raise_server_exceptions=False) as client:
         refused = client.post("/v1/jobs", json=BODY)
         problem(refused, 503, "database_unavailable")
@@ -205,7 +209,8 @@ def test_a_dead_database_is_503_with_retry_after(settings: Settings) -> None:
         assert client.get("/healthz").status_code == 200
 
 
-def test_a_dead_redis_does_not_stop_submits(settings: Settings, announced: str) -> None:
+@pytest.mark.usefixtures("announced")
+def test_a_dead_redis_does_not_stop_submits(settings: Settings) -> None:
     app = create_app(settings.model_copy(update={"redis_url": type(settings.redis_url)(f"redis://{DOWN}/0")}))
     with TestClient(app, raise_server_exceptions=False) as client:
         accepted = client.post("/v1/jobs", json=BODY)
@@ -214,7 +219,8 @@ def test_a_dead_redis_does_not_stop_submits(settings: Settings, announced: str) 
         assert client.get("/readyz").json()["dependencies"]["redis"]["ok"] is False
 
 
-def test_a_dead_storage_is_named(settings: Settings, announced: str) -> None:
+@pytest.mark.usefixtures("announced")
+def test_a_dead_storage_is_named(settings: Settings) -> None:
     app = create_app(settings.model_copy(update={"s3_endpoint_url": f"http://{DOWN}"}))
     with TestClient(app, raise_server_exceptions=False) as client:
         assert client.get("/readyz").json()["dependencies"]["storage"]["ok"] is False

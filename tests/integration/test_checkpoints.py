@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 TINY = ImageSpec("a red circle", "", 1, 7.0, 64, 64, 1, Sampler.EULER_A, Schedule.UNIFORM)
 
 
-def test_the_demo_checkpoint_loads_in_half_precision(tmp_path: Path) -> None:
+def test_the_demo_checkpoint_loads_in_half_precision() -> None:
     loaded = checkpoints.load(catalog.inspect(DEMO), CPU, torch.float16)
     assert loaded.unet.dtype == torch.float16
 
@@ -64,7 +64,7 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path, lost: str) -> Non
     path = tmp_path / "holed.safetensors"
     save_file(tensors, path)
     shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "holed.config")
-    with pytest.raises(BadCheckpoint, match="holed.safetensors"):
+    with pytest.raises(BadCheckpoint, match=r"holed\.safetensors"):
         checkpoints.load(catalog.inspect(path), CPU, torch.float32)
 
 
@@ -120,8 +120,8 @@ def random_weights() -> dict[str, torch.Tensor]:
 def sd15_shapes() -> dict[str, tuple[int, ...]]:
     """Original name -> full-size shape.
 
-    The demo has SD1.5's UNet and VAE tensors by name, at smaller sizes; diffusers' own converters tell which of them becomes which
-    parameter, and SD1.5's configs how large that is. The text encoder keeps its names behind a prefix.
+    The demo has SD1.5's UNet and VAE tensors by name, at smaller sizes; diffusers' own converters tell which of them
+    becomes which parameter, and SD1.5's configs how large that is. The text encoder keeps its names behind a prefix.
     """
     demo = load_file(DEMO)
     shapes: dict[str, tuple[int, ...]] = {}

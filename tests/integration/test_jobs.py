@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import pairwise
 from uuid import UUID, uuid4
 
 import pytest
@@ -42,7 +43,7 @@ def expire_leases(db: Database) -> None:
         session.execute(update(JobRow).values(lease_until=func.now() - timedelta(seconds=1)))
 
 
-def image(claim: jobs.Claim, index: int = 0) -> jobs.FinishedImage:
+def image(index: int = 0) -> jobs.FinishedImage:
     return jobs.FinishedImage(
         index=index, seed=1, key=f"k{index}", content_type="image/png", width=64, height=64, size_bytes=9, sha256="ab"
     )
@@ -57,7 +58,7 @@ def test_a_job_that_goes_well(db: Database) -> None:
     assert running.state == JobState.RUNNING
     assert running.lease_until is not None
     with db.transaction() as session:
-        assert jobs.succeed(session, taken, [image(taken, 0), image(taken, 1)])
+        assert jobs.succeed(session, taken, [image(0), image(1)])
     done = row(db, job_id)
     assert done.state == JobState.SUCCEEDED
     assert [one.key for one in done.images] == ["k0", "k1"]
@@ -100,13 +101,13 @@ def test_a_zombie_changes_nothing(db: Database) -> None:
     assert heir.attempt == zombie.attempt + 1
     before = row(db, job_id).version
     with db.transaction() as session:
-        assert not jobs.succeed(session, zombie, [image(zombie)])
+        assert not jobs.succeed(session, zombie, [image()])
         assert jobs.fail(session, zombie, RenderFailed()) is None
         assert not jobs.release(session, zombie)
         assert jobs.heartbeat(session, [jobs.Beat(job_id, zombie.attempt, 3)], lease_s=LEASE_S) == frozenset()
     assert row(db, job_id).version == before
     with db.transaction() as session:
-        assert jobs.succeed(session, heir, [image(heir)])
+        assert jobs.succeed(session, heir, [image()])
 
 
 def test_heartbeats_extend_and_count(db: Database) -> None:
@@ -128,7 +129,7 @@ def test_version_grows_with_progress_only(db: Database) -> None:
         with db.transaction() as session:
             jobs.heartbeat(session, [jobs.Beat(job_id, taken.attempt, steps_done)], lease_s=LEASE_S)
         versions.append(row(db, job_id).version)
-    assert [b - a for a, b in zip(versions, versions[1:], strict=False)] == [0, 1, 0, 1]
+    assert [b - a for a, b in pairwise(versions)] == [0, 1, 0, 1]
 
 
 def test_retryable_errors_are_retried_until_attempts_run_out(db: Database) -> None:
@@ -156,7 +157,7 @@ def test_a_success_after_a_retry_carries_no_error(db: Database) -> None:
         jobs.fail(session, taken, OutOfMemory())
     taken = claimed(db)
     with db.transaction() as session:
-        jobs.succeed(session, taken, [image(taken)])
+        jobs.succeed(session, taken, [image()])
     assert row(db, job_id).error_code is None
 
 
@@ -191,7 +192,7 @@ def test_no_success_follows_a_cancel(db: Database, run_first: bool) -> None:
     assert claim(db) is None
     if taken is not None:
         with db.transaction() as session:
-            assert not jobs.succeed(session, taken, [image(taken)])
+            assert not jobs.succeed(session, taken, [image()])
             assert jobs.heartbeat(session, [jobs.Beat(job_id, taken.attempt, 1)], lease_s=LEASE_S) == frozenset()
     assert row(db, job_id).state == JobState.CANCELED
     assert row(db, job_id).images == []
@@ -218,7 +219,7 @@ def test_cancel_and_success_race_to_one_end(db: Database) -> None:
 
         def succeed(taken: jobs.Claim = taken) -> bool:
             with db.transaction() as session:
-                return jobs.succeed(session, taken, [image(taken)])
+                return jobs.succeed(session, taken, [image()])
 
         def cancel(job_id: UUID = job_id) -> bool:
             try:

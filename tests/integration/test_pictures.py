@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from worker.diffusion import checkpoint as checkpoints
 from worker.diffusion.checkpoint import Checkpoint
 from worker.engine.engine import Engine, run_alone
 from worker.engine.request import ImageSpec, Pixels
-from worker.engine.runner import DiffusionRunner
+from worker.engine.runner import DiffusionRunner, Latents
 
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 SPEC = ImageSpec("a red circle on a blue background", "", 12, 7.0, 128, 128, 42, Sampler.DPMPP_2M, Schedule.KARRAS)
-EULER_A = {"sampler": Sampler.EULER_A, "schedule": Schedule.UNIFORM}
+EULER_A: dict[str, Any] = {"sampler": Sampler.EULER_A, "schedule": Schedule.UNIFORM}
 COLORS = {
     "red": (222, 30, 36),
     "green": (34, 160, 60),
@@ -41,7 +42,7 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def engine(checkpoint: Checkpoint) -> Iterator[Engine]:
+def engine(checkpoint: Checkpoint) -> Iterator[Engine[Latents]]:
     engine = Engine(DiffusionRunner(checkpoint), max_samples=16)
     engine.start()
     yield engine
@@ -56,19 +57,20 @@ def color_at(pixels: Pixels, x: float, y: float) -> str:
     return min(COLORS, key=lambda name: float(np.abs(mean - np.array(COLORS[name])).sum()))
 
 
-def test_pictures_follow_their_prompts(engine: Engine) -> None:
+def test_pictures_follow_their_prompts(engine: Engine[Latents]) -> None:
     """The shape's colour in the middle, the background's in the corners, for several seeds, colours, shapes and both samplers."""
-    wanted = [("red", "circle", "blue", seed, {}) for seed in (1, 2, 42)] + [
+    wanted: list[tuple[str, str, str, int, dict[str, Any]]] = [
+        ("red", "circle", "blue", seed, {}) for seed in (1, 2, 42)
+    ] + [
         ("yellow", "square", "red", 5, {}),
         ("black", "circle", "white", 6, {}),
         ("white", "heart", "blue", 7, {}),
         ("red", "circle", "blue", 8, EULER_A),
         ("green", "circle", "yellow", 9, EULER_A),
     ]
+    large = replace(SPEC, width=256, height=256, steps=20)
     requests = [
-        engine.submit(
-            replace(SPEC, prompt=f"a {color} {shape} on a {ground} background", seed=seed, width=256, height=256, steps=20, **how)
-        )
+        engine.submit(replace(large, prompt=f"a {color} {shape} on a {ground} background", seed=seed, **how))
         for color, shape, ground, seed, how in wanted
     ]
     for (color, shape, ground, seed, _), request in zip(wanted, requests, strict=True):
@@ -85,7 +87,7 @@ def test_alone_equals_diffusers_own_pipeline(checkpoint: Checkpoint, spec: Image
         if spec.sampler is Sampler.EULER_A
         else DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
     )
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=checkpoint.vae,
         text_encoder=checkpoint.text_encoder,
         tokenizer=checkpoint.tokenizer,
@@ -110,7 +112,7 @@ def test_alone_equals_diffusers_own_pipeline(checkpoint: Checkpoint, spec: Image
     assert np.abs(theirs * 255 - ours).max() <= 1.0
 
 
-def test_in_any_batch_as_alone(checkpoint: Checkpoint, engine: Engine) -> None:
+def test_in_any_batch_as_alone(checkpoint: Checkpoint, engine: Engine[Latents]) -> None:
     """Mixed steps, samplers, guidance, seeds and prompt lengths at once; one grey level is the tolerance of fp32 on a CPU."""
     specs = [
         SPEC,

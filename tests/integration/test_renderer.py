@@ -21,7 +21,7 @@ from shared.storage import Storage
 from tests.factories import DEMO, params
 from worker.diffusion import checkpoint as checkpoints
 from worker.engine.engine import Engine
-from worker.engine.runner import DiffusionRunner
+from worker.engine.runner import DiffusionRunner, Latents
 from worker.leases import Leases
 from worker.render import Renderer
 
@@ -29,7 +29,7 @@ CHECKPOINT = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-dem
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def engine() -> Iterator[Engine[Latents]]:
     loaded = checkpoints.load(catalog.inspect(CHECKPOINT), torch.device("cpu"), torch.float32)
     engine = Engine(DiffusionRunner(loaded), max_samples=16)
     engine.start()
@@ -40,7 +40,7 @@ def engine() -> Iterator[Engine]:
 class Floor:
     """One worker without Celery."""
 
-    def __init__(self, settings: Settings, db: Database, redis: Redis, celery: Celery, engine: Engine) -> None:
+    def __init__(self, settings: Settings, db: Database, redis: Redis, celery: Celery, engine: Engine[Latents]) -> None:
         self.db = db
         self.leases = Leases(db, settings, "w", engine_silence_s=lambda: 0.0)
         self.renderer = Renderer(
@@ -76,7 +76,7 @@ class Floor:
 
 
 @pytest.fixture
-def floor(settings: Settings, db: Database, redis: Redis, celery: Celery, engine: Engine) -> Floor:
+def floor(settings: Settings, db: Database, redis: Redis, celery: Celery, engine: Engine[Latents]) -> Floor:
     return Floor(settings, db, redis, celery, engine)
 
 
@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_bytes(floor: Floor) -> None:
     assert len({floor.row(job_id).images[0].sha256 for job_id in ids}) == 1
 
 
-def test_a_canceled_job_stops_at_the_next_step(floor: Floor, redis: Redis) -> None:
+def test_a_canceled_job_stops_at_the_next_step(floor: Floor) -> None:
     job_id = floor.submit(steps=150, width=512, height=512)
     slot = floor.answer_in_background()
     floor.beat_until(job_id, 1)
@@ -130,7 +130,7 @@ def test_a_cancel_that_nobody_told_is_found_by_the_heartbeat(floor: Floor) -> No
     assert floor.row(job_id).state == JobState.CANCELED
 
 
-def test_events_reach_listeners(floor: Floor, settings: Settings, redis: Redis) -> None:
+def test_events_reach_listeners(floor: Floor, redis: Redis) -> None:
     heard: list[JobEvent] = []
     listener = Listener(redis, heard.append)
     listener.start()

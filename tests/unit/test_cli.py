@@ -69,7 +69,7 @@ class DeskHandler(Handler):
         self.remember()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}")
         if self.server.down:
-            self.problem(503, "database_unavailable", "The database does not answer.", Retry_After="0")
+            self.outage()
         elif self.path.endswith("/cancel"):
             self.cancel(self.path.split("/")[3])
         elif "bad" in body["prompt"]:
@@ -86,7 +86,7 @@ class DeskHandler(Handler):
             self.close_connection = True
         elif self.server.down:
             self.server.down -= 1
-            self.problem(503, "database_unavailable", "The database does not answer.", Retry_After="0")
+            self.outage()
         elif path == "/storage":
             self.answer(200, PNG)
         elif "/images/" in path:
@@ -116,6 +116,9 @@ class DeskHandler(Handler):
 
     def reply(self, job: dict[str, Any], status: int = 200) -> None:
         self.answer(status, json.dumps(job).encode())
+
+    def outage(self) -> None:
+        self.problem(503, "database_unavailable", "The database does not answer.", Retry_After="0")
 
     def problem(self, status: int, code: str, detail: str, **headers: str) -> None:
         self.answer(status, json.dumps({"status": status, "code": code, "detail": detail}).encode(), **headers)
@@ -303,12 +306,16 @@ def test_jobs_walks_the_pages_and_cleans_what_it_shows(desk: Desk, capsys: pytes
     assert {"state=queued", "checkpoint=shapes"} <= set(re.split(r"[?&]", desk.asked[0][0]))
 
 
-def test_job_shows_every_fact_or_the_raw_answer(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_job_shows_every_fact_or_the_raw_answer_and_checkpoints_are_listed(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
     job_id = desk.add({"prompt": "a"})["id"]
     assert main(["job", job_id, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == desk.jobs[job_id]
     assert main(["job", job_id]) == 0
     assert f"id               {job_id}\n" in capsys.readouterr().out
+    assert main(["checkpoints"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "shapes\t1\t5 MB"
 
 
 @pytest.mark.usefixtures("desk")
@@ -325,12 +332,6 @@ def test_cancel_goes_on_past_a_job_that_is_final(desk: Desk, capsys: pytest.Capt
     captured = capsys.readouterr()
     assert captured.out == f"{waiting['id']} canceled\n"
     assert "[job_already_final]" in captured.err
-
-
-@pytest.mark.usefixtures("desk")
-def test_checkpoints_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["checkpoints"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "shapes\t1\t5 MB"
 
 
 def test_nobody_there_is_one_line(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

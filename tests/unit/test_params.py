@@ -26,5 +26,5 @@ def test_an_impossible_schedule_is_refused_by_name() -> None:
 
 
 def test_params_survive_the_row() -> None:
-    original = params(prompt="日本 \U0001f600 \"quoted\" \\ ", seed=MAX_SEED)
+    original = params(prompt='日本 \U0001f600 "quoted" \\ ', seed=MAX_SEED)
     assert GenerationParams.model_validate(original.model_dump(mode="json")) == original

@@ -63,7 +63,7 @@ class DiffusionRunner:
     def prepare(self, spec: ImageSpec) -> Latents:
         """Encode the prompt, set up the sampler, draw the first noise.
 
-        The generator lives on the CPU and belongs to the image, so a seed gives the same noise on every device and in every batch.
+        The generator lives on the CPU and belongs to the image: a seed gives the same noise on every device, in every batch.
         """
         with _memory_errors():
             device = self._checkpoint.device
