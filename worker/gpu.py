@@ -6,7 +6,8 @@ Loads one checkpoint, keeps it resident and answers the doorbells of its queue. 
 import os
 import platform
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -159,17 +160,21 @@ def answer() -> None:
         floor.renderer.answer()
 
 
+@signals.celeryd_init.connect(weak=False)
+def _choose_queue(**_: Any) -> None:
+    # Before `worker_init`, because Celery has settled which queues it consumes by then.
+    configure_logging(settings)
+    with _fatal_errors():
+        broker.listen_for(app, chosen_checkpoint(settings).name)
+
+
 @signals.worker_init.connect(weak=False)
 def _open(sender: Any, **_: Any) -> None:
-    # Celery logs and swallows exceptions of signal handlers; SystemExit passes, and a worker that cannot render must not start.
-    configure_logging(settings)
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    try:
-        broker.listen_for(app, chosen_checkpoint(settings).name)
-        floor.open(sender.hostname, sender.app.conf.worker_concurrency or 1)
-    except FarmError as error:
-        log.critical("worker.cannot_start", code=error.code, error=str(error))
-        raise SystemExit(1) from error
+    with _fatal_errors():
+        # "auto" is resolved only later; one slot per core is what it means for threads.
+        slots = sender.concurrency if isinstance(sender.concurrency, int) else os.cpu_count() or 1
+        floor.open(sender.hostname, slots)
 
 
 @signals.worker_shutting_down.connect(weak=False)
@@ -180,3 +185,13 @@ def _drain(**_: Any) -> None:
 @signals.worker_shutdown.connect(weak=False)
 def _close(**_: Any) -> None:
     floor.close()
+
+
+@contextmanager
+def _fatal_errors() -> Iterator[None]:
+    """End the process on an error: Celery logs and swallows those of signal handlers, but lets SystemExit pass."""
+    try:
+        yield
+    except FarmError as error:
+        log.critical("worker.cannot_start", code=error.code, error=str(error))
+        raise SystemExit(1) from error
