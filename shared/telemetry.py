@@ -33,6 +33,8 @@ def configure_logging(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    # Celery tells of every message it handles; the farm's own events say the same in its own words.
+    logging.getLogger("celery").setLevel(max(level, logging.WARNING))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -43,8 +43,9 @@ def upkeep() -> None:
         log.warning("upkeep.failed", code=error.code, error=str(error))
 
 
-@signals.worker_init.connect(weak=False)
-def _open(**_: Any) -> None:
+@signals.setup_logging.connect(weak=False)
+def _log(**_: Any) -> None:
+    # That this is connected keeps Celery from setting up logging in its own way.
     configure_logging(settings)
 
 

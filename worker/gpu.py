@@ -160,6 +160,12 @@ def answer() -> None:
         floor.renderer.answer()
 
 
+@signals.setup_logging.connect(weak=False)
+def _log(**_: Any) -> None:
+    # That this is connected keeps Celery from setting up logging in its own way.
+    configure_logging(settings)
+
+
 @signals.celeryd_init.connect(weak=False)
 def _choose_queue(**_: Any) -> None:
     # Before `worker_init`, because Celery has settled which queues it consumes by then.
