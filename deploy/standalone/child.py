@@ -102,8 +102,9 @@ class Child:
                     process.kill()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until the program has ended for good; whether it has."""
-        self._thread.join(timeout_s)
+        """Wait until the program has ended for good; whether it has. One that was never started has."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def tail(self) -> tuple[str, ...]:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.catalog import CheckpointFile
-
 from deploy.standalone.program import StartFailed
 from shared import catalog
+from shared.catalog import CheckpointFile
 from shared.errors import BadCheckpoint
 
 DEMO = Path(__file__).parent / "checkpoints" / "farm-demo.safetensors"

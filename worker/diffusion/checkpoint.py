@@ -1,6 +1,5 @@
 """Weights from disk to device, fully offline. What a single file does not say is in `worker/diffusion/sd15/`."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,8 +79,7 @@ def _ready(module: Any, device: torch.device) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars and notices out of the log, and the hub out of reach."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    """Keep the libraries' progress bars and notices out of the log."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     level = diffusers_logging.get_verbosity()
