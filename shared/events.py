@@ -66,7 +66,9 @@ class Listener:
                 self._listen()
             except (RedisError, OSError) as error:
                 log.warning("events.disconnected", error=str(error))
-                self._stopped.wait(_RECONNECT_SECONDS)
+            except Exception:  # a message that cannot be read must not deafen the process
+                log.exception("events.crashed")
+            self._stopped.wait(_RECONNECT_SECONDS)
 
     def _listen(self) -> None:
         with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]

@@ -21,20 +21,24 @@ from shared.states import JobState, sources
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A worker's right to run one attempt of a job. `attempt` fences every later write."""
+class Attempt:
+    """One run of a job by one worker. Its number fences every write: a later attempt makes it void."""
 
     job_id: UUID
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(Attempt):
+    """A worker's right to run an attempt, and what to render."""
+
     params: GenerationParams
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """What a worker reports of one running job: denoising steps done over all its images."""
+class Beat(Attempt):
+    """What a worker reports of a running attempt: denoising steps done over all its images."""
 
-    job_id: UUID
-    attempt: int
     steps_done: int
 
 
@@ -154,13 +158,13 @@ def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> fro
     return frozenset(held.scalars())
 
 
-def succeed(session: Session, claim: Claim, images: Iterable[FinishedImage]) -> bool:
+def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> bool:
     """Publish the images and end the job, all or nothing. False when the attempt no longer holds the job."""
-    done = _finish(session, claim, JobState.SUCCEEDED, steps_done=JobRow.steps_total, **_NO_BLAME)
+    done = _finish(session, run, JobState.SUCCEEDED, steps_done=JobRow.steps_total, **_NO_BLAME)
     if done:
         session.add_all(
             ImageRow(
-                job_id=claim.job_id,
+                job_id=run.job_id,
                 index=image.index,
                 seed=image.seed,
                 key=image.key,
@@ -175,25 +179,25 @@ def succeed(session: Session, claim: Claim, images: Iterable[FinishedImage]) -> 
     return done
 
 
-def fail(session: Session, claim: Claim, error: FarmError) -> JobState | None:
+def fail(session: Session, run: Attempt, error: FarmError) -> JobState | None:
     """End an attempt that raised: back to the queue while the error is retryable and attempts are left, else failed.
 
     Returns the new state, or None when the attempt no longer holds the job.
     """
-    row = session.get(JobRow, claim.job_id, with_for_update=True, populate_existing=True)
-    if row is None or row.attempt != claim.attempt or row.state != JobState.RUNNING:
+    row = session.get(JobRow, run.job_id, with_for_update=True, populate_existing=True)
+    if row is None or row.attempt != run.attempt or row.state != JobState.RUNNING:
         return None
     retry = error.retryable and row.faults + 1 < row.max_attempts
     if retry:
-        _requeue(session, claim, faults=JobRow.faults + 1, **_blame(error))
+        _requeue(session, run, faults=JobRow.faults + 1, **_blame(error))
         return JobState.QUEUED
-    _finish(session, claim, JobState.FAILED, faults=JobRow.faults + 1, **_blame(error))
+    _finish(session, run, JobState.FAILED, faults=JobRow.faults + 1, **_blame(error))
     return JobState.FAILED
 
 
-def release(session: Session, claim: Claim) -> bool:
+def release(session: Session, run: Attempt) -> bool:
     """Hand a running job back to the queue through no fault of its own, as a draining worker does."""
-    return _requeue(session, claim)
+    return _requeue(session, run)
 
 
 def cancel(session: Session, job_id: UUID) -> JobRow:
@@ -227,8 +231,7 @@ def rescue(session: Session, *, limit: int = 100) -> list[tuple[UUID, JobState]]
     rescued = []
     for job_id, attempt, worker_id in lost:
         error = WorkerLost(f"Worker {worker_id} went silent while it ran attempt {attempt}.")
-        # A claim needs no params to be fenced.
-        state = fail(session, Claim(job_id, attempt, params=None), error)  # type: ignore[arg-type]
+        state = fail(session, Attempt(job_id, attempt), error)
         if state is not None:
             rescued.append((job_id, state))
     return rescued
@@ -242,20 +245,20 @@ def backlog(session: Session) -> Mapping[str, int]:
     return dict(counted.all())
 
 
-def _finish(session: Session, claim: Claim, to: JobState, **columns: Any) -> bool:
-    return _move(session, claim, to, lease_until=None, finished_at=func.now(), **columns)
+def _finish(session: Session, run: Attempt, to: JobState, **columns: Any) -> bool:
+    return _move(session, run, to, lease_until=None, finished_at=func.now(), **columns)
 
 
-def _requeue(session: Session, claim: Claim, **columns: Any) -> bool:
+def _requeue(session: Session, run: Attempt, **columns: Any) -> bool:
     return _move(
-        session, claim, JobState.QUEUED, lease_until=None, worker_id=None, started_at=None, steps_done=0, **columns
+        session, run, JobState.QUEUED, lease_until=None, worker_id=None, started_at=None, steps_done=0, **columns
     )
 
 
-def _move(session: Session, claim: Claim, to: JobState, **columns: Any) -> bool:
+def _move(session: Session, run: Attempt, to: JobState, **columns: Any) -> bool:
     statement = (
         update(JobRow)
-        .where(JobRow.id == claim.job_id, JobRow.attempt == claim.attempt, JobRow.state == JobState.RUNNING)
+        .where(JobRow.id == run.job_id, JobRow.attempt == run.attempt, JobRow.state == JobState.RUNNING)
         .values(state=to, version=JobRow.version + 1, **columns)
     )
     return _matched(session, statement)

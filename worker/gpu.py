@@ -155,9 +155,12 @@ floor = Floor(settings, app)
 
 @app.task(name=broker.RENDER_TASK)
 def answer() -> None:
-    """Answer one doorbell."""
-    if floor.renderer is not None:
-        floor.renderer.answer()
+    """Answer one doorbell. One that could not be answered is forgotten: the courier rings again for every waiting row."""
+    try:
+        if floor.renderer is not None:
+            floor.renderer.answer()
+    except FarmError as error:
+        log.warning("doorbell.unanswered", code=error.code, error=str(error))
 
 
 @signals.setup_logging.connect(weak=False)

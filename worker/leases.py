@@ -42,6 +42,11 @@ class Running:
         """Denoising steps over all images."""
         return sum(request.steps_done for request in self.requests)
 
+    @property
+    def is_rendered(self) -> bool:
+        """Whether the engine is done with all of it, well or badly."""
+        return bool(self.requests) and all(request.is_done for request in self.requests)
+
     def abort(self) -> None:
         """Withdraw every request; each stops at its next step."""
         self.is_aborted = True
@@ -128,7 +133,8 @@ class Leases:
                 fleet.beat(session, self._worker_id)
                 self._seen_at = now
         for running in due:
-            if running.claim.job_id not in held:
+            # A job that is rendered may just have ended by its slot's own hand.
+            if running.claim.job_id not in held and not running.is_rendered:
                 log.warning("lease.lost", job_id=str(running.claim.job_id), attempt=running.claim.attempt)
                 running.abort()
 

@@ -14,7 +14,7 @@ from redis import Redis
 
 from shared import catalog, jobs
 from shared.db import Database, JobRow
-from shared.events import JobEvent, Listener
+from shared.events import JobEvent, Listener, publish
 from shared.settings import Settings
 from shared.states import JobState
 from shared.storage import Storage
@@ -168,3 +168,18 @@ def test_a_storage_failure_is_retried_later(settings: Settings, floor: Floor) ->
     floor.renderer.answer()
     back = floor.row(job_id)
     assert (back.state, back.error_code, back.faults) == (JobState.QUEUED, "storage_unavailable", 1)
+
+
+def test_a_garbled_event_does_not_deafen_the_listener(redis: Redis) -> None:
+    heard: list[JobEvent] = []
+    listener = Listener(redis, heard.append)
+    listener.start()
+    event = JobEvent(UUID(int=1), JobState.CANCELED, 3)
+    try:
+        while not redis.publish("farm:events", "{garbled"):
+            pass
+        while not heard:
+            publish(redis, event)
+    finally:
+        listener.stop()
+    assert heard[0] == event
