@@ -35,7 +35,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app: FastAPI = FastAPIOffline(title="Render farm", version="1", description=DESCRIPTION, lifespan=lifespan)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    for router in (ops.router, jobs.router, choices.router):
+    for router in (jobs.router, choices.router, ops.router):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)

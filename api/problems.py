@@ -8,7 +8,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from shared.errors import FarmError, Unavailable
@@ -34,6 +34,21 @@ class FieldError(BaseModel):
 
 class ProblemDetails(BaseModel):
     """An error. `code` is stable and meant for programs, `detail` for people."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Unprocessable Content",
+                    "status": 422,
+                    "detail": "steps: Input should be less than or equal to 150",
+                    "code": "invalid_request",
+                    "errors": [{"field": "steps", "message": "Input should be less than or equal to 150"}],
+                }
+            ]
+        }
+    )
 
     type: str = "about:blank"
     title: str

@@ -4,11 +4,50 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.db import ImageRow, JobRow
 from shared.params import GenerationParams
 from shared.states import JobState
+
+
+EXAMPLE = {
+    "id": "019a96d0-5b1e-7c3f-9d2a-3f1c5d7e9b01",
+    "state": "running",
+    "version": 14,
+    "progress": {"steps_done": 12, "steps_total": 20},
+    "seeds": [42],
+    "images": [],
+    "params": {
+        "kind": "txt2img",
+        "checkpoint": "farm-demo",
+        "prompt": "a red circle on a blue background",
+        "negative_prompt": "",
+        "steps": 20,
+        "guidance_scale": 7.0,
+        "width": 256,
+        "height": 256,
+        "seed": 42,
+        "num_images": 1,
+        "sampler": "dpmpp_2m",
+        "schedule": "karras",
+        "init_image": None,
+        "mask_image": None,
+        "strength": None,
+    },
+    "timings": {
+        "created_at": "2026-11-23T12:00:00.000000Z",
+        "started_at": "2026-11-23T12:00:00.020000Z",
+        "finished_at": None,
+        "queued_s": 0.02,
+        "render_s": None,
+        "total_s": None,
+    },
+    "attempt": 1,
+    "max_attempts": 3,
+    "worker": "gpu0.farm-demo@render-1",
+    "error": None,
+}
 
 
 class Progress(BaseModel):
@@ -52,6 +91,8 @@ class Problem(BaseModel):
 
 class Job(BaseModel):
     """A job as it is now. `version` only grows; a final state never changes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     id: UUID
     state: JobState

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from shared.settings import Settings
 
 _LITTLE_BYTES, _SCARCE_BYTES = 1e9, 10e9
+_ADDRESSES = {
+    "DATABASE": ("FARM_DATABASE_URL",),
+    "REDIS": ("FARM_REDIS_URL",),
+    "S3": ("FARM_S3_ENDPOINT_URL", "FARM_S3_BUCKET"),
+}
 _STANDALONE = 'pip install -e ".[standalone]"'
 
 
@@ -44,7 +49,7 @@ class Finding:
 
 def is_remote(part: str) -> bool:
     """Whether the environment names a real server for a part, so that nothing embedded would be started for it."""
-    return any(name.startswith(f"FARM_{part}") and value for name, value in os.environ.items())
+    return any(os.environ.get(name) for name in _ADDRESSES[part])
 
 
 def python() -> Finding:

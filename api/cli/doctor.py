@@ -30,9 +30,9 @@ def doctor(context: typer.Context) -> None:
 
 def _all_checks(front: Front) -> Iterator[Check]:
     yield checks.python
-    yield checks.postgres if checks.is_remote("DATABASE_URL") else checks.embedded_postgres
-    yield checks.redis if checks.is_remote("REDIS_URL") else checks.embedded_redis
-    yield checks.storage if checks.is_remote("S3_") else checks.embedded_storage
+    yield checks.postgres if checks.is_remote("DATABASE") else checks.embedded_postgres
+    yield checks.redis if checks.is_remote("REDIS") else checks.embedded_redis
+    yield checks.storage if checks.is_remote("S3") else checks.embedded_storage
     yield partial(checks.api, front)
     yield partial(checks.workers, front)
     yield checks.gpu

@@ -19,7 +19,7 @@ from shared.params import MAX_IMAGES, GenerationParams
 from shared.states import JobState
 from shared.wire import Job
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(422, 503))
 
 
 class JobPage(BaseModel):
@@ -29,7 +29,7 @@ class JobPage(BaseModel):
     next_cursor: str | None
 
 
-@router.post("", status_code=202, responses=documented(400, 413, 422, 503))
+@router.post("", status_code=202, summary="Submit a job", responses=documented(400, 413))
 def submit(submission: Submission, desk: DeskDep, response: Response) -> Job:
     """Queue a job. Once this answers 202 the job is stored and will reach a final state, whatever dies."""
     with desk.db.transaction() as session:
@@ -41,7 +41,7 @@ def submit(submission: Submission, desk: DeskDep, response: Response) -> Job:
     return Job.of(row)
 
 
-@router.get("", responses=documented(422, 503))
+@router.get("", summary="List jobs")
 def listing(
     desk: DeskDep,
     state: Annotated[JobState | None, Query()] = None,
@@ -61,13 +61,13 @@ def listing(
     )
 
 
-@router.get("/{job_id}", responses=documented(404, 503))
+@router.get("/{job_id}", summary="Show a job", responses=documented(404))
 def show(job_id: JobId, desk: DeskDep) -> Job:
     """Show one job as it is now."""
     return Job.of(_row(desk, job_id))
 
 
-@router.post("/{job_id}/cancel", responses=documented(404, 409, 503))
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409))
 def cancel(job_id: JobId, desk: DeskDep) -> Job:
     """Cancel a queued or running job. No success can follow; a running job stops within one denoising step."""
     with desk.db.transaction() as session:
@@ -79,8 +79,9 @@ def cancel(job_id: JobId, desk: DeskDep) -> Job:
 @router.get(
     "/{job_id}/images/{index}",
     status_code=307,
+    summary="Fetch an image",
     response_class=RedirectResponse,
-    responses=documented(404, 409, 503),
+    responses=documented(404, 409),
 )
 def image(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep) -> RedirectResponse:
     """Redirect to a presigned URL of one image's bytes."""

@@ -137,7 +137,8 @@ def _engines(folder: DataFolder, options: UpOptions, say: Say) -> list[Engine]:
         engines.append(postgres.engine(folder, environ, say))
     if not environ.get("FARM_REDIS_URL"):
         engines.append(redis.engine(folder, environ))
-    if not environ.get("FARM_S3_ENDPOINT_URL"):
+    # AWS itself has no endpoint to name; its bucket tells that it is meant.
+    if not (environ.get("FARM_S3_ENDPOINT_URL") or environ.get("FARM_S3_BUCKET")):
         engines.append(s3.engine(folder, environ, options.host))
     return engines
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -11,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from deploy.standalone.farm import Farm, UpOptions
+from deploy.standalone.farm import Farm, UpOptions, engines_only
 
 BODY = {"prompt": "a red circle on a blue background", "width": 128, "height": 128, "steps": 8}
 DEADLINE_S = 90.0
@@ -111,6 +112,15 @@ def test_a_job_survives_the_death_of_its_worker(farm: Farm, http: httpx.Client) 
     os.kill(worker, signal.SIGKILL)
     job = ended(http, job_id)
     assert (job["state"], job["attempt"]) == ("succeeded", 2)
+
+
+def test_remote_parts_replace_the_embedded_ones(tmp_path: Path) -> None:
+    with engines_only(tmp_path / "remote", environ={}) as addresses:
+        asked = options(tmp_path / "farm")
+        with Farm(replace(asked, environ={**asked.environ, **addresses})) as farm:
+            assert {name.split(".")[0] for name in farm.pids()} == {"api", "courier", "gpu0"}
+            with httpx.Client(base_url=farm.url, timeout=20) as http:
+                assert ended(http, submit(http))["state"] == "succeeded"
 
 
 def test_a_restart_keeps_jobs_and_images_and_leaves_no_process(tmp_path: Path) -> None:

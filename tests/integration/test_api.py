@@ -187,6 +187,7 @@ def test_the_docs_need_no_network(client: TestClient) -> None:
     page = client.get("/docs").text
     assert "https://" not in page
     schema = client.get("/openapi.json").json()
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
     assert schema["components"]["schemas"]["Submission"]["examples"]
     assert "application/problem+json" in schema["paths"]["/v1/jobs"]["post"]["responses"]["422"]["content"]
 
