@@ -4,14 +4,13 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from shared.db import ImageRow, JobRow
 from shared.params import GenerationParams
 from shared.states import JobState
 
-
-EXAMPLE = {
+EXAMPLE: dict[str, JsonValue] = {
     "id": "019a96d0-5b1e-7c3f-9d2a-3f1c5d7e9b01",
     "state": "running",
     "version": 14,
