@@ -5,6 +5,8 @@ diffusers folder. A single file `NAME.safetensors` with a folder `NAME.config/` 
 """
 
 import json
+import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,41 +19,61 @@ MAX_HEADER_BYTES = 32 * 1024 * 1024  # SD1.5's header is 0.15 MB
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 SD15_CONTEXT_WIDTH = 768
+ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
+
+PARTS = ("unet", "vae", "text_encoder")
 
 _UNET_IN = "model.diffusion_model.input_blocks.0.0.weight"
 _CONTEXT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 _VAE = "first_stage_model.decoder.conv_in.weight"
 _TEXT = "cond_stage_model.transformer."
 
-Shapes = Mapping[str, tuple[int, ...]]
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """What a header says of one tensor. `dtype` is safetensors' word: F16, F32, BF16."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+Header = Mapping[str, StoredTensor]
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFile:
-    """A checkpoint that looks loadable. `config_dir` is the folder beside a single file that describes its sizes, if any."""
+    """A checkpoint that looks loadable.
+
+    `dtype` is how its UNet is stored, F16 or F32 mostly; `in_channels` is what the UNet takes. `config_dir` is the folder beside
+    a single file that describes its sizes, if any; `variant` is set for a diffusers folder that has only half-precision files.
+    """
 
     name: str
     path: Path
     layout: Literal["single_file", "diffusers"]
     size_bytes: int
+    dtype: str
+    in_channels: int
     config_dir: Path | None = None
+    variant: Literal["fp16"] | None = None
 
 
 def inspect(path: Path) -> CheckpointFile:
     """Look at one checkpoint; raise `BadCheckpoint` with one line that names the file and what is wrong with it."""
-    path = path.expanduser()
     try:
-        return _inspect(path)
+        return _inspect(path.expanduser())
     except OSError as error:
         raise BadCheckpoint(f"{path}: cannot be read ({error.strerror}).") from error
+    except RuntimeError as error:  # what expanduser raises for a user that does not exist
+        raise BadCheckpoint(f"{path}: cannot be read ({error}).") from error
 
 
 def scan(folder: Path) -> tuple[list[CheckpointFile], list[BadCheckpoint]]:
     """Look at everything in a folder that could be a checkpoint. Returns the good ones by name, and the errors of the rest."""
     try:
         candidates = sorted(path for path in folder.expanduser().iterdir() if _is_candidate(path))
-    except OSError as error:
-        raise BadCheckpoint(f"{folder}: the checkpoint folder cannot be read ({error.strerror}).") from error
+    except (OSError, RuntimeError) as error:
+        raise BadCheckpoint(f"{folder}: the checkpoint folder cannot be read ({error}).") from error
     found: dict[str, CheckpointFile] = {}
     refused: list[BadCheckpoint] = []
     for path in candidates:
@@ -67,8 +89,10 @@ def scan(folder: Path) -> tuple[list[CheckpointFile], list[BadCheckpoint]]:
     return list(found.values()), refused
 
 
-def read_header(path: Path) -> Shapes:
-    """Return the shape of every tensor in a safetensors file after checking that the file holds them all."""
+def read_header(path: Path) -> Header:
+    """Return what a safetensors file says of its tensors, after checking that the file holds them all."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise BadCheckpoint(f"{path}: not a regular file.")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -83,7 +107,7 @@ def read_header(path: Path) -> Shapes:
         raise BadCheckpoint(
             f"{path}: truncated or damaged ({size} bytes, its header promises {end}); download it again."
         )
-    return {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
+    return {name: StoredTensor(tensor["dtype"], tuple(tensor["shape"])) for name, tensor in tensors.items()}
 
 
 def _parsed_header(path: Path, raw: bytes) -> dict[str, Any]:
@@ -91,27 +115,35 @@ def _parsed_header(path: Path, raw: bytes) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(raw)
         header.pop("__metadata__", None)
         for tensor in header.values():
-            begin, end = tensor["data_offsets"]
-            if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *tensor["shape"])) or begin > end:
-                raise ValueError("impossible offsets")
+            _check_extent(tensor)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadCheckpoint(f"{path}: not a safetensors file (its header is unreadable).") from error
     return header
 
 
+def _check_extent(tensor: Mapping[str, Any]) -> None:
+    """Refuse a tensor whose place in the file is not the size that its shape and dtype need."""
+    begin, end = tensor["data_offsets"]
+    item_bytes = ITEM_BYTES.get(tensor["dtype"])
+    if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *tensor["shape"])) or begin > end:
+        raise ValueError("impossible offsets")
+    if item_bytes is not None and end - begin != math.prod(tensor["shape"]) * item_bytes:
+        raise ValueError("offsets that do not fit the shape")
+
+
 def _is_candidate(path: Path) -> bool:
-    if path.name.startswith("."):
+    if path.name.startswith(".") or path.suffix == ".config":
         return False
     if path.is_dir():
-        return (path / "model_index.json").exists() and path.suffix != ".config"
-    return path.suffix in PICKLES | {".safetensors"}
+        return os.access(path, os.R_OK | os.X_OK) and (path / "model_index.json").exists()
+    return path.suffix == ".safetensors" or path.suffix.lower() in PICKLES
 
 
 def _inspect(path: Path) -> CheckpointFile:
     if not path.exists():
         raise BadCheckpoint(f"{path}: there is no such file or folder.")
     name = path.stem if path.suffix == ".safetensors" else path.name
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise BadCheckpoint(f"{path}: a pickle can run code when it is loaded; convert it to .safetensors first.")
     if not NAME.fullmatch(name):
         raise BadCheckpoint(f"{path}: rename it to letters, digits, '.', '_' and '-'; its name becomes part of URLs.")
@@ -121,43 +153,56 @@ def _inspect(path: Path) -> CheckpointFile:
 def _inspect_file(path: Path, name: str) -> CheckpointFile:
     if path.suffix != ".safetensors":
         raise BadCheckpoint(f"{path}: not a .safetensors file.")
-    shapes = read_header(path)
+    header = read_header(path)
     sidecar = path.with_suffix(".config")
-    config_dir = sidecar if sidecar.is_dir() else None
-    complaint = _foreign_architecture(shapes)
-    if complaint is None:
-        width = _json(config_dir / "unet" / "config.json")["cross_attention_dim"] if config_dir else SD15_CONTEXT_WIDTH
-        complaint = _misfit(shapes, width)
+    config_dir = sidecar.resolve() if sidecar.is_dir() else None
+    complaint = _foreign_architecture(header) or _misfit(header, _context_width(config_dir))
     if complaint is not None:
         raise BadCheckpoint(f"{path}: {complaint}")
-    return CheckpointFile(name, path.resolve(), "single_file", path.stat().st_size, config_dir and config_dir.resolve())
+    unet_in = header[_UNET_IN]
+    return CheckpointFile(
+        name, path.resolve(), "single_file", path.stat().st_size, unet_in.dtype, unet_in.shape[1], config_dir
+    )
 
 
-def _foreign_architecture(shapes: Shapes) -> str | None:
+def _context_width(config_dir: Path | None) -> int:
+    if config_dir is None:
+        return SD15_CONTEXT_WIDTH
+    config = config_dir / "unet" / "config.json"
+    width = _json(config).get("cross_attention_dim")
+    if not isinstance(width, int):
+        raise BadCheckpoint(f"{config}: says no cross_attention_dim.")
+    return width
+
+
+def _foreign_architecture(header: Header) -> str | None:
     """Say what a file is when it is something people mistake for an SD1.5 checkpoint."""
-    if any(name.startswith("conditioner.embedders.") for name in shapes):
+    if any(name.startswith("conditioner.embedders.") for name in header):
         return "this is an SDXL checkpoint; the farm serves Stable Diffusion 1.5."
-    if any(name.startswith("cond_stage_model.model.") for name in shapes):
+    if any(name.startswith("cond_stage_model.model.") for name in header):
         return "this is a Stable Diffusion 2 checkpoint; the farm serves Stable Diffusion 1.5."
-    if any("lora_" in name or name.endswith((".alpha", ".hada_w1_a")) for name in shapes):
+    if any("lora_" in name or name.endswith((".alpha", ".hada_w1_a")) for name in header):
         return "this is a LoRA, not a checkpoint."
-    if _UNET_IN not in shapes and any(name.startswith(("first_stage_model.", "decoder.")) for name in shapes):
+    if _UNET_IN not in header and any(name.startswith(("first_stage_model.", "decoder.")) for name in header):
         return "this is a VAE, not a whole checkpoint."
     return None
 
 
-def _misfit(shapes: Shapes, context_width: int) -> str | None:
+def _misfit(header: Header, context_width: int) -> str | None:
     """Say what an original-layout file lacks to be SD1.5."""
-    if _UNET_IN not in shapes or _CONTEXT not in shapes:
+    if _UNET_IN not in header or _CONTEXT not in header:
         return "no Stable Diffusion 1.5 UNet in the original key layout is in it."
-    if _VAE not in shapes or not any(name.startswith(_TEXT) for name in shapes):
+    if _VAE not in header or not any(name.startswith(_TEXT) for name in header):
         return "its VAE or text encoder is missing; the farm needs the whole checkpoint in one file."
-    if shapes[_CONTEXT][-1:] != (context_width,):
-        return f"its cross-attention is {shapes[_CONTEXT][-1]} wide, Stable Diffusion 1.5's is {context_width}."
-    return _channel_complaint(shapes[_UNET_IN][1] if len(shapes[_UNET_IN]) == 4 else 0)
+    width = header[_CONTEXT].shape[-1] if header[_CONTEXT].shape else 0
+    if width != context_width:
+        return (
+            f"its cross-attention is {width} wide, not the {context_width} of Stable Diffusion 1.5 or its own config."
+        )
+    return _channel_complaint(header[_UNET_IN].shape[1] if len(header[_UNET_IN].shape) == 4 else 0)
 
 
-def _channel_complaint(in_channels: int) -> str | None:
+def _channel_complaint(in_channels: Any) -> str | None:
     if in_channels == 9:
         return "this is an inpainting checkpoint (9 input channels), which the farm does not serve yet."
     if in_channels != 4:
@@ -172,22 +217,39 @@ def _inspect_folder(path: Path, name: str) -> CheckpointFile:
     pipeline = _json(index).get("_class_name")
     if pipeline != "StableDiffusionPipeline":
         raise BadCheckpoint(f"{path}: a {pipeline}; the farm serves StableDiffusionPipeline folders.")
-    weights = [_folder_weights(path, part) for part in ("unet", "vae", "text_encoder")]
     unet = _json(path / "unet" / "config.json")
-    if unet.get("use_linear_projection") or unet.get("cross_attention_dim") == 1024:
-        raise BadCheckpoint(f"{path}: this is Stable Diffusion 2; the farm serves Stable Diffusion 1.5.")
-    if complaint := _channel_complaint(unet.get("in_channels", 0)):
+    if complaint := _folder_complaint(unet, _json(path / "text_encoder" / "config.json")):
         raise BadCheckpoint(f"{path}: {complaint}")
+    variant, weights = _folder_weights(path)
+    headers = {file: read_header(file) for file in weights}
+    unet_files = [header for file, header in headers.items() if file.parent.name == "unet"]
+    unet_in = next((header["conv_in.weight"] for header in unet_files if "conv_in.weight" in header), None)
+    if unet_in is None:
+        raise BadCheckpoint(f"{path}: the weights in unet/ are not those of a diffusers UNet.")
     size = sum(file.stat().st_size for file in weights)
-    return CheckpointFile(name, path.resolve(), "diffusers", size)
+    return CheckpointFile(name, path.resolve(), "diffusers", size, unet_in.dtype, unet["in_channels"], variant=variant)
 
 
-def _folder_weights(path: Path, part: str) -> Path:
-    weights = sorted((path / part).glob("*.safetensors"))
-    if not weights:
-        raise BadCheckpoint(f"{path}: no .safetensors weights in {part}/; pickled .bin weights are not loaded.")
-    read_header(weights[0])
-    return weights[0]
+def _folder_complaint(unet: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> str | None:
+    width = unet.get("cross_attention_dim")
+    if unet.get("use_linear_projection") or width == 1024:
+        return "this is Stable Diffusion 2; the farm serves Stable Diffusion 1.5."
+    if width != text_encoder.get("hidden_size"):
+        return f"its UNet reads prompts {width} wide, its text encoder writes {text_encoder.get('hidden_size')}."
+    return _channel_complaint(unet.get("in_channels"))
+
+
+def _folder_weights(path: Path) -> tuple[Literal["fp16"] | None, list[Path]]:
+    """Choose the files that will be loaded: the plain ones, or the fp16 variant where a part has no plain ones."""
+    parts = [sorted((path / part).glob("*.safetensors")) for part in PARTS]
+    plain = [[file for file in files if "." not in file.stem] for files in parts]
+    if all(plain):
+        return None, [file for files in plain for file in files]
+    half = [[file for file in files if ".fp16" in file.stem] for files in parts]
+    if all(half):
+        return "fp16", [file for files in half for file in files]
+    part = next(part for part, files in zip(PARTS, plain, strict=True) if not files)
+    raise BadCheckpoint(f"{path}: no .safetensors weights in {part}/; pickled .bin weights are not loaded.")
 
 
 def _json(path: Path) -> dict[str, Any]:

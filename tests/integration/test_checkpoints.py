@@ -1,8 +1,12 @@
 """Loading weights: the original single-file layout at full size, half precision, diffusers folders, and what must be refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +61,71 @@ def test_a_diffusers_folder_loads_alike(tmp_path: Path) -> None:
     assert (run_alone(DiffusionRunner(mine), TINY) == run_alone(DiffusionRunner(demo), TINY)).all()
 
 
-@pytest.mark.parametrize("lost", ["model.diffusion_model.out.2.weight", "first_stage_model.decoder.conv_out.bias"])
+def saved(tmp_path: Path, **how: Any) -> Path:
+    """The demo as a diffusers folder."""
+    demo = checkpoints.load(catalog.inspect(DEMO), CPU, torch.float16)
+    folder = tmp_path / "mine"
+    shutil.copytree(DEMO.with_suffix(".config"), folder)
+    for part in ("unet", "vae", "text_encoder"):
+        getattr(demo, part).save_pretrained(folder / part, **how)
+    return folder
+
+
+def test_a_folder_with_nothing_but_half_precision_loads(tmp_path: Path) -> None:
+    file = catalog.inspect(saved(tmp_path, variant="fp16"))
+    assert (file.variant, file.dtype) == ("fp16", "F16")
+    assert run_alone(DiffusionRunner(checkpoints.load(file, CPU, torch.float32)), TINY).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path: Path, part: str) -> None:
+    folder = saved(tmp_path)
+    weights = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(weights)
+    lost = next(name for name in tensors if name.endswith("norm1.weight"))
+    del tensors[lost]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(BadCheckpoint, match=f"mine: .*{lost}"):
+        checkpoints.load(catalog.inspect(folder), CPU, torch.float32)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk" * 100, DEMO.read_bytes()[:5_000_000]])
+def test_a_file_that_changed_after_it_was_inspected_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "changed.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadCheckpoint, match=r"changed\.safetensors") as refused:
+        checkpoints.load(replace(catalog.inspect(DEMO), path=path), CPU, torch.float32)
+    assert "\n" not in str(refused.value)
+
+
+def test_loading_says_nothing(tmp_path: Path) -> None:
+    """In a fresh process, because the libraries' notices come with their first import; no network is there to be asked."""
+    program = (
+        "import sys, pathlib, torch; from shared import catalog; from worker.diffusion import checkpoint\n"
+        "for path in sys.argv[1:]:\n"
+        "    checkpoint.load(catalog.inspect(pathlib.Path(path)), torch.device('cpu'), torch.float32)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, DEMO, saved(tmp_path)],
+        cwd=DEMO.parents[3],
+        env={**os.environ, "PYTHONPATH": str(DEMO.parents[3]), "HTTPS_PROXY": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "model.diffusion_model.out.2.weight",
+        "first_stage_model.decoder.conv_out.bias",
+        "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+    ],
+)
 def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path, lost: str) -> None:
     tensors = load_file(DEMO)
     del tensors[lost]

@@ -1,5 +1,6 @@
 """Real pictures of the demo checkpoint: right to look at, equal to diffusers' own, and the same alone as in any batch."""
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
 from shared import catalog
+from shared.errors import OutOfMemory
 from shared.params import Sampler, Schedule
 from worker.diffusion import checkpoint as checkpoints
 from worker.diffusion.checkpoint import Checkpoint
@@ -79,13 +81,22 @@ def test_pictures_follow_their_prompts(engine: Engine[Latents]) -> None:
         assert seen == (color, {ground}), f"{color} {shape} on {ground}, seed {seed}"
 
 
-@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, **EULER_A), replace(SPEC, negative_prompt="blurry, text")])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        replace(SPEC, **EULER_A),
+        replace(SPEC, negative_prompt="blurry, text"),
+        replace(SPEC, schedule=Schedule.UNIFORM, width=192, steps=5),
+        replace(SPEC, guidance_scale=1.0, steps=5),
+    ],
+)
 def test_alone_equals_diffusers_own_pipeline(checkpoint: Checkpoint, spec: ImageSpec) -> None:
     config = checkpoint.scheduler_config
     scheduler = (
         EulerAncestralDiscreteScheduler.from_config(config)
         if spec.sampler is Sampler.EULER_A
-        else DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
+        else DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=spec.schedule is Schedule.KARRAS)
     )
     pipeline: Any = StableDiffusionPipeline(
         vae=checkpoint.vae,
@@ -126,6 +137,31 @@ def test_in_any_batch_as_alone(checkpoint: Checkpoint, engine: Engine[Latents]) 
     for spec, request in zip(specs, requests, strict=True):
         alone = run_alone(DiffusionRunner(checkpoint), spec)
         assert np.abs(request.result(120).astype(int) - alone.astype(int)).max() <= 1
+
+
+class Hungry(torch.nn.Module):
+    """A UNet that runs out of memory in the middle, holding what it had computed so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[weakref.ref[torch.Tensor]] = []
+
+    def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        activations = x * 2
+        self.held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("no more")
+
+
+def test_running_out_of_memory_lets_go_of_the_failed_call(checkpoint: Checkpoint) -> None:
+    """A future keeps its error for as long as the job wants it; the error must not keep the call's tensors."""
+    hungry = Hungry()
+    runner = DiffusionRunner(replace(checkpoint, unet=hungry))
+    image = runner.prepare(replace(SPEC, steps=2, width=64, height=64))
+    with pytest.raises(OutOfMemory) as kept:
+        runner.denoise([image])
+    assert kept.value.retryable
+    assert [held() for held in hungry.held] == [None]
+    assert image.steps_done == 0
 
 
 def test_every_seed_is_another_picture(checkpoint: Checkpoint) -> None:

@@ -1,6 +1,7 @@
 """What is a checkpoint and what only looks like one, from files that hold a header and zeros."""
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from shared.errors import BadCheckpoint
 
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 UNET = "model.diffusion_model."
+CONTEXT = UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 SD15 = {
     UNET + "input_blocks.0.0.weight": [32, 4, 3, 3],
-    UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [32, 768],
+    CONTEXT: [32, 768],
     "first_stage_model.decoder.conv_in.weight": [8, 4, 3, 3],
     "cond_stage_model.transformer.text_model.embeddings.position_ids": [1, 77],
 }
@@ -39,6 +41,7 @@ def write(path: Path, shapes: dict[str, list[int]], *, cut: int = 0) -> Path:
 def test_the_demo_checkpoint_is_one() -> None:
     file = catalog.inspect(DEMO)
     assert (file.name, file.layout, file.config_dir) == ("farm-demo", "single_file", DEMO.with_suffix(".config"))
+    assert (file.dtype, file.in_channels, file.size_bytes) == ("F16", 4, DEMO.stat().st_size)
 
 
 def test_sd15_is_accepted(tmp_path: Path) -> None:
@@ -59,7 +62,8 @@ def test_sd15_is_accepted(tmp_path: Path) -> None:
         ({**SD15, UNET + "input_blocks.0.0.weight": [32, 9, 3, 3]}, "inpainting"),
         ({**SD15, UNET + "input_blocks.0.0.weight": [32, 8, 3, 3]}, "takes 8 channels"),
         ({**SD15, UNET + "input_blocks.0.0.weight": [32]}, "takes 0 channels"),
-        ({**SD15, UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [32, 1024]}, "1024 wide"),
+        ({**SD15, CONTEXT: [32, 1024]}, "1024 wide"),
+        ({**SD15, CONTEXT: []}, "0 wide"),
         ({}, "no Stable Diffusion 1.5 UNet"),
     ],
 )
@@ -84,6 +88,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
     [
         ("x.ckpt", b"\x80\x02}", "pickle"),
         ("x.pt", b"\x80\x02}", "pickle"),
+        ("x.CKPT", b"\x80\x02}", "pickle"),
         ("x.safetensors", b"", "header is unreadable"),
         ("x.safetensors", b"\x80\x02}q\x00.", "header is unreadable"),
         ("x.safetensors", b"\xff" * 100, "header is unreadable"),
@@ -102,6 +107,48 @@ def test_what_is_no_weights_file_is_refused(tmp_path: Path, name: str, content: 
         catalog.inspect(path)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"dtype": "F16", "shape": [1_000_000], "data_offsets": [0, 4]},
+        {"dtype": "U8", "shape": [4], "data_offsets": [4, 0]},
+        {"dtype": "U8", "shape": [-4], "data_offsets": [0, 4]},
+        {"dtype": "U8", "shape": [4], "data_offsets": [0]},
+        {"dtype": "U8", "shape": "four", "data_offsets": [0, 4]},
+        {"dtype": ["U8"], "shape": [4], "data_offsets": [0, 4]},
+        {"shape": [4], "data_offsets": [0, 4]},
+        {"dtype": "U8", "shape": [4]},
+        4,
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(tmp_path: Path, tensor: object) -> None:
+    raw = json.dumps({"w": tensor}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"1234")
+    with pytest.raises(BadCheckpoint, match="header is unreadable"):
+        catalog.inspect(path)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"cross_attention_dim": "wide"}', "[]", "{"])
+def test_a_config_that_says_no_width_is_named(tmp_path: Path, content: str) -> None:
+    write(tmp_path / "x.safetensors", SD15)
+    (tmp_path / "x.config/unet").mkdir(parents=True)
+    (tmp_path / "x.config/unet/config.json").write_text(content)
+    with pytest.raises(BadCheckpoint, match=r"x\.config/unet/config\.json"):
+        catalog.inspect(tmp_path / "x.safetensors")
+
+
+def test_a_pipe_is_refused_without_opening_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(BadCheckpoint, match="not a regular file"):
+        catalog.inspect(tmp_path / "x.safetensors")
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(BadCheckpoint, match="no-such-user"):
+        catalog.inspect(Path("~no-such-user/x.safetensors"))
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match="no such file"):
         catalog.inspect(tmp_path / "gone.safetensors")
@@ -118,14 +165,30 @@ def test_random_bytes_never_raise_anything_else(tmp_path_factory: pytest.TempPat
 def folder(path: Path, *, pipeline: str = "StableDiffusionPipeline", unet: dict[str, object] | None = None) -> Path:
     for part in ("unet", "vae", "text_encoder"):
         (path / part).mkdir(parents=True)
-        write(path / part / "model.safetensors", {"w": [4]})
+        write(path / part / "model.safetensors", {"conv_in.weight": [4]})
     (path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     (path / "unet/config.json").write_text(json.dumps(unet or {"in_channels": 4, "cross_attention_dim": 768}))
+    (path / "text_encoder/config.json").write_text('{"hidden_size": 768}')
     return path
 
 
 def test_a_diffusers_folder_is_accepted(tmp_path: Path) -> None:
-    assert catalog.inspect(folder(tmp_path / "mine")).layout == "diffusers"
+    file = catalog.inspect(folder(tmp_path / "mine"))
+    assert (file.name, file.layout, file.variant, file.in_channels) == ("mine", "diffusers", None, 4)
+
+
+def test_a_folder_with_nothing_but_half_precision_is_accepted(tmp_path: Path) -> None:
+    path = folder(tmp_path / "mine")
+    for file in path.glob("*/model.safetensors"):
+        file.rename(file.with_name("model.fp16.safetensors"))
+    assert catalog.inspect(path).variant == "fp16"
+
+
+def test_every_file_of_a_folder_is_looked_at(tmp_path: Path) -> None:
+    path = folder(tmp_path / "sharded")
+    write(path / "vae/model-00002-of-00002.safetensors", {"w": [4]}, cut=1)
+    with pytest.raises(BadCheckpoint, match=r"00002-of-00002\.safetensors: truncated"):
+        catalog.inspect(path)
 
 
 def test_foreign_folders_are_refused(tmp_path: Path) -> None:
@@ -135,6 +198,12 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
         catalog.inspect(folder(tmp_path / "sd2", unet={"in_channels": 4, "cross_attention_dim": 1024}))
     with pytest.raises(BadCheckpoint, match="inpainting"):
         catalog.inspect(folder(tmp_path / "inpaint", unet={"in_channels": 9, "cross_attention_dim": 768}))
+    with pytest.raises(BadCheckpoint, match="2048 wide, its text encoder writes 768"):
+        catalog.inspect(folder(tmp_path / "wide", unet={"in_channels": 4, "cross_attention_dim": 2048}))
+    other = folder(tmp_path / "other")
+    write(other / "unet/model.safetensors", {"w": [4]})
+    with pytest.raises(BadCheckpoint, match="not those of a diffusers UNet"):
+        catalog.inspect(other)
     pickled = folder(tmp_path / "pickled")
     (pickled / "vae/model.safetensors").rename(pickled / "vae/model.bin")
     with pytest.raises(BadCheckpoint, match=r"pickled \.bin"):
@@ -150,6 +219,10 @@ def test_scanning_keeps_the_good_and_names_the_bad(tmp_path: Path) -> None:
     folder(tmp_path / "c")
     folder(tmp_path / "a")
     write(tmp_path / "xl.safetensors", {"conditioner.embedders.0.x": [1]})
+    write(tmp_path / "odd.safetensors", {**SD15, CONTEXT: []})
+    write(tmp_path / "strange.safetensors", SD15)
+    (tmp_path / "strange.config/unet").mkdir(parents=True)
+    (tmp_path / "strange.config/unet/config.json").write_text("{}")
     (tmp_path / "old.ckpt").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "b.config").mkdir()
@@ -158,5 +231,5 @@ def test_scanning_keeps_the_good_and_names_the_bad(tmp_path: Path) -> None:
     (tmp_path / "b.config/unet/config.json").write_text('{"cross_attention_dim": 768}')
     found, refused = catalog.scan(tmp_path)
     assert [file.name for file in found] == ["a", "b", "c"]
-    assert len(refused) == 3
+    assert len(refused) == 5
     assert any("is taken by" in str(error) for error in refused)

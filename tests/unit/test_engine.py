@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from threading import Event
+from queue import SimpleQueue
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from shared.errors import Canceled, EngineStopped, OutOfMemory, RenderFailed
 from shared.params import Sampler, Schedule
 from worker.engine.engine import Engine, run_alone
-from worker.engine.request import ImageSpec, Pixels
+from worker.engine.request import ImageSpec, Pixels, Request
 
 SPEC = ImageSpec("p", "", 5, 7.0, 64, 64, 1, Sampler.DPMPP_2M, Schedule.KARRAS)
 
@@ -89,18 +90,16 @@ def test_ragged_requests_in_one_batch_equal_each_alone(engine: Engine[Toy], devi
 
 
 def test_a_latecomer_joins_the_running_batch(engine: Engine[Toy], device: ToyDevice) -> None:
-    joined: list[object] = []
+    joined: SimpleQueue[Request] = SimpleQueue()
 
     def submit_another(_batch: Sequence[Toy]) -> None:
         if len(device.batches) == 2:
-            joined.append(engine.submit(replace(SPEC, seed=2)))
+            joined.put(engine.submit(replace(SPEC, seed=2)))
 
     device.before_call = submit_another
     engine.submit(replace(SPEC, seed=1, steps=6))
     engine.start()
-    while not joined:
-        pass
-    joined[0].result(10)  # type: ignore[attr-defined]
+    joined.get(timeout=10).result(10)
     assert [1, 2] in device.batches
 
 
@@ -111,6 +110,15 @@ def test_a_canceled_request_makes_no_further_step(engine: Engine[Toy], device: T
     with pytest.raises(Canceled):
         long.result(10)
     assert long.steps_done == 4  # the step that was under way, and none after it
+
+
+def test_a_request_canceled_in_its_last_step_gives_no_picture(engine: Engine[Toy], device: ToyDevice) -> None:
+    device.before_call = lambda _batch: late.cancel() if len(device.batches) == SPEC.steps - 1 else None
+    late = engine.submit(SPEC)
+    engine.start()
+    with pytest.raises(Canceled):
+        late.result(10)
+    assert late.steps_done == late.steps_total == SPEC.steps
 
 
 def test_a_request_canceled_before_it_began(engine: Engine[Toy], device: ToyDevice) -> None:
@@ -182,13 +190,55 @@ def test_stopping_fails_what_is_in_flight(engine: Engine[Toy], device: ToyDevice
     engine.start()
     assert under_way.wait(10)
     waiting = engine.submit(SPEC)
-    assert engine.seconds_since_tick >= 0
-    engine._is_stopped = True
+    stopping = Thread(target=engine.stop)
+    stopping.start()
+    with pytest.raises(EngineStopped):
+        submit_until_refused(engine)  # the stop closes the door before it waits for the tick under way
     go_on.set()
-    engine.stop()
+    stopping.join(10)
     for request in (running, waiting):
         with pytest.raises(EngineStopped):
             request.result(10)
-    with pytest.raises(EngineStopped):
-        engine.submit(SPEC)
+    assert len(device.batches) == 1
+    assert not engine.is_alive
     assert engine.seconds_since_tick == 0.0
+
+
+def submit_until_refused(engine: Engine[Toy]) -> None:
+    while True:
+        engine.submit(SPEC)
+
+
+def test_a_tick_that_hangs_shows(device: ToyDevice) -> None:
+    under_way, go_on, now = Event(), Event(), 10.0
+
+    def hang(_batch: Sequence[Toy]) -> None:
+        under_way.set()
+        assert go_on.wait(10)
+
+    device.before_call = hang
+    engine = Engine(device, max_samples=8, clock=lambda: now)
+    request = engine.submit(SPEC)
+    engine.start()
+    assert under_way.wait(10)
+    now = 13.0
+    assert engine.seconds_since_tick == 3.0
+    go_on.set()
+    assert request.result(10) is not None
+    engine.stop()
+    assert engine.seconds_since_tick == 0.0
+
+
+def test_stopping_before_the_start_leaves_nobody_waiting(engine: Engine[Toy]) -> None:
+    request = engine.submit(SPEC)
+    assert request.steps_total == SPEC.steps
+    engine.stop()
+    with pytest.raises(EngineStopped):
+        request.result(10)
+
+
+def test_an_engine_without_work_is_alive_and_silent_for_no_time(engine: Engine[Toy]) -> None:
+    assert not engine.is_alive
+    engine.start()
+    assert engine.submit(SPEC).result(10) is not None
+    assert engine.is_alive

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from shared.catalog import CheckpointFile
@@ -51,18 +50,38 @@ def load(file: CheckpointFile, device: torch.device, dtype: torch.dtype) -> Chec
 
 
 def _pipeline(file: CheckpointFile, dtype: torch.dtype) -> Any:
+    # Imported once the libraries are quiet: this prints notices about image libraries that nothing here uses.
+    from diffusers import StableDiffusionPipeline
+
     parts = {
         "tokenizer": CLIPTokenizer.from_pretrained(SD15_DIR / "tokenizer", local_files_only=True),
         "safety_checker": None,
         "feature_extractor": None,
         "requires_safety_checker": False,
         "local_files_only": True,
-        "torch_dtype": dtype,
+        "dtype": dtype,
     }
     if file.layout == "diffusers":
+        parts |= {"text_encoder": _folder_text_encoder(file, dtype), "variant": file.variant}
         return StableDiffusionPipeline.from_pretrained(file.path, use_safetensors=True, **parts)
     config = file.config_dir or SD15_DIR
     return StableDiffusionPipeline.from_single_file(str(file.path), config=str(config), **parts)
+
+
+def _folder_text_encoder(file: CheckpointFile, dtype: torch.dtype) -> Any:
+    """Load a folder's text encoder by itself, to hear of missing tensors: the library fills them with random numbers."""
+    loaded: Any = CLIPTextModel.from_pretrained(
+        file.path / "text_encoder",
+        use_safetensors=True,
+        local_files_only=True,
+        variant=file.variant,
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    text_encoder, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise BadCheckpoint(f"the tensor {missing[0]} of the text encoder is missing")
+    return text_encoder
 
 
 def _refuse_unset_weights(pipeline: Any) -> None:
@@ -79,12 +98,15 @@ def _ready(module: Any, device: torch.device) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars and notices out of the log."""
+    """Keep the libraries' progress bars and notices out of the log; what matters of them becomes an error here."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
+    libraries = (diffusers_logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
     try:
         yield
     finally:
-        diffusers_logging.set_verbosity(level)
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)

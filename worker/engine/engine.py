@@ -61,12 +61,13 @@ class Engine(Generic[D]):
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop after the present tick; every request in flight fails with `EngineStopped`."""
+        """Stop after the present tick, if there is one; every request in flight fails with `EngineStopped`."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
+        self._abandon()
 
     def submit(self, spec: ImageSpec) -> Request:
         """Let an image join from the next tick on."""
@@ -84,6 +85,11 @@ class Engine(Generic[D]):
         began = self._tick_began
         return 0.0 if began is None else self._clock() - began
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread works or waits for work."""
+        return self._thread.is_alive()
+
     def tick(self) -> None:
         """Advance the requests whose turn it is by one UNet call."""
         self._drop_canceled()
@@ -98,7 +104,6 @@ class Engine(Generic[D]):
             self._tick_began = self._clock()
             self.tick()
             self._tick_began = None
-        self._abandon()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -140,7 +145,8 @@ class Engine(Generic[D]):
     def _finish(self, batch: list[Request]) -> None:
         for request in batch:
             image = self._images.get(request)
-            if image is None or image.steps_done < image.steps_total:
+            # A canceled one is dropped at the next tick's start; decoding it would be work for nobody.
+            if image is None or image.steps_done < image.steps_total or request.is_canceled:
                 continue
             try:
                 pixels = self._runner.decode(image)

@@ -67,6 +67,11 @@ class Request:
         return self.denoising.steps_done if self.denoising else 0
 
     @property
+    def steps_total(self) -> int:
+        """Denoising steps in all; the steps asked for until the sampler has counted its own."""
+        return self.denoising.steps_total if self.denoising else self.spec.steps
+
+    @property
     def is_done(self) -> bool:
         """Whether the result, or an error, is there."""
         return self._future.done()

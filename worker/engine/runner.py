@@ -1,5 +1,6 @@
 """The torch side of the engine: one resident checkpoint, and images between their steps."""
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from worker.engine.request import ImageSpec, Pixels
 
 @dataclass(slots=True)
 class Latents:
-    """One image between steps. `x` is (1, 4, height/8, width/8) float32; `context` is (samples, tokens, width)."""
+    """One image between steps.
+
+    `x` is (1, 4, height/8, width/8) float32 and `context` (samples, tokens, width), both on the device. `fresh_noise` is what the
+    sampler will add, step by step, empty for one that adds none; it waits in host memory.
+    """
 
     x: Tensor
     context: Tensor
     guidance_scale: float
     sampler: Any
-    generator: torch.Generator
+    fresh_noise: Tensor
     steps_done: int = 0
 
     @property
@@ -51,6 +56,14 @@ class Latents:
         timestep: Tensor = self.sampler.timesteps[self.steps_done]
         return timestep
 
+    def advance(self, prediction: Tensor) -> None:
+        """Take the step that a guided prediction calls for."""
+        fresh = None
+        if len(self.fresh_noise):
+            fresh = self.fresh_noise[self.steps_done].to(self.x.device, non_blocking=True)
+        self.x = samplers.step(self.sampler, prediction, self.timestep, self.x, fresh)
+        self.steps_done += 1
+
 
 class DiffusionRunner:
     """Renders images of one checkpoint, many at a time."""
@@ -61,17 +74,16 @@ class DiffusionRunner:
 
     @torch.inference_mode()
     def prepare(self, spec: ImageSpec) -> Latents:
-        """Encode the prompt, set up the sampler, draw the first noise.
-
-        The generator lives on the CPU and belongs to the image: a seed gives the same noise on every device, in every batch.
-        """
+        """Encode the prompt, set up the sampler, draw all the noise that the image will need."""
         with _memory_errors():
             device = self._checkpoint.device
             sampler = samplers.make(spec.sampler, spec.schedule, spec.steps, self._checkpoint.scheduler_config)
-            generator = torch.Generator("cpu").manual_seed(spec.seed)
-            x = noise.initial(generator, width=spec.width, height=spec.height) * sampler.init_noise_sigma
+            first, fresh = noise.draw(
+                spec.seed, width=spec.width, height=spec.height, fresh=samplers.noise_draws(sampler)
+            )
+            x = first * sampler.init_noise_sigma
             context = self._prompts.encode(spec.prompt, spec.negative_prompt if spec.guidance_scale > 1 else None)
-            return Latents(x.to(device), context, spec.guidance_scale, sampler, generator)
+            return Latents(x.to(device), context, spec.guidance_scale, sampler, _staged(fresh, device))
 
     @torch.inference_mode()
     def denoise(self, batch: Sequence[Latents]) -> None:
@@ -79,10 +91,7 @@ class DiffusionRunner:
         with _memory_errors():
             predictions = self._predict(batch).split([image.samples for image in batch])
         for image, prediction in zip(batch, predictions, strict=True):
-            image.x = samplers.step(
-                image.sampler, guided(prediction, image.guidance_scale), image.timestep, image.x, image.generator
-            )
-            image.steps_done += 1
+            image.advance(guided(prediction, image.guidance_scale))
 
     @torch.inference_mode()
     def decode(self, denoised: Latents) -> Pixels:
@@ -94,10 +103,9 @@ class DiffusionRunner:
         """Return the UNet's noise predictions, (samples of all images, 4, height/8, width/8) float32."""
         unet, device, dtype = self._checkpoint.unet, self._checkpoint.device, self._checkpoint.dtype
         x = torch.cat([_scaled(image).expand(image.samples, -1, -1, -1) for image in batch])
-        # A float tensor on the device: a Python number would cost a synchronisation, and some samplers have fractional steps.
-        timesteps = torch.tensor(
-            [float(image.timestep) for image in batch for _ in range(image.samples)], dtype=torch.float32, device=device
-        )
+        # A float tensor, because some samplers have fractional steps; sent without waiting for the device to catch up.
+        timesteps = torch.tensor([float(image.timestep) for image in batch for _ in range(image.samples)])
+        timesteps = timesteps.to(device, torch.float32, non_blocking=True)
         context = torch.cat([image.context for image in batch])
         prediction: Tensor = unet(x.to(dtype), timesteps, encoder_hidden_states=context, return_dict=False)[0]
         return prediction.float()
@@ -116,10 +124,17 @@ def _scaled(image: Latents) -> Tensor:
     return scaled
 
 
+def _staged(noise: Tensor, device: torch.device) -> Tensor:
+    """Put noise where a copy to the device need not wait for it: in pinned memory."""
+    return noise.pin_memory() if device.type == "cuda" and len(noise) else noise
+
+
 @contextmanager
 def _memory_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        # The traceback would keep the failed call's tensors alive for as long as someone holds the error.
+        traceback.clear_frames(error.__traceback__)
         torch.cuda.empty_cache()
         raise OutOfMemory from error
