@@ -5,7 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import RedirectResponse
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from sqlalchemy.orm import Session
 
 from api.deps import Desk, DeskDep, JobId
@@ -15,11 +15,15 @@ from api.v1.submissions import Submission, resolve
 from shared import broker, events, fleet, jobs
 from shared.db import ImageRow, JobRow
 from shared.errors import ImageNotFound, ImagesNotReady
-from shared.params import MAX_IMAGES, GenerationParams
+from shared.params import MAX_IMAGES, GenerationParams, reject_nul
 from shared.states import JobState
 from shared.wire import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(422, 503))
+
+
+# A NUL would reach Postgres, which refuses it as no other character.
+Name = Annotated[str, AfterValidator(reject_nul)]
 
 
 class JobPage(BaseModel):
@@ -45,7 +49,7 @@ def submit(submission: Submission, desk: DeskDep, response: Response) -> Job:
 def listing(
     desk: DeskDep,
     state: Annotated[JobState | None, Query()] = None,
-    checkpoint: Annotated[str | None, Query(max_length=100)] = None,
+    checkpoint: Annotated[Name | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
 ) -> JobPage:

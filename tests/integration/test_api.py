@@ -101,7 +101,17 @@ def test_list_pages_and_filters(client: TestClient) -> None:
     assert client.get("/v1/jobs", params={"checkpoint": "other"}).json()["jobs"] == []
 
 
-@pytest.mark.parametrize("cursor", ["x", "!!!!", "é", "AAAA", "A" * 64])
+@pytest.mark.parametrize("query", ["checkpoint=%00", "limit=0", "limit=x", "state=x", "checkpoint=" + "x" * 101])
+def test_a_bad_filter_is_refused(client: TestClient, query: str) -> None:
+    problem(client.get(f"/v1/jobs?{query}"), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("query", ["checkpoint=%ff%fe", "checkpoint=%C3%A9", "checkpoint='%3B--", "nonsense=1"])
+def test_a_filter_that_matches_nothing_is_no_error(client: TestClient, query: str) -> None:
+    assert client.get(f"/v1/jobs?{query}").json() == {"jobs": [], "next_cursor": None}
+
+
+@pytest.mark.parametrize("cursor", ["\0", "x", "!!!!", "é", "AAAA", "A" * 64])
 def test_a_foreign_cursor_is_refused(client: TestClient, cursor: str) -> None:
     problem(client.get("/v1/jobs", params={"cursor": cursor}), 422, "bad_cursor")
 
