@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
+from deploy.standalone.training.shapes import PALETTE
 from shared import catalog
 from shared.errors import OutOfMemory
 from shared.params import Sampler, Schedule
@@ -23,19 +24,6 @@ from worker.engine.runner import DiffusionRunner, Latents
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 SPEC = ImageSpec("a red circle on a blue background", "", 12, 7.0, 128, 128, 42, Sampler.DPMPP_2M, Schedule.KARRAS)
 EULER_A: dict[str, Any] = {"sampler": Sampler.EULER_A, "schedule": Schedule.UNIFORM}
-COLORS = {
-    "red": (222, 30, 36),
-    "green": (34, 160, 60),
-    "blue": (32, 72, 216),
-    "yellow": (248, 220, 40),
-    "orange": (246, 134, 28),
-    "purple": (124, 44, 164),
-    "pink": (250, 140, 190),
-    "white": (248, 248, 248),
-    "black": (14, 14, 14),
-    "cyan": (40, 206, 220),
-    "gray": (128, 128, 128),
-}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +44,7 @@ def color_at(pixels: Pixels, x: float, y: float) -> str:
     side = pixels.shape[0]
     patch = pixels[int(y * side) - 4 : int(y * side) + 4, int(x * side) - 4 : int(x * side) + 4].reshape(-1, 3)
     mean = patch.mean(axis=0)
-    return min(COLORS, key=lambda name: float(np.abs(mean - np.array(COLORS[name])).sum()))
+    return min(PALETTE, key=lambda name: float(np.abs(mean - np.array(PALETTE[name])).sum()))
 
 
 def test_pictures_follow_their_prompts(engine: Engine[Latents]) -> None:

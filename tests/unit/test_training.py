@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from deploy.standalone.training import autoencoder, captions, export, ldm, networks, shapes
+from deploy.standalone.training import autoencoder, captions, evaluate, export, ldm, networks, shapes
 from deploy.standalone.training.denoiser import DenoiserTrainer
 from deploy.standalone.training.evaluate import Result, contact_sheet, measured, prompts
 from deploy.standalone.training.judge import judge, nearest
@@ -200,6 +200,18 @@ def test_export_has_the_published_layout(vocabulary: Vocabulary, tmp_path: Path)
     export.write_configs(pipeline, tmp_path)
     for part in export.CONFIGS:
         assert config(tmp_path / part) == config(CHECKPOINTS / "farm-demo.config" / part), part
+
+
+def test_the_published_file_survives_loading_and_exporting() -> None:
+    pipeline = evaluate.load(PUBLISHED, "dpmpp_2m", torch.device("cpu"))
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.half()
+    state = export.single_file(pipeline)
+    with safe_open(PUBLISHED, framework="pt") as file:
+        # Equal names and shapes would not show two weights of one shape in each other's place.
+        swapped = [n for n in file.keys() if not torch.equal(state.pop(n), file.get_tensor(n))]  # noqa: SIM118
+    assert not swapped
+    assert not state
 
 
 def config(path: Path) -> dict[str, Any]:
