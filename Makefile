@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format big clean
+.PHONY: help demo test up check format bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ check: $(DEV_STAMP) ## Format, lint, types, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+bench: $(DEV_STAMP) ## Time the engine against a bare pipeline; BENCH="--device cuda" for a GPU
+	@$(BIN)/python -m tests.bench $(BENCH)
 
 format: $(DEV_STAMP) ## Rewrite the code to the house format
 	@$(BIN)/ruff format .

@@ -203,10 +203,8 @@ def _misfit(header: Header, context_width: int) -> str | None:
 
 
 def _channel_complaint(in_channels: Any) -> str | None:
-    if in_channels == 9:
-        return "this is an inpainting checkpoint (9 input channels), which the farm does not serve yet."
-    if in_channels != 4:
-        return f"its UNet takes {in_channels} channels, Stable Diffusion 1.5's takes 4."
+    if in_channels not in {4, 9}:
+        return f"its UNet takes {in_channels} channels, Stable Diffusion 1.5's takes 4, or 9 for inpainting."
     return None
 
 
@@ -215,7 +213,7 @@ def _inspect_folder(path: Path, name: str) -> CheckpointFile:
     if not index.exists():
         raise BadCheckpoint(f"{path}: not a diffusers folder (it has no model_index.json).")
     pipeline = _json(index).get("_class_name")
-    if pipeline != "StableDiffusionPipeline":
+    if pipeline not in {"StableDiffusionPipeline", "StableDiffusionInpaintPipeline"}:
         raise BadCheckpoint(f"{path}: a {pipeline}; the farm serves StableDiffusionPipeline folders.")
     unet = _json(path / "unet" / "config.json")
     if complaint := _folder_complaint(unet, _json(path / "text_encoder" / "config.json")):

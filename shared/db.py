@@ -81,6 +81,7 @@ class ImageRow(Base):
     height: Mapped[int]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
+    flagged: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class WorkerRow(Base):
@@ -105,6 +106,18 @@ class CheckpointRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     announced_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class WeightsRow(Base):
+    """A LoRA, embedding or VAE that some worker has in its folders, and when one last saw it there."""
+
+    __tablename__ = "weights"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    alias: Mapped[str | None]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Database:

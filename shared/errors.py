@@ -3,16 +3,22 @@
 FarmError
 ├── InvalidRequest 422      the request says something impossible
 │   ├── UnknownCheckpoint
+│   ├── UnknownWeights      no LoRA, embedding or VAE of that name
+│   ├── BadPicture          an init image or a mask that is none
 │   └── BadCursor
 ├── NotFound 404
 │   ├── JobNotFound
-│   └── ImageNotFound
+│   ├── ImageNotFound
+│   └── PreviewNotFound
 ├── Conflict 409
 │   ├── JobAlreadyFinal
 │   └── ImagesNotReady
-├── BadCheckpoint 422       a weights file that is not a loadable SD1.5
+├── BadWeights 422          a weights file that cannot be loaded
+│   └── BadCheckpoint       … as a whole SD1.5
 ├── RenderFailed 500        the engine could not make this image
 │   ├── OutOfMemory         retryable
+│   ├── NotANumber
+│   ├── WeightsMissing      retryable: another worker may have them
 │   └── EngineStopped       retryable: the worker went away under the request
 ├── WorkerLost 500          retryable: the lease ran out
 └── Unavailable 503         retryable: a dependency does not answer
@@ -50,6 +56,18 @@ class UnknownCheckpoint(InvalidRequest):
     code = "unknown_checkpoint"
 
 
+class UnknownWeights(InvalidRequest):
+    """No worker of this farm has announced weights of that name."""
+
+    code = "unknown_weights"
+
+
+class BadPicture(InvalidRequest):
+    """The picture cannot be read."""
+
+    code = "bad_picture"
+
+
 class BadCursor(InvalidRequest):
     """The cursor is not one that this listing handed out."""
 
@@ -75,6 +93,12 @@ class ImageNotFound(NotFound):
     code = "image_not_found"
 
 
+class PreviewNotFound(NotFound):
+    """The job shows no preview now."""
+
+    code = "preview_not_found"
+
+
 class Conflict(FarmError):
     """The request does not fit the present state."""
 
@@ -94,10 +118,16 @@ class ImagesNotReady(Conflict):
     code = "images_not_ready"
 
 
-class BadCheckpoint(FarmError):
-    """The file is not a Stable Diffusion 1.5 checkpoint that can be loaded."""
+class BadWeights(FarmError):
+    """The file does not hold weights that can be loaded."""
 
     status = 422
+    code = "bad_weights"
+
+
+class BadCheckpoint(BadWeights):
+    """The file is not a Stable Diffusion 1.5 checkpoint that can be loaded."""
+
     code = "bad_checkpoint"
 
 
@@ -111,6 +141,19 @@ class OutOfMemory(RenderFailed):
     """The device has not enough memory for this image."""
 
     code = "out_of_memory"
+    retryable = True
+
+
+class NotANumber(RenderFailed):
+    """The numbers of the image have blown up; the checkpoint, VAE or LoRA may be damaged or unfit for half precision."""
+
+    code = "not_a_number"
+
+
+class WeightsMissing(RenderFailed):
+    """The job names weights that its worker does not have."""
+
+    code = "weights_missing"
     retryable = True
 
 

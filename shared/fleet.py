@@ -1,17 +1,21 @@
-"""The gpu workers that are alive and the checkpoints they serve. Nothing else writes `workers` and `checkpoints`."""
+"""The gpu workers that are alive, their checkpoints and the other weights they have. Nothing else writes those tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.db import CheckpointRow, WorkerRow
-from shared.errors import InvalidRequest, UnknownCheckpoint
+from shared.db import CheckpointRow, WeightsRow, WorkerRow
+from shared.errors import InvalidRequest, UnknownCheckpoint, UnknownWeights
+from shared.weights import Kind, WeightsFile
 
 FORGET_AFTER = timedelta(days=1)
+# Workers look through their folders more often than this; what none of them has seen for so long is gone.
+WEIGHTS_SEEN_WITHIN = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +97,38 @@ def resolve_checkpoint(session: Session, wanted: str | None, *, default: str | N
     if len(candidates) > 1:
         raise InvalidRequest(f"Say which checkpoint to use: {', '.join(candidates)}.")
     return candidates[0]
+
+
+def stock(session: Session, files: Iterable[WeightsFile]) -> None:
+    """Record the LoRAs, embeddings and VAEs that a worker has in its folders now."""
+    rows = [
+        {"kind": file.kind, "name": file.name, "alias": file.alias, "size_bytes": file.size_bytes} for file in files
+    ]
+    if not rows:
+        return
+    insertion = insert(WeightsRow).values(sorted(rows, key=lambda row: (row["kind"], row["name"])))
+    fresh = {"alias": insertion.excluded.alias, "size_bytes": insertion.excluded.size_bytes, "seen_at": func.now()}
+    session.execute(insertion.on_conflict_do_update(index_elements=["kind", "name"], set_=fresh))
+
+
+def weights(session: Session, kind: Kind, *, silent_after_s: float) -> Sequence[WeightsRow]:
+    """List the weights of a kind, by name. While no worker is alive to look, what was last seen counts."""
+    known = select(WeightsRow).where(WeightsRow.kind == kind).order_by(WeightsRow.name)
+    alive = select(WorkerRow.id).where(WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)).limit(1)
+    if session.execute(alive).first() is not None:
+        known = known.where(WeightsRow.seen_at > func.now() - WEIGHTS_SEEN_WITHIN)
+    return session.scalars(known).all()
+
+
+def resolve_weights(session: Session, kind: Kind, wanted: str, *, silent_after_s: float) -> str:
+    """Return the name of the weights that a request means by their name or alias, in any case; else raise `UnknownWeights`."""
+    known = weights(session, kind, silent_after_s=silent_after_s)
+    names = {row.alias.casefold(): row.name for row in known if row.alias}
+    names |= {row.name.casefold(): row.name for row in known}
+    exact = next((row.name for row in known if row.name == wanted), None)
+    found = exact or names.get(wanted.casefold())
+    if found is None:
+        close = get_close_matches(wanted.casefold(), names, n=3) or list(names)[:10]
+        hint = ", ".join(names[name] for name in close) or "none yet"
+        raise UnknownWeights(f"No {kind} is named {wanted!r}. Known: {hint}.")
+    return found

@@ -54,6 +54,7 @@ class FinishedImage:
     height: int
     size_bytes: int
     sha256: str
+    flagged: bool = False
 
 
 def submit(session: Session, params: GenerationParams, *, max_attempts: int, owner: str = "anonymous") -> JobRow:
@@ -64,7 +65,7 @@ def submit(session: Session, params: GenerationParams, *, max_attempts: int, own
         checkpoint=params.checkpoint,
         params=params.model_dump(mode="json"),
         max_attempts=max_attempts,
-        steps_total=params.steps * params.num_images,
+        steps_total=params.unet_calls,
         images=[],
     )
     session.add(row)
@@ -173,6 +174,7 @@ def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> 
                 height=image.height,
                 size_bytes=image.size_bytes,
                 sha256=image.sha256,
+                flagged=image.flagged,
             )
             for image in images
         )

@@ -4,12 +4,12 @@ The edge (`api.v1.jobs`) turns a request into `GenerationParams`; everything beh
 database, a file or the network.
 """
 
-from collections.abc import Mapping
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from shared.samplers import Sampler, Schedule, check_schedule, hires_steps, img2img_steps, unet_calls
 
 MAX_SEED = 2**32 - 1
 MIN_SIDE_PX, MAX_SIDE_PX, SIDE_MULTIPLE_PX = 64, 2048, 8
@@ -17,32 +17,49 @@ MAX_STEPS = 150
 MAX_IMAGES = 16
 MAX_PROMPT_CHARS = 10_000
 MAX_GUIDANCE_SCALE = 50.0
+MAX_CLIP_SKIP = 12  # layers of SD1.5's text encoder
+MAX_LORAS = 32
+MAX_LORA_WEIGHT = 10.0
+MAX_UPSCALE = 4.0
+MAX_BLUR_PX, MAX_PADDING_PX = 64, 256
 
 
-class Sampler(StrEnum):
-    """Rules that turn noise predictions into the next latents."""
+class ResizeMode(StrEnum):
+    """How an init image of another shape comes to the size of the picture."""
 
-    EULER_A = "euler_a"
-    DPMPP_2M = "dpmpp_2m"
-
-
-class Schedule(StrEnum):
-    """Lists of noise levels (sigmas) that a sampler walks down."""
-
-    UNIFORM = "uniform"
-    KARRAS = "karras"
+    STRETCH = "stretch"
+    CROP = "crop"
+    FILL = "fill"
 
 
-# The first schedule of a sampler is its default.
-SCHEDULES: Mapping[Sampler, tuple[Schedule, ...]] = MappingProxyType(
-    {
-        Sampler.EULER_A: (Schedule.UNIFORM,),
-        Sampler.DPMPP_2M: (Schedule.KARRAS, Schedule.UNIFORM),
-    }
-)
+class MaskFill(StrEnum):
+    """What the masked area is filled with before it is painted."""
+
+    FILL = "fill"
+    ORIGINAL = "original"
+    NOISE = "noise"
+    NOTHING = "nothing"
+
+
+class Upscaler(StrEnum):
+    """How the first pass of hires fix comes to its larger size: in latents, or as pixels by Lanczos."""
+
+    LATENT = "latent"
+    LATENT_ANTIALIASED = "latent_antialiased"
+    LATENT_BICUBIC = "latent_bicubic"
+    LATENT_BICUBIC_ANTIALIASED = "latent_bicubic_antialiased"
+    LATENT_NEAREST = "latent_nearest"
+    LATENT_NEAREST_EXACT = "latent_nearest_exact"
+    LANCZOS = "lanczos"
+
 
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+LoraWeight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False)]
 
 
 def reject_nul(text: str) -> str:
@@ -52,30 +69,97 @@ def reject_nul(text: str) -> str:
     return text
 
 
-class GenerationParams(BaseModel):
+class _Resolved(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Lora(_Resolved):
+    """A LoRA by its name in the catalog, and how strongly each of its halves acts."""
+
+    name: str
+    weight: LoraWeight
+    text_encoder_weight: LoraWeight
+
+
+class Variation(_Resolved):
+    """A second seed, and how far the start noise is turned towards its noise."""
+
+    seed: Seed
+    strength: Share
+
+
+class Hires(_Resolved):
+    """A second pass over the enlarged first one. `steps` are really made, whatever the strength."""
+
+    width: Side
+    height: Side
+    upscaler: Upscaler
+    steps: Steps
+    strength: Share
+    guidance_scale: Guidance
+    sampler: Sampler
+    schedule: Schedule
+    prompt: Prompt
+    negative_prompt: Prompt
+    loras: tuple[Lora, ...] = ()
+
+    @model_validator(mode="after")
+    def _schedule_fits_sampler(self) -> "Hires":
+        check_schedule(self.sampler, self.schedule)
+        return self
+
+    @property
+    def schedule_steps(self) -> int:
+        """The length of the whole schedule of which `last_steps` are made."""
+        return hires_steps(self.steps, self.strength)[0]
+
+    @property
+    def last_steps(self) -> int:
+        """How many steps are made: those asked for, unless the schedule is too short for so little noise."""
+        return hires_steps(self.steps, self.strength)[1]
+
+
+class Inpaint(_Resolved):
+    """What is painted anew: the white of the mask. Lengths are in pixels of the init image."""
+
+    mask_blur: Annotated[int, Field(ge=0, le=MAX_BLUR_PX)]
+    mask_fill: MaskFill
+    mask_invert: bool
+    only_masked: bool
+    padding: Annotated[int, Field(ge=0, le=MAX_PADDING_PX)]
+
+
+class GenerationParams(_Resolved):
     """Everything that decides the pixels of a job's images, with no default left open.
 
-    Sizes are in pixels. `seed` is the first image's; image i uses `seeds[i]`. `init_image`, `mask_image` and `strength` are
-    storage keys and the noise share of image-to-image jobs, None for txt2img.
+    Sizes are in pixels. `seed` is the first image's; image i uses `seeds[i]`. Prompts stand as the client wrote them; the LoRAs
+    that their tags name are in `loras`. `init_image` and `mask_image` are storage keys, None for txt2img, as is `strength`, the
+    share of noise. The defaults are what jobs meant that were stored before a field existed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["txt2img", "img2img"] = "txt2img"
     checkpoint: str
+    vae: str | None = None
     prompt: Prompt
     negative_prompt: Prompt
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
-    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
+    steps: Steps
+    guidance_scale: Guidance
     width: Side
     height: Side
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    seed: Seed
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)]
+    variation: Variation | None = None
     sampler: Sampler
     schedule: Schedule
+    clip_skip: Annotated[int, Field(ge=1, le=MAX_CLIP_SKIP)] = 1
+    loras: Annotated[tuple[Lora, ...], Field(max_length=MAX_LORAS)] = ()
     init_image: str | None = None
+    resize_mode: ResizeMode = ResizeMode.STRETCH
+    strength: Share | None = None
     mask_image: str | None = None
-    strength: float | None = None
+    inpaint: Inpaint | None = None
+    hires: Hires | None = None
+    upscale: Annotated[float, Field(ge=1, le=MAX_UPSCALE, allow_inf_nan=False)] = 1.0
 
     _no_nul = field_validator("prompt", "negative_prompt")(reject_nul)
 
@@ -86,12 +170,25 @@ class GenerationParams(BaseModel):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seed of each image, wrapping after the largest."""
-        return tuple((self.seed + index) % (MAX_SEED + 1) for index in range(self.num_images))
+        """The seed of each image, wrapping after the largest. All the same when a variation tells the images apart."""
+        step = 0 if self.variation and self.variation.strength else 1
+        return tuple((self.seed + step * index) % (MAX_SEED + 1) for index in range(self.num_images))
 
+    @property
+    def variation_seeds(self) -> tuple[int, ...]:
+        """The variation seed of each image; 0 where there is no variation."""
+        first = self.variation.seed if self.variation else 0
+        return tuple((first + index) % (MAX_SEED + 1) if self.variation else 0 for index in range(self.num_images))
 
-def check_schedule(sampler: Sampler, schedule: Schedule) -> None:
-    """Refuse a schedule that the sampler cannot walk, naming those it can."""
-    possible = SCHEDULES[sampler]
-    if schedule not in possible:
-        raise ValueError(f"sampler {sampler} cannot use schedule {schedule}; possible: {', '.join(possible)}")
+    @property
+    def unet_calls(self) -> int:
+        """How often the UNet is called for all images together: what progress counts."""
+        calls = unet_calls(self.sampler, self.steps, last=self.last_steps)
+        if self.hires:
+            calls += unet_calls(self.hires.sampler, self.hires.schedule_steps, last=self.hires.last_steps)
+        return calls * self.num_images
+
+    @property
+    def last_steps(self) -> int | None:
+        """How many of the steps are made, the last ones, on top of an init image; None for all of them from pure noise."""
+        return None if self.strength is None else img2img_steps(self.steps, self.strength)

@@ -30,8 +30,21 @@ class Settings(BaseSettings):
     # The gpu worker.
     checkpoint_dir: Path | None = None
     checkpoint: str | None = None
+    lora_dir: Path | None = None
+    embedding_dir: Path | None = None
+    vae_dir: Path | None = None
+    safety_checker: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
+    batching: Literal["continuous", "strict"] = "continuous"
     max_samples: Annotated[int, Field(ge=2)] = 16
+    profile_seconds: Annotated[float, Field(ge=0)] = 20.0
+    compile: bool = False
+    channels_last: bool = False
+    cache_dir: Path | None = None
+    lora_memory_bytes: Annotated[int, Field(ge=0)] = 2 * 1024**3
+    preview_seconds: Annotated[float, Field(ge=0)] = 1.0
+    preview_decoder: Path | None = None
     hang_seconds: Seconds = 120.0
 
     # The life of a job.
@@ -43,7 +56,7 @@ class Settings(BaseSettings):
     rescue_seconds: Seconds = 2.0
 
     # The api.
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     image_url_seconds: Seconds = 3600.0
     default_checkpoint: str | None = None
     connect_seconds: Seconds = 3.0

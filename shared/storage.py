@@ -16,6 +16,11 @@ def image_key(job_id: UUID, attempt: int, index: int) -> str:
     return f"jobs/{job_id}/{attempt}/{index}.png"
 
 
+def input_key(sha256: str) -> str:
+    """Name a client's picture by its content."""
+    return f"inputs/{sha256}.png"
+
+
 class Storage:
     """One bucket. Every call has a timeout and a few retries, then raises `StorageUnavailable`."""
 

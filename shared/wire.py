@@ -20,6 +20,7 @@ EXAMPLE: dict[str, JsonValue] = {
     "params": {
         "kind": "txt2img",
         "checkpoint": "farm-demo",
+        "vae": None,
         "prompt": "a red circle on a blue background",
         "negative_prompt": "",
         "steps": 20,
@@ -28,11 +29,18 @@ EXAMPLE: dict[str, JsonValue] = {
         "height": 256,
         "seed": 42,
         "num_images": 1,
+        "variation": None,
         "sampler": "dpmpp_2m",
         "schedule": "karras",
+        "clip_skip": 1,
+        "loras": [],
         "init_image": None,
-        "mask_image": None,
+        "resize_mode": "stretch",
         "strength": None,
+        "mask_image": None,
+        "inpaint": None,
+        "hires": None,
+        "upscale": 1.0,
     },
     "timings": {
         "created_at": "2026-11-23T12:00:00.000000Z",
@@ -67,6 +75,7 @@ class Image(BaseModel):
     height: int
     size_bytes: int
     sha256: str
+    flagged: Annotated[bool, Field(description="Blacked out by the safety checker.")] = False
 
 
 class Timings(BaseModel):
@@ -136,6 +145,7 @@ def _image(row: ImageRow) -> Image:
         height=row.height,
         size_bytes=row.size_bytes,
         sha256=row.sha256,
+        flagged=row.flagged,
     )
 
 

@@ -40,7 +40,7 @@ def db(settings: Settings) -> Iterator[Database]:
     """An empty database."""
     database = Database(settings, pool_size=20)
     with database.transaction() as session:
-        session.execute(text("TRUNCATE jobs, images, workers, checkpoints"))
+        session.execute(text("TRUNCATE jobs, images, workers, checkpoints, weights"))
     yield database
     database.close()
 

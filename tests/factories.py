@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from shared.params import GenerationParams, Sampler, Schedule
+from shared.params import GenerationParams
+from shared.samplers import Sampler, Schedule
 
 DEMO = "farm-demo"
 

@@ -6,7 +6,7 @@ grants, or that an event says was canceled, is aborted; its requests stop at the
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event, Lock, Thread
 from uuid import UUID
@@ -31,7 +31,7 @@ class Running:
     """A claimed job and its requests in the engine."""
 
     claim: jobs.Claim
-    requests: Sequence[Request] = ()
+    requests: list[Request] = field(default_factory=list)
     was_drained: bool = False
     is_aborted: bool = False
     _reported: int = field(default=-1)
@@ -45,12 +45,19 @@ class Running:
     @property
     def is_rendered(self) -> bool:
         """Whether the engine is done with all of it, well or badly."""
-        return bool(self.requests) and all(request.is_done for request in self.requests)
+        images = self.claim.params.num_images
+        return len(self.requests) == images and all(request.is_done for request in self.requests)
+
+    def add(self, request: Request) -> None:
+        """Follow one more request; withdraw it at once if the job was aborted before."""
+        self.requests.append(request)
+        if self.is_aborted:
+            request.cancel()
 
     def abort(self) -> None:
         """Withdraw every request; each stops at its next step."""
         self.is_aborted = True
-        for request in self.requests:
+        for request in list(self.requests):
             request.cancel()
 
     def is_due(self, now: float, heartbeat_s: float) -> bool:
@@ -114,16 +121,21 @@ class Leases:
                 log.info("job.canceled", job_id=str(event.job_id), attempt=running.claim.attempt)
                 running.abort()
 
+    def running(self) -> list[Running]:
+        """Return the jobs that this worker runs now."""
+        with self._lock:
+            return list(self._running.values())
+
     def drain(self) -> None:
         """Abort every running job so that its slot hands it back."""
-        for running in self._book():
+        for running in self.running():
             running.was_drained = True
             running.abort()
 
     def beat(self) -> None:
         """Report once: the worker itself and every job that is due."""
         now = self._clock()
-        due = [running for running in self._book() if running.is_due(now, self._settings.heartbeat_seconds)]
+        due = [running for running in self.running() if running.is_due(now, self._settings.heartbeat_seconds)]
         worker_is_due = now - self._seen_at >= self._settings.heartbeat_seconds
         if not due and not worker_is_due:
             return
@@ -137,10 +149,6 @@ class Leases:
             if running.claim.job_id not in held and not running.is_rendered:
                 log.warning("lease.lost", job_id=str(running.claim.job_id), attempt=running.claim.attempt)
                 running.abort()
-
-    def _book(self) -> list[Running]:
-        with self._lock:
-            return list(self._running.values())
 
     def _run(self) -> None:
         while not self._stopped.wait(self._settings.progress_seconds):

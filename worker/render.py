@@ -4,16 +4,14 @@ One doorbell is at most one job. Every outcome is one guarded act of `shared.job
 """
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import structlog
 from celery import Celery
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from redis import Redis
 
 from shared import broker, events, infotext, jobs
@@ -23,13 +21,14 @@ from shared.params import GenerationParams
 from shared.settings import Settings
 from shared.states import JobState
 from shared.storage import Storage, image_key
+from worker import png
+from worker.diffusion.safety import SafetyChecker
 from worker.engine.engine import Engine
-from worker.engine.request import ImageSpec
+from worker.engine.request import Pixels
 from worker.leases import Leases, Running
+from worker.order import Order
 
 PNG = "image/png"
-# 512 px photo-like: level 1 costs half the time of Pillow's default 6 for a few percent more bytes.
-PNG_COMPRESSION = 1
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -44,12 +43,13 @@ class Renderer:
         *,
         checkpoint: str,
         worker_id: str,
-        engine: Engine[Any],
+        engine: Engine[Any, Any],
         db: Database,
         storage: Storage,
         redis: Redis,
         celery: Celery,
         leases: Leases,
+        safety: SafetyChecker | None = None,
     ) -> None:
         self._settings = settings
         self._checkpoint = checkpoint
@@ -60,6 +60,7 @@ class Renderer:
         self._redis = redis
         self._celery = celery
         self._leases = leases
+        self._safety = safety
         self._is_draining = False
 
     def answer(self) -> None:
@@ -99,31 +100,36 @@ class Renderer:
             self._leases.leave(running)
 
     def _render(self, running: Running) -> list[jobs.FinishedImage]:
-        running.requests = [self._engine.submit(spec) for spec in image_specs(running.claim.params)]
-        if running.is_aborted:  # the abort came before there was anything to abort
-            running.abort()
+        order = Order.of(running.claim.params, self._storage.get)
         try:
+            for spec in order.specs():
+                running.add(self._engine.submit(spec))
             return [
-                self._store(running.claim, index, request.result(timeout=None))
+                self._store(running.claim, index, order.finished(request.result(timeout=None)))
                 for index, request in enumerate(running.requests)
             ]
         except BaseException:
             running.abort()
             raise
 
-    def _store(self, claim: jobs.Claim, index: int, pixels: Any) -> jobs.FinishedImage:
+    def _store(self, claim: jobs.Claim, index: int, pixels: Pixels) -> jobs.FinishedImage:
+        flagged = self._safety is not None and self._safety.flags(pixels)
+        if flagged:
+            pixels = np.zeros_like(pixels)
         data = encode_png(pixels, claim.params, index)
         key = image_key(claim.job_id, claim.attempt, index)
         self._storage.put(key, data, content_type=PNG)
+        height, width = pixels.shape[:2]
         return jobs.FinishedImage(
             index=index,
             seed=claim.params.seeds[index],
             key=key,
             content_type=PNG,
-            width=claim.params.width,
-            height=claim.params.height,
+            width=width,
+            height=height,
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
+            flagged=flagged,
         )
 
     def _succeed(self, claim: jobs.Claim, images: list[jobs.FinishedImage]) -> None:
@@ -177,31 +183,7 @@ class Renderer:
         events.publish(self._redis, events.JobEvent(claim.job_id, state))
 
 
-def image_specs(params: GenerationParams) -> list[ImageSpec]:
-    """Return one engine spec per image of a job."""
-    return [
-        ImageSpec(
-            prompt=params.prompt,
-            negative_prompt=params.negative_prompt,
-            steps=params.steps,
-            guidance_scale=params.guidance_scale,
-            width=params.width,
-            height=params.height,
-            seed=seed,
-            sampler=params.sampler,
-            schedule=params.schedule,
-        )
-        for seed in params.seeds
-    ]
-
-
-def encode_png(pixels: Any, params: GenerationParams, index: int) -> bytes:
+def encode_png(pixels: Pixels, params: GenerationParams, index: int) -> bytes:
     """Encode uint8 pixels (height, width, 3) with the parameters inside: A1111's text and the farm's own JSON."""
-    text = PngInfo()
-    text.add_itxt("parameters", infotext.encode(params, index))
-    text.add_itxt(
-        "farm", json.dumps({**params.model_dump(mode="json"), "image": index, "image_seed": params.seeds[index]})
-    )
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, format="PNG", pnginfo=text, compress_level=PNG_COMPRESSION)
-    return out.getvalue()
+    own = {**params.model_dump(mode="json"), "image": index, "image_seed": params.seeds[index]}
+    return png.encode(pixels, {"parameters": infotext.encode(params, index), "farm": json.dumps(own)})

@@ -3,6 +3,7 @@
 What was submitted here is withdrawn here: Ctrl-C cancels every job that is not finished yet.
 """
 
+import base64
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,8 @@ from api.cli.client import ClientError, FarmClient, Front, JobBody, JobId
 from api.cli.console import Failure, complain, note, say
 from api.cli.pictures import Folder, Picture, save_images
 from api.cli.watch import Interrupted, interruptible, is_final, watch
-from shared.params import MAX_SEED, Sampler, Schedule
+from shared.params import MAX_SEED
+from shared.samplers import Sampler, Schedule
 
 
 def render(
@@ -32,6 +34,14 @@ def render(
     sampler: Annotated[Sampler | None, typer.Option(help="The rule that walks down the noise.")] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="The noise levels it walks.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="One that farm checkpoints lists.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Another decoder than the checkpoint's own.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="May be given several times.")] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="1 reads the text encoder's last layer.")] = None,
+    init: Annotated[Path | None, typer.Option(metavar="PICTURE", help="A picture to start from.")] = None,
+    mask: Annotated[Path | None, typer.Option(metavar="PICTURE", help="White is painted anew, black stays.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of the picture is made anew, 0 to 1.")] = None,
+    hires: Annotated[float | None, typer.Option(metavar="SCALE", help="Render over the picture enlarged so.")] = None,
+    upscale: Annotated[float | None, typer.Option(metavar="SCALE", help="Enlarge what is finished.")] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A folder, or a .png file for a single image.")
     ] = Path(),
@@ -45,6 +55,14 @@ def render(
         "sampler": sampler,
         "schedule": schedule,
         "checkpoint": checkpoint,
+        "vae": vae,
+        "loras": [_lora(one) for one in lora] if lora else None,
+        "clip_skip": clip_skip,
+        "init_image": _encoded(init),
+        "mask_image": _encoded(mask),
+        "strength": _finite(strength),
+        "hires": {"scale": _finite(hires)} if hires else None,
+        "upscale": _finite(upscale),
         **_sides(size),
     }
     wanted = {name: value for name, value in shared.items() if value is not None}
@@ -159,7 +177,24 @@ def _sides(size: str | None) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2] or match[1])}
 
 
+def _lora(text: str) -> dict[str, Any]:
+    name, _, weight = text.partition(":")
+    try:
+        return {"name": name, "weight": _finite(float(weight))} if weight else {"name": name}
+    except ValueError:
+        raise typer.BadParameter(f"--lora {text!r}: write NAME or NAME:WEIGHT, the weight a number") from None
+
+
+def _encoded(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise Failure(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def _finite(number: float | None) -> float | None:
     if number is not None and not math.isfinite(number):
-        raise typer.BadParameter(f"--guidance {number} is not a number that a picture can follow")
+        raise typer.BadParameter(f"{number} is not a number that a picture can follow")
     return number

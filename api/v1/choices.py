@@ -1,14 +1,15 @@
-"""What a job may name: the checkpoints of the fleet, the samplers and their schedules."""
+"""What a job may name: the checkpoints of the fleet, LoRAs, embeddings, VAEs, the samplers and their schedules."""
 
 from datetime import datetime
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from api.deps import DeskDep
+from api.deps import Desk, DeskDep
 from api.problems import documented
 from shared import fleet
-from shared.params import SCHEDULES, Sampler, Schedule
+from shared.samplers import SAMPLER_LABELS, SCHEDULES, Sampler, Schedule
+from shared.weights import Kind
 
 router = APIRouter(prefix="/v1", tags=["choices"])
 
@@ -29,10 +30,25 @@ class Checkpoints(BaseModel):
     checkpoints: list[Checkpoint]
 
 
+class Weights(BaseModel):
+    """A LoRA, embedding or VAE. Jobs may also call it by its alias."""
+
+    name: str
+    alias: str | None
+    size_bytes: int
+
+
+class WeightsList(BaseModel):
+    """All weights of a kind that the workers have in their folders, by name."""
+
+    weights: list[Weights]
+
+
 class SamplerChoice(BaseModel):
     """A sampler and the schedules it can walk, the default first."""
 
     name: Sampler
+    label: str
     schedules: list[Schedule]
 
 
@@ -50,7 +66,36 @@ def checkpoints(desk: DeskDep) -> Checkpoints:
     return Checkpoints(checkpoints=[Checkpoint.model_validate(one, from_attributes=True) for one in served])
 
 
+@router.get("/loras", responses=documented(503))
+def loras(desk: DeskDep) -> WeightsList:
+    """List the LoRAs, for the `loras` field and `<lora:name:weight>` in prompts."""
+    return _weights(desk, Kind.LORA)
+
+
+@router.get("/embeddings", responses=documented(503))
+def embeddings(desk: DeskDep) -> WeightsList:
+    """List the textual-inversion embeddings; their names act in any prompt."""
+    return _weights(desk, Kind.EMBEDDING)
+
+
+@router.get("/vaes", responses=documented(503))
+def vaes(desk: DeskDep) -> WeightsList:
+    """List the VAEs, for the `vae` field."""
+    return _weights(desk, Kind.VAE)
+
+
 @router.get("/samplers")
 def samplers() -> Samplers:
     """List the samplers with their schedules."""
-    return Samplers(samplers=[SamplerChoice(name=name, schedules=list(able)) for name, able in SCHEDULES.items()])
+    return Samplers(
+        samplers=[
+            SamplerChoice(name=name, label=SAMPLER_LABELS[name], schedules=list(able))
+            for name, able in SCHEDULES.items()
+        ]
+    )
+
+
+def _weights(desk: Desk, kind: Kind) -> WeightsList:
+    with desk.db.transaction() as session:
+        rows = fleet.weights(session, kind, silent_after_s=desk.settings.lease_seconds)
+    return WeightsList(weights=[Weights.model_validate(row, from_attributes=True) for row in rows])

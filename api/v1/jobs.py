@@ -1,5 +1,6 @@
 """Submit a job, look at it, list, cancel, and fetch its images."""
 
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -11,12 +12,15 @@ from sqlalchemy.orm import Session
 from api.deps import Desk, DeskDep, JobId
 from api.problems import documented
 from api.v1 import cursor as cursors
-from api.v1.submissions import Submission, resolve
-from shared import broker, events, fleet, jobs
+from api.v1 import inputs
+from api.v1.resolution import Inputs, resolve
+from api.v1.submissions import Submission
+from shared import broker, events, fleet, jobs, previews
 from shared.db import ImageRow, JobRow
-from shared.errors import ImageNotFound, ImagesNotReady
+from shared.errors import ImageNotFound, ImagesNotReady, PreviewNotFound
 from shared.params import MAX_IMAGES, GenerationParams, reject_nul
 from shared.states import JobState
+from shared.weights import Kind
 from shared.wire import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(422, 503))
@@ -36,8 +40,10 @@ class JobPage(BaseModel):
 @router.post("", status_code=202, summary="Submit a job", responses=documented(400, 413))
 def submit(submission: Submission, desk: DeskDep, response: Response) -> Job:
     """Queue a job. Once this answers 202 the job is stored and will reach a final state, whatever dies."""
+    # Before the transaction: storing pictures takes longer than a connection should be held.
+    received = inputs.receive(desk.storage, submission)
     with desk.db.transaction() as session:
-        params = _resolved(session, desk, submission)
+        params = _resolved(session, desk, submission, received)
         row = jobs.submit(session, params, max_attempts=desk.settings.max_attempts)
     # After the commit: a worker that hears the doorbell must find the row.
     broker.ring(desk.celery, row.checkpoint)
@@ -99,14 +105,33 @@ def image(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk:
     return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
 
 
-def _resolved(session: Session, desk: Desk, submission: Submission) -> GenerationParams:
+@router.get(
+    "/{job_id}/images/{index}/preview",
+    summary="Show an image taking shape",
+    response_class=Response,
+    responses={200: {"content": {previews.JPEG: {}}}, **documented(404)},
+)
+def preview(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep) -> Response:
+    """Return the latest live preview of a running job's image: small, rough, and gone soon after the job has ended."""
+    data = previews.get(desk.redis, job_id, index)
+    if data is None:
+        raise PreviewNotFound(f"Job {job_id} shows no preview of image {index} now.")
+    return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
+
+
+def _resolved(session: Session, desk: Desk, submission: Submission, received: Inputs) -> GenerationParams:
+    silent_after_s = desk.settings.lease_seconds
     checkpoint = fleet.resolve_checkpoint(
-        session,
-        submission.checkpoint,
-        default=desk.settings.default_checkpoint,
-        silent_after_s=desk.settings.lease_seconds,
+        session, submission.checkpoint, default=desk.settings.default_checkpoint, silent_after_s=silent_after_s
     )
-    return resolve(submission, checkpoint=checkpoint)
+    find = partial(fleet.resolve_weights, session, silent_after_s=silent_after_s)
+    return resolve(
+        submission,
+        checkpoint=checkpoint,
+        vae=find(Kind.VAE, submission.vae) if submission.vae else None,
+        find_lora=partial(find, Kind.LORA),
+        inputs=received,
+    )
 
 
 def _row(desk: Desk, job_id: UUID) -> JobRow:

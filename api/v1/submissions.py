@@ -1,41 +1,113 @@
-"""What a client may ask for, and how it becomes parameters in which nothing is left open."""
+"""What a client may ask for. Nothing is looked up here: names are checked and defaults applied in `api.v1.resolution`."""
 
-import secrets
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from shared.params import (
+    MAX_BLUR_PX,
+    MAX_CLIP_SKIP,
     MAX_GUIDANCE_SCALE,
     MAX_IMAGES,
+    MAX_LORA_WEIGHT,
+    MAX_LORAS,
+    MAX_PADDING_PX,
     MAX_SEED,
     MAX_SIDE_PX,
     MAX_STEPS,
+    MAX_UPSCALE,
     MIN_SIDE_PX,
-    SCHEDULES,
     SIDE_MULTIPLE_PX,
-    GenerationParams,
+    MaskFill,
     Prompt,
-    Sampler,
-    Schedule,
-    check_schedule,
+    ResizeMode,
+    Upscaler,
     reject_nul,
 )
+from shared.samplers import Sampler, Schedule, check_schedule
 
 # Strict: a client that sends "20" or true for a number has a bug, and guessing would hide it.
 Side = Annotated[int, Field(strict=True, ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX)]
+Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_STEPS)]
+Seed = Annotated[int, Field(strict=True, ge=-1, le=MAX_SEED)]
+Text = Annotated[Prompt, Field(strict=True)]
+Name = Annotated[str, Field(strict=True, min_length=1, max_length=100)]
+Guidance = Annotated[float, Field(strict=True, ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Weight = Annotated[float, Field(strict=True, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False)]
+Picture = Annotated[str, Field(strict=True, min_length=1, description="The file's bytes in base64, or a data URI.")]
+# "automatic", A1111's word, is the sampler's own default, as is null.
+ScheduleChoice = Annotated[Schedule | None, BeforeValidator(lambda name: None if name == "automatic" else name)]
 
 
-class Submission(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LoraChoice(_Strict):
+    """A LoRA to apply, as `<lora:name:weight>` in the prompt does."""
+
+    name: Annotated[Name, Field(description="A name or alias from /v1/loras.")]
+    weight: Weight = 1.0
+    text_encoder_weight: Annotated[Weight | None, Field(description="Null takes `weight`.")] = None
+
+    _no_nul = field_validator("name")(reject_nul)
+
+
+class VariationChoice(_Strict):
+    """A second seed that bends the picture a little."""
+
+    seed: Annotated[Seed | None, Field(description="-1 or null draws one.")] = None
+    strength: Annotated[Share, Field(description="0 is the picture of `seed`, 1 that of the variation's own.")]
+
+
+class HiresChoice(_Strict):
+    """Render small, enlarge, and render over the enlargement. What is null is as in the first pass."""
+
+    scale: Annotated[float, Field(strict=True, gt=1, le=MAX_UPSCALE, allow_inf_nan=False)] = 2.0
+    width: Annotated[Side | None, Field(description="With `height`, instead of `scale`.")] = None
+    height: Side | None = None
+    upscaler: Upscaler = Upscaler.LATENT
+    steps: Annotated[Steps | None, Field(description="Really made, whatever the strength.")] = None
+    strength: Annotated[
+        Share, Field(gt=0, description="How much noise the enlargement gets; latent upscalers need 0.5.")
+    ] = 0.7
+    guidance_scale: Guidance | None = None
+    sampler: Sampler | None = None
+    schedule: ScheduleChoice = None
+    prompt: Text | None = None
+    negative_prompt: Text | None = None
+
+    _no_nul = field_validator("prompt", "negative_prompt")(lambda text: text if text is None else reject_nul(text))
+
+    @model_validator(mode="after")
+    def _size_is_whole(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("give both width and height, or scale")
+        return self
+
+
+class InpaintChoice(_Strict):
+    """How the white of the mask is painted anew. Lengths are in pixels of the init image."""
+
+    mask_blur: Annotated[int, Field(strict=True, ge=0, le=MAX_BLUR_PX)] = 4
+    mask_fill: MaskFill = MaskFill.ORIGINAL
+    mask_invert: Annotated[bool, Field(strict=True, description="Paint the black instead.")] = False
+    only_masked: Annotated[
+        bool, Field(strict=True, description="Spend the whole resolution on the masked area and its surroundings.")
+    ] = False
+    padding: Annotated[int, Field(strict=True, ge=0, le=MAX_PADDING_PX, description="Of those surroundings.")] = 32
+
+
+class Submission(_Strict):
     """A job to render. Only `prompt` is required."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"prompt": "a red circle on a blue background", "width": 256, "height": 256},
                 {
-                    "prompt": "a lighthouse at dawn, oil painting",
+                    "prompt": "a (lighthouse:1.2) at dawn, oil painting",
                     "negative_prompt": "blurry",
                     "steps": 30,
                     "guidance_scale": 7.5,
@@ -43,69 +115,83 @@ class Submission(BaseModel):
                     "schedule": "karras",
                     "seed": 42,
                     "num_images": 4,
+                    "hires": {"scale": 1.5, "strength": 0.6},
+                },
+                {
+                    "prompt": "a green square on a blue background",
+                    "init_image": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYPgPAAEDAQAIicLsAAAAAElFTkSuQmCC",
+                    "width": 256,
+                    "height": 256,
+                    "strength": 0.8,
                 },
             ]
         },
     )
 
-    prompt: Annotated[Prompt, Field(strict=True, description="What the picture should show.")]
-    negative_prompt: Annotated[Prompt, Field(strict=True, description="What it should not show.")] = ""
-    steps: Annotated[int, Field(strict=True, ge=1, le=MAX_STEPS, description="Denoising steps.")] = 20
+    prompt: Annotated[Text, Field(description="What the picture should show; weights, LoRAs and the rest as in A1111.")]
+    negative_prompt: Annotated[Text, Field(description="What it should not show.")] = ""
+    steps: Annotated[Steps, Field(description="Denoising steps.")] = 20
     guidance_scale: Annotated[
-        float,
-        Field(
-            strict=True,
-            ge=0,
-            le=MAX_GUIDANCE_SCALE,
-            allow_inf_nan=False,
-            description="How strongly the prompt is followed; at 1 or below the negative prompt has no effect.",
-        ),
+        Guidance,
+        Field(description="How strongly the prompt is followed; at 1 or below the negative prompt has no effect."),
     ] = 7.0
-    width: Annotated[Side, Field(description="In pixels, a multiple of 8.")] = 512
-    height: Annotated[Side, Field(description="In pixels, a multiple of 8.")] = 512
+    width: Annotated[Side | None, Field(description="A multiple of 8. Null: the init image's, else 512.")] = None
+    height: Annotated[Side | None, Field(description="As `width`.")] = None
     seed: Annotated[
-        int | None,
-        Field(
-            strict=True,
-            ge=-1,
-            le=MAX_SEED,
-            description="Of the first image; the next use seed + 1 and so on. -1 or null draws one.",
-        ),
+        Seed | None,
+        Field(description="Of the first image; the next use seed + 1 and so on. -1 or null draws one."),
     ] = None
     num_images: Annotated[int, Field(strict=True, ge=1, le=MAX_IMAGES)] = 1
+    variation: VariationChoice | None = None
     sampler: Sampler = Sampler.DPMPP_2M
-    schedule: Annotated[Schedule | None, Field(description="Null takes the sampler's own default.")] = None
+    schedule: Annotated[ScheduleChoice, Field(description="Null, or `automatic`, takes the sampler's own default.")] = (
+        None
+    )
     checkpoint: Annotated[
-        str | None,
-        Field(
-            strict=True, max_length=100, description="A name from /v1/checkpoints. Null takes the one that is served."
-        ),
+        Name | None, Field(description="A name from /v1/checkpoints. Null takes the one that is served.")
     ] = None
+    vae: Annotated[Name | None, Field(description="A name from /v1/vaes. Null takes the checkpoint's own.")] = None
+    clip_skip: Annotated[int, Field(strict=True, ge=1, le=MAX_CLIP_SKIP, description="1 is CLIP's last layer.")] = 1
+    loras: Annotated[list[LoraChoice], Field(max_length=MAX_LORAS)] = []
+    init_image: Annotated[Picture | None, Field(description="Makes it img2img. The file in base64 or a data URI.")] = (
+        None
+    )
+    resize_mode: Annotated[
+        ResizeMode, Field(description="How an init image of another shape comes to width and height.")
+    ] = ResizeMode.STRETCH
+    strength: Annotated[Share | None, Field(description="How much of the init image is made anew; 0.75 if null.")] = (
+        None
+    )
+    mask_image: Annotated[Picture | None, Field(description="Makes it inpainting: white is painted anew.")] = None
+    inpaint: InpaintChoice | None = None
+    hires: HiresChoice | None = None
+    upscale: Annotated[
+        float,
+        Field(
+            strict=True, ge=1, le=MAX_UPSCALE, allow_inf_nan=False, description="Enlarge what is finished, by Lanczos."
+        ),
+    ] = 1.0
 
-    _no_nul = field_validator("prompt", "negative_prompt", "checkpoint")(
+    _no_nul = field_validator("prompt", "negative_prompt", "checkpoint", "vae")(
         lambda text: text if text is None else reject_nul(text)
     )
 
     @model_validator(mode="after")
-    def _schedule_fits_sampler(self) -> "Submission":
+    def _schedules_fit_samplers(self) -> Self:
         if self.schedule is not None:
             check_schedule(self.sampler, self.schedule)
+        if self.hires and self.hires.schedule is not None:
+            check_schedule(self.hires.sampler or self.sampler, self.hires.schedule)
         return self
 
-
-def resolve(submission: Submission, *, checkpoint: str) -> GenerationParams:
-    """Apply every default and draw the seed."""
-    seed = submission.seed
-    return GenerationParams(
-        checkpoint=checkpoint,
-        prompt=submission.prompt,
-        negative_prompt=submission.negative_prompt,
-        steps=submission.steps,
-        guidance_scale=submission.guidance_scale,
-        width=submission.width,
-        height=submission.height,
-        seed=secrets.randbelow(MAX_SEED + 1) if seed is None or seed < 0 else seed,
-        num_images=submission.num_images,
-        sampler=submission.sampler,
-        schedule=submission.schedule or SCHEDULES[submission.sampler][0],
-    )
+    @model_validator(mode="after")
+    def _parts_belong_together(self) -> Self:
+        if self.init_image is None:
+            for name in ("mask_image", "strength"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs an init_image")
+        elif self.hires:
+            raise ValueError("hires works on txt2img; with an init_image use upscale, or a second job")
+        if self.inpaint and self.mask_image is None:
+            raise ValueError("inpaint needs a mask_image")
+        return self

@@ -20,16 +20,16 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from shared import catalog
 from shared.errors import BadCheckpoint
-from shared.params import Sampler, Schedule
+from shared.samplers import Sampler, Schedule
+from tests.studio import spec
 from worker.diffusion import checkpoint as checkpoints
 from worker.diffusion.checkpoint import SD15_DIR
 from worker.engine.engine import run_alone
-from worker.engine.request import ImageSpec
 from worker.engine.runner import DiffusionRunner
 
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 CPU = torch.device("cpu")
-TINY = ImageSpec("a red circle", "", 1, 7.0, 64, 64, 1, Sampler.EULER_A, Schedule.UNIFORM)
+TINY = spec(prompt="a red circle", steps=1, width=64, height=64, sampler=Sampler.EULER_A, schedule=Schedule.UNIFORM)
 
 
 def test_the_demo_checkpoint_loads_in_half_precision() -> None:
@@ -58,7 +58,7 @@ def test_a_diffusers_folder_loads_alike(tmp_path: Path) -> None:
     file = catalog.inspect(tmp_path / "mine")
     assert file.layout == "diffusers"
     mine = checkpoints.load(file, CPU, torch.float32)
-    assert (run_alone(DiffusionRunner(mine), TINY) == run_alone(DiffusionRunner(demo), TINY)).all()
+    assert (run_alone(DiffusionRunner.of(mine), TINY) == run_alone(DiffusionRunner.of(demo), TINY)).all()
 
 
 def saved(tmp_path: Path, **how: Any) -> Path:
@@ -74,7 +74,7 @@ def saved(tmp_path: Path, **how: Any) -> Path:
 def test_a_folder_with_nothing_but_half_precision_loads(tmp_path: Path) -> None:
     file = catalog.inspect(saved(tmp_path, variant="fp16"))
     assert (file.variant, file.dtype) == ("fp16", "F16")
-    assert run_alone(DiffusionRunner(checkpoints.load(file, CPU, torch.float32)), TINY).shape == (64, 64, 3)
+    assert run_alone(DiffusionRunner.of(checkpoints.load(file, CPU, torch.float32)), TINY).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -162,7 +162,7 @@ def test_a_full_size_sd15_file_renders(full_size: Path) -> None:
     # Half precision overflows with weights that nobody trained; loading was what had to be proved in it.
     for module in (loaded.unet, loaded.vae, loaded.text_encoder):
         module.float()
-    runner = DiffusionRunner(checkpoints.Checkpoint(**{**fields(loaded), "dtype": torch.float32}))
+    runner = DiffusionRunner.of(checkpoints.Checkpoint(**{**fields(loaded), "dtype": torch.float32}))
     assert run_alone(runner, TINY).shape == (64, 64, 3)
 
 

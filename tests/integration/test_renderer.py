@@ -2,45 +2,44 @@
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from threading import Thread
 from uuid import UUID
 
+import numpy as np
 import pytest
-import torch
 from celery import Celery
 from PIL import Image
 from redis import Redis
 
-from shared import catalog, jobs
+from shared import jobs, pictures, previews
 from shared.db import Database, JobRow
 from shared.events import JobEvent, Listener, publish
+from shared.params import Hires, Inpaint, Lora, MaskFill, Upscaler
+from shared.samplers import Sampler, Schedule
 from shared.settings import Settings
 from shared.states import JobState
 from shared.storage import Storage
+from tests import studio
 from tests.factories import DEMO, params
-from worker.diffusion import checkpoint as checkpoints
-from worker.engine.engine import Engine
-from worker.engine.runner import DiffusionRunner, Latents
+from tests.studio import DemoEngine
+from worker import png
+from worker.diffusion.safety import SafetyChecker
+from worker.engine.runner import DiffusionRunner
 from worker.leases import Leases
 from worker.render import Renderer
-
-CHECKPOINT = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
+from worker.showing import Showing
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine[Latents]]:
-    loaded = checkpoints.load(catalog.inspect(CHECKPOINT), torch.device("cpu"), torch.float32)
-    engine = Engine(DiffusionRunner(loaded), max_samples=16)
-    engine.start()
-    yield engine
-    engine.stop()
+def engine() -> Iterator[DemoEngine]:
+    with studio.running(DiffusionRunner.of(studio.demo())) as engine:
+        yield engine
 
 
 class Floor:
     """One worker without Celery."""
 
-    def __init__(self, settings: Settings, db: Database, redis: Redis, celery: Celery, engine: Engine[Latents]) -> None:
+    def __init__(self, settings: Settings, db: Database, redis: Redis, celery: Celery, engine: DemoEngine) -> None:
         self.db = db
         self.leases = Leases(db, settings, "w", engine_silence_s=lambda: 0.0)
         self.renderer = Renderer(
@@ -76,7 +75,7 @@ class Floor:
 
 
 @pytest.fixture
-def floor(settings: Settings, db: Database, redis: Redis, celery: Celery, engine: Engine[Latents]) -> Floor:
+def floor(settings: Settings, db: Database, redis: Redis, celery: Celery, engine: DemoEngine) -> Floor:
     return Floor(settings, db, redis, celery, engine)
 
 
@@ -183,3 +182,85 @@ def test_a_garbled_event_does_not_deafen_the_listener(redis: Redis) -> None:
     finally:
         listener.stop()
     assert heard[0] == event
+
+
+def test_img2img_inpainting_and_hires_through_the_whole_slot(floor: Floor, storage: Storage) -> None:
+    """Init image and mask come from the storage; sizes, seeds and progress of what comes back are the job's."""
+    noise = np.random.default_rng(2).integers(0, 255, (96, 80, 3), dtype=np.uint8)
+    half = np.zeros((96, 80), dtype=np.uint8)
+    half[:, :40] = 255
+    storage.put("inputs/noise.png", png.encode(noise, {}), content_type="image/png")
+    storage.put("inputs/half.png", pictures.to_png(Image.fromarray(half)), content_type="image/png")
+    painting = Inpaint(mask_blur=0, mask_fill=MaskFill.NOISE, mask_invert=False, only_masked=True, padding=4)
+    hires = Hires(
+        width=128,
+        height=96,
+        upscaler=Upscaler.LATENT,
+        steps=3,
+        strength=0.6,
+        guidance_scale=7.0,
+        sampler=Sampler.EULER,
+        schedule=Schedule.UNIFORM,
+        prompt="x",
+        negative_prompt="",
+    )
+    init = {"kind": "img2img", "init_image": "inputs/noise.png", "strength": 0.6}
+    jobs_asked = [
+        floor.submit(**init, upscale=2.0),
+        floor.submit(**init, mask_image="inputs/half.png", inpaint=painting),
+        floor.submit(hires=hires),
+    ]
+    for _ in jobs_asked:
+        floor.renderer.answer()
+    done = [floor.row(job_id) for job_id in jobs_asked]
+    assert [row.state for row in done] == [JobState.SUCCEEDED] * 3, [row.error_message for row in done]
+    assert [(row.images[0].width, row.images[0].height) for row in done] == [(128, 128), (80, 96), (128, 96)]
+    assert [(row.steps_done, row.steps_total) for row in done] == [(3, 3), (3, 3), (7, 7)]
+    painted = np.asarray(Image.open(io.BytesIO(storage.get(done[1].images[0].key))))
+    assert (painted[:, 40:] == noise[:, 40:]).all()
+    assert (painted[:, :40] != noise[:, :40]).any()
+
+
+def test_an_init_image_that_is_gone_is_retried_and_then_failed(floor: Floor) -> None:
+    job_id = floor.submit(kind="img2img", init_image="inputs/nowhere.png", strength=0.5)
+    floor.renderer.answer()
+    assert floor.row(job_id).error_code == "storage_unavailable"
+
+
+def test_a_lora_that_this_worker_does_not_have_is_another_workers(floor: Floor) -> None:
+    job_id = floor.submit(loras=(Lora(name="gone", weight=1.0, text_encoder_weight=1.0),))
+    floor.renderer.answer()
+    back = floor.row(job_id)
+    assert (back.state, back.error_code) == (JobState.QUEUED, "weights_missing")
+    assert "gone" in (back.error_message or "")
+
+
+def test_previews_of_a_running_job_are_shown(floor: Floor, redis: Redis) -> None:
+    job_id = floor.submit(steps=150, width=512, height=512)
+    slot = floor.answer_in_background()
+    showing = Showing(redis, floor.leases.running)
+    while (jpeg := previews.get(redis, job_id, 0)) is None:
+        showing.renew()
+    with floor.db.transaction() as session:
+        jobs.cancel(session, job_id)
+    floor.leases.hear(JobEvent(job_id, JobState.CANCELED))
+    slot.join(timeout=30)
+    assert Image.open(io.BytesIO(jpeg)).size == (256, 256)
+
+
+def test_a_flagged_picture_is_delivered_black_and_marked(floor: Floor, storage: Storage) -> None:
+    floor.renderer._safety = Wary()
+    job_id = floor.submit()
+    floor.renderer.answer()
+    (image,) = floor.row(job_id).images
+    assert image.flagged
+    assert Image.open(io.BytesIO(storage.get(image.key))).getextrema() == ((0, 0),) * 3
+
+
+class Wary(SafetyChecker):
+    """Flags everything."""
+
+    def __init__(self) -> None: ...
+
+    def flags(self, _pixels: object) -> bool:
+        return True

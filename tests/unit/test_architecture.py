@@ -1,6 +1,7 @@
 """The laws of the house that import-linter cannot state."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,4 +64,4 @@ def test_nothing_unpickles() -> None:
     for path in SOURCES:
         text = path.read_text()
         assert "import pickle" not in text, path
-        assert "torch.load(" not in text, path
+        assert not re.search(r"(?<!safetensors\.)torch\.load\(", text), path

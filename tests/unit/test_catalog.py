@@ -59,7 +59,6 @@ def test_sd15_is_accepted(tmp_path: Path) -> None:
         ({"decoder.conv_in.weight": [1]}, "VAE"),
         ({"some.other.weight": [1]}, "no Stable Diffusion 1.5 UNet"),
         ({name: shape for name, shape in SD15.items() if name.startswith(UNET)}, "VAE or text encoder is missing"),
-        ({**SD15, UNET + "input_blocks.0.0.weight": [32, 9, 3, 3]}, "inpainting"),
         ({**SD15, UNET + "input_blocks.0.0.weight": [32, 8, 3, 3]}, "takes 8 channels"),
         ({**SD15, UNET + "input_blocks.0.0.weight": [32]}, "takes 0 channels"),
         ({**SD15, CONTEXT: [32, 1024]}, "1024 wide"),
@@ -196,8 +195,8 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
         catalog.inspect(folder(tmp_path / "xl", pipeline="StableDiffusionXLPipeline"))
     with pytest.raises(BadCheckpoint, match="Stable Diffusion 2"):
         catalog.inspect(folder(tmp_path / "sd2", unet={"in_channels": 4, "cross_attention_dim": 1024}))
-    with pytest.raises(BadCheckpoint, match="inpainting"):
-        catalog.inspect(folder(tmp_path / "inpaint", unet={"in_channels": 9, "cross_attention_dim": 768}))
+    with pytest.raises(BadCheckpoint, match="takes 8 channels"):
+        catalog.inspect(folder(tmp_path / "pix2pix", unet={"in_channels": 8, "cross_attention_dim": 768}))
     with pytest.raises(BadCheckpoint, match="2048 wide, its text encoder writes 768"):
         catalog.inspect(folder(tmp_path / "wide", unet={"in_channels": 4, "cross_attention_dim": 2048}))
     other = folder(tmp_path / "other")

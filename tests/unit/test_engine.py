@@ -3,42 +3,83 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Thread, current_thread
+from typing import Any
 
 import numpy as np
 import pytest
 
-from shared.errors import Canceled, EngineStopped, OutOfMemory, RenderFailed
-from shared.params import Sampler, Schedule
+from shared.errors import Canceled, EngineStopped, NotANumber, OutOfMemory, RenderFailed
+from tests.ceiling import Ceiling
 from worker.engine.engine import Engine, run_alone
-from worker.engine.request import ImageSpec, Pixels, Request
-
-SPEC = ImageSpec("p", "", 5, 7.0, 64, 64, 1, Sampler.DPMPP_2M, Schedule.KARRAS)
+from worker.engine.request import Pixels, Request
 
 
-@dataclass
+@dataclass(frozen=True)
+class Spec:
+    """A toy image: `passes` walks of `steps` steps at widths that double."""
+
+    prompt: str = "p"
+    steps: int = 5
+    samples: int = 2
+    width: int = 64
+    seed: int = 1
+    passes: int = 1
+
+
+SPEC: Any = Spec()
+
+
+@dataclass(eq=False)
 class Toy:
     """A number that each step changes; its history depends on nothing but its own spec."""
 
-    spec: ImageSpec
+    spec: Spec
     value: int
     steps_done: int = 0
+    passes_begun: int = 1
 
     @property
-    def bucket(self) -> tuple[int, int]:
-        return (self.spec.width, self.spec.height)
+    def steps_total(self) -> int:
+        return self.spec.steps * self.spec.passes
+
+    @property
+    def bucket(self) -> int:
+        return self.spec.width * self.passes_begun
 
     @property
     def samples(self) -> int:
-        return 2 if self.spec.guidance_scale > 1 else 1
+        return self.spec.samples
 
     @property
     def cost(self) -> float:
         return float(self.samples)
 
     @property
-    def steps_total(self) -> int:
-        return self.spec.steps
+    def is_pass_over(self) -> bool:
+        return self.steps_done >= self.spec.steps * self.passes_begun
+
+    @property
+    def is_over(self) -> bool:
+        return self.steps_done >= self.steps_total
+
+
+class Film:
+    """Pixels that a slow device has not finished; the engine learns so by looking."""
+
+    def __init__(self, device: "ToyDevice", toy: Toy) -> None:
+        self._device = device
+        self._toy = toy
+
+    @property
+    def is_ready(self) -> bool:
+        return self._device.is_fast
+
+    def pixels(self) -> Pixels:
+        self._device.developed.append(self._toy.spec.seed)
+        if self._toy.spec.prompt == "not a number":
+            raise NotANumber
+        return np.full((8, 8, 3), self._toy.value, dtype=np.uint8)
 
 
 class ToyDevice:
@@ -46,24 +87,42 @@ class ToyDevice:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.developed: list[int] = []
+        self.drafted_by: set[str] = set()
+        self.is_fast = True
         self.before_call: Callable[[Sequence[Toy]], None] = lambda _batch: None
 
-    def prepare(self, spec: ImageSpec) -> Toy:
-        if spec.prompt == "poison":
-            raise ValueError("cannot be prepared")
+    def draft(self, spec: Any) -> Toy:
+        self.drafted_by.add(current_thread().name)
+        if spec.prompt == "unreadable":
+            raise ValueError("cannot be read")
         return Toy(spec, spec.seed)
+
+    def begin(self, draft: Toy) -> Toy:
+        if draft.spec.prompt == "poison":
+            raise ValueError("cannot be prepared")
+        return draft
 
     def denoise(self, batch: Sequence[Toy]) -> None:
         self.before_call(batch)
+        assert len({toy.bucket for toy in batch}) == 1
         self.batches.append([toy.spec.seed for toy in batch])
         for toy in batch:
             toy.value = (toy.value * 31 + toy.steps_done) % 251
             toy.steps_done += 1
 
-    def decode(self, denoised: Toy) -> Pixels:
-        if denoised.spec.prompt == "undecodable":
-            raise RenderFailed("not a number")
-        return np.full((8, 8, 3), denoised.value, dtype=np.uint8)
+    def turn(self, image: Toy) -> None:
+        if image.spec.prompt == "unturnable":
+            raise RenderFailed("too large")
+        image.passes_begun += 1
+
+    def preview(self, image: Toy) -> Film:
+        return Film(self, image)
+
+    def decode(self, image: Toy) -> Film:
+        if image.spec.prompt == "undecodable":
+            raise RenderFailed("no memory to decode")
+        return Film(self, image)
 
 
 @pytest.fixture
@@ -72,15 +131,15 @@ def device() -> ToyDevice:
 
 
 @pytest.fixture
-def engine(device: ToyDevice) -> Iterator[Engine[Toy]]:
-    engine = Engine(device, max_samples=8)
+def engine(device: ToyDevice) -> Iterator[Engine[Toy, Toy]]:
+    engine = Engine(device, limits=Ceiling(8))
     yield engine
     engine.stop()
 
 
-def test_ragged_requests_in_one_batch_equal_each_alone(engine: Engine[Toy], device: ToyDevice) -> None:
+def test_ragged_requests_in_one_batch_equal_each_alone(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     specs = [replace(SPEC, seed=seed, steps=steps) for seed, steps in enumerate([3, 9, 1, 5, 7, 2])]
-    specs += [replace(SPEC, seed=50, width=128), replace(SPEC, seed=51, guidance_scale=1.0)]
+    specs += [replace(SPEC, seed=50, width=128), replace(SPEC, seed=51, samples=1)]
     requests = [engine.submit(spec) for spec in specs]
     engine.start()
     for request, spec in zip(requests, specs, strict=True):
@@ -89,7 +148,7 @@ def test_ragged_requests_in_one_batch_equal_each_alone(engine: Engine[Toy], devi
     assert max(len(batch) for batch in device.batches) >= 4
 
 
-def test_a_latecomer_joins_the_running_batch(engine: Engine[Toy], device: ToyDevice) -> None:
+def test_a_latecomer_joins_the_running_batch(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     joined: SimpleQueue[Request] = SimpleQueue()
 
     def submit_another(_batch: Sequence[Toy]) -> None:
@@ -103,7 +162,7 @@ def test_a_latecomer_joins_the_running_batch(engine: Engine[Toy], device: ToyDev
     assert [1, 2] in device.batches
 
 
-def test_a_canceled_request_makes_no_further_step(engine: Engine[Toy], device: ToyDevice) -> None:
+def test_a_canceled_request_makes_no_further_step(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     device.before_call = lambda _batch: long.cancel() if len(device.batches) == 3 else None
     long = engine.submit(replace(SPEC, steps=100))
     engine.start()
@@ -112,7 +171,7 @@ def test_a_canceled_request_makes_no_further_step(engine: Engine[Toy], device: T
     assert long.steps_done == 4  # the step that was under way, and none after it
 
 
-def test_a_request_canceled_in_its_last_step_gives_no_picture(engine: Engine[Toy], device: ToyDevice) -> None:
+def test_a_request_canceled_in_its_last_step_gives_no_picture(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     device.before_call = lambda _batch: late.cancel() if len(device.batches) == SPEC.steps - 1 else None
     late = engine.submit(SPEC)
     engine.start()
@@ -121,7 +180,7 @@ def test_a_request_canceled_in_its_last_step_gives_no_picture(engine: Engine[Toy
     assert late.steps_done == late.steps_total == SPEC.steps
 
 
-def test_a_request_canceled_before_it_began(engine: Engine[Toy], device: ToyDevice) -> None:
+def test_a_request_canceled_before_it_began(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     request = engine.submit(SPEC)
     request.cancel()
     engine.start()
@@ -130,8 +189,8 @@ def test_a_request_canceled_before_it_began(engine: Engine[Toy], device: ToyDevi
     assert device.batches == []
 
 
-@pytest.mark.parametrize("prompt", ["poison", "undecodable"])
-def test_a_bad_request_fails_alone(engine: Engine[Toy], prompt: str) -> None:
+@pytest.mark.parametrize("prompt", ["unreadable", "poison", "undecodable", "not a number"])
+def test_a_bad_request_fails_alone(engine: Engine[Toy, Toy], prompt: str) -> None:
     good, bad = engine.submit(SPEC), engine.submit(replace(SPEC, prompt=prompt))
     engine.start()
     with pytest.raises(RenderFailed):
@@ -139,7 +198,7 @@ def test_a_bad_request_fails_alone(engine: Engine[Toy], prompt: str) -> None:
     assert good.result(10) is not None
 
 
-def test_out_of_memory_halves_the_batch_and_fails_nobody(engine: Engine[Toy], device: ToyDevice) -> None:
+def test_out_of_memory_halves_the_batch_and_fails_nobody(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     def only_two_fit(batch: Sequence[Toy]) -> None:
         if len(batch) > 2:
             raise OutOfMemory
@@ -152,7 +211,7 @@ def test_out_of_memory_halves_the_batch_and_fails_nobody(engine: Engine[Toy], de
     assert max(len(batch) for batch in device.batches) == 2
 
 
-def test_a_request_that_does_not_fit_alone_is_told_so(engine: Engine[Toy], device: ToyDevice) -> None:
+def test_a_request_that_does_not_fit_alone_is_told_so(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     def small_only(batch: Sequence[Toy]) -> None:
         if any(toy.spec.width > 64 for toy in batch):
             raise OutOfMemory
@@ -165,7 +224,7 @@ def test_a_request_that_does_not_fit_alone_is_told_so(engine: Engine[Toy], devic
     assert small.result(10) is not None
 
 
-def test_a_broken_call_fails_its_batch_and_the_engine_lives_on(engine: Engine[Toy], device: ToyDevice) -> None:
+def test_a_broken_call_fails_its_batch_and_the_engine_lives_on(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     def break_once(_batch: Sequence[Toy]) -> None:
         device.before_call = lambda _batch: None
         raise ZeroDivisionError
@@ -178,7 +237,7 @@ def test_a_broken_call_fails_its_batch_and_the_engine_lives_on(engine: Engine[To
     assert engine.submit(SPEC).result(10) is not None
 
 
-def test_stopping_fails_what_is_in_flight(engine: Engine[Toy], device: ToyDevice) -> None:
+def test_stopping_fails_what_is_in_flight(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     under_way, go_on = Event(), Event()
 
     def wait(_batch: Sequence[Toy]) -> None:
@@ -204,7 +263,7 @@ def test_stopping_fails_what_is_in_flight(engine: Engine[Toy], device: ToyDevice
     assert engine.seconds_since_tick == 0.0
 
 
-def submit_until_refused(engine: Engine[Toy]) -> None:
+def submit_until_refused(engine: Engine[Toy, Toy]) -> None:
     while True:
         engine.submit(SPEC)
 
@@ -217,7 +276,7 @@ def test_a_tick_that_hangs_shows(device: ToyDevice) -> None:
         assert go_on.wait(10)
 
     device.before_call = hang
-    engine = Engine(device, max_samples=8, clock=lambda: now)
+    engine = Engine(device, limits=Ceiling(8), clock=lambda: now)
     request = engine.submit(SPEC)
     engine.start()
     assert under_way.wait(10)
@@ -229,7 +288,7 @@ def test_a_tick_that_hangs_shows(device: ToyDevice) -> None:
     assert engine.seconds_since_tick == 0.0
 
 
-def test_stopping_before_the_start_leaves_nobody_waiting(engine: Engine[Toy]) -> None:
+def test_stopping_before_the_start_leaves_nobody_waiting(engine: Engine[Toy, Toy]) -> None:
     request = engine.submit(SPEC)
     assert request.steps_total == SPEC.steps
     engine.stop()
@@ -237,8 +296,67 @@ def test_stopping_before_the_start_leaves_nobody_waiting(engine: Engine[Toy]) ->
         request.result(10)
 
 
-def test_an_engine_without_work_is_alive_and_silent_for_no_time(engine: Engine[Toy]) -> None:
+def test_an_engine_without_work_is_alive_and_silent_for_no_time(engine: Engine[Toy, Toy]) -> None:
     assert not engine.is_alive
     engine.start()
     assert engine.submit(SPEC).result(10) is not None
     assert engine.is_alive
+
+
+def test_a_second_pass_goes_on_in_another_bucket(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    """Two passes of 5 steps each at another width, beside an image that stays where the first pass was."""
+    two = replace(SPEC, seed=1, passes=2)
+    turned, stays = engine.submit(two), engine.submit(replace(SPEC, seed=2, steps=7))
+    engine.start()
+    assert (turned.result(10) == run_alone(ToyDevice(), two)).all()
+    assert stays.result(10) is not None
+    assert (turned.steps_done, turned.steps_total) == (10, 10)
+    assert device.batches[:5] == [[1, 2]] * 5
+    assert all(len(batch) == 1 for batch in device.batches[5:])
+
+
+def test_a_pass_that_cannot_begin_fails_alone(engine: Engine[Toy, Toy]) -> None:
+    bad, good = engine.submit(replace(SPEC, prompt="unturnable", passes=2)), engine.submit(SPEC)
+    engine.start()
+    with pytest.raises(RenderFailed, match="too large"):
+        bad.result(10)
+    assert good.result(10) is not None
+
+
+def test_others_go_on_while_the_device_develops(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    """A picture that is not ready holds nobody up; it is waited for only when nothing else is to be done."""
+    device.is_fast = False
+    first, second = engine.submit(replace(SPEC, seed=1, steps=2)), engine.submit(replace(SPEC, seed=2, steps=6))
+    developed_by_then: list[list[int]] = []
+    device.before_call = lambda _batch: developed_by_then.append(list(device.developed))
+    engine.start()
+    assert first.result(10) is not None
+    assert second.result(10) is not None
+    assert developed_by_then == [[]] * 6
+    assert device.developed == [1, 2]
+
+
+def test_images_are_made_ready_by_whoever_submits_them(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    engine.start()
+    engine.submit(SPEC).result(10)
+    assert device.drafted_by == {current_thread().name}
+
+
+def test_previews_are_made_when_asked_for(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    request = engine.submit(replace(SPEC, steps=4))
+    shown: list[Any] = []
+    device.before_call = lambda _batch: shown.append(request.take_preview())
+    engine.start()
+    assert request.result(10) is not None
+    assert shown[0] is None  # nothing had been made yet
+    assert all(preview is not None for preview in shown[1:])
+
+
+def test_a_preview_that_is_not_ready_is_not_waited_for(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    device.is_fast = False
+    request = engine.submit(SPEC)
+    shown: list[Any] = []
+    device.before_call = lambda _batch: shown.append(request.take_preview())
+    engine.start()
+    assert request.result(10) is not None
+    assert shown == [None] * SPEC.steps

@@ -1,5 +1,5 @@
 from shared import infotext
-from shared.params import Sampler, Schedule
+from shared.samplers import Sampler, Schedule
 from tests.factories import params
 
 

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.ceiling import Ceiling
 from worker.engine.scheduler import BatchScheduler
 
 MAX_SAMPLES = 8
@@ -13,7 +14,7 @@ COST = {"64": 1.0, "96": 2.3, "128": 4.0}
 
 
 def filled(arrivals: list[tuple[str, int, int]]) -> tuple[BatchScheduler[int], dict[int, int]]:
-    scheduler: BatchScheduler[int] = BatchScheduler(MAX_SAMPLES)
+    scheduler: BatchScheduler[int] = BatchScheduler(Ceiling(MAX_SAMPLES))
     for request, (bucket, samples, _) in enumerate(arrivals):
         scheduler.add(request, bucket, samples=samples, cost=COST[bucket] * samples)
     return scheduler, {request: steps for request, (_, _, steps) in enumerate(arrivals)}
@@ -51,7 +52,7 @@ def test_everything_finishes_and_within_a_bucket_in_order(arrivals: list[tuple[s
 @given(st.integers(1, 40))
 def test_no_bucket_waits_for_more_than_its_fair_share(others: int) -> None:
     """A lone small image among a flood of large ones gets service in proportion, whatever the flood's size."""
-    scheduler: BatchScheduler[int] = BatchScheduler(MAX_SAMPLES)
+    scheduler: BatchScheduler[int] = BatchScheduler(Ceiling(MAX_SAMPLES))
     for request in range(others):
         scheduler.add(request, "128", samples=2, cost=8.0)
     scheduler.add(99, "64", samples=2, cost=2.0)
@@ -61,7 +62,7 @@ def test_no_bucket_waits_for_more_than_its_fair_share(others: int) -> None:
 
 
 def test_a_newcomer_starts_level_with_the_rest() -> None:
-    scheduler: BatchScheduler[str] = BatchScheduler(MAX_SAMPLES)
+    scheduler: BatchScheduler[str] = BatchScheduler(Ceiling(MAX_SAMPLES))
     scheduler.add("old", "64", samples=2, cost=1.0)
     for _ in range(100):
         scheduler.schedule()
@@ -70,7 +71,7 @@ def test_a_newcomer_starts_level_with_the_rest() -> None:
 
 
 def test_memory_shrinks_the_limit_of_one_bucket_only() -> None:
-    scheduler: BatchScheduler[int] = BatchScheduler(MAX_SAMPLES)
+    scheduler: BatchScheduler[int] = BatchScheduler(Ceiling(MAX_SAMPLES))
     for request in range(4):
         scheduler.add(request, "64", samples=2, cost=1.0)
     assert scheduler.shrink(scheduler.schedule())
@@ -84,11 +85,11 @@ def test_memory_shrinks_the_limit_of_one_bucket_only() -> None:
 
 
 def test_an_image_larger_than_the_limit_still_runs() -> None:
-    scheduler: BatchScheduler[int] = BatchScheduler(1)
+    scheduler: BatchScheduler[int] = BatchScheduler(Ceiling(1))
     scheduler.add(1, "64", samples=2, cost=1.0)
     assert scheduler.schedule() == [1]
 
 
 def test_nothing_scheduled_nothing_chosen() -> None:
-    scheduler: BatchScheduler[int] = BatchScheduler(4)
+    scheduler: BatchScheduler[int] = BatchScheduler(Ceiling(4))
     assert scheduler.schedule() == []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -14,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from shared.catalog import CheckpointFile
 from shared.errors import BadCheckpoint
 
+INPAINTING_CHANNELS = 9
 SD15_DIR = Path(__file__).parent / "sd15"
 
 
@@ -29,6 +31,11 @@ class Checkpoint:
     scheduler_config: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the UNet reads a mask and the masked picture beside the latents."""
+        return bool(self.unet.config.in_channels == INPAINTING_CHANNELS)
 
 
 def load(file: CheckpointFile, device: torch.device, dtype: torch.dtype) -> Checkpoint:
@@ -64,8 +71,22 @@ def _pipeline(file: CheckpointFile, dtype: torch.dtype) -> Any:
     if file.layout == "diffusers":
         parts |= {"text_encoder": _folder_text_encoder(file, dtype), "variant": file.variant}
         return StableDiffusionPipeline.from_pretrained(file.path, use_safetensors=True, **parts)
-    config = file.config_dir or SD15_DIR
-    return StableDiffusionPipeline.from_single_file(str(file.path), config=str(config), **parts)
+    config = str(file.config_dir or SD15_DIR)
+    if file.in_channels == INPAINTING_CHANNELS:
+        parts["unet"] = _inpainting_unet(file, config, dtype)
+    return StableDiffusionPipeline.from_single_file(str(file.path), config=config, **parts)
+
+
+def _inpainting_unet(file: CheckpointFile, config: str, dtype: torch.dtype) -> Any:
+    """Load a single file's UNet with more inputs than the config says; it differs in nothing else."""
+    return UNet2DConditionModel.from_single_file(
+        str(file.path),
+        config=config,
+        subfolder="unet",
+        in_channels=INPAINTING_CHANNELS,
+        local_files_only=True,
+        dtype=dtype,
+    )
 
 
 def _folder_text_encoder(file: CheckpointFile, dtype: torch.dtype) -> Any:

@@ -1,66 +1,169 @@
-"""Samplers: one diffusers scheduler object per image, never shared, because each keeps its own history.
+"""Samplers and schedules as diffusers' scheduler objects, one for every pair of names that goes together.
 
-Euler ancestral and DPM++ 2M (arXiv:2211.01095), on uniform or Karras noise levels (arXiv:2206.00364). A sampler draws no noise,
-it is handed what was drawn when the image was admitted.
+Euler, Euler ancestral, Heun and Karras' schedule: arXiv:2206.00364. LMS, DPM2: k-diffusion. DPM++: arXiv:2211.01095. DDIM:
+arXiv:2010.02502. DDPM: arXiv:2006.11239. PLMS: arXiv:2202.09778. UniPC: arXiv:2302.04867. DEIS: arXiv:2204.13902. LCM:
+arXiv:2310.04378. TCD: arXiv:2402.19159. Beta schedule: arXiv:2407.12173. Align Your Steps: arXiv:2404.14507.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
-from torch import Tensor
+import diffusers
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from shared.params import Sampler, Schedule
+from shared.samplers import Sampler, Schedule
+
+Sigmas = NDArray[np.float64]
+
+
+class EulerAncestral(diffusers.EulerAncestralDiscreteScheduler):
+    """Walks Euler's levels, whatever the schedule: the library's class knows none but the uniform one."""
+
+    timesteps: torch.Tensor
+    sigmas: torch.Tensor
+    plain: Any
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Take the levels of the plain sampler."""
+        super().set_timesteps(num_inference_steps, device)  # type: ignore[misc]
+        self.plain.set_timesteps(num_inference_steps, device)
+        self.timesteps, self.sigmas = self.plain.timesteps, self.plain.sigmas
+
+
+class Deis(diffusers.DEISMultistepScheduler):
+    """Ends at the lowest level, whatever the schedule: the library's class repeats the last one, a call for nothing."""
+
+    alphas_cumprod: torch.Tensor
+    sigmas: torch.Tensor
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """End at the lowest level of the training."""
+        super().set_timesteps(num_inference_steps, device)  # type: ignore[misc]
+        self.sigmas[-1] = ((1 - self.alphas_cumprod[0]) / self.alphas_cumprod[0]) ** 0.5
+
+
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
+_LEADING = {"timestep_spacing": "leading"}  # the others' own is linspace: all timesteps evenly, both ends included
+_CLASSES: Mapping[Sampler, tuple[Any, Mapping[str, Any]]] = {
+    Sampler.EULER: (diffusers.EulerDiscreteScheduler, {}),
+    Sampler.EULER_A: (EulerAncestral, {}),
+    Sampler.HEUN: (diffusers.HeunDiscreteScheduler, {}),
+    Sampler.DPM2: (diffusers.KDPM2DiscreteScheduler, {}),
+    Sampler.DPM2_A: (diffusers.KDPM2AncestralDiscreteScheduler, {}),
+    Sampler.LMS: (diffusers.LMSDiscreteScheduler, {}),
+    Sampler.DPMPP_2M: (diffusers.DPMSolverMultistepScheduler, {}),
+    Sampler.DPMPP_2M_SDE: (diffusers.DPMSolverMultistepScheduler, _SDE),
+    Sampler.DPMPP_SDE: (diffusers.DPMSolverSDEScheduler, {}),
+    Sampler.DPMPP_3M_SDE: (diffusers.DPMSolverMultistepScheduler, {**_SDE, "solver_order": 3}),
+    Sampler.DDIM: (diffusers.DDIMScheduler, _LEADING),
+    Sampler.DDPM: (diffusers.DDPMScheduler, _LEADING),
+    Sampler.PLMS: (diffusers.PNDMScheduler, {**_LEADING, "skip_prk_steps": True}),
+    Sampler.UNIPC: (diffusers.UniPCMultistepScheduler, {"solver_order": 3}),  # bh2: bh1 divides by zero at zero noise
+    Sampler.DEIS: (Deis, {}),
+    Sampler.LCM: (diffusers.LCMScheduler, {}),
+    Sampler.TCD: (diffusers.TCDScheduler, {}),
+}
+_FLAGS: Mapping[Schedule, str] = {
+    Schedule.KARRAS: "use_karras_sigmas",
+    Schedule.EXPONENTIAL: "use_exponential_sigmas",
+    Schedule.BETA: "use_beta_sigmas",
+}
+_BY_TIMESTEPS = frozenset({Sampler.DDIM, Sampler.DDPM})
+_DISTILLED = frozenset({Sampler.LCM, Sampler.TCD})
+# Checkpoints are distilled at 50 steps; asked for more, they take more. Divisors of 1000, to start at pure noise.
+_DISTILLATION_STEPS = (50, 100, 125, 200, 250, 500, 1000)
+# These walk a schedule that is one longer, without its last level; what they made of it would be noise (k-diffusion, A1111).
+_DISCARDS_LAST_LEVEL = frozenset({Sampler.DPM2, Sampler.DPM2_A, Sampler.DPMPP_3M_SDE})
+_ENDS_LOWEST = frozenset({Schedule.KARRAS, Schedule.EXPONENTIAL, Schedule.BETA, Schedule.AYS})
+# SD1.5's levels for ten steps; other numbers of steps are interpolated in the logarithm.
+_AYS_SIGMAS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+_OF_THE_CHECKPOINT = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+)
 
 
 def make(sampler: Sampler, schedule: Schedule, steps: int, config: Mapping[str, Any]) -> Any:
-    """Return a fresh scheduler object with its timesteps set.
+    """Return a fresh scheduler object with its timesteps set, on the CPU.
 
-    `config` is the checkpoint's own scheduler config (noise schedule, prediction type). Timesteps stay on the CPU and the begin
-    index is set, or diffusers would synchronise with the device to look it up.
+    `config` is the checkpoint's own scheduler config: betas and prediction type count, what it says of spacing does not.
     """
+    cls, own = _CLASSES[sampler]
+    options = {"timestep_spacing": "linspace", **_noise_schedule(config), **own, **_spacing(sampler, schedule, steps)}
+    known = inspect.signature(cls).parameters
+    made = cls(**{name: value for name, value in options.items() if name in known})
+    levels = _levels(sampler, schedule, steps, config, made)
+    if levels is not None:
+        # The classes ask this for Karras' levels and then find the timesteps that belong to whatever it answers.
+        made._convert_to_karras = lambda *_args, **_options: levels
     if sampler is Sampler.EULER_A:
-        made = EulerAncestral.from_config(dict(config))
-    else:
-        made = DPMSolverMultistepScheduler.from_config(dict(config), use_karras_sigmas=schedule is Schedule.KARRAS)
+        made.plain = make(Sampler.EULER, schedule, steps, config)
     made.set_timesteps(steps, device="cpu")
-    made.set_begin_index(0)
     return made
 
 
-def noise_draws(made: Any) -> int:
-    """Return how many times the sampler takes fresh noise on its way: at every step, the last included, or never."""
-    return len(made.timesteps) if isinstance(made, EulerAncestral) else 0
+def _noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: config[name] for name in _OF_THE_CHECKPOINT if config.get(name) is not None}
+    return {**kept, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
 
 
-def step(made: Any, prediction: Tensor, timestep: Tensor, x: Tensor, fresh_noise: Tensor | None) -> Tensor:
-    """Take one step from `x`, (1, 4, height/8, width/8) float32, by the UNet's prediction for it."""
-    stepped: Tensor = made.step(prediction, timestep, x, variance_noise=fresh_noise, return_dict=False)[0]
-    return stepped
+def _spacing(sampler: Sampler, schedule: Schedule, steps: int) -> dict[str, Any]:
+    """Say how a class spaces its timesteps or levels, where its own way is not the one meant."""
+    if sampler in _DISTILLED:
+        return {"original_inference_steps": next(known for known in _DISTILLATION_STEPS if known >= steps)}
+    if sampler in _BY_TIMESTEPS and schedule is Schedule.SGM_UNIFORM:
+        return {"timestep_spacing": "trailing"}
+    # Spaced by themselves, the classes make their only step from the lowest level.
+    spacing = {"timestep_spacing": "trailing"} if steps == 1 else {}
+    if _discards_last_level(sampler, schedule):
+        return {**spacing, "use_karras_sigmas": True}
+    if schedule is Schedule.UNIFORM:
+        return spacing
+    return {**spacing, _FLAGS.get(schedule, "use_karras_sigmas"): True}
 
 
-class EulerAncestral(EulerAncestralDiscreteScheduler):
-    """Diffusers' Euler ancestral with its noise drawn beforehand: drawn per step it would stall the device at every step."""
+def _discards_last_level(sampler: Sampler, schedule: Schedule) -> bool:
+    return sampler in _DISCARDS_LAST_LEVEL or (sampler is Sampler.DEIS and schedule in _ENDS_LOWEST)
 
-    config: Any
-    timesteps: Tensor
-    sigmas: Tensor
-    _step_index: int
 
-    def step(
-        self, prediction: Tensor, _timestep: Tensor, x: Tensor, *, variance_noise: Tensor, return_dict: bool = False
-    ) -> tuple[Tensor]:
-        """Go down to `sigma_down`, then up to the next noise level with fresh noise; the order of operations is diffusers'."""
-        del return_dict
-        sigma, sigma_next = self.sigmas[self._step_index : self._step_index + 2]
-        sigma_up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
-        sigma_down = (sigma_next**2 - sigma_up**2) ** 0.5
-        derivative = (x - self._clean(prediction, x, sigma)) / sigma
-        self._step_index += 1
-        return (x + derivative * (sigma_down - sigma) + variance_noise * sigma_up,)
+def _levels(sampler: Sampler, schedule: Schedule, steps: int, config: Mapping[str, Any], made: Any) -> Sigmas | None:
+    """Return the noise levels that a class cannot find for itself, highest first and without the final zero."""
+    if _discards_last_level(sampler, schedule):
+        longer: Sigmas = make(Sampler.EULER, schedule, steps + 1, config).sigmas[:-2].double().numpy()
+        return longer
+    if sampler in _BY_TIMESTEPS:
+        return None
+    alphas = made.alphas_cumprod.double().numpy()
+    trained = np.sqrt((1 - alphas) / alphas)
+    match schedule:
+        case Schedule.SGM_UNIFORM:
+            return _sgm_uniform(trained, steps)
+        case Schedule.SIMPLE:
+            return _simple(trained, steps)
+        case Schedule.AYS:
+            return _align_your_steps(steps)
+        case _:
+            return None
 
-    def _clean(self, prediction: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the image that the prediction points to."""
-        if self.config.prediction_type == "v_prediction":
-            return prediction * (-sigma / (sigma**2 + 1) ** 0.5) + x / (sigma**2 + 1)
-        return x - sigma * prediction
+
+def _sgm_uniform(trained: Sigmas, steps: int) -> Sigmas:
+    """Even timesteps that stop one short of the end."""
+    timesteps = np.linspace(len(trained) - 1, 0, steps + 1)[:-1]
+    return np.interp(timesteps, np.arange(len(trained)), trained)
+
+
+def _simple(trained: Sigmas, steps: int) -> Sigmas:
+    """Every so many of the levels of the training, the last first."""
+    return np.array([trained[-(1 + int(index * len(trained) / steps))] for index in range(steps)])
+
+
+def _align_your_steps(steps: int) -> Sigmas:
+    known = np.log(_AYS_SIGMAS)
+    return np.exp(np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(known)), known))

@@ -1,26 +1,130 @@
-"""From latents to pixels. One image at a time: decoding is what blows up memory first when batched."""
+"""From latents to pixels, and the VAEs that requests may name instead of the checkpoint's own.
+
+One image at a time: decoding is what blows up memory first when batched, and so an image's bits never depend on a neighbour's.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
+from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.errors import RenderFailed
+from shared.errors import BadWeights, NotANumber
+from shared.weights import Shelf, WeightsFile
 from worker.diffusion.checkpoint import Checkpoint
 
+DIFFUSERS_PREFIX = "decoder.mid_block."
+RESIDENT = 2  # 0.17 GB each in half precision
+TILED_LATENT_PIXELS = 128 * 128  # 1024 px square: beyond, a whole decode wants over 4 GB
+SMALL_DEVICE_LATENT_PIXELS = 64 * 64
+SMALL_DEVICE_BYTES = 8 * 2**30
 
-def decode(checkpoint: Checkpoint, x: Tensor) -> NDArray[np.uint8]:
-    """Decode latents (1, 4, height/8, width/8) into pixels (height, width, 3) uint8.
 
-    Raises `RenderFailed` when the numbers have blown up, instead of returning a black image.
-    """
-    vae = checkpoint.vae
-    latents = (x / vae.config.scaling_factor).to(checkpoint.dtype)
+@dataclass(slots=True)
+class Development:
+    """Pixels on their way from the device. `image` is (H, W, 3) uint8 and `finite` a flag, in host memory once `done` is."""
+
+    image: Tensor
+    finite: Tensor
+    done: Any
+    retry: "Callable[[], Development] | None"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `pixels` would return without waiting for the device."""
+        return self.done is None or bool(self.done.query())
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """Return (height, width, 3) uint8. Numbers that have blown up are decoded once more in fp32, then raise `NotANumber`."""
+        if self.done is not None:
+            self.done.synchronize()
+        if bool(self.finite):
+            array: NDArray[np.uint8] = self.image.numpy()
+            return array.copy() if self.done is not None else array
+        if self.retry is None:
+            raise NotANumber
+        return self.retry().pixels()
+
+
+def begin_decode(vae: Any, x: Tensor) -> Development:
+    """Launch the decoding of latents (1, 4, height/8, width/8) float32. On a GPU nothing waits for it."""
+    is_full = vae.dtype == torch.float32
+    return _launched(vae, x, retry=None if is_full else lambda: begin_decode(copy.deepcopy(vae).float(), x))
+
+
+def needs_tiling(latent_height: int, latent_width: int, device_bytes: int | None) -> bool:
+    """Whether a whole decode would take too much memory: for very large pictures, and for large ones on a small GPU."""
+    is_small = device_bytes is not None and device_bytes < SMALL_DEVICE_BYTES
+    return latent_height * latent_width > (SMALL_DEVICE_LATENT_PIXELS if is_small else TILED_LATENT_PIXELS)
+
+
+def load_vae(file: WeightsFile, checkpoint: Checkpoint) -> Any:
+    """Load a VAE of the checkpoint's own architecture, in the original layout or diffusers'. Raises `BadWeights`."""
+    try:
+        # Read, not mapped: a mapped file that is overwritten changes under the engine, and one that is cut ends the process.
+        weights = safetensors.torch.load(file.path.read_bytes())
+        vae = AutoencoderKL.from_config(checkpoint.vae.config)
+        if not any(name.startswith(DIFFUSERS_PREFIX) for name in weights):
+            weights = convert_ldm_vae_checkpoint(weights, vae.config)
+        vae.load_state_dict(weights)
+        return vae.to(checkpoint.device, checkpoint.dtype).eval().requires_grad_(False)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadWeights(f"{file.path}: cannot be loaded as a VAE of this checkpoint ({reason}).") from error
+
+
+class VaeShelf:
+    """The VAEs of a folder, the last used of them in memory. Any thread may ask."""
+
+    def __init__(self, shelf: Shelf, checkpoint: Checkpoint) -> None:
+        self._shelf = shelf
+        self._checkpoint = checkpoint
+        self._loaded: OrderedDict[WeightsFile, Any] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, name: str) -> Any:
+        """Return a VAE by name, loading it on this thread. Raises `WeightsMissing` or `BadWeights`."""
+        file = self._shelf.find(name)
+        with self._lock:
+            if file not in self._loaded:
+                self._loaded[file] = load_vae(file, self._checkpoint)
+            self._loaded.move_to_end(file)
+            while len(self._loaded) > RESIDENT:
+                self._loaded.popitem(last=False)
+            return self._loaded[file]
+
+
+def _launched(vae: Any, x: Tensor, retry: Callable[[], Development] | None) -> Development:
+    device_bytes = torch.cuda.get_device_properties(x.device).total_memory if x.is_cuda else None
+    if needs_tiling(x.shape[2], x.shape[3], device_bytes):
+        vae.enable_tiling()
+    else:
+        vae.disable_tiling()
+    latents = (x / vae.config.scaling_factor).to(vae.dtype)
     image: Tensor = vae.decode(latents, return_dict=False)[0][0].float()
-    if not torch.isfinite(image).all():
-        raise RenderFailed(
-            "The image came out as not-a-number; the checkpoint may be damaged or unfit for half precision."
-        )
-    pixels = (image / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    array: NDArray[np.uint8] = pixels.permute(1, 2, 0).cpu().numpy()
-    return array
+    return to_host(image, retry)
+
+
+def to_host(image: Tensor, retry: Callable[[], Development] | None) -> Development:
+    """Send an image (3, height, width) float32 of -1 … 1 to the host without waiting; `retry` makes it anew if not finite."""
+    pixels = (image / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    finite = torch.isfinite(image).all()
+    if not image.is_cuda:
+        return Development(pixels, finite, None, retry)
+    host, flag = _host_copy(pixels), _host_copy(finite)
+    done = torch.cuda.Event()
+    done.record()
+    return Development(host, flag, done, retry)
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

@@ -1,7 +1,7 @@
-"""The loop that fills the device: admit, schedule, denoise, finish, for every request that is active, step by step.
+"""The loop that fills the device: admit, schedule, denoise, turn, deliver, for every request that is active, step by step.
 
-One thread owns the runner and so the device; any thread may submit, wait and cancel. Whatever one
-request does, the thread lives on.
+One thread owns the device; any thread may submit, wait and cancel, and what an image needs before the device sees it is done on
+the submitting thread. Whatever one request does, the engine's thread lives on.
 """
 
 import time
@@ -13,45 +13,59 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 
 from shared.errors import Canceled, EngineStopped, FarmError, OutOfMemory, RenderFailed
-from worker.engine.request import Denoising, ImageSpec, Pixels, Request
-from worker.engine.scheduler import BatchScheduler
+from worker.engine.request import Developing, Draft, ImageSpec, Pixels, Rendering, Request
+from worker.engine.scheduler import BatchScheduler, Limits
 
-D = TypeVar("D", bound=Denoising)
+D = TypeVar("D", bound=Draft)
+R = TypeVar("R", bound=Rendering)
 
 log = structlog.get_logger(__name__)
 
 
-class Runner(Protocol[D]):
+class Runner(Protocol[D, R]):
     """What the engine needs of a device. Raises `OutOfMemory` when a call does not fit."""
 
-    def prepare(self, spec: ImageSpec) -> D:
-        """Encode the prompt, draw the noise, set up the sampler."""
+    def draft(self, spec: ImageSpec) -> D:
+        """Do all that needs no device, on any thread: read prompts, load weights, plan the steps, draw the noise."""
 
-    def denoise(self, batch: Sequence[D]) -> None:
+    def begin(self, draft: D) -> R:
+        """Encode prompts and the picture to start from, and stand at the first step."""
+
+    def denoise(self, batch: Sequence[R]) -> None:
         """Make one UNet call for the whole batch and advance each image by one step."""
 
-    def decode(self, denoised: D) -> Pixels:
-        """Turn finished latents into pixels."""
+    def turn(self, image: R) -> None:
+        """Go from a finished pass to the start of the next."""
+
+    def preview(self, image: R) -> Developing:
+        """Begin to show the picture as it is taking shape, small."""
+
+    def decode(self, image: R) -> Developing:
+        """Begin to turn finished latents into pixels."""
 
 
-def run_alone(runner: Runner[D], spec: ImageSpec) -> Pixels:
+def run_alone(runner: Runner[D, R], spec: ImageSpec) -> Pixels:
     """Render one image by itself: the simple loop that says what the engine must produce."""
-    image = runner.prepare(spec)
-    while image.steps_done < image.steps_total:
-        runner.denoise([image])
-    return runner.decode(image)
+    image = runner.begin(runner.draft(spec))
+    while not image.is_over:
+        if image.is_pass_over:
+            runner.turn(image)
+        else:
+            runner.denoise([image])
+    return runner.decode(image).pixels()
 
 
-class Engine(Generic[D]):
-    """Continuous batching over one runner. `max_samples` bounds the rows of one UNet call."""
+class Engine(Generic[D, R]):
+    """Continuous batching over one runner. `limits` bounds the samples of one UNet call."""
 
-    def __init__(self, runner: Runner[D], *, max_samples: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, runner: Runner[D, R], *, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._runner = runner
-        self._scheduler: BatchScheduler[Request] = BatchScheduler(max_samples)
-        self._images: dict[Request, D] = {}
+        self._scheduler: BatchScheduler[Request] = BatchScheduler(limits)
+        self._images: dict[Request, R] = {}
+        self._developing: deque[tuple[Request, Developing]] = deque()
         self._clock = clock
         self._tick_began: float | None = None
-        self._inbox: deque[Request] = deque()
+        self._inbox: deque[tuple[Request, D]] = deque()
         self._changed = Condition()
         self._is_stopped = False
         self._thread = Thread(target=self._run, name="engine", daemon=True)
@@ -70,12 +84,21 @@ class Engine(Generic[D]):
         self._abandon()
 
     def submit(self, spec: ImageSpec) -> Request:
-        """Let an image join from the next tick on."""
+        """Make an image ready on this thread, then let it join from the next tick on. What is wrong with it shows in the result.
+
+        Raises `EngineStopped`.
+        """
         request = Request(spec)
+        try:
+            draft = self._runner.draft(spec)
+        except Exception as error:  # noqa: BLE001 - whoever waits for the result must hear of it
+            request.fail(_as_render_error(error))
+            return request
+        request.steps_total = draft.steps_total
         with self._changed:
             if self._is_stopped:
                 raise EngineStopped
-            self._inbox.append(request)
+            self._inbox.append((request, draft))
             self._changed.notify()
         return request
 
@@ -97,7 +120,10 @@ class Engine(Generic[D]):
         batch = self._scheduler.schedule()
         if batch:
             self._denoise(batch)
-            self._finish(batch)
+            for request in batch:
+                self._move_on(request)
+        # With nothing left to denoise there is nothing better to do than to wait for the device.
+        self._deliver(wait=not self._images)
 
     def _run(self) -> None:
         while self._wait_for_work():
@@ -107,7 +133,7 @@ class Engine(Generic[D]):
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._inbox or self._images or self._is_stopped)
+            self._changed.wait_for(lambda: self._inbox or self._images or self._developing or self._is_stopped)
             return not self._is_stopped
 
     def _drop_canceled(self) -> None:
@@ -117,18 +143,21 @@ class Engine(Generic[D]):
 
     def _admit(self) -> None:
         while self._inbox:
-            request = self._inbox.popleft()
+            request, draft = self._inbox.popleft()
             if request.is_canceled:
                 request.fail(Canceled())
                 continue
             try:
-                image = self._runner.prepare(request.spec)
+                image = self._runner.begin(draft)
             except Exception as error:  # noqa: BLE001 - one bad request must not end the others
                 request.fail(_as_render_error(error))
                 continue
-            request.denoising = image
             self._images[request] = image
-            self._scheduler.add(request, image.bucket, samples=image.samples, cost=image.cost)
+            self._queue(request, image)
+            self._move_on(request)
+
+    def _queue(self, request: Request, image: R) -> None:
+        self._scheduler.add(request, image.bucket, samples=image.samples, cost=image.cost)
 
     def _denoise(self, batch: list[Request]) -> None:
         try:
@@ -142,19 +171,41 @@ class Engine(Generic[D]):
             for request in batch:
                 self._leave(request, _as_render_error(error))
 
-    def _finish(self, batch: list[Request]) -> None:
-        for request in batch:
-            image = self._images.get(request)
-            # A canceled one is dropped at the next tick's start; decoding it would be work for nobody.
-            if image is None or image.steps_done < image.steps_total or request.is_canceled:
+    def _move_on(self, request: Request) -> None:
+        """Do what follows an image's step: show it, start its next pass, or develop it."""
+        image = self._images.get(request)
+        if image is None:
+            return
+        request.steps_done = image.steps_done
+        if request.is_canceled:  # it is dropped at the next tick's start; more would be work for nobody
+            return
+        try:
+            self._advance(request, image)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._leave(request, _as_render_error(error))
+
+    def _advance(self, request: Request, image: R) -> None:
+        if image.is_pass_over and not image.is_over:
+            self._runner.turn(image)
+            self._scheduler.remove(request)
+            self._queue(request, image)
+        if image.is_over:
+            self._developing.append((request, self._runner.decode(image)))
+            self._leave(request, None)
+        elif request.wants_preview:
+            request.preview = self._runner.preview(image)
+            request.wants_preview = False
+
+    def _deliver(self, *, wait: bool) -> None:
+        while self._developing and (wait or self._developing[0][1].is_ready):
+            request, developing = self._developing.popleft()
+            if request.is_canceled:
+                request.fail(Canceled())
                 continue
             try:
-                pixels = self._runner.decode(image)
+                request.finish(developing.pixels())
             except Exception as error:  # noqa: BLE001 - as above
-                self._leave(request, _as_render_error(error))
-            else:
-                self._leave(request, None)
-                request.finish(pixels)
+                request.fail(_as_render_error(error))
 
     def _leave(self, request: Request, error: Exception | None) -> None:
         self._scheduler.remove(request)
@@ -163,7 +214,8 @@ class Engine(Generic[D]):
             request.fail(error)
 
     def _abandon(self) -> None:
-        for request in [*self._images, *self._inbox]:
+        waiting = [request for request, _ in [*self._inbox, *self._developing]]
+        for request in [*self._images, *waiting]:
             request.fail(EngineStopped())
 
 

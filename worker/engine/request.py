@@ -8,27 +8,70 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.params import Sampler, Schedule
+from shared.params import Lora, MaskFill, Upscaler
+from shared.samplers import Sampler, Schedule
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
+Mask = NDArray[np.float32]  # (height, width), 1 where the picture is painted anew
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSpec:
-    """Everything that decides one image's pixels. Sizes are in pixels."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One walk from noise to a picture. Sizes are in pixels.
+
+    The first pass starts from pure noise, or from the image's `Start`; a later one starts from the result of the pass before,
+    brought to its size by the `upscaler`. `last` is how many of the `steps` are made then, the last ones; None means all.
+    """
 
     prompt: str
     negative_prompt: str
-    steps: int
-    guidance_scale: float
     width: int
     height: int
-    seed: int
+    steps: int
+    guidance_scale: float
     sampler: Sampler
     schedule: Schedule
+    last: int | None = None
+    loras: tuple[Lora, ...] = ()
+    upscaler: Upscaler | None = None
+
+    @property
+    def is_enlarged_in_pixels(self) -> bool:
+        """Whether the result of the pass before is decoded, enlarged and encoded again."""
+        return self.upscaler is Upscaler.LANCZOS
 
 
-class Denoising(Protocol):
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """What an image-to-image pass starts from, at the size of the first pass. With a mask only its ones change."""
+
+    pixels: Pixels
+    mask: Mask | None = None
+    fill: MaskFill = MaskFill.ORIGINAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """Everything that decides one image's pixels."""
+
+    passes: tuple[Pass, ...]
+    seed: int
+    variation_seed: int = 0
+    variation_strength: float = 0.0
+    clip_skip: int = 1
+    vae: str | None = None
+    start: Start | None = None
+
+
+class Draft(Protocol):
+    """An image made ready as far as that goes without the device."""
+
+    @property
+    def steps_total(self) -> int:
+        """UNet calls that the image will need, over all its passes."""
+
+
+class Rendering(Protocol):
     """What a runner keeps of one image between steps; the engine sees only this much."""
 
     @property
@@ -37,7 +80,7 @@ class Denoising(Protocol):
 
     @property
     def samples(self) -> int:
-        """How many rows of the UNet's batch the image takes: two with guidance, else one."""
+        """How many rows of the UNet's batch the image takes: two with guidance, else one; more with AND."""
 
     @property
     def cost(self) -> float:
@@ -45,11 +88,26 @@ class Denoising(Protocol):
 
     @property
     def steps_done(self) -> int:
-        """UNet calls made for this image."""
+        """UNet calls made for this image, over all its passes."""
 
     @property
-    def steps_total(self) -> int:
-        """UNet calls that the image needs."""
+    def is_pass_over(self) -> bool:
+        """Whether the present pass has made its last step."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left but to decode."""
+
+
+class Developing(Protocol):
+    """Pixels on their way from the device."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `pixels` would return without waiting for the device."""
+
+    def pixels(self) -> Pixels:
+        """Return the pixels, (height, width, 3) uint8; raise `RenderFailed` when the numbers have blown up."""
 
 
 class Request:
@@ -57,19 +115,12 @@ class Request:
 
     def __init__(self, spec: ImageSpec) -> None:
         self.spec = spec
-        self.denoising: Denoising | None = None
+        self.steps_total = 0  # until the samplers have counted theirs
+        self.steps_done = 0
         self.is_canceled = False
+        self.wants_preview = False
+        self.preview: Developing | None = None
         self._future: Future[Pixels] = Future()
-
-    @property
-    def steps_done(self) -> int:
-        """Denoising steps done so far."""
-        return self.denoising.steps_done if self.denoising else 0
-
-    @property
-    def steps_total(self) -> int:
-        """Denoising steps in all; the steps asked for until the sampler has counted its own."""
-        return self.denoising.steps_total if self.denoising else self.spec.steps
 
     @property
     def is_done(self) -> bool:
@@ -79,6 +130,15 @@ class Request:
     def cancel(self) -> None:
         """Withdraw the request: its result becomes `Canceled` at the next step boundary."""
         self.is_canceled = True
+
+    def take_preview(self) -> Pixels | None:
+        """Return the picture as it is taking shape, if one has been made since the last time, and ask for the next."""
+        developing = self.preview
+        if developing is not None and not developing.is_ready:
+            return None
+        self.preview = None
+        self.wants_preview = True
+        return developing.pixels() if developing else None
 
     def result(self, timeout: float | None) -> Pixels:
         """Wait for the pixels, (height, width, 3) uint8.

@@ -1,132 +1,151 @@
-"""The torch side of the engine: one resident checkpoint, and images between their steps."""
+"""The torch side of the engine: one resident checkpoint, and what is done on the device for each image."""
 
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from shared.errors import OutOfMemory
-from worker.diffusion import conditioning, noise, samplers, vae
+from worker.diffusion import canvas, img2img, vae
 from worker.diffusion.checkpoint import Checkpoint
-from worker.engine.request import ImageSpec, Pixels
-
-
-@dataclass(slots=True)
-class Latents:
-    """One image between steps.
-
-    `x` is (1, 4, height/8, width/8) float32 and `context` (samples, tokens, width), both on the device. `fresh_noise` is what the
-    sampler will add, step by step, empty for one that adds none; it waits in host memory.
-    """
-
-    x: Tensor
-    context: Tensor
-    guidance_scale: float
-    sampler: Any
-    fresh_noise: Tensor
-    steps_done: int = 0
-
-    @property
-    def bucket(self) -> tuple[int, ...]:
-        """Latent size and prompt length: what must be equal to stack images."""
-        return (*self.x.shape[2:], self.context.shape[1])
-
-    @property
-    def samples(self) -> int:
-        """Rows of the UNet's batch."""
-        return self.context.shape[0]
-
-    @property
-    def cost(self) -> float:
-        """Latent pixels through the UNet."""
-        return float(self.samples * self.x.shape[2] * self.x.shape[3])
-
-    @property
-    def steps_total(self) -> int:
-        """UNet calls in all."""
-        return len(self.sampler.timesteps)
-
-    @property
-    def timestep(self) -> Tensor:
-        """Where on the noise schedule the next step is."""
-        timestep: Tensor = self.sampler.timesteps[self.steps_done]
-        return timestep
-
-    def advance(self, prediction: Tensor) -> None:
-        """Take the step that a guided prediction calls for."""
-        fresh = None
-        if len(self.fresh_noise):
-            fresh = self.fresh_noise[self.steps_done].to(self.x.device, non_blocking=True)
-        self.x = samplers.step(self.sampler, prediction, self.timestep, self.x, fresh)
-        self.steps_done += 1
+from worker.diffusion.conditioning import Conditions, PromptEncoder
+from worker.diffusion.lora import Adapters
+from worker.diffusion.plan import Walk
+from worker.diffusion.preview import Previewer
+from worker.engine.draft import Draft, Drafter, Leg, Library
+from worker.engine.latents import Inpainting, Latents
+from worker.engine.request import Developing, ImageSpec, Mask, Start
+from worker.engine.stack import Stack
 
 
 class DiffusionRunner:
-    """Renders images of one checkpoint, many at a time."""
+    """Renders images of one checkpoint, many at a time.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    With `strict_samples` every UNet call is filled up to that many samples, and only images whose calls are alike share one, so
+    that an image's bits do not depend on its neighbours.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, drafter: Drafter, previewer: Previewer, *, strict_samples: int | None = None
+    ) -> None:
         self._checkpoint = checkpoint
-        self._prompts = conditioning.PromptEncoder(checkpoint)
+        self._drafter = drafter
+        self._previewer = previewer
+        self._is_strict = strict_samples is not None
+        self._prompts = PromptEncoder(checkpoint)
+        self._text_adapters = Adapters(checkpoint.text_encoder, "text_encoder")
+        self._stack = Stack(checkpoint, strict_samples)
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        library: Library | None = None,
+        previewer: Previewer | None = None,
+        *,
+        strict_samples: int | None = None,
+    ) -> Self:
+        """Build a runner; without a library there are no LoRAs, embeddings and VAEs beside the checkpoint's own."""
+        drafter = Drafter(checkpoint, library or Library.empty(checkpoint))
+        return cls(checkpoint, drafter, previewer or Previewer(checkpoint.vae), strict_samples=strict_samples)
+
+    def draft(self, spec: ImageSpec) -> Draft:
+        """Do all that needs no device."""
+        return self._drafter.draft(spec)
 
     @torch.inference_mode()
-    def prepare(self, spec: ImageSpec) -> Latents:
-        """Encode the prompt, set up the sampler, draw all the noise that the image will need."""
+    def begin(self, draft: Draft) -> Latents:
+        """Encode prompts and the picture to start from, and stand at the first step."""
         with _memory_errors():
-            device = self._checkpoint.device
-            sampler = samplers.make(spec.sampler, spec.schedule, spec.steps, self._checkpoint.scheduler_config)
-            first, fresh = noise.draw(
-                spec.seed, width=spec.width, height=spec.height, fresh=samplers.noise_draws(sampler)
-            )
-            x = first * sampler.init_noise_sigma
-            context = self._prompts.encode(spec.prompt, spec.negative_prompt if spec.guidance_scale > 1 else None)
-            return Latents(x.to(device), context, spec.guidance_scale, sampler, _staged(fresh, device))
+            leg, *left = draft.legs
+            clean = self._clean(draft, leg, draft.start) if draft.start else None
+            image = self._stand(draft, leg, clean)
+            image.legs_left = tuple(left)
+            if draft.start and draft.start.mask is not None and clean is not None:
+                image.inpainting = self._inpainting(draft.start.mask, clean, leg)
+            return image
 
     @torch.inference_mode()
     def denoise(self, batch: Sequence[Latents]) -> None:
         """Make one UNet call for all images of a bucket and step each with its own sampler."""
         with _memory_errors():
-            predictions = self._predict(batch).split([image.samples for image in batch])
-        for image, prediction in zip(batch, predictions, strict=True):
-            image.advance(guided(prediction, image.guidance_scale))
+            predictions = self._stack.predict(batch)
+        for image, rows in zip(batch, predictions, strict=True):
+            image.advance(rows)
 
     @torch.inference_mode()
-    def decode(self, denoised: Latents) -> Pixels:
-        """Decode one finished image."""
+    def turn(self, image: Latents) -> None:
+        """Enlarge the result of a pass and stand at the first step of the next."""
         with _memory_errors():
-            return vae.decode(self._checkpoint, denoised.x)
+            leg, *left = image.legs_left
+            image.enter(self._stand(image.draft, leg, self._enlarged(image, leg)), tuple(left))
 
-    def _predict(self, batch: Sequence[Latents]) -> Tensor:
-        """Return the UNet's noise predictions, (samples of all images, 4, height/8, width/8) float32."""
-        unet, device, dtype = self._checkpoint.unet, self._checkpoint.device, self._checkpoint.dtype
-        x = torch.cat([_scaled(image).expand(image.samples, -1, -1, -1) for image in batch])
-        # A float tensor, because some samplers have fractional steps; sent without waiting for the device to catch up.
-        timesteps = torch.tensor([float(image.timestep) for image in batch for _ in range(image.samples)])
-        timesteps = timesteps.to(device, torch.float32, non_blocking=True)
-        context = torch.cat([image.context for image in batch])
-        prediction: Tensor = unet(x.to(dtype), timesteps, encoder_hidden_states=context, return_dict=False)[0]
-        return prediction.float()
+    @torch.inference_mode()
+    def preview(self, image: Latents) -> Developing:
+        """Begin to show what the last prediction pointed to, small."""
+        with _memory_errors():
+            clean = image.walk.x if image.prediction is None else image.walk.denoised(image.prediction)
+            return self._previewer.preview(clean)
+
+    @torch.inference_mode()
+    def decode(self, image: Latents) -> Developing:
+        """Begin to decode a finished image."""
+        with _memory_errors():
+            return vae.begin_decode(image.draft.vae, image.walk.x)
+
+    def _stand(self, draft: Draft, leg: Leg, clean: Tensor | None) -> Latents:
+        """Stand at the first step of a pass: on noise, or on a picture, (1, 4, height/8, width/8), with noise over it."""
+        device = self._checkpoint.device
+        clean_weight, noise_weight = leg.plan.start
+        x = noise_weight * leg.noise.to(device)
+        if clean is not None:
+            x = clean_weight * clean + x
+        image = Latents(draft, leg, Walk(leg.plan, x, _staged(leg.fresh, device)), self._conditions(leg))
+        image.is_strict = self._is_strict
+        if self._checkpoint.is_inpainting:
+            image.extra = self._extra(draft, leg)
+        return image
+
+    def _conditions(self, leg: Leg) -> Conditions:
+        with self._text_adapters.applied([(1, leg.text_mix)]):
+            return self._prompts.encode(leg.script, leg.text_mix.key if leg.text_mix else None)
+
+    def _clean(self, draft: Draft, leg: Leg, start: Start) -> Tensor:
+        clean = img2img.encode(draft.vae, start.pixels, _on(leg.posterior, self._checkpoint.device))
+        return img2img.filled(clean, start.mask, start.fill, leg.noise)
+
+    def _inpainting(self, mask: Mask, clean: Tensor, leg: Leg) -> Inpainting:
+        device = self._checkpoint.device
+        return Inpainting(img2img.latent_mask(mask, device), clean, leg.noise.to(device))
+
+    def _extra(self, draft: Draft, leg: Leg) -> Tensor:
+        """Return what an inpainting checkpoint reads beside the latents: the picture to start from, masked, or nothing at all."""
+        start = draft.start if leg is draft.legs[0] else None
+        if start is None:
+            return img2img.open_channels(draft.vae, width=leg.wanted.width, height=leg.wanted.height)
+        posterior = _on(leg.masked_posterior, self._checkpoint.device)
+        return img2img.inpainting_channels(draft.vae, start.pixels, start.mask, posterior)
+
+    def _enlarged(self, image: Latents, leg: Leg) -> Tensor:
+        """Bring a pass's latents to the size of the next, as latents or by way of pixels."""
+        wanted, x = leg.wanted, image.walk.x
+        if wanted.upscaler is not None and not wanted.is_enlarged_in_pixels:
+            return img2img.upscale_latents(x, width=wanted.width, height=wanted.height, upscaler=wanted.upscaler)
+        pixels = vae.begin_decode(image.draft.vae, x).pixels()
+        enlarged = canvas.resize(pixels, wanted.width, wanted.height)
+        return img2img.encode(image.draft.vae, enlarged, _on(leg.posterior, self._checkpoint.device))
 
 
-def guided(prediction: Tensor, guidance_scale: float) -> Tensor:
-    """Move away from the negative prompt's prediction (classifier-free guidance, arXiv:2207.12598)."""
-    if prediction.shape[0] == 1:
-        return prediction
-    negative, positive = prediction.chunk(2)
-    return negative + guidance_scale * (positive - negative)
+def _on(noise: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if noise is None else noise.to(device)
 
 
-def _scaled(image: Latents) -> Tensor:
-    scaled: Tensor = image.sampler.scale_model_input(image.x, image.timestep)
-    return scaled
-
-
-def _staged(noise: Tensor, device: torch.device) -> Tensor:
+def _staged(noise: Tensor | None, device: torch.device) -> Tensor | None:
     """Put noise where a copy to the device need not wait for it: in pinned memory."""
-    return noise.pin_memory() if device.type == "cuda" and len(noise) else noise
+    return noise.pin_memory() if noise is not None and device.type == "cuda" else noise
 
 
 @contextmanager

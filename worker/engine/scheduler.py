@@ -7,9 +7,19 @@ starts level with the others, so nobody can save up service while away, and nobo
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 R = TypeVar("R", bound=Hashable)
+
+
+class Limits(Protocol):
+    """How many samples one call of a bucket may hold."""
+
+    def limit(self, bucket: Hashable) -> int:
+        """Return the most samples of one call, at least 1."""
+
+    def shrink(self, bucket: Hashable, samples: int) -> None:
+        """Learn that a call of so many samples ran out of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +40,10 @@ class Bucket(Generic[R]):
 
 
 class BatchScheduler(Generic[R]):
-    """Chooses batches of at most `max_samples` samples; a bucket whose calls ran out of memory has a smaller limit."""
+    """Chooses batches that stay within the limits of their bucket."""
 
-    def __init__(self, max_samples: int) -> None:
-        self._max_samples = max_samples
-        self._limits: dict[Hashable, int] = {}
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._buckets: dict[Hashable, Bucket[R]] = {}
         self._homes: dict[R, Hashable] = {}
 
@@ -66,17 +75,16 @@ class BatchScheduler(Generic[R]):
         if not self._buckets:
             return []
         key, bucket = min(self._buckets.items(), key=lambda entry: entry[1].served)
-        batch = _fitting(bucket, self._limits.get(key, self._max_samples))
+        batch = _fitting(bucket, self._limits.limit(key))
         bucket.served += sum(place.cost for place in batch)
         return [place.request for place in batch]
 
     def shrink(self, batch: list[R]) -> bool:
-        """Halve the limit of the bucket whose batch ran out of memory. False when the batch was a single request."""
+        """Lower the limit of the bucket whose batch ran out of memory. False when the batch was a single request."""
         if len(batch) == 1:
             return False
         home = self._homes[batch[0]]
-        samples = sum(self._buckets[home].places[request].samples for request in batch)
-        self._limits[home] = max(1, samples // 2)
+        self._limits.shrink(home, sum(self._buckets[home].places[request].samples for request in batch))
         return True
 
 

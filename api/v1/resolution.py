@@ -1,0 +1,153 @@
+"""From a submission to parameters in which nothing is left open: defaults applied, seeds drawn, every name found."""
+
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from api.v1.submissions import HiresChoice, InpaintChoice, LoraChoice, Submission
+from shared import prompt
+from shared.errors import InvalidRequest
+from shared.params import (
+    MAX_LORA_WEIGHT,
+    MAX_LORAS,
+    MAX_SEED,
+    MAX_SIDE_PX,
+    MIN_SIDE_PX,
+    SIDE_MULTIPLE_PX,
+    GenerationParams,
+    Hires,
+    Inpaint,
+    Lora,
+    Variation,
+)
+from shared.samplers import SCHEDULES, Sampler, Schedule
+
+DEFAULT_SIDE_PX = 512
+DEFAULT_STRENGTH = 0.75
+
+FindLora = Callable[[str], str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Pictures that came with a submission, by their storage keys, and the init image's size in pixels."""
+
+    init_image: str | None = None
+    init_size: tuple[int, int] | None = None
+    mask_image: str | None = None
+
+
+def resolve(
+    submission: Submission,
+    *,
+    checkpoint: str,
+    vae: str | None = None,
+    find_lora: FindLora = lambda name: name,
+    inputs: Inputs | None = None,
+) -> GenerationParams:
+    """Apply every default, draw the seeds, resolve LoRAs by `find_lora`, which raises for a name that nobody knows."""
+    inputs = inputs or Inputs()
+    width, height = _size(submission, inputs.init_size)
+    is_img2img = inputs.init_image is not None
+    painting = submission.inpaint or InpaintChoice()
+    return GenerationParams(
+        kind="img2img" if is_img2img else "txt2img",
+        checkpoint=checkpoint,
+        vae=vae,
+        prompt=submission.prompt,
+        negative_prompt=submission.negative_prompt,
+        steps=submission.steps,
+        guidance_scale=submission.guidance_scale,
+        width=width,
+        height=height,
+        seed=_drawn(submission.seed),
+        num_images=submission.num_images,
+        variation=_variation(submission),
+        sampler=submission.sampler,
+        schedule=_schedule(submission.sampler, submission.schedule),
+        clip_skip=submission.clip_skip,
+        loras=_loras(submission.prompt, submission.loras, find_lora),
+        init_image=inputs.init_image,
+        resize_mode=submission.resize_mode,
+        strength=_or(submission.strength, DEFAULT_STRENGTH) if is_img2img else None,
+        mask_image=inputs.mask_image,
+        inpaint=Inpaint(**painting.model_dump()) if inputs.mask_image else None,
+        hires=_hires(submission, submission.hires, width, height, find_lora) if submission.hires else None,
+        upscale=submission.upscale,
+    )
+
+
+def _size(submission: Submission, init_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Take the sides asked for; one that is open is the init image's, brought to what can be rendered."""
+    width, height = init_size or (DEFAULT_SIDE_PX, DEFAULT_SIDE_PX)
+    return _or(submission.width, _side(width)), _or(submission.height, _side(height))
+
+
+def _side(pixels: float) -> int:
+    whole = int(pixels) // SIDE_MULTIPLE_PX * SIDE_MULTIPLE_PX
+    return min(max(whole, MIN_SIDE_PX), MAX_SIDE_PX)
+
+
+def _drawn(seed: int | None) -> int:
+    return secrets.randbelow(MAX_SEED + 1) if seed is None or seed < 0 else seed
+
+
+def _variation(submission: Submission) -> Variation | None:
+    choice = submission.variation
+    return Variation(seed=_drawn(choice.seed), strength=choice.strength) if choice else None
+
+
+def _schedule(sampler: Sampler, choice: Schedule | None) -> Schedule:
+    return SCHEDULES[sampler][0] if choice is None else choice
+
+
+def _loras(text: str, choices: Iterable[LoraChoice], find: FindLora) -> tuple[Lora, ...]:
+    """Gather the LoRAs of a prompt's tags and of the field; one that is named twice acts with the sum of its weights."""
+    _, tags = prompt.split_loras(text)
+    wanted = [(tag.name, tag.unet_weight, tag.text_weight) for tag in tags]
+    wanted += [(one.name, one.weight, _or(one.text_encoder_weight, one.weight)) for one in choices]
+    sums: dict[str, tuple[float, float]] = {}
+    for name, weight, text_weight in wanted:
+        found = find(name)
+        before = sums.get(found, (0.0, 0.0))
+        sums[found] = (before[0] + weight, before[1] + text_weight)
+    for name, weights in sums.items():
+        if not all(abs(weight) <= MAX_LORA_WEIGHT for weight in weights):
+            raise InvalidRequest(f"LoRA {name}: weights lie between {-MAX_LORA_WEIGHT:g} and {MAX_LORA_WEIGHT:g}.")
+    if len(sums) > MAX_LORAS:
+        raise InvalidRequest(f"{len(sums)} LoRAs are more than the {MAX_LORAS} that one job may use.")
+    return tuple(Lora(name=name, weight=one, text_encoder_weight=other) for name, (one, other) in sums.items())
+
+
+def _hires(submission: Submission, choice: HiresChoice, width: int, height: int, find: FindLora) -> Hires:
+    sampler = choice.sampler or submission.sampler
+    schedule = submission.schedule if choice.schedule is None and sampler == submission.sampler else choice.schedule
+    text = _or(choice.prompt, submission.prompt)
+    return Hires(
+        width=_or(choice.width, _enlarged(width, choice.scale)),
+        height=_or(choice.height, _enlarged(height, choice.scale)),
+        upscaler=choice.upscaler,
+        steps=_or(choice.steps, submission.steps),
+        strength=choice.strength,
+        guidance_scale=_or(choice.guidance_scale, submission.guidance_scale),
+        sampler=sampler,
+        schedule=_schedule(sampler, schedule),
+        prompt=text,
+        negative_prompt=_or(choice.negative_prompt, submission.negative_prompt),
+        loras=_loras(text, submission.loras, find),
+    )
+
+
+def _enlarged(side: int, scale: float) -> int:
+    whole = int(side * scale)
+    if whole > MAX_SIDE_PX:
+        raise InvalidRequest(
+            f"hires: {side} px times {scale:g} is more than the {MAX_SIDE_PX} px that can be rendered."
+        )
+    return _side(whole)
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

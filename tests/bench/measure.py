@@ -1,0 +1,228 @@
+"""The measurements: the engine and a bare pipeline by turns, one image at a time and under load; the UNet by batch size."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+
+from shared.samplers import Sampler, Schedule
+from tests.ceiling import Ceiling
+from worker.diffusion.checkpoint import Checkpoint
+from worker.engine.engine import Engine
+from worker.engine.request import ImageSpec, Pass
+from worker.engine.runner import DiffusionRunner
+
+PROMPT, NEGATIVE = "a red circle on a blue background", "blurry"
+GUIDANCE = 7.0
+BATCHES = (1, 2, 4, 8, 16)
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One size and load: `images` are rendered under load by `clients` at a time; every image is guided, two samples a step."""
+
+    side: int
+    steps: int
+    clients: int
+    images: int
+    repeats: int = 5
+
+
+class Bench:
+    """One checkpoint at one setting."""
+
+    def __init__(self, checkpoint: Checkpoint, setting: Setting) -> None:
+        self._checkpoint = checkpoint
+        self._setting = setting
+        self._runner = DiffusionRunner.of(checkpoint)
+        self._pipeline = _bare(checkpoint)
+        self._spec = ImageSpec(
+            passes=(
+                Pass(
+                    prompt=PROMPT,
+                    negative_prompt=NEGATIVE,
+                    width=setting.side,
+                    height=setting.side,
+                    steps=setting.steps,
+                    guidance_scale=GUIDANCE,
+                    sampler=Sampler.EULER,
+                    schedule=Schedule.UNIFORM,
+                ),
+            ),
+            seed=1,
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Measure everything and return one row of raw figures and ratios."""
+        engine = Engine(self._runner, limits=Ceiling(2 * max(BATCHES)))
+        engine.start()
+        try:
+            self._warm_up(engine)
+            peak = self._peak_mib(engine)
+            lone, bare = self._by_turns(lambda: self._lone(engine), self._bare_image)
+            loaded_s = self._loaded(engine)
+            loaded_bare_s = self._timed(lambda: self._bare_loop(len(lone))) / len(lone)
+            overhead = self._overhead_share(engine)
+        finally:
+            engine.stop()
+        calls = self._unet_calls()
+        per_image = {batch: seconds / batch for batch, seconds in calls.items()}
+        bare_s = statistics.median([*bare, loaded_bare_s])
+        return {
+            **asdict(self._setting),
+            "bare_latency_s": statistics.median(bare),
+            "lone_latency_s": statistics.median(lone),
+            "lone_latency_over_bare": statistics.median(lone) / statistics.median(bare),
+            "farm_over_bare_idle": sum(bare) / sum(lone),
+            "farm_images_per_s": 1 / loaded_s,
+            "bare_images_per_s": 1 / bare_s,
+            "farm_over_bare_loaded": bare_s / loaded_s,
+            "farm_over_unet_loop": self._setting.steps * min(per_image.values()) / loaded_s,
+            "overhead_share": overhead,
+            "unet_ms": {str(batch): seconds * 1000 for batch, seconds in calls.items()},
+            **{f"gain_{batch}": per_image[1] / per_image[batch] for batch in BATCHES[1:] if batch in per_image},
+            "static_batch_images_per_s": self._static_batch(),
+            "peak_mib": peak,
+        }
+
+    def _warm_up(self, engine: Engine[Any, Any]) -> None:
+        short = replace(self._spec, passes=(replace(self._spec.passes[0], steps=WARM_UP_STEPS),))
+        engine.submit(short).result(None)
+        self._bare_image(steps=WARM_UP_STEPS)
+
+    def _by_turns(self, *rivals: Callable[[], object]) -> list[list[float]]:
+        """Time each rival as often, one after the other, so that what else the machine does meets all alike."""
+        times: list[list[float]] = [[] for _ in rivals]
+        for _ in range(self._setting.repeats):
+            for taken, rival in zip(times, rivals, strict=True):
+                taken.append(self._timed(rival))
+        return times
+
+    def _lone(self, engine: Engine[Any, Any]) -> None:
+        engine.submit(self._spec).result(None)
+
+    def _bare_image(self, steps: int | None = None, images: int = 1) -> None:
+        self._pipeline(
+            [PROMPT] * images,
+            negative_prompt=[NEGATIVE] * images,
+            width=self._setting.side,
+            height=self._setting.side,
+            num_inference_steps=steps or self._setting.steps,
+            guidance_scale=GUIDANCE,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in range(images)],
+            output_type="np",
+        )
+
+    def _bare_loop(self, images: int) -> None:
+        for _ in range(images):
+            self._bare_image()
+
+    def _loaded(self, engine: Engine[Any, Any]) -> float:
+        """Return seconds per image while `clients` each wait for an image and ask for the next."""
+
+        def render(seed: int) -> None:
+            engine.submit(replace(self._spec, seed=seed)).result(None)
+
+        with ThreadPoolExecutor(self._setting.clients) as clients:
+            return self._timed(lambda: list(clients.map(render, range(self._setting.images)))) / self._setting.images
+
+    def _static_batch(self) -> float:
+        """Return images per second of the bare pipeline with a fixed batch, the largest that the table has."""
+        images = min(max(BATCHES), self._setting.clients)
+        return images / self._timed(lambda: self._bare_image(images=images))
+
+    @torch.inference_mode()
+    def _unet_calls(self) -> dict[int, float]:
+        """Return seconds of one UNet call by images in it, guided, so two samples each: the engine's raw material."""
+        checkpoint, latent = self._checkpoint, self._setting.side // 8
+        width = checkpoint.unet.config.cross_attention_dim
+        taken = {}
+        for images in BATCHES:
+            x = torch.randn(2 * images, 4, latent, latent).to(checkpoint.device, checkpoint.dtype)
+            context = torch.randn(2 * images, 77, width).to(checkpoint.device, checkpoint.dtype)
+            timesteps = torch.full((2 * images,), 500.0, device=checkpoint.device)
+            call = _call(checkpoint.unet, x, timesteps, context)
+            call()
+            taken[images] = statistics.median(self._timed(call) for _ in range(self._setting.repeats))
+        return taken
+
+    def _overhead_share(self, engine: Engine[Any, Any]) -> float:
+        """Return the share of a lone image's time that is spent outside UNet, VAE and text encoder."""
+        checkpoint = self._checkpoint
+        with stopwatch(checkpoint.device, checkpoint.unet, checkpoint.vae.decoder, checkpoint.text_encoder) as inside:
+            total = self._timed(lambda: self._lone(engine))
+        return 1 - sum(inside) / total
+
+    def _peak_mib(self, engine: Engine[Any, Any]) -> float:
+        if self._checkpoint.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self._lone(engine)
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def _timed(self, act: Callable[[], object]) -> float:
+        self._settle()
+        began = time.perf_counter()
+        act()
+        self._settle()
+        return time.perf_counter() - began
+
+    def _settle(self) -> None:
+        if self._checkpoint.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+@contextmanager
+def stopwatch(device: torch.device, *modules: Any) -> Iterator[list[float]]:
+    """Collect the seconds spent inside modules. Waits for a GPU before and after each, so nothing overlaps meanwhile."""
+    spent: list[float] = []
+    begun: list[float] = []
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def before(*_: Any) -> None:
+        begun.append(now())
+
+    def after(*_: Any) -> None:
+        spent.append(now() - begun.pop())
+
+    hooks = [
+        hook
+        for module in modules
+        for hook in (module.register_forward_pre_hook(before), module.register_forward_hook(after))
+    ]
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _call(unet: Any, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> Callable[[], object]:
+    return lambda: unet(x, timesteps, encoder_hidden_states=context, return_dict=False)
+
+
+def _bare(checkpoint: Checkpoint) -> Any:
+    pipeline: Any = StableDiffusionPipeline(
+        vae=checkpoint.vae,
+        text_encoder=checkpoint.text_encoder,
+        tokenizer=checkpoint.tokenizer,
+        unet=checkpoint.unet,
+        scheduler=EulerDiscreteScheduler.from_config(checkpoint.scheduler_config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

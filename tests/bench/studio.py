@@ -1,0 +1,63 @@
+"""What is measured: the demo checkpoint, and one of SD1.5's full size with random weights, which costs the same to compute."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from shared import catalog
+from tests.bench.measure import Setting
+from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion.checkpoint import SD15_DIR, Checkpoint
+
+DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
+
+
+def subjects(device: torch.device, *, quick: bool) -> Iterator[tuple[str, Checkpoint, list[Setting]]]:
+    """Return each checkpoint with the settings it is measured at: on a GPU at real sizes, on a CPU at small ones."""
+    if device.type == "cuda":
+        large = [] if quick else [Setting(side=768, steps=20, clients=16, images=32)]
+        yield (
+            "full-size random fp16",
+            full_size(device, torch.float16),
+            [
+                Setting(side=512, steps=20, clients=32, images=64),
+                *large,
+            ],
+        )
+        return
+    demo = checkpoints.load(catalog.inspect(DEMO), device, torch.float32)
+    images = 4 if quick else 12
+    yield "farm-demo", demo, [Setting(side=256, steps=20, clients=4, images=images)]
+    if not quick:
+        yield (
+            "full-size random fp32",
+            full_size(device, torch.float32),
+            [Setting(side=128, steps=4, clients=4, images=4)],
+        )
+
+
+def full_size(device: torch.device, dtype: torch.dtype) -> Checkpoint:
+    """Build SD1.5 of random weights. Nothing is read from disk but configs and the tokenizer."""
+    torch.manual_seed(0)
+    text_config = CLIPTextConfig.from_pretrained(SD15_DIR / "text_encoder", local_files_only=True)
+    with torch.device(device):
+        parts = [
+            UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD15_DIR / "unet")),
+            AutoencoderKL.from_config(AutoencoderKL.load_config(SD15_DIR / "vae")),
+            CLIPTextModel(text_config),
+        ]
+    unet, vae, text_encoder = (part.to(device, dtype).eval().requires_grad_(False) for part in parts)
+    return Checkpoint(
+        name="full-size",
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(SD15_DIR / "tokenizer", local_files_only=True),
+        scheduler_config=json.loads((SD15_DIR / "scheduler" / "scheduler_config.json").read_bytes()),
+        device=device,
+        dtype=dtype,
+    )

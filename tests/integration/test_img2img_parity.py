@@ -1,0 +1,178 @@
+"""What our latents start from equals, bit for bit, what diffusers' pipelines prepare with the same generator."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+)
+from PIL import Image
+from torch import Tensor
+
+from shared import catalog
+from shared.errors import NotANumber
+from shared.params import MaskFill, Upscaler
+from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion import img2img
+from worker.diffusion.checkpoint import Checkpoint
+
+DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
+WIDTH, HEIGHT = 64, 96
+SHAPE = (1, 4, HEIGHT // 8, WIDTH // 8)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return checkpoints.load(catalog.inspect(DEMO), CPU, torch.float32)
+
+
+def pipeline(kind: Any, checkpoint: Checkpoint) -> Any:
+    return kind(
+        vae=checkpoint.vae,
+        text_encoder=checkpoint.text_encoder,
+        tokenizer=checkpoint.tokenizer,
+        unet=checkpoint.unet,
+        scheduler=DDIMScheduler.from_config(checkpoint.scheduler_config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def pixels() -> Any:
+    return np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+def mask() -> Any:
+    """Soft levels on purpose, and edges that do not lie on latents."""
+    levels = np.random.default_rng(4).random((HEIGHT, WIDTH)).astype(np.float32)
+    levels[:21] = 1
+    levels[75:] = 0
+    return levels
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(11)
+
+
+def drawn(generator: torch.Generator) -> Tensor:
+    return torch.randn(SHAPE, generator=generator)
+
+
+@torch.no_grad()
+def test_img2img_starts_where_diffusers_does(checkpoint: Checkpoint) -> None:
+    theirs = pipeline(StableDiffusionImg2ImgPipeline, checkpoint)
+    timestep = torch.tensor([501])
+    image = theirs.image_processor.preprocess(Image.fromarray(pixels()))
+    expected = theirs.prepare_latents(image, timestep, 1, 1, torch.float32, CPU, seeded())
+    generator = seeded()
+    clean = img2img.encode(checkpoint.vae, pixels(), drawn(generator))
+    alpha = theirs.scheduler.alphas_cumprod[timestep]
+    assert torch.equal(expected, alpha.sqrt() * clean + (1 - alpha).sqrt() * drawn(generator))
+    assert (clean.dtype, clean.shape) == (torch.float32, torch.Size(SHAPE))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strength", ["part", "all"])
+def test_inpainting_starts_where_diffusers_does(checkpoint: Checkpoint, strength: str) -> None:
+    """On a plain checkpoint, the clean latents that are blended back in, and the noise."""
+    theirs = pipeline(StableDiffusionInpaintPipeline, checkpoint)
+    _, noise, clean = theirs.prepare_latents(
+        1,
+        4,
+        HEIGHT,
+        WIDTH,
+        torch.float32,
+        CPU,
+        seeded(),
+        image=theirs.image_processor.preprocess(Image.fromarray(pixels())),
+        timestep=torch.tensor([501]),
+        is_strength_max=strength == "all",
+        return_noise=True,
+        return_image_latents=True,
+    )
+    generator = seeded()
+    assert torch.equal(clean, img2img.encode(checkpoint.vae, pixels(), drawn(generator)))
+    assert torch.equal(noise, drawn(generator))
+
+
+@torch.no_grad()
+def test_mask_and_masked_picture_are_those_of_diffusers(checkpoint: Checkpoint) -> None:
+    theirs = pipeline(StableDiffusionInpaintPipeline, checkpoint)
+    levels = (mask() * 255).round().astype(np.uint8)
+    init = theirs.image_processor.preprocess(Image.fromarray(pixels()))
+    condition = theirs.mask_processor.preprocess(Image.fromarray(levels), height=HEIGHT, width=WIDTH)
+    expected_mask, expected_latents = theirs.prepare_mask_latents(
+        condition, init * (condition < 0.5), 1, HEIGHT, WIDTH, torch.float32, CPU, seeded(), False
+    )
+    share = levels.astype(np.float32) / 255
+    assert torch.equal(expected_mask, img2img.latent_mask(share, CPU))
+    ours = img2img.inpainting_channels(checkpoint.vae, pixels(), share, drawn(seeded()))
+    assert torch.equal(ours, torch.cat([expected_mask, expected_latents], dim=1))
+
+
+@torch.no_grad()
+def test_without_a_mask_an_inpainting_checkpoint_sees_gray_and_may_paint_all(checkpoint: Checkpoint) -> None:
+    every = np.ones((HEIGHT, WIDTH), np.float32)
+    noise = drawn(seeded())
+    channels = img2img.inpainting_channels(checkpoint.vae, pixels(), None, noise)
+    assert torch.equal(channels, img2img.inpainting_channels(checkpoint.vae, pixels(), every, noise))
+    blank = img2img.open_channels(checkpoint.vae, width=WIDTH, height=HEIGHT)
+    assert blank.shape == (1, 5, *SHAPE[2:])
+    assert (blank[:, :1] == 1).all()
+    gray = torch.zeros(1, 3, HEIGHT, WIDTH).to(memory_format=torch.channels_last)  # the memory order decides bits
+    theirs = checkpoint.vae.encode(gray).latent_dist.mode()
+    assert torch.equal(blank[:, 1:], checkpoint.vae.config.scaling_factor * theirs)
+
+
+@torch.no_grad()
+def test_a_picture_survives_the_way_there_and_back(checkpoint: Checkpoint) -> None:
+    """Flat colours, which the demo VAE knows."""
+    flat = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    flat[...] = (220, 30, 30)
+    latents = img2img.encode(checkpoint.vae, flat, None)
+    image = checkpoint.vae.decode(latents / checkpoint.vae.config.scaling_factor).sample
+    back = (image / 2 + 0.5).clamp(0, 1)[0].mean((1, 2)) * 255
+    assert (back - torch.tensor([220.0, 30.0, 30.0])).abs().max() < 25
+
+
+@torch.no_grad()
+def test_numbers_that_blow_up_are_an_error(checkpoint: Checkpoint) -> None:
+    with pytest.raises(NotANumber):
+        img2img.encode(checkpoint.vae, pixels(), torch.full(SHAPE, torch.nan))
+
+
+def test_fills_of_latents() -> None:
+    latents, noise = torch.full(SHAPE, 2.0), torch.full(SHAPE, 5.0)
+    share = np.zeros((HEIGHT, WIDTH), np.float32)
+    share[:16, :8] = 1
+    results = {fill: img2img.filled(latents, share, fill, noise) for fill in MaskFill}
+    for fill, inside in {MaskFill.FILL: 2, MaskFill.ORIGINAL: 2, MaskFill.NOISE: 5, MaskFill.NOTHING: 0}.items():
+        expected = latents.clone()
+        expected[:, :, :2, :1] = inside
+        assert torch.equal(results[fill], expected), fill
+        assert torch.equal(img2img.filled(latents, None, fill, noise), latents)
+
+
+@pytest.mark.parametrize("upscaler", img2img.INTERPOLATIONS)
+def test_latents_grow(upscaler: Upscaler) -> None:
+    grown = img2img.upscale_latents(torch.full(SHAPE, 1.5), width=104, height=200, upscaler=upscaler)
+    assert grown.shape == (1, 4, 25, 13)
+    assert torch.allclose(grown, torch.tensor(1.5))
+
+
+def test_every_latent_upscaler_is_known_and_its_own() -> None:
+    assert set(img2img.INTERPOLATIONS) == set(Upscaler) - {Upscaler.LANCZOS}
+    latents = drawn(seeded())
+    # Half the size: enlarging alone would not show what antialiasing does.
+    shrunk = [
+        img2img.upscale_latents(latents, width=WIDTH // 2, height=HEIGHT // 2, upscaler=upscaler)
+        for upscaler in img2img.INTERPOLATIONS
+    ]
+    assert not any(torch.equal(one, other) for at, one in enumerate(shrunk) for other in shrunk[:at])

@@ -1,0 +1,60 @@
+"""The demo checkpoint, specs to start from, and engines on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared import catalog
+from shared.samplers import Sampler, Schedule
+from tests.ceiling import Ceiling
+from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion.checkpoint import Checkpoint
+from worker.engine.draft import Draft
+from worker.engine.engine import Engine
+from worker.engine.latents import Latents
+from worker.engine.request import ImageSpec, Pass
+from worker.engine.runner import DiffusionRunner
+
+DEMO = Path(__file__).parents[1] / "deploy/standalone/checkpoints/farm-demo.safetensors"
+CPU = torch.device("cpu")
+
+DemoEngine = Engine[Draft, Latents]
+
+PASS = Pass(
+    prompt="a red circle on a blue background",
+    negative_prompt="",
+    width=128,
+    height=128,
+    steps=12,
+    guidance_scale=7.0,
+    sampler=Sampler.DPMPP_2M,
+    schedule=Schedule.KARRAS,
+)
+
+
+@cache
+def demo() -> Checkpoint:
+    """The demo checkpoint in fp32 on the CPU, loaded once per run; whoever changes it must work on a copy."""
+    return checkpoints.load(catalog.inspect(DEMO), CPU, torch.float32)
+
+
+def spec(*more_passes: Pass, seed: int = 42, **changes: Any) -> ImageSpec:
+    """A txt2img image of 128 px; fields of the image and of its first pass are told apart by their names."""
+    of_image = {name: changes.pop(name) for name in list(changes) if name in ImageSpec.__slots__}
+    return ImageSpec(passes=(replace(PASS, **changes), *more_passes), seed=seed, **of_image)
+
+
+@contextmanager
+def running(runner: DiffusionRunner, *, samples: int = 16) -> Iterator[DemoEngine]:
+    """An engine that works while the block lasts."""
+    engine: DemoEngine = Engine(runner, limits=Ceiling(samples))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()

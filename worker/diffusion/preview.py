@@ -1,0 +1,95 @@
+"""Pictures as they take shape: latents to small, rough RGB, nearly free, or by a TAESD decoder where its weights are there."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from diffusers import AutoencoderTiny
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from shared.errors import BadWeights
+from worker.diffusion.vae import Development, to_host
+
+# What each channel of SD1.5's latents means for red, green and blue in -1 … 1; facts measured on its VAE.
+SD15_COLORS = (
+    (0.3512, 0.2297, 0.3227),
+    (0.3250, 0.4974, 0.2350),
+    (-0.2829, 0.1762, 0.2721),
+    (-0.2120, -0.2616, -0.7177),
+)
+SD15_CHANNELS = [128, 256, 512, 512]
+SAMPLE_SIDE = 8  # latents to a side of the pictures that a map is fitted to
+SAMPLES = 12
+JPEG_SIDE_PX = 256
+JPEG_QUALITY = 80
+
+
+class Previewer:
+    """Shows latents of one checkpoint. With `tiny` by a decoder, else by an affine map of colours."""
+
+    def __init__(self, vae: Any, tiny: Any | None = None) -> None:
+        self._tiny: Any = tiny
+        self._map = None if tiny is not None else color_map(vae)
+
+    @torch.inference_mode()
+    def preview(self, x: Tensor) -> Development:
+        """Begin to show clean latents (1, 4, h, w) float32: (h, w, 3) uint8, or (8h, 8w, 3) by a decoder."""
+        if self._map is None:
+            image = self._tiny.decode(x.to(self._tiny.dtype), return_dict=False)[0][0].float()
+        else:
+            weights, offset = (part.to(x.device) for part in self._map)
+            image = torch.einsum("chw,cd->dhw", x[0], weights) + offset[:, None, None]
+        return to_host(image, retry=None)
+
+
+def color_map(vae: Any) -> tuple[Tensor, Tensor]:
+    """Return what turns latents into colours in -1 … 1: weights (4, 3) and offset (3,) float32.
+
+    SD1.5's own are known. For another VAE they are fitted to pictures of random smooth latents, always the same ones.
+    """
+    if list(vae.config.block_out_channels) == SD15_CHANNELS:
+        return torch.tensor(SD15_COLORS), torch.zeros(3)
+    return _fitted(vae)
+
+
+def load_tiny(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load a TAESD for SD1.5 from a .safetensors file in diffusers' layout. Raises `BadWeights`."""
+    try:
+        tiny: Any = AutoencoderTiny()
+        weights = safetensors.torch.load(path.read_bytes())
+        decoder = {name: tensor for name, tensor in weights.items() if name.startswith("decoder.")}
+        tiny.load_state_dict(decoder, strict=False)
+        if missing := [name for name in tiny.decoder.state_dict() if f"decoder.{name}" not in decoder]:
+            raise BadWeights(f"it has no decoder.{missing[0]}")
+        return tiny.to(device, dtype).eval().requires_grad_(False)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadWeights(f"{path}: cannot be loaded as a TAESD decoder ({reason}).") from error
+
+
+def to_jpeg(pixels: NDArray[Any], side: int = JPEG_SIDE_PX) -> bytes:
+    """Encode pixels (h, w, 3) uint8, scaled so that the longer side is `side` pixels."""
+    picture = Image.fromarray(pixels)
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    out = io.BytesIO()
+    picture.resize(size, Image.Resampling.BICUBIC).save(out, format="JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()
+
+
+@torch.inference_mode()
+def _fitted(vae: Any) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator("cpu").manual_seed(0)
+    coarse = torch.randn(SAMPLES, 4, 2, 2, generator=generator)
+    latents = torch.nn.functional.interpolate(coarse, size=(SAMPLE_SIDE, SAMPLE_SIDE), mode="bilinear")
+    scaled = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype)
+    images = torch.cat([vae.decode(one, return_dict=False)[0] for one in scaled.split(1)]).float().cpu()
+    colors = torch.nn.functional.adaptive_avg_pool2d(images, SAMPLE_SIDE)
+    known = latents.permute(0, 2, 3, 1).reshape(-1, 4)
+    known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
+    fit = torch.linalg.lstsq(known, colors.permute(0, 2, 3, 1).reshape(-1, 3)).solution
+    return fit[:4].clone(), fit[4].clone()

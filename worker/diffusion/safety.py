@@ -1,0 +1,46 @@
+"""The safety checker that came with SD1.5, for farms that want one. Off unless its weights are given."""
+
+from pathlib import Path
+from threading import Lock
+from typing import Any, Self
+
+import numpy as np
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from numpy.typing import NDArray
+from transformers import CLIPImageProcessor
+
+from shared.errors import BadWeights
+
+
+class SafetyChecker:
+    """Says of a picture whether it must not be shown. Any thread may ask, one at a time is answered."""
+
+    def __init__(self, checker: Any, processor: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self._checker = checker
+        self._processor = processor
+        self._device = device
+        self._dtype = dtype
+        self._lock = Lock()
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
+        """Load a folder with `config.json`, .safetensors weights and `preprocessor_config.json`. Raises `BadWeights`."""
+        try:
+            checker: Any = StableDiffusionSafetyChecker.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=dtype
+            )
+            processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadWeights(f"{folder}: cannot be loaded as a safety checker ({reason}).") from error
+        return cls(checker.to(device).eval().requires_grad_(False), processor, device, dtype)
+
+    @torch.inference_mode()
+    def flags(self, pixels: NDArray[np.uint8]) -> bool:
+        """Whether a picture (height, width, 3) must not be shown."""
+        seen = self._processor(pixels, return_tensors="pt").pixel_values.to(self._device, self._dtype)
+        with self._lock:
+            # The checker blackens what it is given; a dummy is all that it needs to answer.
+            _, flagged = self._checker(clip_input=seen, images=np.zeros((1, 1, 1, 3), np.float32))
+        return bool(flagged[0])

@@ -1,0 +1,142 @@
+"""Textual inversion (arXiv:2208.01618): words with learned vectors, read from a folder and put in place of token embeddings.
+
+Neither tokenizer nor vocabulary is touched: a word's vectors replace the rows of placeholder tokens while CLIP runs. Vectors
+stay in memory, so what happens to a file never disturbs a prompt that was read before.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import safetensors.torch
+import structlog
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from shared import catalog
+from shared.errors import BadCheckpoint
+
+MAX_VECTORS = 75  # an embedding never straddles two of CLIP's chunks
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A word and its vectors, (n, width) float32 on the CPU. Two loads of one file are two different embeddings."""
+
+    name: str
+    vectors: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An embedding whose first vector stands at `offset` among the 75 tokens of a chunk."""
+
+    offset: int
+    embedding: Embedding
+
+
+def load(path: Path, width: int) -> Embedding:
+    """Read an embedding named like its file: A1111's `emb_params`, `clip_l`, or a file of one tensor as diffusers writes it.
+
+    Raises `BadCheckpoint`, naming the file, when it is none, when its vectors are not `width` wide, or made for SDXL.
+    """
+    if not path.stem.isprintable():  # bytes that are no text would fail every prompt that is matched against them
+        raise BadCheckpoint(f"{str(path)!r}: rename it; its name must be a word that a prompt can contain.")
+    try:
+        shapes = catalog.read_header(path)
+        key = _key(path, list(shapes))
+        shape = shapes[key].shape
+        vectors_held = 1 if len(shape) == 1 else shape[0] if len(shape) == 2 else 0
+        if not 1 <= vectors_held <= MAX_VECTORS or shape[-1] != width:
+            raise BadCheckpoint(f"{path}: holds {shape} numbers; 1 to {MAX_VECTORS} vectors of {width} were expected.")
+        # Read, not mapped: touching a mapped file that someone has since truncated ends the process.
+        vectors = safetensors.torch.load(path.read_bytes())[key].float().reshape(-1, width)
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:  # the last three if it was replaced just now
+        raise BadCheckpoint(f"{path}: cannot be read ({error}).") from error
+    if not torch.isfinite(vectors).all():
+        raise BadCheckpoint(f"{path}: holds infinite numbers or not-a-numbers.")
+    return Embedding(path.stem, vectors)
+
+
+class Embeddings:
+    """The embeddings in a folder, for vectors of one width. Any thread may rescan."""
+
+    def __init__(self, folder: Path, width: int) -> None:
+        self._folder = folder
+        self._width = width
+        self._seen: dict[Path, tuple[int, int]] = {}
+        self._loaded: dict[Path, Embedding] = {}
+        self._lock = Lock()
+
+    def rescan(self) -> tuple[Embedding, ...]:
+        """Return the embeddings that are there now, by name. Reads only files that are new or have changed.
+
+        A file that is no embedding is logged, once, and left out; a good one that turns bad keeps its last good vectors.
+        """
+        with self._lock:
+            present = _stamps(self._folder)
+            self._loaded = {path: embedding for path, embedding in self._loaded.items() if path in present}
+            for path, stamp in present.items():
+                if self._seen.get(path) != stamp:
+                    self._read(path)
+            self._seen = present
+            return tuple(self._loaded[path] for path in sorted(self._loaded))
+
+    def _read(self, path: Path) -> None:
+        try:
+            self._loaded[path] = load(path, self._width)
+        except BadCheckpoint as error:
+            log.warning("embedding.refused", reason=str(error))
+
+
+@contextmanager
+def injected(text_encoder: Any, rows: Sequence[Sequence[Placed]]) -> Iterator[None]:
+    """Let embeddings replace their placeholder tokens in what the text encoder reads, row by row of its batch."""
+
+    def replace(_module: Any, _args: Any, tokens: Tensor) -> Tensor:
+        tokens = tokens.clone()
+        for row, placed in zip(tokens, rows, strict=True):
+            for one in placed:
+                start = 1 + one.offset  # the start token comes first
+                row[start : start + len(one.embedding.vectors)] = one.embedding.vectors.to(row)
+        return tokens
+
+    hook = text_encoder.get_input_embeddings().register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _key(path: Path, names: list[str]) -> str:
+    if "clip_g" in names:
+        raise BadCheckpoint(f"{path}: this embedding was made for SDXL; the farm serves Stable Diffusion 1.5.")
+    for name in ("emb_params", "clip_l"):
+        if name in names:
+            return name
+    if len(names) != 1:
+        raise BadCheckpoint(f"{path}: not a textual inversion embedding ({len(names)} tensors).")
+    return names[0]
+
+
+def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return the folder's safetensors files and what changes when one of them does. A folder that is not there is empty."""
+    try:
+        return {path: _stamp(path) for path in folder.glob("[!.]*.safetensors")}
+    except OSError as error:
+        log.warning("embedding.folder_unreadable", folder=str(folder), reason=str(error))
+        return {}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # gone since, or a link to nowhere
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size

@@ -1,0 +1,180 @@
+"""How many samples one UNet call of a latent shape may hold: what a profile found best, what memory allows, what failed before.
+
+Pure policy, used by the engine's thread alone. What was learnt is remembered on disk, by device and checkpoint.
+"""
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+WORTHWHILE = 0.95  # a larger batch must cost less than this share of the time per sample of the smaller one
+SMALLEST = 2  # one image with guidance
+HEADROOM = 0.8  # of the free memory that calls may take; decoding and fragments need the rest
+
+Shape = tuple[int, int]  # latent height and width
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One UNet call: how many samples, how long, and the most memory that it took beside the weights."""
+
+    samples: int
+    seconds: float
+    peak_bytes: int
+
+
+def best_batch(measurements: Iterable[Measurement]) -> int:
+    """Return the smallest batch beyond which more samples a call no longer make one of them markedly cheaper."""
+    best: Measurement | None = None
+    for one in sorted(measurements, key=lambda one: one.samples):
+        if best is None or one.seconds / one.samples < WORTHWHILE * best.seconds / best.samples:
+            best = one
+    return best.samples if best else SMALLEST
+
+
+class BatchLimits:
+    """The limits of one device and checkpoint, `key`. No call exceeds `ceiling`, whatever was measured.
+
+    A shape that was never measured has as many latent pixels a call as the nearest one that was; before any measurement the
+    ceiling holds. `free_bytes` says how much memory calls may take now.
+    """
+
+    def __init__(self, path: Path | None, *, key: str, ceiling: int, free_bytes: Callable[[], int]) -> None:
+        self._path = path
+        self._key = key
+        self._ceiling = ceiling
+        self._free_bytes = free_bytes
+        remembered = _read(path).get(key)
+        known = remembered if isinstance(remembered, dict) else {}
+        self._profiles = _profiles(known.get("profiles"))
+        self._failed = _failures(known.get("failed"))
+
+    @property
+    def shapes(self) -> frozenset[Shape]:
+        """The shapes that have been measured."""
+        return frozenset(self._profiles)
+
+    def limit(self, bucket: Hashable) -> int:
+        """Return the most samples of one call; `bucket` begins with latent height and width."""
+        shape = _shape(bucket)
+        wanted = min(self._ceiling, self._best(shape), self._affordable(shape))
+        return max(1, min(max(wanted, min(SMALLEST, self._ceiling)), self._failed.get(shape, self._ceiling)))
+
+    def shrink(self, bucket: Hashable, samples: int) -> None:
+        """Remember that a call of so many samples ran out of memory: half as many from now on."""
+        shape = _shape(bucket)
+        self._failed[shape] = max(1, samples // 2)
+        log.warning("batch.shrunk", height=shape[0], width=shape[1], limit=self._failed[shape])
+        self._write()
+
+    def record(self, shape: Shape, measurements: Iterable[Measurement]) -> None:
+        """Remember what a profile found."""
+        self._profiles[shape] = list(measurements)
+        self._write()
+
+    def _best(self, shape: Shape) -> int:
+        profile = self._profiles.get(shape)
+        if profile is not None:
+            return best_batch(profile)
+        nearest = self._nearest(shape)
+        return int(best_batch(self._profiles[nearest]) * _area(nearest) / _area(shape)) if nearest else self._ceiling
+
+    def _affordable(self, shape: Shape) -> int:
+        """Return how many samples fit into the memory that is free, by the largest call that was measured."""
+        known = shape if shape in self._profiles else self._nearest(shape)
+        if known is None:
+            return self._ceiling
+        largest = max(self._profiles[known], key=lambda one: one.samples)
+        sample_bytes = largest.peak_bytes / largest.samples * _area(shape) / _area(known)
+        return int(HEADROOM * self._free_bytes() / sample_bytes) if sample_bytes > 0 else self._ceiling
+
+    def _nearest(self, shape: Shape) -> Shape | None:
+        measured = [one for one, profile in self._profiles.items() if profile]
+        return min(measured, key=lambda one: abs(_area(one) - _area(shape)), default=None)
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        mine = {
+            "profiles": {_name(shape): [asdict(one) for one in profile] for shape, profile in self._profiles.items()},
+            "failed": {_name(shape): samples for shape, samples in self._failed.items()},
+        }
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Another worker of this machine may write too: a torn file is worse than a lost one.
+            fresh = self._path.with_name(f"{self._path.name}.{id(self)}.new")
+            fresh.write_text(json.dumps({**_read(self._path), self._key: mine}, indent=1))
+            fresh.replace(self._path)
+        except OSError as error:
+            log.warning("limits.not_remembered", path=str(self._path), error=str(error))
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None or not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("limits.unreadable", path=str(path), error=str(error))
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _profiles(stored: Any) -> dict[Shape, list[Measurement]]:
+    if not isinstance(stored, Mapping):
+        return {}
+    found = {}
+    for name, rows in stored.items():
+        shape = _parsed(name)
+        measurements = [one for row in rows if (one := _measurement(row))] if isinstance(rows, list) else []
+        if shape and measurements:
+            found[shape] = measurements
+    return found
+
+
+def _measurement(row: Any) -> Measurement | None:
+    """Read a stored row; None for one that no profile could have written."""
+    if not isinstance(row, Mapping):
+        return None
+    samples, seconds, peak_bytes = (_number(row.get(name)) for name in ("samples", "seconds", "peak_bytes"))
+    return Measurement(int(samples), seconds, int(peak_bytes)) if samples >= 1 and seconds > 0 else None
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e15 else 0.0
+
+
+def _failures(stored: Any) -> dict[Shape, int]:
+    if not isinstance(stored, Mapping):
+        return {}
+    return {
+        shape: samples
+        for name, samples in stored.items()
+        if (shape := _parsed(name)) and isinstance(samples, int) and samples >= 1
+    }
+
+
+def _shape(bucket: Hashable) -> Shape:
+    assert isinstance(bucket, tuple)  # noqa: S101 - every bucket of the runner is
+    return bucket[0], bucket[1]
+
+
+def _name(shape: Shape) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+def _parsed(name: str) -> Shape | None:
+    height, _, width = name.partition("x")
+    if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit()) or len(name) > 9:
+        return None
+    return (int(height), int(width)) if int(height) and int(width) else None
+
+
+def _area(shape: Shape) -> int:
+    return shape[0] * shape[1]

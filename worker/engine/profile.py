@@ -1,0 +1,75 @@
+"""Times UNet calls by batch size, once per device and checkpoint, so that batches are as large as pays and no larger."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from worker.diffusion.checkpoint import Checkpoint
+from worker.engine.limits import WORTHWHILE, BatchLimits, Measurement, Shape
+
+TOKENS = 77
+REPEATS = 3
+BATCHES = (2, 4, 8, 16, 24, 32, 48, 64)
+# 512 px square first: what most ask for, and what the others can be told from.
+CUDA_SHAPES: tuple[Shape, ...] = ((64, 64), (96, 96), (96, 64), (128, 128))
+CPU_SHAPES: tuple[Shape, ...] = ((32, 32),)
+
+
+def learn(limits: BatchLimits, checkpoint: Checkpoint, *, ceiling: int, budget_s: float) -> None:
+    """Profile the shapes that were never measured on this device, for as long as the budget lasts."""
+    deadline = time.perf_counter() + budget_s
+    for shape in CUDA_SHAPES if checkpoint.device.type == "cuda" else CPU_SHAPES:
+        if shape not in limits.shapes and time.perf_counter() < deadline:
+            batches = [batch for batch in BATCHES if batch <= ceiling]
+            limits.record(shape, list(measure(checkpoint, shape, batches, deadline=deadline)))
+
+
+@torch.inference_mode()
+def measure(checkpoint: Checkpoint, shape: Shape, batches: Iterable[int], *, deadline: float) -> Iterator[Measurement]:
+    """Time ever larger calls of a latent shape until they pay no more, memory ends, or the deadline (perf_counter) is past."""
+    best = float("inf")
+    for samples in batches:
+        try:
+            one = _timed(checkpoint, shape, samples)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return
+        yield one
+        if one.seconds / samples >= WORTHWHILE * best or time.perf_counter() >= deadline:
+            return
+        best = one.seconds / samples
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much memory calls may take on a device now, what torch holds without using it included."""
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _timed(checkpoint: Checkpoint, shape: Shape, samples: int) -> Measurement:
+    unet, device, dtype = checkpoint.unet, checkpoint.device, checkpoint.dtype
+    x = torch.zeros(samples, unet.config.in_channels, *shape, device=device, dtype=dtype)
+    context = torch.zeros(samples, TOKENS, unet.config.cross_attention_dim, device=device, dtype=dtype)
+    timesteps = torch.full((samples,), 500.0, device=device)
+    _settle(device)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    taken = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        unet(x, timesteps, encoder_hidden_states=context, return_dict=False)
+        _settle(device)
+        taken.append(time.perf_counter() - began)
+    peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
+    # The fastest: whatever else the machine did only ever made a call slower.
+    return Measurement(samples, min(taken), peak)
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,93 @@
+"""Many images in one UNet call: latents, timesteps, prompts and LoRAs stacked row by row, the predictions dealt out again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.lora import Adapters, Mix
+from worker.engine.latents import Latents
+
+REMEMBERED_CONTEXTS = 8  # one per shape that is rendered at the same time
+
+
+class Stack:
+    """Makes UNet calls. With `fill_to` every call has that many rows, the rest of them zeros."""
+
+    def __init__(self, checkpoint: Checkpoint, fill_to: int | None = None) -> None:
+        self._checkpoint = checkpoint
+        self._fill_to = fill_to
+        self._adapters = Adapters(checkpoint.unet, "unet")
+        self._contexts: dict[tuple[int, int], Contexts] = {}
+
+    def predict(self, batch: Sequence[Latents]) -> list[Tensor]:
+        """Return each image's predictions, (its samples, 4, height/8, width/8) float32. All are of one latent shape."""
+        device, dtype = self._checkpoint.device, self._checkpoint.dtype
+        x = torch.cat([image.model_input().expand(image.samples, -1, -1, -1) for image in batch])
+        # A float tensor, because some samplers have fractional steps; sent without waiting for the device to catch up.
+        timesteps = torch.tensor([image.walk.call.timestep for image in batch for _ in range(image.samples)])
+        contexts = self._stacked(batch)
+        prediction = self._call(
+            self._filled(x.to(dtype)),
+            self._filled(timesteps.to(device, torch.float32, non_blocking=True)),
+            self._filled(contexts.stacked),
+            contexts.mask,
+            self._groups(batch),
+        )
+        return list(prediction[: len(x)].float().split([image.samples for image in batch]))
+
+    def _call(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, mask: Tensor | None, groups: list[tuple[int, Mix | None]]
+    ) -> Tensor:
+        with self._adapters.applied(groups):
+            output: Any = self._checkpoint.unet(
+                x, timesteps, encoder_hidden_states=context, encoder_attention_mask=mask, return_dict=False
+            )
+        prediction: Tensor = output[0]
+        return prediction
+
+    def _stacked(self, batch: Sequence[Latents]) -> "Contexts":
+        """Stack the prompts, or take the stack of the last tick while the batch and its prompts are the same."""
+        shape, parts = batch[0].shape, [image.context for image in batch]
+        remembered = self._contexts.pop(shape, None)
+        if remembered is None or not remembered.is_of(parts):
+            remembered = Contexts(parts)
+        self._contexts[shape] = remembered
+        if len(self._contexts) > REMEMBERED_CONTEXTS:
+            del self._contexts[next(iter(self._contexts))]
+        return remembered
+
+    def _groups(self, batch: Sequence[Latents]) -> list[tuple[int, Mix | None]]:
+        if (
+            self._fill_to is not None
+        ):  # images of one call are alike then, and the filling must not change how they are computed
+            return [(self._fill_to, batch[0].leg.unet_mix)]
+        return [(image.samples, image.leg.unet_mix) for image in batch]
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        if self._fill_to is None or len(rows) >= self._fill_to:
+            return rows
+        return torch.cat([rows, rows.new_zeros(self._fill_to - len(rows), *rows.shape[1:])])
+
+
+class Contexts:
+    """Prompts of any length, stacked. A mask says which tokens are there, None while all are as long: it costs speed."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._parts = list(parts)
+        longest = max(part.shape[1] for part in parts)
+        self.stacked = torch.cat([_lengthened(part, longest) for part in parts])
+        self.mask = None
+        if any(part.shape[1] < longest for part in parts):
+            lengths = torch.tensor([part.shape[1] for part in parts for _ in range(len(part))])
+            self.mask = (torch.arange(longest) < lengths[:, None]).to(self.stacked.device)
+
+    def is_of(self, parts: Sequence[Tensor]) -> bool:
+        """Whether these very tensors are stacked here."""
+        return len(parts) == len(self._parts) and all(map(lambda a, b: a is b, parts, self._parts))
+
+
+def _lengthened(context: Tensor, tokens: int) -> Tensor:
+    return torch.nn.functional.pad(context, (0, 0, 0, tokens - context.shape[1]))

@@ -1,0 +1,105 @@
+"""A job in the engine's words: what to ask the engine for, and what is left to do with the pixels that come back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from shared import pictures
+from shared.params import GenerationParams, Hires
+from shared.prompt import split_loras
+from worker.diffusion import canvas
+from worker.diffusion.canvas import Canvas
+from worker.engine.request import ImageSpec, Pass, Pixels, Start
+
+Fetch = Callable[[str], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A job's parameters and, for img2img, the prepared picture that its images start from."""
+
+    params: GenerationParams
+    canvas: Canvas | None
+
+    @classmethod
+    def of(cls, params: GenerationParams, fetch: Fetch) -> "Order":
+        """Fetch and prepare what the job starts from. Raises what `fetch` raises."""
+        return cls(params, _canvas(params, fetch))
+
+    def specs(self) -> list[ImageSpec]:
+        """Return one engine spec per image."""
+        params = self.params
+        passes = (_first_pass(params), *([_second_pass(params.hires)] if params.hires else []))
+        return [
+            ImageSpec(
+                passes=passes,
+                seed=seed,
+                variation_seed=variation_seed,
+                variation_strength=params.variation.strength if params.variation else 0.0,
+                clip_skip=params.clip_skip,
+                vae=params.vae,
+                start=self._start(),
+            )
+            for seed, variation_seed in zip(params.seeds, params.variation_seeds, strict=True)
+        ]
+
+    def finished(self, pixels: Pixels) -> Pixels:
+        """Put what was painted back into the whole picture, and enlarge it if the job says so."""
+        if self.canvas is not None:
+            pixels = canvas.finish(self.canvas, pixels)
+        return canvas.upscale(pixels, self.params.upscale) if self.params.upscale > 1 else pixels
+
+    def _start(self) -> Start | None:
+        if self.canvas is None:
+            return None
+        fill = self.params.inpaint.mask_fill if self.params.inpaint else None
+        return Start(self.canvas.pixels, self.canvas.mask, fill) if fill else Start(self.canvas.pixels)
+
+
+def _canvas(params: GenerationParams, fetch: Fetch) -> Canvas | None:
+    if params.init_image is None:
+        return None
+    init = pictures.decode(fetch(params.init_image))
+    prepare = partial(canvas.prepare, init, width=params.width, height=params.height, resize_mode=params.resize_mode)
+    if params.mask_image is None or params.inpaint is None:
+        return prepare(mask=None)
+    painting = params.inpaint
+    return prepare(
+        mask=pictures.decode_mask(fetch(params.mask_image)),
+        mask_blur=painting.mask_blur,
+        mask_invert=painting.mask_invert,
+        only_masked=painting.only_masked,
+        padding=painting.padding,
+        fill=painting.mask_fill,
+    )
+
+
+def _first_pass(params: GenerationParams) -> Pass:
+    return Pass(
+        prompt=split_loras(params.prompt)[0],
+        negative_prompt=params.negative_prompt,
+        width=params.width,
+        height=params.height,
+        steps=params.steps,
+        last=params.last_steps,
+        guidance_scale=params.guidance_scale,
+        sampler=params.sampler,
+        schedule=params.schedule,
+        loras=params.loras,
+    )
+
+
+def _second_pass(hires: Hires) -> Pass:
+    return Pass(
+        prompt=split_loras(hires.prompt)[0],
+        negative_prompt=hires.negative_prompt,
+        width=hires.width,
+        height=hires.height,
+        steps=hires.schedule_steps,
+        last=hires.last_steps,
+        guidance_scale=hires.guidance_scale,
+        sampler=hires.sampler,
+        schedule=hires.schedule,
+        loras=hires.loras,
+        upscaler=hires.upscaler,
+    )

@@ -1,0 +1,32 @@
+"""The LoRAs, embeddings and VAEs in this worker's folders, told to the fleet so that jobs may name them."""
+
+from itertools import chain
+
+import structlog
+
+from shared import fleet
+from shared.db import Database
+from shared.errors import DatabaseUnavailable
+from shared.weights import Shelves
+
+# Well under `fleet.WEIGHTS_SEEN_WITHIN`, after which the fleet takes a file for gone.
+RESCAN_S = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class Stock:
+    """What this worker has on its shelves."""
+
+    def __init__(self, db: Database, shelves: Shelves) -> None:
+        self._db = db
+        self._shelves = shelves
+
+    def announce(self) -> None:
+        """Look through the folders and say what is there now."""
+        files = list(chain.from_iterable(shelf.files().values() for shelf in self._shelves))
+        try:
+            with self._db.transaction() as session:
+                fleet.stock(session, files)
+        except DatabaseUnavailable as error:
+            log.warning("stock.not_announced", error=str(error))
