@@ -32,7 +32,7 @@ def distance(walked: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("config", [EPSILON, VELOCITY], ids=["epsilon", "velocity"])
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_a_walk_is_the_librarys_own_loop(sampler: Sampler, schedule: Schedule, config: dict[str, Any]) -> None:
-    for steps in (1, 2, 7, 20):
+    for steps in (1, 2, 9):
         if sampler is Sampler.DPMPP_SDE and steps == 1:
             continue  # the library makes a path of no length and fails
         plan = plans.make(sampler, schedule, steps, config)
@@ -47,7 +47,7 @@ def test_a_walk_is_the_librarys_own_loop(sampler: Sampler, schedule: Schedule, c
 def test_a_walk_from_a_picture_is_the_librarys_own_loop(
     sampler: Sampler, schedule: Schedule, config: dict[str, Any]
 ) -> None:
-    for steps, strength in ((12, 0.0), (12, 0.4), (9, 0.8), (6, 1.0)):
+    for steps, strength in ((9, 0.0), (9, 0.4), (6, 1.0)):
         last = img2img_steps(steps, strength)
         plan = plans.make(sampler, schedule, steps, config, last=last)
         expected = theirs(sampler, schedule, steps, config, toy, 5, CLEAN, last)
