@@ -39,7 +39,6 @@ class Settings(BaseSettings):
     batching: Literal["continuous", "strict"] = "continuous"
     max_samples: Annotated[int, Field(ge=2)] = 16
     profile_seconds: Annotated[float, Field(ge=0)] = 20.0
-    compile: bool = False
     channels_last: bool = False
     cache_dir: Path | None = None
     lora_memory_bytes: Annotated[int, Field(ge=0)] = 2 * 1024**3

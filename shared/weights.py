@@ -265,7 +265,12 @@ def _vae_complaint(header: Header, _context_width: int) -> str | None:
     if any(name.startswith("model.diffusion_model.") for name in names):
         return "this is a whole checkpoint, not a VAE."
     if "decoder.conv_in.weight" not in names or "encoder.conv_in.weight" not in names:
-        return _other_kind(header) or "this is not a VAE (it has no encoder and decoder)."
+        half = any(name.startswith(("decoder.", "encoder.")) for name in names)
+        return (
+            "this is half a VAE; encoder and decoder are needed."
+            if half
+            else _other_kind(header) or "this is not a VAE."
+        )
     return None
 
 

@@ -56,6 +56,8 @@ class Floor:
         file = chosen_checkpoint(settings)
         device = chosen_device(settings)
         loaded = checkpoints.load(file, device, chosen_dtype(settings, device))
+        if settings.channels_last:
+            loaded.unet.to(memory_format=torch.channels_last)
         shelves = Shelves.at(
             loras=settings.lora_dir,
             embeddings=settings.embedding_dir,

@@ -1,0 +1,51 @@
+"""The start-up profile on the real UNet: what it measures is remembered, and it ends when it should."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.studio import CPU, demo
+from worker.engine import profile
+from worker.engine.limits import BatchLimits
+
+
+def limits(path: Path) -> BatchLimits:
+    return BatchLimits(path, key="cpu", ceiling=4, free_bytes=lambda: profile.free_bytes(CPU))
+
+
+def test_a_profile_is_taken_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "limits.json"
+    calls: list[int] = []
+    demo().unet.register_forward_pre_hook(hook := lambda _module, inputs: calls.append(len(inputs[0])))
+    monkeypatch.setattr(profile, "CPU_SHAPES", ((8, 8),))
+    try:
+        profile.learn(limits(path), demo(), ceiling=4, budget_s=60)
+        assert set(calls) <= {2, 4}
+        assert calls[0] == 2
+        taken = len(calls)
+        profile.learn(limits(path), demo(), ceiling=4, budget_s=60)
+        assert len(calls) == taken
+    finally:
+        demo().unet._forward_pre_hooks.popitem()
+        assert hook
+    assert limits(path).shapes == {(8, 8)}
+    assert 2 <= limits(path).limit((8, 8)) <= 4
+
+
+def test_a_profile_keeps_to_its_budget() -> None:
+    measured = list(profile.measure(demo(), (8, 8), (2, 4, 8), deadline=time.perf_counter()))
+    assert [one.samples for one in measured] == [2]
+
+
+def test_running_out_of_memory_ends_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(_checkpoint: Any, _shape: Any, samples: int) -> Any:
+        if samples > 2:
+            raise torch.OutOfMemoryError
+        return profile.Measurement(samples, 1.0, 1)
+
+    monkeypatch.setattr(profile, "_timed", hungry)
+    measured = list(profile.measure(demo(), (8, 8), (2, 4, 8), deadline=float("inf")))
+    assert [one.samples for one in measured] == [2]
