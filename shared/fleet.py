@@ -129,6 +129,6 @@ def resolve_weights(session: Session, kind: Kind, wanted: str, *, silent_after_s
     found = exact or names.get(wanted.casefold())
     if found is None:
         close = get_close_matches(wanted.casefold(), names, n=3) or list(names)[:10]
-        hint = ", ".join(names[name] for name in close) or "none yet"
+        hint = ", ".join(dict.fromkeys(names[name] for name in close)) or "none yet"
         raise UnknownWeights(f"No {kind} is named {wanted!r}. Known: {hint}.")
     return found

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,8 @@ def test_a_preview_shows_the_colours_of_the_picture() -> None:
 def test_a_decoder_shows_more(tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "taesd.safetensors"
-    save_file(AutoencoderTiny().state_dict(), path)
+    tiny: Any = AutoencoderTiny()
+    save_file(tiny.state_dict(), path)
     previewer = Previewer(demo().vae, load_tiny(path, CPU, torch.float32))
     assert previewer.preview(torch.zeros(1, 4, 8, 8)).pixels().shape == (64, 64, 3)
 

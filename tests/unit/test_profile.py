@@ -9,7 +9,7 @@ import torch
 
 from tests.studio import CPU, demo
 from worker.engine import profile
-from worker.engine.limits import BatchLimits
+from worker.engine.limits import BatchLimits, Measurement
 
 
 def limits(path: Path) -> BatchLimits:
@@ -44,7 +44,7 @@ def test_running_out_of_memory_ends_a_shape(monkeypatch: pytest.MonkeyPatch) -> 
     def hungry(_checkpoint: Any, _shape: Any, samples: int) -> Any:
         if samples > 2:
             raise torch.OutOfMemoryError
-        return profile.Measurement(samples, 1.0, 1)
+        return Measurement(samples, 1.0, 1)
 
     monkeypatch.setattr(profile, "_timed", hungry)
     measured = list(profile.measure(demo(), (8, 8), (2, 4, 8), deadline=float("inf")))
