@@ -19,7 +19,7 @@ def limits(path: Path) -> BatchLimits:
 def test_a_profile_is_taken_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "limits.json"
     calls: list[int] = []
-    demo().unet.register_forward_pre_hook(hook := lambda _module, inputs: calls.append(len(inputs[0])))
+    hook = demo().unet.register_forward_pre_hook(lambda _module, inputs: calls.append(len(inputs[0])))
     monkeypatch.setattr(profile, "CPU_SHAPES", ((8, 8),))
     try:
         profile.learn(limits(path), demo(), ceiling=4, budget_s=60)
@@ -29,8 +29,7 @@ def test_a_profile_is_taken_once_and_remembered(tmp_path: Path, monkeypatch: pyt
         profile.learn(limits(path), demo(), ceiling=4, budget_s=60)
         assert len(calls) == taken
     finally:
-        demo().unet._forward_pre_hooks.popitem()
-        assert hook
+        hook.remove()
     assert limits(path).shapes == {(8, 8)}
     assert 2 <= limits(path).limit((8, 8)) <= 4
 
