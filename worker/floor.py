@@ -114,6 +114,9 @@ class Floor:
         """Build the engine, learn how much one UNet call may hold, and start."""
         settings = self._settings
         is_strict = settings.batching == "strict"
+        if is_strict and loaded.device.type == "cpu":
+            # Where a second thread takes over depends on an image's row, and with it how its numbers are added up.
+            torch.set_num_threads(1)
         tiny = settings.preview_decoder
         runner = DiffusionRunner.of(
             loaded,

@@ -48,12 +48,7 @@ def color_at(pixels: Pixels, x: float, y: float) -> str:
     return min(PALETTE, key=lambda name: float(np.abs(mean - np.array(PALETTE[name])).sum()))
 
 
-COLORS = (
-    ("red", "circle", "blue"),
-    ("yellow", "square", "red"),
-    ("green", "circle", "yellow"),
-    ("white", "heart", "blue"),
-)
+COLORS = (("red", "circle", "blue"), ("yellow", "square", "red"), ("green", "circle", "yellow"))
 
 
 def seen(pixels: Pixels) -> tuple[str, set[str]]:
