@@ -34,6 +34,7 @@ class Setting:
     clients: int
     images: int
     repeats: int = 5
+    batches: tuple[int, ...] = BATCHES
 
 
 class Bench:
@@ -62,7 +63,7 @@ class Bench:
 
     def run(self) -> dict[str, Any]:
         """Measure everything and return one row of raw figures and ratios."""
-        engine = Engine(self._runner, limits=Ceiling(2 * max(BATCHES)))
+        engine = Engine(self._runner, limits=Ceiling(2 * max(self._setting.batches)))
         engine.start()
         try:
             self._warm_up(engine)
@@ -88,7 +89,7 @@ class Bench:
             "farm_over_unet_loop": self._setting.steps * min(per_image.values()) / loaded_s,
             "overhead_share": overhead,
             "unet_ms": {str(batch): seconds * 1000 for batch, seconds in calls.items()},
-            **{f"gain_{batch}": per_image[1] / per_image[batch] for batch in BATCHES[1:] if batch in per_image},
+            **{f"gain_{batch}": per_image[1] / per_image[batch] for batch in self._setting.batches[1:]},
             "static_batch_images_per_s": self._static_batch(),
             "peak_mib": peak,
         }
@@ -136,7 +137,7 @@ class Bench:
 
     def _static_batch(self) -> float:
         """Return images per second of the bare pipeline with a fixed batch, the largest that the table has."""
-        images = min(max(BATCHES), self._setting.clients)
+        images = min(max(self._setting.batches), self._setting.clients)
         return images / self._timed(lambda: self._bare_image(images=images))
 
     @torch.inference_mode()
@@ -145,7 +146,7 @@ class Bench:
         checkpoint, latent = self._checkpoint, self._setting.side // 8
         width = checkpoint.unet.config.cross_attention_dim
         taken = {}
-        for images in BATCHES:
+        for images in self._setting.batches:
             x = torch.randn(2 * images, 4, latent, latent).to(checkpoint.device, checkpoint.dtype)
             context = torch.randn(2 * images, 77, width).to(checkpoint.device, checkpoint.dtype)
             timesteps = torch.full((2 * images,), 500.0, device=checkpoint.device)

@@ -40,7 +40,9 @@ def summary(rows: Sequence[dict[str, Any]], device: torch.device) -> dict[str, A
 def table(result: dict[str, Any]) -> str:
     """Return the rows side by side, one figure a line."""
     rows = result["rows"]
-    names = [name for name in rows[0] if name not in {"checkpoint", "unet_ms", "clients", "images", "repeats"}]
+    names = [
+        name for name in rows[0] if name not in {"checkpoint", "unet_ms", "clients", "images", "repeats", "batches"}
+    ]
     heads = [f"{row['checkpoint']} {row['side']} px" for row in rows]
     lines = [["", *heads], *([name, *(_figure(row.get(name)) for row in rows)] for name in names)]
     lines += [

@@ -36,7 +36,7 @@ def subjects(device: torch.device, *, quick: bool) -> Iterator[tuple[str, Checkp
         yield (
             "full-size random fp32",
             full_size(device, torch.float32),
-            [Setting(side=128, steps=4, clients=4, images=4)],
+            [Setting(side=64, steps=3, clients=2, images=2, repeats=2, batches=(1, 2, 4))],
         )
 
 
