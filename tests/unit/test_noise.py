@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from shared.samplers import Sampler, Schedule
+from shared.samplers import SCHEDULES, Sampler, Schedule
 from tests.walking import sd15
+from worker.diffusion import noise as noises
 from worker.diffusion import plan as plans
-from worker.diffusion.noise import Noise, slerp
+from worker.diffusion.noise import FreshNoise, Noise, slerp
 
 
 def test_draws_follow_one_another_as_from_a_generator_of_the_seed() -> None:
@@ -23,13 +24,32 @@ def test_the_first_noise_depends_on_seed_and_size_only() -> None:
 
 def test_fresh_noise_is_summed_up_by_call() -> None:
     plan = plans.make(Sampler.EULER_A, Schedule.UNIFORM, 5, sd15())
-    fresh = Noise(3, width=64, height=64).fresh(plan)
-    assert fresh is not None
+    fresh = drawn_ahead(Noise(3, width=64, height=64), plan)
     assert fresh.shape == (5, 1, 4, 8, 8)
     generator = torch.Generator().manual_seed(3)
     for call, total in zip(plan.calls, fresh, strict=True):
         drawn = torch.randn((1, 4, 8, 8), generator=generator)
         assert total.allclose(drawn * sum(weight for _, weight in call.fresh))
+
+
+@pytest.mark.parametrize("sampler", [Sampler.EULER_A, Sampler.DDPM, Sampler.DPMPP_SDE, Sampler.DPM2_A])
+def test_noise_too_large_to_keep_is_drawn_when_its_call_comes(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plans.make(sampler, SCHEDULES[sampler][0], 6, sd15())
+    ahead = drawn_ahead(Noise(3, width=64, height=64), plan)
+    monkeypatch.setattr(noises, "DRAWN_AHEAD_BYTES", 0)
+    later = Noise(3, width=64, height=64).fresh(plan)
+    assert isinstance(later, FreshNoise)
+    for index, (call, total) in enumerate(zip(plan.calls, ahead, strict=True)):
+        if call.fresh:
+            assert total.equal(later[index])
+
+
+def drawn_ahead(noise: Noise, plan: plans.Plan) -> torch.Tensor:
+    fresh = noise.fresh(plan)
+    assert isinstance(fresh, torch.Tensor)
+    return fresh
 
 
 def test_a_plan_that_draws_nothing_costs_nothing() -> None:
@@ -40,11 +60,8 @@ def test_a_brownian_path_grows_of_the_seed_and_leaves_the_other_draws_alone() ->
     plan = plans.make(Sampler.DPMPP_SDE, Schedule.KARRAS, 6, sd15())
     noise = Noise(3, width=64, height=64)
     noise.first()
-    fresh, again = noise.fresh(plan), Noise(3, width=64, height=64).fresh(plan)
-    other = Noise(4, width=64, height=64).fresh(plan)
-    assert fresh is not None
-    assert again is not None
-    assert other is not None
+    fresh, again = drawn_ahead(noise, plan), drawn_ahead(Noise(3, width=64, height=64), plan)
+    other = drawn_ahead(Noise(4, width=64, height=64), plan)
     assert fresh.equal(again)
     assert not fresh.equal(other)
 

@@ -1,6 +1,7 @@
 """The noise of an image, drawn before its first step and on the CPU: a seed means the same on every device, in every batch."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from worker.diffusion.plan import Plan
 LATENT_CHANNELS = 4
 PIXELS_PER_LATENT = 8
 TREE_DIGITS = 6
+FLOAT_BYTES = 4
+DRAWN_AHEAD_BYTES = 64 * 2**20  # 512 px: any walk; 2048 px: 60 calls
 PARALLEL = 0.9995  # cosine above which two noises are mixed straight instead of along the circle
 
 
@@ -34,27 +37,46 @@ class Noise:
         other = torch.Generator("cpu").manual_seed(variation_seed)
         return slerp(variation_strength, own, torch.randn(self._shape, generator=other, dtype=torch.float32))
 
-    def fresh(self, plan: Plan) -> Tensor | None:
-        """Draw all that a plan adds on its way, summed up by call: (calls, 1, 4, height/8, width/8). None for nothing."""
+    def fresh(self, plan: Plan) -> "Tensor | FreshNoise | None":
+        """Draw all that a plan adds on its way, summed up by call: (calls, 1, 4, height/8, width/8). None for nothing.
+
+        What would take too much memory is drawn when its call comes.
+        """
         if not plan.draws:
             return None
-        draws = self._increments(plan) if plan.brownian else [self.unit() for _ in range(plan.draws)]
-        fresh = torch.zeros(len(plan.calls), *self._shape)
-        for call, total in zip(plan.calls, fresh, strict=True):
-            for draw, weight in call.fresh:
-                total.add_(draws[draw], alpha=weight)
-        return fresh
+        units = self._increments(plan) if plan.brownian else (self.unit() for _ in range(plan.draws))
+        drawn = FreshNoise(plan, units, self._shape)
+        if len(plan.calls) * math.prod(self._shape) * FLOAT_BYTES > DRAWN_AHEAD_BYTES:
+            return drawn
+        return torch.stack([drawn[call] for call in range(len(plan.calls))])
 
-    def _increments(self, plan: Plan) -> list[Tensor]:
+    def _increments(self, plan: Plan) -> Iterator[Tensor]:
         """Return a Brownian path's unit increments over the plan's pairs of sigmas, from a tree grown of the seed alone."""
         low, high = plan.sigma_range
         tree = BrownianTree(t0=low, w0=torch.zeros(self._shape), t1=high, entropy=self._seed)
         # The tree rounds its ends and warns of times beyond them.
         first, last = round(low, TREE_DIGITS), round(high, TREE_DIGITS)
-        return [
-            tree(max(min(pair), first), min(max(pair), last)) * (1 if pair[0] < pair[1] else -1) / _root_length(pair)
-            for pair in plan.brownian
-        ]
+        for pair in plan.brownian:
+            increment = tree(max(min(pair), first), min(max(pair), last)) / _root_length(pair)
+            yield increment if pair[0] < pair[1] else -increment
+
+
+class FreshNoise:
+    """A plan's fresh noise, to be asked for call by call, in order."""
+
+    def __init__(self, plan: Plan, units: Iterator[Tensor], shape: tuple[int, ...]) -> None:
+        self._plan = plan
+        self._units = enumerate(units)
+        self._shape = shape
+
+    def __getitem__(self, call: int) -> Tensor:
+        """Return what a call adds, (1, 4, height/8, width/8)."""
+        total = torch.zeros(self._shape)
+        for wanted, weight in self._plan.calls[call].fresh:
+            # Draws without weight are made all the same: the next ones follow from them.
+            unit = next(unit for draw, unit in self._units if draw == wanted)
+            total.add_(unit, alpha=weight)
+        return total
 
 
 def slerp(share: float, low: Tensor, high: Tensor) -> Tensor:

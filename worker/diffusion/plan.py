@@ -89,10 +89,10 @@ def make(
 class Walk:
     """One image's way along a plan. `x` is (1, 4, height/8, width/8) float32, and may be replaced between steps.
 
-    `fresh` is each call's share of fresh noise, (calls, 1, 4, height/8, width/8), perhaps in pinned host memory.
+    `fresh` gives each call's share of fresh noise by its index, (1, 4, height/8, width/8), perhaps from pinned host memory.
     """
 
-    def __init__(self, plan: Plan, x: Tensor, fresh: Tensor | None = None) -> None:
+    def __init__(self, plan: Plan, x: Tensor, fresh: Any = None) -> None:
         self._plan = plan
         self._fresh = fresh
         self.x = x

@@ -14,7 +14,7 @@ from worker.diffusion import plan as plans
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.conditioning import PromptReader, Script
 from worker.diffusion.lora import LoraShelf, Mix
-from worker.diffusion.noise import Noise
+from worker.diffusion.noise import FreshNoise, Noise
 from worker.diffusion.plan import Plan
 from worker.diffusion.textual_inversion import Embeddings
 from worker.diffusion.vae import VaeShelf
@@ -36,7 +36,7 @@ class Leg:
     unet_mix: Mix | None
     text_mix: Mix | None
     noise: Tensor
-    fresh: Tensor | None
+    fresh: Tensor | FreshNoise | None
     posterior: Tensor | None
     masked_posterior: Tensor | None
 

@@ -13,6 +13,7 @@ from worker.diffusion import canvas, img2img, vae
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.conditioning import Conditions, PromptEncoder
 from worker.diffusion.lora import Adapters
+from worker.diffusion.noise import FreshNoise
 from worker.diffusion.plan import Walk
 from worker.diffusion.preview import Previewer
 from worker.engine.draft import Draft, Drafter, Leg, Library
@@ -143,9 +144,9 @@ def _on(noise: Tensor | None, device: torch.device) -> Tensor | None:
     return None if noise is None else noise.to(device)
 
 
-def _staged(noise: Tensor | None, device: torch.device) -> Tensor | None:
-    """Put noise where a copy to the device need not wait for it: in pinned memory."""
-    return noise.pin_memory() if noise is not None and device.type == "cuda" else noise
+def _staged(noise: Tensor | FreshNoise | None, device: torch.device) -> Tensor | FreshNoise | None:
+    """Put noise that is there where a copy to the device need not wait for it: in pinned memory."""
+    return noise.pin_memory() if isinstance(noise, Tensor) and device.type == "cuda" else noise
 
 
 @contextmanager
