@@ -14,7 +14,7 @@ MIB = 2**20
 # Seconds of one call by samples, as on a device that is full from eight samples on.
 SATURATING = [Measurement(samples, max(samples, 8) * 0.01, samples * 100 * MIB) for samples in (2, 4, 8, 16)]
 measurements = st.lists(
-    st.builds(Measurement, st.integers(1, 64), st.floats(1e-4, 10), st.integers(0, 2**36)), min_size=1, max_size=6
+    st.builds(Measurement, st.integers(1, 64), st.floats(1e-4, 10), st.integers(0, 2**36)), max_size=6
 )
 
 
@@ -46,6 +46,20 @@ def test_memory_bounds_the_batch() -> None:
     assert known.limit((64, 64)) == 4
 
 
+def test_a_profile_in_which_nothing_fitted_leaves_one_image() -> None:
+    known = limits()
+    known.record((128, 128), [])
+    assert known.limit((128, 128)) == 2
+    known.record((64, 64), SATURATING)
+    assert known.limit((128, 128)) == 2
+
+
+def test_what_failed_holds_for_larger_shapes_too() -> None:
+    known = limits()
+    known.shrink((64, 64), 8)
+    assert [known.limit(shape) for shape in ((32, 64), (64, 64), (64, 96))] == [64, 4, 4]
+
+
 def test_what_failed_is_halved_and_remembered(tmp_path: Path) -> None:
     path = tmp_path / "cache" / "limits.json"
     first = limits(path)
@@ -74,6 +88,12 @@ def test_a_folder_that_cannot_be_written_costs_only_the_memory(tmp_path: Path) -
     assert known.limit((64, 64)) == 8
 
 
+def test_a_file_that_cannot_be_looked_at_costs_only_the_memory(tmp_path: Path) -> None:
+    known = limits(tmp_path / ("too-long-a-name" * 20) / "limits.json", ceiling=10)
+    known.shrink((64, 64), 8)
+    assert known.limit((64, 64)) == 4
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"gpu": 3}', "[" * 100_000, '{"gpu": {"profiles": {"64x64": [{}]}}}'])
 def test_a_damaged_file_is_ignored(tmp_path: Path, text: str) -> None:
     path = tmp_path / "limits.json"
@@ -81,9 +101,10 @@ def test_a_damaged_file_is_ignored(tmp_path: Path, text: str) -> None:
     assert limits(path, ceiling=10).limit((64, 64)) == 10
 
 
+KEYS = ["samples", "seconds", "peak_bytes", "8x8", "16x8"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["samples", "seconds", "8x8"]), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner),
     max_leaves=8,
 )
 
@@ -95,6 +116,13 @@ def test_whatever_the_file_says_there_is_a_limit(
     path = tmp_path_factory.mktemp("limits") / "limits.json"
     path.write_text(json.dumps({"gpu": {"profiles": profiles, "failed": failed}}))
     assert 1 <= limits(path, ceiling=16).limit((8, 8)) <= 16
+
+
+@given(st.binary(max_size=40) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_whatever_the_file_is_there_is_a_limit(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("limits") / "limits.json"
+    path.write_bytes(content)
+    assert limits(path, ceiling=16).limit((8, 8)) == 16
 
 
 @given(measurements, st.integers(2, 64), st.integers(0, 2**40), st.integers(8, 256), st.integers(8, 256))

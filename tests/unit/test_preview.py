@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from shared.errors import BadWeights
 from tests.studio import CPU, demo, spec
 from worker.diffusion.preview import Previewer, load_tiny, to_jpeg
+from worker.diffusion.vae import to_host
 from worker.engine.runner import DiffusionRunner
 
 
@@ -32,13 +33,30 @@ def test_a_preview_shows_the_colours_of_the_picture() -> None:
     assert errors[-1] < errors[0]
 
 
-def test_a_decoder_shows_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["diffusers", "its author's", "folder"])
+def test_a_decoder_shows_more(tmp_path: Path, layout: str) -> None:
     torch.manual_seed(0)
-    path = tmp_path / "taesd.safetensors"
     tiny: Any = AutoencoderTiny()
-    save_file(tiny.state_dict(), path)
-    previewer = Previewer(demo().vae, load_tiny(path, CPU, torch.float32))
-    assert previewer.preview(torch.zeros(1, 4, 8, 8)).pixels().shape == (64, 64, 3)
+    weights = tiny.state_dict()
+    if layout == "its author's":  # whose decoder begins with a layer without weights
+        weights = {f"{int(name.split('.')[0]) + 1}.{name.split('.', 1)[1]}": tensor for name, tensor in decoder(tiny)}
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
+    path = tmp_path if layout == "folder" else tmp_path / "diffusion_pytorch_model.safetensors"
+    x = torch.randn(1, 4, 8, 8)
+    shown = Previewer(demo().vae, load_tiny(path, CPU, torch.float32)).preview(x).pixels()
+    with torch.inference_mode():
+        expected = to_host(tiny.decode(x, return_dict=False)[0][0], None).pixels()
+    assert shown.shape == (64, 64, 3)
+    assert (shown == expected).all()
+
+
+def decoder(tiny: Any) -> list[tuple[str, torch.Tensor]]:
+    return list(tiny.decoder.layers.state_dict().items())
+
+
+def test_what_is_not_a_number_is_shown_gray() -> None:
+    x = torch.full((1, 4, 2, 2), float("nan"))
+    assert (Previewer(demo().vae).preview(x).pixels() == 128).all()
 
 
 def test_what_is_no_decoder_is_refused(tmp_path: Path) -> None:

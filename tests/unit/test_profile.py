@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,14 @@ def test_a_profile_is_taken_once_and_remembered(tmp_path: Path, monkeypatch: pyt
         hook.remove()
     assert limits(path).shapes == {(8, 8)}
     assert 2 <= limits(path).limit((8, 8)) <= 4
+
+
+def test_a_profile_that_was_cut_short_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 2.0])
+    monkeypatch.setattr(profile, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(profile, "measure", lambda *_args, **_how: iter([Measurement(2, 1.0, 1)]))
+    profile.learn(limits(tmp_path / "limits.json"), demo(), ceiling=4, budget_s=1.0)
+    assert limits(tmp_path / "limits.json").shapes == frozenset()
 
 
 def test_a_profile_keeps_to_its_budget() -> None:

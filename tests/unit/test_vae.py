@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from shared.errors import BadWeights, NotANumber, WeightsMissing
 from shared.weights import Kind, Shelf
-from tests.studio import DEMO, demo
-from worker.diffusion.vae import VaeShelf, begin_decode, needs_tiling
+from tests.studio import CPU, DEMO, demo
+from worker.diffusion import vae as vaes
+from worker.diffusion.vae import VaeShelf, begin_decode, needs_tiling, tiling
 
 
 def latents(side: int = 8) -> torch.Tensor:
@@ -73,11 +75,44 @@ def test_only_large_pictures_are_decoded_in_tiles() -> None:
     assert needs_tiling(96, 96, 6 * 2**30)
 
 
-@pytest.mark.parametrize("layout", ["diffusers", "original"])
-def test_a_vae_loads_from_either_layout(tmp_path: Path, layout: str) -> None:
+@torch.inference_mode()
+def test_tiles_show_the_picture_that_a_whole_decode_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = demo().vae
+    circle = (np.hypot(*np.mgrid[-1:1:640j, -1:1:640j]) < 0.6)[..., None]
+    picture = np.where(circle, (220, 40, 40), (40, 40, 220)).astype(np.uint8)
+    signed = torch.from_numpy(picture / 127.5 - 1).float().permute(2, 0, 1)[None]
+    x = vae.encode(signed).latent_dist.mean * vae.config.scaling_factor
+    whole = begin_decode(vae, x).pixels().astype(int)
+    monkeypatch.setattr(vaes, "TILED_LATENT_PIXELS", 64 * 64)
+    tiled = begin_decode(vae, x).pixels().astype(int)
+    difference = np.abs(whole - tiled)
+    assert 0 < difference.mean() < 4
+
+
+def test_tiling_ends_with_the_picture_that_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vaes, "TILED_LATENT_PIXELS", 64 * 64)
+    vae = demo().vae
+    with tiling(vae, 64, 64, CPU):
+        assert not vae.use_tiling
+    with tiling(vae, 64, 65, CPU):
+        assert vae.use_tiling
+    assert not vae.use_tiling
+    with pytest.raises(RuntimeError, match="channels"):
+        begin_decode(vae, torch.zeros(1, 3, 64, 65))
+    assert not vae.use_tiling
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "diffusers, older names", "original"])
+def test_a_vae_loads_from_any_layout(tmp_path: Path, layout: str) -> None:
     path = tmp_path / "mine.safetensors"
     if layout == "diffusers":
         save_file(demo().vae.state_dict(), path)
+    elif layout == "diffusers, older names":
+        names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        weights = demo().vae.state_dict()
+        for now, before in names.items():
+            weights = {name.replace(f".{now}.", f".{before}."): tensor for name, tensor in weights.items()}
+        save_file(weights, path)
     else:
         prefix = "first_stage_model."
         weights = {
@@ -95,6 +130,26 @@ def test_a_vae_of_another_architecture_is_refused(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "alien.safetensors")
     with pytest.raises(BadWeights, match=r"alien\.safetensors: cannot be loaded as a VAE"):
         VaeShelf(Shelf(Kind.VAE, tmp_path), demo()).get("alien")
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata"), [("sdxl_vae", {}), ("fix", {"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"})]
+)
+def test_a_vae_that_says_it_is_sdxls_is_refused(tmp_path: Path, name: str, metadata: dict[str, str]) -> None:
+    save_file(demo().vae.state_dict(), tmp_path / f"{name}.safetensors", metadata)
+    with pytest.raises(BadWeights, match="it was made for SDXL"):
+        VaeShelf(Shelf(Kind.VAE, tmp_path), demo()).get(name)
+
+
+def test_the_last_two_vaes_stay_in_memory(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        save_file(demo().vae.state_dict(), tmp_path / f"{name}.safetensors")
+    shelf = VaeShelf(Shelf(Kind.VAE, tmp_path), demo())
+    a, b = shelf.get("a"), shelf.get("b")
+    assert shelf.get("a") is a
+    shelf.get("c")
+    assert shelf.get("a") is a
+    assert shelf.get("b") is not b
 
 
 def test_a_vae_that_is_not_there_is_another_workers(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Pictures as they take shape: latents to small, rough RGB, nearly free, or by a TAESD decoder where its weights are there."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ SD15_COLORS = (
 SD15_CHANNELS = [128, 256, 512, 512]
 SAMPLE_SIDE = 8  # latents to a side of the pictures that a map is fitted to
 SAMPLES = 12
+TINY_FILE = "diffusion_pytorch_model.safetensors"
 JPEG_SIDE_PX = 256
 JPEG_QUALITY = 80
 
@@ -33,17 +35,21 @@ class Previewer:
 
     def __init__(self, vae: Any, tiny: Any | None = None) -> None:
         self._tiny: Any = tiny
-        self._map = None if tiny is not None else color_map(vae)
+        # On the device from the start: a copy at every preview would wait for all that the device has yet to do.
+        self._map = None if tiny is not None else [part.to(vae.device) for part in color_map(vae)]
 
     @torch.inference_mode()
     def preview(self, x: Tensor) -> Development:
-        """Begin to show clean latents (1, 4, h, w) float32: (h, w, 3) uint8, or (8h, 8w, 3) by a decoder."""
+        """Begin to show clean latents (1, 4, h, w) float32: (h, w, 3) uint8, or (8h, 8w, 3) by a decoder.
+
+        What is not a number is gray: whether an image has failed is told when it is decoded.
+        """
         if self._map is None:
             image = self._tiny.decode(x.to(self._tiny.dtype), return_dict=False)[0][0].float()
         else:
-            weights, offset = (part.to(x.device) for part in self._map)
+            weights, offset = self._map
             image = torch.einsum("chw,cd->dhw", x[0], weights) + offset[:, None, None]
-        return to_host(image, retry=None)
+        return to_host(image.nan_to_num(), retry=None)
 
 
 def color_map(vae: Any) -> tuple[Tensor, Tensor]:
@@ -57,11 +63,11 @@ def color_map(vae: Any) -> tuple[Tensor, Tensor]:
 
 
 def load_tiny(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load a TAESD for SD1.5 from a .safetensors file in diffusers' layout. Raises `BadWeights`."""
+    """Load a TAESD for SD1.5 from a .safetensors file in diffusers' or its author's layout, or a folder. Raises `BadWeights`."""
     try:
         tiny: Any = AutoencoderTiny()
-        weights = safetensors.torch.load(path.read_bytes())
-        decoder = {name: tensor for name, tensor in weights.items() if name.startswith("decoder.")}
+        file = path / TINY_FILE if path.is_dir() else path
+        decoder = _decoder(safetensors.torch.load(file.read_bytes()))
         tiny.load_state_dict(decoder, strict=False)
         if missing := [name for name in tiny.decoder.state_dict() if f"decoder.{name}" not in decoder]:
             raise BadWeights(f"it has no decoder.{missing[0]}")
@@ -79,6 +85,14 @@ def to_jpeg(pixels: NDArray[Any], side: int = JPEG_SIDE_PX) -> bytes:
     out = io.BytesIO()
     picture.resize(size, Image.Resampling.BICUBIC).save(out, format="JPEG", quality=JPEG_QUALITY)
     return out.getvalue()
+
+
+def _decoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a TAESD's decoder by diffusers' names. Its author counts layers from one: the clamp before them is the first."""
+    layers = {name: name.split(".", 1) for name in weights if name[:1].isdigit()}
+    ours = {name: f"decoder.layers.{int(layer) - 1}.{rest}" for name, (layer, rest) in layers.items()}
+    named = {ours.get(name, name): tensor for name, tensor in weights.items()}
+    return {name: tensor for name, tensor in named.items() if name.startswith("decoder.")}
 
 
 @torch.inference_mode()

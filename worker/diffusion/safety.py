@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from numpy.typing import NDArray
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessorPil
 
 from shared.errors import BadWeights
 
@@ -25,12 +25,15 @@ class SafetyChecker:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
-        """Load a folder with `config.json`, .safetensors weights and `preprocessor_config.json`. Raises `BadWeights`."""
+        """Load .safetensors weights from a folder of their own or from the diffusers folder around it. Raises `BadWeights`.
+
+        What prepares pictures is described in the folder itself or, as diffusers has it, in `feature_extractor/` beside it.
+        """
+        home = folder / "safety_checker" if (folder / "safety_checker").is_dir() else folder
         try:
-            checker: Any = StableDiffusionSafetyChecker.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, dtype=dtype
-            )
-            processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+            checker = _checker(home, dtype)
+            described = home if (home / "preprocessor_config.json").exists() else home.parent / "feature_extractor"
+            processor = CLIPImageProcessorPil.from_pretrained(described, local_files_only=True)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise BadWeights(f"{folder}: cannot be loaded as a safety checker ({reason}).") from error
@@ -44,3 +47,14 @@ class SafetyChecker:
             # The checker blackens what it is given; a dummy is all that it needs to answer.
             _, flagged = self._checker(clip_input=seen, images=np.zeros((1, 1, 1, 3), np.float32))
         return bool(flagged[0])
+
+
+def _checker(folder: Path, dtype: torch.dtype) -> Any:
+    """Load the network. The library fills missing tensors with random numbers: such a checker would answer at random."""
+    loaded: Any = StableDiffusionSafetyChecker.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True
+    )
+    checker, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise BadWeights(f"the tensor {missing[0]} is missing")
+    return checker

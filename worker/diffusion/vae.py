@@ -4,8 +4,10 @@ One image at a time: decoding is what blows up memory first when batched, and so
 """
 
 import copy
+import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -23,6 +25,8 @@ from shared.weights import Shelf, WeightsFile
 from worker.diffusion.checkpoint import Checkpoint
 
 DIFFUSERS_PREFIX = "decoder.mid_block."
+# What diffusers used to call the parts of an attention; its loader still reads such files, and so must we.
+RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 RESIDENT = 2  # 0.17 GB each in half precision
 TILED_LATENT_PIXELS = 128 * 128  # 1024 px square: beyond, a whole decode wants over 4 GB
 SMALL_DEVICE_LATENT_PIXELS = 64 * 64
@@ -55,6 +59,7 @@ class Development:
         return self.retry().pixels()
 
 
+@torch.inference_mode()
 def begin_decode(vae: Any, x: Tensor) -> Development:
     """Launch the decoding of latents (1, 4, height/8, width/8) float32. On a GPU nothing waits for it."""
     is_full = vae.dtype == torch.float32
@@ -67,15 +72,32 @@ def needs_tiling(latent_height: int, latent_width: int, device_bytes: int | None
     return latent_height * latent_width > (SMALL_DEVICE_LATENT_PIXELS if is_small else TILED_LATENT_PIXELS)
 
 
+@contextmanager
+def tiling(vae: Any, latent_height: int, latent_width: int, device: torch.device) -> Iterator[None]:
+    """Have a VAE work in tiles while the block lasts, if a picture of this size needs it.
+
+    The setting is the VAE's own and holds for encoding too: left on, it would change the bits of whatever comes next.
+    """
+    device_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    if not needs_tiling(latent_height, latent_width, device_bytes):
+        yield
+        return
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+
+
 def load_vae(file: WeightsFile, checkpoint: Checkpoint) -> Any:
     """Load a VAE of the checkpoint's own architecture, in the original layout or diffusers'. Raises `BadWeights`."""
     try:
         # Read, not mapped: a mapped file that is overwritten changes under the engine, and one that is cut ends the process.
-        weights = safetensors.torch.load(file.path.read_bytes())
+        raw = file.path.read_bytes()
+        _refuse_sdxl(file, raw)
+        weights = safetensors.torch.load(raw)
         vae = AutoencoderKL.from_config(checkpoint.vae.config)
-        if not any(name.startswith(DIFFUSERS_PREFIX) for name in weights):
-            weights = convert_ldm_vae_checkpoint(weights, vae.config)
-        vae.load_state_dict(weights)
+        vae.load_state_dict(_renamed(weights, vae.config))
         return vae.to(checkpoint.device, checkpoint.dtype).eval().requires_grad_(False)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -104,13 +126,9 @@ class VaeShelf:
 
 
 def _launched(vae: Any, x: Tensor, retry: Callable[[], Development] | None) -> Development:
-    device_bytes = torch.cuda.get_device_properties(x.device).total_memory if x.is_cuda else None
-    if needs_tiling(x.shape[2], x.shape[3], device_bytes):
-        vae.enable_tiling()
-    else:
-        vae.disable_tiling()
     latents = (x / vae.config.scaling_factor).to(vae.dtype)
-    image: Tensor = vae.decode(latents, return_dict=False)[0][0].float()
+    with tiling(vae, x.shape[2], x.shape[3], x.device):
+        image: Tensor = vae.decode(latents, return_dict=False)[0][0].float()
     return to_host(image, retry)
 
 
@@ -128,3 +146,25 @@ def to_host(image: Tensor, retry: Callable[[], Development] | None) -> Developme
 
 def _host_copy(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _refuse_sdxl(file: WeightsFile, raw: bytes) -> None:
+    """Refuse a file that says it is SDXL's, whose tensors have the same names and shapes but mean other latents."""
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    made_for = str((header.get("__metadata__") or {}).get("modelspec.architecture", ""))
+    if "sdxl" in file.name.casefold() or made_for.startswith("stable-diffusion-xl"):
+        raise BadWeights("it was made for SDXL")
+
+
+def _renamed(weights: Mapping[str, Tensor], config: Any) -> Mapping[str, Tensor]:
+    """Give tensors of any layout the names that diffusers uses now."""
+    if not any(name.startswith(DIFFUSERS_PREFIX) for name in weights):
+        converted: Mapping[str, Tensor] = convert_ldm_vae_checkpoint(weights, config)
+        return converted
+    return {_name_now(name): tensor for name, tensor in weights.items()}
+
+
+def _name_now(name: str) -> str:
+    for before, now in RENAMED:
+        name = name.replace(before, now)
+    return name

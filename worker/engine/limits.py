@@ -4,6 +4,7 @@ Pure policy, used by the engine's thread alone. What was learnt is remembered on
 """
 
 import json
+import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class BatchLimits:
         """Return the most samples of one call; `bucket` begins with latent height and width."""
         shape = _shape(bucket)
         wanted = min(self._ceiling, self._best(shape), self._affordable(shape))
-        return max(1, min(max(wanted, min(SMALLEST, self._ceiling)), self._failed.get(shape, self._ceiling)))
+        return max(1, min(max(wanted, min(SMALLEST, self._ceiling)), self._survivable(shape)))
 
     def shrink(self, bucket: Hashable, samples: int) -> None:
         """Remember that a call of so many samples ran out of memory: half as many from now on."""
@@ -74,7 +75,7 @@ class BatchLimits:
         self._write()
 
     def record(self, shape: Shape, measurements: Iterable[Measurement]) -> None:
-        """Remember what a profile found."""
+        """Remember what a profile found; nothing, where not even the smallest call fitted."""
         self._profiles[shape] = list(measurements)
         self._write()
 
@@ -87,12 +88,17 @@ class BatchLimits:
 
     def _affordable(self, shape: Shape) -> int:
         """Return how many samples fit into the memory that is free, by the largest call that was measured."""
-        known = shape if shape in self._profiles else self._nearest(shape)
+        known = shape if self._profiles.get(shape) else self._nearest(shape)
         if known is None:
             return self._ceiling
         largest = max(self._profiles[known], key=lambda one: one.samples)
         sample_bytes = largest.peak_bytes / largest.samples * _area(shape) / _area(known)
         return int(HEADROOM * self._free_bytes() / sample_bytes) if sample_bytes > 0 else self._ceiling
+
+    def _survivable(self, shape: Shape) -> int:
+        """Return how many samples are left after failures; what was too much for a smaller shape is too much here."""
+        failed = (samples for known, samples in self._failed.items() if _area(known) <= _area(shape))
+        return min(failed, default=self._ceiling)
 
     def _nearest(self, shape: Shape) -> Shape | None:
         measured = [one for one, profile in self._profiles.items() if profile]
@@ -108,7 +114,7 @@ class BatchLimits:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Another worker of this machine may write too: a torn file is worse than a lost one.
-            fresh = self._path.with_name(f"{self._path.name}.{id(self)}.new")
+            fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
             fresh.write_text(json.dumps({**_read(self._path), self._key: mine}, indent=1))
             fresh.replace(self._path)
         except OSError as error:
@@ -116,14 +122,19 @@ class BatchLimits:
 
 
 def _read(path: Path | None) -> dict[str, Any]:
-    if path is None or not path.exists():
+    if path is None:
         return {}
     try:
         content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, RecursionError) as error:
         log.warning("limits.unreadable", path=str(path), error=str(error))
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        log.warning("limits.unreadable", path=str(path), error="not a JSON object")
+        return {}
+    return content
 
 
 def _profiles(stored: Any) -> dict[Shape, list[Measurement]]:

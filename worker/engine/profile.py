@@ -18,12 +18,14 @@ CPU_SHAPES: tuple[Shape, ...] = ((32, 32),)
 
 
 def learn(limits: BatchLimits, checkpoint: Checkpoint, *, ceiling: int, budget_s: float) -> None:
-    """Profile the shapes that were never measured on this device, for as long as the budget lasts."""
+    """Profile the shapes that were never measured on this device, as far as the budget lasts; the rest next time."""
     deadline = time.perf_counter() + budget_s
     for shape in CUDA_SHAPES if checkpoint.device.type == "cuda" else CPU_SHAPES:
         if shape not in limits.shapes and time.perf_counter() < deadline:
             batches = [batch for batch in BATCHES if batch <= ceiling]
-            limits.record(shape, list(measure(checkpoint, shape, batches, deadline=deadline)))
+            measured = list(measure(checkpoint, shape, batches, deadline=deadline))
+            if time.perf_counter() < deadline:  # one that was cut short would bind the shape for good
+                limits.record(shape, measured)
 
 
 @torch.inference_mode()
