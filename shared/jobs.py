@@ -74,10 +74,10 @@ def submit(session: Session, params: GenerationParams, *, max_attempts: int, own
     return row
 
 
-def get(session: Session, job_id: UUID) -> JobRow:
-    """Return the job or raise `JobNotFound`."""
+def get(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:
+    """Return the job or raise `JobNotFound`, also for a job of another owner than the one given."""
     row = session.get(JobRow, job_id, populate_existing=True)
-    if row is None:
+    if row is None or owner not in {None, row.owner}:
         raise JobNotFound(f"No job has ever had the id {job_id}.")
     return row
 
@@ -89,6 +89,7 @@ def listing(
     after: UUID | None = None,
     state: JobState | None = None,
     checkpoint: str | None = None,
+    owner: str | None = None,
 ) -> Sequence[JobRow]:
     """Return up to `limit` jobs, newest first, that are older than the job `after`."""
     query: Select[JobRow] = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
@@ -98,6 +99,8 @@ def listing(
         query = query.where(JobRow.state == state)
     if checkpoint is not None:
         query = query.where(JobRow.checkpoint == checkpoint)
+    if owner is not None:
+        query = query.where(JobRow.owner == owner)
     return session.scalars(query).all()
 
 
@@ -202,7 +205,7 @@ def release(session: Session, run: Attempt) -> bool:
     return _requeue(session, run)
 
 
-def cancel(session: Session, job_id: UUID) -> JobRow:
+def cancel(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:
     """End a queued or running job. Once this commits, no success can follow; its worker stops at the next step.
 
     Raises `JobNotFound`, or `JobAlreadyFinal` when the job had ended before.
@@ -212,8 +215,10 @@ def cancel(session: Session, job_id: UUID) -> JobRow:
         .where(JobRow.id == job_id, JobRow.state.in_(sources(JobState.CANCELED)))
         .values(state=JobState.CANCELED, version=JobRow.version + 1, lease_until=None, finished_at=func.now())
     )
+    if owner is not None:
+        statement = statement.where(JobRow.owner == owner)
     canceled = _matched(session, statement)
-    row = get(session, job_id)
+    row = get(session, job_id, owner=owner)
     if not canceled:
         raise JobAlreadyFinal(f"Job {job_id} has already {row.state}.")
     return row

@@ -1,26 +1,23 @@
 """Submit a job, look at it, list, cancel, and fetch its images."""
 
-from functools import partial
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import RedirectResponse
 from pydantic import AfterValidator, BaseModel
-from sqlalchemy.orm import Session
 
+from api.admission import admit
+from api.callers import Caller, Reader, Submitter
 from api.deps import Desk, DeskDep, JobId
 from api.problems import documented
 from api.v1 import cursor as cursors
-from api.v1 import inputs
-from api.v1.resolution import Inputs, resolve
 from api.v1.submissions import Submission
-from shared import broker, events, fleet, jobs, previews
+from shared import events, jobs, previews
 from shared.db import ImageRow, JobRow
 from shared.errors import ImageNotFound, ImagesNotReady, PreviewNotFound
-from shared.params import MAX_IMAGES, GenerationParams, reject_nul
+from shared.params import MAX_IMAGES, reject_nul
 from shared.states import JobState
-from shared.weights import Kind
 from shared.wire import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(422, 503))
@@ -38,15 +35,9 @@ class JobPage(BaseModel):
 
 
 @router.post("", status_code=202, summary="Submit a job", responses=documented(400, 413))
-def submit(submission: Submission, desk: DeskDep, response: Response) -> Job:
+def submit(submission: Submission, desk: DeskDep, caller: Submitter, response: Response) -> Job:
     """Queue a job. Once this answers 202 the job is stored and will reach a final state, whatever dies."""
-    # Before the transaction: storing pictures takes longer than a connection should be held.
-    received = inputs.receive(desk.storage, submission)
-    with desk.db.transaction() as session:
-        params = _resolved(session, desk, submission, received)
-        row = jobs.submit(session, params, max_attempts=desk.settings.max_attempts)
-    # After the commit: a worker that hears the doorbell must find the row.
-    broker.ring(desk.celery, row.checkpoint)
+    row = admit(desk, caller, submission)
     response.headers["Location"] = f"/v1/jobs/{row.id}"
     return Job.of(row)
 
@@ -54,6 +45,7 @@ def submit(submission: Submission, desk: DeskDep, response: Response) -> Job:
 @router.get("", summary="List jobs")
 def listing(
     desk: DeskDep,
+    caller: Reader,
     state: Annotated[JobState | None, Query()] = None,
     checkpoint: Annotated[Name | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -63,7 +55,9 @@ def listing(
     after = cursors.decode(cursor) if cursor else None
     with desk.db.transaction() as session:
         # One more than asked for tells whether there is a next page.
-        rows = jobs.listing(session, limit=limit + 1, after=after, state=state, checkpoint=checkpoint)
+        rows = jobs.listing(
+            session, limit=limit + 1, after=after, state=state, checkpoint=checkpoint, owner=caller.sees_only
+        )
     page = rows[:limit]
     return JobPage(
         jobs=[Job.of(row) for row in page],
@@ -72,16 +66,16 @@ def listing(
 
 
 @router.get("/{job_id}", summary="Show a job", responses=documented(404))
-def show(job_id: JobId, desk: DeskDep) -> Job:
+def show(job_id: JobId, desk: DeskDep, caller: Reader) -> Job:
     """Show one job as it is now."""
-    return Job.of(_row(desk, job_id))
+    return Job.of(_row(desk, caller, job_id))
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409))
-def cancel(job_id: JobId, desk: DeskDep) -> Job:
+def cancel(job_id: JobId, desk: DeskDep, caller: Submitter) -> Job:
     """Cancel a queued or running job. No success can follow; a running job stops within one denoising step."""
     with desk.db.transaction() as session:
-        row = jobs.cancel(session, job_id)
+        row = jobs.cancel(session, job_id, owner=caller.sees_only)
     events.publish(desk.redis, events.JobEvent(row.id, JobState(row.state), row.version))
     return Job.of(row)
 
@@ -93,9 +87,11 @@ def cancel(job_id: JobId, desk: DeskDep) -> Job:
     response_class=RedirectResponse,
     responses=documented(404, 409),
 )
-def image(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep) -> RedirectResponse:
+def image(
+    job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep, caller: Reader
+) -> RedirectResponse:
     """Redirect to a presigned URL of one image's bytes."""
-    found = _image(_row(desk, job_id), index)
+    found = _image(_row(desk, caller, job_id), index)
     url = desk.storage.url(
         found.key,
         ttl_s=desk.settings.image_url_seconds,
@@ -111,32 +107,18 @@ def image(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk:
     response_class=Response,
     responses={200: {"content": {previews.JPEG: {}}}, **documented(404)},
 )
-def preview(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep) -> Response:
+def preview(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep, caller: Reader) -> Response:
     """Return the latest live preview of a running job's image: small, rough, and gone soon after the job has ended."""
+    _row(desk, caller, job_id)
     data = previews.get(desk.redis, job_id, index)
     if data is None:
         raise PreviewNotFound(f"Job {job_id} shows no preview of image {index} now.")
     return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
 
 
-def _resolved(session: Session, desk: Desk, submission: Submission, received: Inputs) -> GenerationParams:
-    silent_after_s = desk.settings.lease_seconds
-    checkpoint = fleet.resolve_checkpoint(
-        session, submission.checkpoint, default=desk.settings.default_checkpoint, silent_after_s=silent_after_s
-    )
-    find = partial(fleet.resolve_weights, session, silent_after_s=silent_after_s)
-    return resolve(
-        submission,
-        checkpoint=checkpoint,
-        vae=find(Kind.VAE, submission.vae) if submission.vae else None,
-        find_lora=partial(find, Kind.LORA),
-        inputs=received,
-    )
-
-
-def _row(desk: Desk, job_id: UUID) -> JobRow:
+def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
     with desk.db.transaction() as session:
-        return jobs.get(session, job_id)
+        return jobs.get(session, job_id, owner=caller.sees_only)
 
 
 def _image(row: JobRow, index: int) -> ImageRow:

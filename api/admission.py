@@ -1,0 +1,46 @@
+"""The one way from a submission to a job that will be rendered, whichever dialect it came in."""
+
+from functools import partial
+
+from sqlalchemy.orm import Session
+
+from api.callers import Caller
+from api.deps import Desk
+from api.v1 import inputs
+from api.v1.resolution import Inputs, resolve
+from api.v1.submissions import Submission
+from shared import broker, fleet, jobs
+from shared.db import JobRow
+from shared.params import GenerationParams
+from shared.weights import Kind
+
+
+def admit(desk: Desk, caller: Caller, submission: Submission) -> JobRow:
+    """Store a job and ring for it. Once this returns the job will reach a final state, whatever dies.
+
+    Raises `InvalidRequest` for what cannot be rendered and `Unavailable` while the database or the storage is away.
+    """
+    # Before the transaction: storing pictures takes longer than a connection should be held.
+    received = inputs.receive(desk.storage, submission)
+    with desk.db.transaction() as session:
+        params = resolved(session, desk, submission, received)
+        row = jobs.submit(session, params, max_attempts=desk.settings.max_attempts, owner=caller.owner)
+    # After the commit: a worker that hears the doorbell must find the row.
+    broker.ring(desk.celery, row.checkpoint)
+    return row
+
+
+def resolved(session: Session, desk: Desk, submission: Submission, received: Inputs) -> GenerationParams:
+    """Find every name of a submission in the fleet and leave nothing open."""
+    silent_after_s = desk.settings.lease_seconds
+    checkpoint = fleet.resolve_checkpoint(
+        session, submission.checkpoint, default=desk.settings.default_checkpoint, silent_after_s=silent_after_s
+    )
+    find = partial(fleet.resolve_weights, session, silent_after_s=silent_after_s)
+    return resolve(
+        submission,
+        checkpoint=checkpoint,
+        vae=find(Kind.VAE, submission.vae) if submission.vae else None,
+        find_lora=partial(find, Kind.LORA),
+        inputs=received,
+    )
