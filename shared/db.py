@@ -57,6 +57,8 @@ class JobRow(Base):
     lease_until: Mapped[datetime | None]
     steps_done: Mapped[int] = mapped_column(server_default="0")
     steps_total: Mapped[int]
+    # `GenerationParams.cost`: what forecasts and shares are counted in.
+    cost: Mapped[int] = mapped_column(BigInteger, server_default="0")
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     error_retryable: Mapped[bool | None]
@@ -94,6 +96,10 @@ class WorkerRow(Base):
     hostname: Mapped[str]
     device: Mapped[str]
     slots: Mapped[int]
+    # What the worker measured while it had work: cost a second, seconds a tick, images in a UNet call.
+    speed: Mapped[float | None]
+    tick_s: Mapped[float | None]
+    batch_fill: Mapped[float | None]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

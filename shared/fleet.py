@@ -46,9 +46,13 @@ def announce(
     )
 
 
-def beat(session: Session, worker_id: str) -> None:
-    """Say that a worker is still there."""
-    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(seen_at=func.now()))
+def beat(session: Session, worker_id: str, *, speed: float = 0.0, tick_s: float = 0.0, batch_fill: float = 0.0) -> None:
+    """Say that a worker is still there, and how fast it goes: cost a second, seconds a tick, images a UNet call."""
+    session.execute(
+        update(WorkerRow)
+        .where(WorkerRow.id == worker_id)
+        .values(seen_at=func.now(), speed=speed or None, tick_s=tick_s or None, batch_fill=batch_fill or None)
+    )
 
 
 def retire(session: Session, worker_id: str) -> None:

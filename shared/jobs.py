@@ -66,6 +66,7 @@ def submit(session: Session, params: GenerationParams, *, max_attempts: int, own
         params=params.model_dump(mode="json"),
         max_attempts=max_attempts,
         steps_total=params.unet_calls,
+        cost=params.cost,
         images=[],
     )
     session.add(row)

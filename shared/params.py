@@ -13,6 +13,7 @@ from shared.samplers import Sampler, Schedule, check_schedule, hires_steps, img2
 
 MAX_SEED = 2**32 - 1
 MIN_SIDE_PX, MAX_SIDE_PX, SIDE_MULTIPLE_PX = 64, 2048, 8
+LATENT_PX = 8  # pixels of the picture to one of the latents, each way
 MAX_STEPS = 150
 MAX_IMAGES = 16
 MAX_PROMPT_CHARS = 10_000
@@ -189,6 +190,25 @@ class GenerationParams(_Resolved):
         return calls * self.num_images
 
     @property
+    def cost(self) -> int:
+        """What the job takes of a device: latent pixels through the UNet, over all calls, rows (guidance takes two) and images.
+
+        Speeds, shares and forecasts are counted in it; it leaves out text encoder, VAE and upload.
+        """
+        calls = unet_calls(self.sampler, self.steps, last=self.last_steps)
+        total = calls * _call_cost(self.width, self.height, self.guidance_scale)
+        if self.hires:
+            second = self.hires
+            calls = unet_calls(second.sampler, second.schedule_steps, last=second.last_steps)
+            total += calls * _call_cost(second.width, second.height, second.guidance_scale)
+        return total * self.num_images
+
+    @property
     def last_steps(self) -> int | None:
         """How many of the steps are made, the last ones, on top of an init image; None for all of them from pure noise."""
         return None if self.strength is None else img2img_steps(self.steps, self.strength)
+
+
+def _call_cost(width: int, height: int, guidance_scale: float) -> int:
+    rows = 2 if guidance_scale > 1 else 1
+    return rows * (width // LATENT_PX) * (height // LATENT_PX)

@@ -69,7 +69,9 @@ class Floor:
         self._closing.callback(db.close)
         redis = broker.connect(settings)
         self._closing.callback(redis.close)
-        leases = Leases(db, settings, worker_id, engine_silence_s=lambda: engine.seconds_since_tick)
+        leases = Leases(
+            db, settings, worker_id, engine_silence_s=lambda: engine.seconds_since_tick, pace=lambda: engine.pace
+        )
         self._run(leases)
         self._run(Listener(redis, leases.hear))
         safety = settings.safety_checker

@@ -19,6 +19,7 @@ from shared.errors import DatabaseUnavailable
 from shared.events import JobEvent
 from shared.settings import Settings
 from shared.states import JobState
+from worker.engine.pace import Pace
 from worker.engine.request import Request
 
 HUNG_EXIT_STATUS = 70  # EX_SOFTWARE
@@ -80,12 +81,14 @@ class Leases:
         worker_id: str,
         *,
         engine_silence_s: Callable[[], float],
+        pace: Callable[[], Pace] = Pace,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db = db
         self._settings = settings
         self._worker_id = worker_id
         self._engine_silence_s = engine_silence_s
+        self._pace = pace
         self._clock = clock
         self._running: dict[UUID, Running] = {}
         self._lock = Lock()
@@ -142,7 +145,8 @@ class Leases:
         with self._db.transaction() as session:
             held = jobs.heartbeat(session, [running.beat(now) for running in due], lease_s=self._settings.lease_seconds)
             if worker_is_due:
-                fleet.beat(session, self._worker_id)
+                pace = self._pace()
+                fleet.beat(session, self._worker_id, speed=pace.speed, tick_s=pace.tick_s, batch_fill=pace.batch_fill)
                 self._seen_at = now
         for running in due:
             # A job that is rendered may just have ended by its slot's own hand.

@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 
 from shared.errors import Canceled, EngineStopped, FarmError, OutOfMemory, RenderFailed
+from worker.engine.pace import Pace
 from worker.engine.request import Developing, Draft, ImageSpec, Pixels, Rendering, Request
 from worker.engine.scheduler import BatchScheduler, Limits
 
@@ -65,6 +66,7 @@ class Engine(Generic[D, R]):
         self._developing: deque[tuple[Request, Developing]] = deque()
         self._clock = clock
         self._tick_began: float | None = None
+        self.pace = Pace()
         self._inbox: deque[tuple[Request, D]] = deque()
         self._changed = Condition()
         self._is_stopped = False
@@ -115,15 +117,19 @@ class Engine(Generic[D, R]):
 
     def tick(self) -> None:
         """Advance the requests whose turn it is by one UNet call."""
+        began = self._clock()
         self._drop_canceled()
         self._admit()
         batch = self._scheduler.schedule()
         if batch:
+            cost = sum(self._images[request].cost for request in batch)
             self._denoise(batch)
             for request in batch:
                 self._move_on(request)
         # With nothing left to denoise there is nothing better to do than to wait for the device.
         self._deliver(wait=not self._images)
+        if batch:
+            self.pace = self.pace.after(self._clock() - began, cost=cost, images=len(batch))
 
     def _run(self) -> None:
         while self._wait_for_work():
