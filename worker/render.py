@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import structlog
@@ -22,7 +22,6 @@ from shared.settings import Settings
 from shared.states import JobState
 from shared.storage import Storage, image_key
 from worker import png
-from worker.diffusion.safety import SafetyChecker
 from worker.engine.engine import Engine
 from worker.engine.request import Pixels
 from worker.leases import Leases, Running
@@ -32,6 +31,13 @@ PNG = "image/png"
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+
+
+class Judge(Protocol):
+    """Says which pictures must not be delivered."""
+
+    def flags(self, pixels: Pixels) -> bool:
+        """Whether a picture (height, width, 3) is to be blacked out."""
 
 
 class Renderer:
@@ -49,7 +55,7 @@ class Renderer:
         redis: Redis,
         celery: Celery,
         leases: Leases,
-        safety: SafetyChecker | None = None,
+        safety: Judge | None = None,
     ) -> None:
         self._settings = settings
         self._checkpoint = checkpoint

@@ -1,12 +1,18 @@
 """Shows running jobs as they take shape: live previews from the engine, made small and put where clients look."""
 
+import io
 from collections.abc import Callable, Iterable
+from typing import Any
 
+from numpy.typing import NDArray
+from PIL import Image
 from redis import Redis
 
 from shared import previews
-from worker.diffusion.preview import to_jpeg
 from worker.leases import Running
+
+JPEG_SIDE_PX = 256
+JPEG_QUALITY = 80
 
 
 class Showing:
@@ -22,3 +28,13 @@ class Showing:
             for index, request in enumerate(list(running.requests)):
                 if not request.is_done and (pixels := request.take_preview()) is not None:
                     previews.put(self._redis, running.claim.job_id, index, to_jpeg(pixels))
+
+
+def to_jpeg(pixels: NDArray[Any], side: int = JPEG_SIDE_PX) -> bytes:
+    """Encode pixels (h, w, 3) uint8, scaled so that the longer side is `side` pixels."""
+    picture = Image.fromarray(pixels)
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    out = io.BytesIO()
+    picture.resize(size, Image.Resampling.BICUBIC).save(out, format="JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from shared.errors import BadWeights
 from tests.studio import CPU, demo, spec
-from worker.diffusion.preview import Previewer, load_tiny, to_jpeg
+from worker.diffusion.preview import Previewer, load_tiny
 from worker.diffusion.vae import to_host
 from worker.engine.runner import DiffusionRunner
+from worker.showing import to_jpeg
 
 
 def test_a_preview_shows_the_colours_of_the_picture() -> None:

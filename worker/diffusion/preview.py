@@ -1,6 +1,5 @@
 """Pictures as they take shape: latents to small, rough RGB, nearly free, or by a TAESD decoder where its weights are there."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,6 @@ from typing import Any
 import safetensors.torch
 import torch
 from diffusers import AutoencoderTiny
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from shared.errors import BadWeights
@@ -26,8 +23,6 @@ SD15_CHANNELS = [128, 256, 512, 512]
 SAMPLE_SIDE = 8  # latents to a side of the pictures that a map is fitted to
 SAMPLES = 12
 TINY_FILE = "diffusion_pytorch_model.safetensors"
-JPEG_SIDE_PX = 256
-JPEG_QUALITY = 80
 
 
 class Previewer:
@@ -75,16 +70,6 @@ def load_tiny(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise BadWeights(f"{path}: cannot be loaded as a TAESD decoder ({reason}).") from error
-
-
-def to_jpeg(pixels: NDArray[Any], side: int = JPEG_SIDE_PX) -> bytes:
-    """Encode pixels (h, w, 3) uint8, scaled so that the longer side is `side` pixels."""
-    picture = Image.fromarray(pixels)
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    out = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC).save(out, format="JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()
 
 
 def _decoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,106 @@
+"""What a gpu worker renders with: the checkpoint in memory, its engine and limits. The floor's only door to torch."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.catalog import CheckpointFile
+from shared.settings import Settings
+from shared.weights import Shelves
+from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.preview import Previewer, load_tiny
+from worker.diffusion.safety import SafetyChecker
+from worker.engine.draft import Library
+from worker.engine.engine import Engine
+from worker.engine.limits import BatchLimits
+from worker.engine.profile import free_bytes, learn
+from worker.engine.runner import DiffusionRunner
+
+DEFAULT_CACHE_DIR = Path(".farm/cache")
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What a floor is given to render with. The engine has not been started."""
+
+    engine: Engine[Any, Any]
+    shelves: Shelves
+    device_name: str
+    safety: SafetyChecker | None
+
+
+def equip(settings: Settings, file: CheckpointFile) -> Equipment:
+    """Load a checkpoint and learn how much one UNet call may hold."""
+    device = chosen_device(settings)
+    loaded = checkpoints.load(file, device, chosen_dtype(settings, device))
+    if settings.channels_last:
+        loaded.unet.to(memory_format=torch.channels_last)
+    shelves = Shelves.at(
+        loras=settings.lora_dir,
+        embeddings=settings.embedding_dir,
+        vaes=settings.vae_dir,
+        context_width=loaded.unet.config.cross_attention_dim,
+    )
+    safety = settings.safety_checker
+    return Equipment(
+        engine=_engine(settings, loaded, shelves),
+        shelves=shelves,
+        device_name=device_name(device),
+        safety=SafetyChecker.load(safety, device, loaded.dtype) if safety else None,
+    )
+
+
+def open_limits(settings: Settings, checkpoint: Checkpoint) -> BatchLimits:
+    """Return what is known of batch sizes on this device, with this kind of weights."""
+    folder = settings.cache_dir or DEFAULT_CACHE_DIR
+    channels = "-".join(str(channels) for channels in checkpoint.unet.config.block_out_channels)
+    return BatchLimits(
+        folder / "limits.json",
+        key=f"{device_name(checkpoint.device)} {checkpoint.dtype} {channels} torch {torch.__version__}",
+        ceiling=settings.max_samples,
+        free_bytes=lambda: free_bytes(checkpoint.device),
+    )
+
+
+def chosen_device(settings: Settings) -> torch.device:
+    """Return the device to render on; `auto` is the GPU where there is one."""
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+def chosen_dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    """Return how weights are kept; `auto` is half precision where that is fast."""
+    if settings.dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return DTYPES[settings.dtype]
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device as people know it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {os.cpu_count()} cores"
+
+
+def _engine(settings: Settings, loaded: Checkpoint, shelves: Shelves) -> Engine[Any, Any]:
+    is_strict = settings.batching == "strict"
+    if is_strict and loaded.device.type == "cpu":
+        # Where a second thread takes over depends on an image's row, and with it how its numbers are added up.
+        torch.set_num_threads(1)
+    tiny = settings.preview_decoder
+    runner = DiffusionRunner.of(
+        loaded,
+        Library.at(loaded, shelves, memory_bytes=settings.lora_memory_bytes),
+        Previewer(loaded.vae, load_tiny(tiny, loaded.device, loaded.dtype) if tiny else None),
+        strict_samples=settings.max_samples if is_strict else None,
+    )
+    limits = open_limits(settings, loaded)
+    if settings.profile_seconds and not is_strict:
+        learn(limits, loaded, ceiling=settings.max_samples, budget_s=settings.profile_seconds)
+    return Engine(runner, limits=limits)
