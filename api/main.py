@@ -10,7 +10,7 @@ from fastapi_offline import FastAPIOffline
 from api import ops, problems
 from api.body import BodyLimit
 from api.deps import open_desk
-from api.v1 import choices, jobs
+from api.v1 import choices, jobs, queue, workers
 from shared.settings import Settings
 from shared.telemetry import configure_logging
 
@@ -35,7 +35,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app: FastAPI = FastAPIOffline(title="Render farm", version="1", description=DESCRIPTION, lifespan=lifespan)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    for router in (jobs.router, choices.router, ops.router):
+    for router in (jobs.router, choices.router, queue.router, workers.router, ops.router):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)

@@ -9,13 +9,32 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.db import CheckpointRow, WeightsRow, WorkerRow
+from shared.db import CheckpointRow, JobRow, WeightsRow, WorkerRow
 from shared.errors import InvalidRequest, UnknownCheckpoint, UnknownWeights
+from shared.states import JobState
 from shared.weights import Kind, WeightsFile
 
 FORGET_AFTER = timedelta(days=1)
 # Workers look through their folders more often than this; what none of them has seen for so long is gone.
 WEIGHTS_SEEN_WITHIN = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A worker as it last reported, how many jobs it runs, and whether it reported lately."""
+
+    id: str
+    checkpoint: str
+    hostname: str
+    device: str
+    slots: int
+    started_at: datetime
+    seen_at: datetime
+    speed: float | None
+    tick_s: float | None
+    batch_fill: float | None
+    running: int
+    is_alive: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,35 @@ def retire(session: Session, worker_id: str) -> None:
 def forget(session: Session) -> None:
     """Drop workers that died without a word long ago."""
     session.execute(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - FORGET_AFTER))
+
+
+def workers(session: Session, *, silent_after_s: float) -> Sequence[Seen]:
+    """List every worker that is remembered, by id."""
+    running = (
+        select(JobRow.worker_id, func.count().label("jobs"))
+        .where(JobRow.state == JobState.RUNNING)
+        .group_by(JobRow.worker_id)
+        .subquery()
+    )
+    rows = session.execute(
+        select(
+            WorkerRow.id,
+            WorkerRow.checkpoint,
+            WorkerRow.hostname,
+            WorkerRow.device,
+            WorkerRow.slots,
+            WorkerRow.started_at,
+            WorkerRow.seen_at,
+            WorkerRow.speed,
+            WorkerRow.tick_s,
+            WorkerRow.batch_fill,
+            func.coalesce(running.c.jobs, 0).label("running"),
+            (WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)).label("is_alive"),
+        )
+        .join(running, running.c.worker_id == WorkerRow.id, isouter=True)
+        .order_by(WorkerRow.id)
+    )
+    return [Seen(**row) for row in rows.mappings()]
 
 
 def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[Served]:

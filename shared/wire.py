@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from shared.db import ImageRow, JobRow
 from shared.params import GenerationParams
+from shared.queue import Forecast, Reason
 from shared.states import JobState
 
 EXAMPLE: dict[str, JsonValue] = {
@@ -54,6 +55,7 @@ EXAMPLE: dict[str, JsonValue] = {
     "max_attempts": 3,
     "worker": "gpu0.farm-demo@render-1",
     "error": None,
+    "outlook": {"position": None, "reason": None, "start_s": 0.0, "finish_s": 3.2},
 }
 
 
@@ -97,6 +99,18 @@ class Problem(BaseModel):
     retryable: bool
 
 
+class Outlook(BaseModel):
+    """What an unfinished job waits for and when it will be done, in seconds from now; null where nobody can know.
+
+    Estimated from measured speeds; jobs of higher priority that come later put it off.
+    """
+
+    position: Annotated[int | None, Field(description="How many jobs will start before this one; null when it runs.")]
+    reason: Annotated[Reason | None, Field(description="Why it does not run yet.")]
+    start_s: float | None
+    finish_s: float | None
+
+
 class Job(BaseModel):
     """A job as it is now. `version` only grows; a final state never changes."""
 
@@ -114,10 +128,13 @@ class Job(BaseModel):
     max_attempts: int
     worker: str | None
     error: Problem | None
+    outlook: Annotated[
+        Outlook | None, Field(description="Only where one unfinished job is asked for; null in lists and events.")
+    ] = None
 
     @classmethod
-    def of(cls, row: JobRow) -> "Job":
-        """Show a row."""
+    def of(cls, row: JobRow, forecast: Forecast | None = None) -> "Job":
+        """Show a row, with what is known of its future."""
         params = GenerationParams.model_validate(row.params)
         return cls(
             id=row.id,
@@ -132,6 +149,7 @@ class Job(BaseModel):
             max_attempts=row.max_attempts,
             worker=row.worker_id,
             error=_problem(row),
+            outlook=_outlook(forecast) if forecast else None,
         )
 
 
@@ -147,6 +165,19 @@ def _image(row: ImageRow) -> Image:
         sha256=row.sha256,
         flagged=row.flagged,
     )
+
+
+def _outlook(forecast: Forecast) -> Outlook:
+    return Outlook(
+        position=forecast.position,
+        reason=forecast.reason,
+        start_s=_rounded(forecast.start_s),
+        finish_s=_rounded(forecast.finish_s),
+    )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
 
 def _timings(row: JobRow) -> Timings:

@@ -12,6 +12,7 @@ from api.callers import Caller, Reader, Submitter
 from api.deps import Desk, DeskDep, JobId
 from api.problems import documented
 from api.v1 import cursor as cursors
+from api.v1.queue import outlook
 from api.v1.submissions import Submission
 from shared import events, jobs, previews
 from shared.db import ImageRow, JobRow
@@ -67,8 +68,10 @@ def listing(
 
 @router.get("/{job_id}", summary="Show a job", responses=documented(404))
 def show(job_id: JobId, desk: DeskDep, caller: Reader) -> Job:
-    """Show one job as it is now."""
-    return Job.of(_row(desk, caller, job_id))
+    """Show one job as it is now, and when it will probably be done."""
+    with desk.db.transaction() as session:
+        row = jobs.get(session, job_id, owner=caller.sees_only)
+        return Job.of(row, outlook(session, desk, row))
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409))

@@ -1,0 +1,110 @@
+"""What the farm says of its queue, its workers and a job's outlook, on the real database."""
+
+from collections.abc import Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.main import create_app
+from shared import fleet, jobs
+from shared.db import Database
+from shared.settings import Settings
+from tests.factories import DEMO, params
+
+COST = params().cost
+
+
+@pytest.fixture(scope="module")
+def front(engines: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(engines)) as client:
+        yield client
+
+
+@pytest.fixture
+def client(front: TestClient, announced: str) -> TestClient:
+    assert announced == DEMO
+    return front
+
+
+def submit(db: Database, times: int = 1) -> list[str]:
+    with db.transaction() as session:
+        return [str(jobs.submit(session, params(), max_attempts=2).id) for _ in range(times)]
+
+
+def claim(db: Database, times: int) -> list[jobs.Claim | None]:
+    with db.transaction() as session:
+        return [jobs.claim_next(session, DEMO, "gpu0@test", lease_s=20) for _ in range(times)]
+
+
+def measured(db: Database, speed: float) -> None:
+    with db.transaction() as session:
+        fleet.beat(session, "gpu0@test", speed=speed, tick_s=0.5, batch_fill=2.5)
+
+
+def test_an_idle_farm_has_an_empty_queue(client: TestClient) -> None:
+    queue = client.get("/v1/queue").json()
+    (only,) = queue["checkpoints"]
+    assert (queue["queued"], queue["running"]) == (0, 0)
+    assert (only["checkpoint"], only["workers"], only["slots"], only["oldest_queued_at"]) == (DEMO, 1, 4, None)
+    assert (only["predicted_wait_s"], only["backlog_s"]) == (None, None)  # nothing was measured yet
+
+
+def test_depth_wait_and_backlog_follow_what_was_measured(client: TestClient, db: Database) -> None:
+    submit(db, 10)
+    claim(db, 4)
+    measured(db, speed=COST / 2)  # two seconds a job
+    (only,) = client.get("/v1/queue").json()["checkpoints"]
+    assert (only["queued"], only["running"]) == (6, 4)
+    assert only["oldest_queued_at"] is not None
+    assert only["predicted_wait_s"] == pytest.approx(7 * 2)  # ten in front, of which seven must leave
+    assert only["backlog_s"] == pytest.approx(10 * 2)
+
+
+def test_a_queued_job_knows_its_place_and_a_running_one_its_end(client: TestClient, db: Database) -> None:
+    ids = submit(db, 8)
+    claim(db, 4)
+    measured(db, speed=COST)
+    outlooks = [client.get(f"/v1/jobs/{job_id}").json()["outlook"] for job_id in ids]
+    assert [one["position"] for one in outlooks] == [None] * 4 + [0, 1, 2, 3]
+    assert [one["reason"] for one in outlooks] == [None] * 4 + ["waits_its_turn"] * 4
+    assert [one["start_s"] for one in outlooks] == [0, 0, 0, 0, 1, 2, 3, 4]
+    assert [one["finish_s"] for one in outlooks] == [4, 4, 4, 4, 5, 6, 7, 8]
+
+
+def test_a_running_jobs_end_comes_nearer_with_every_step(client: TestClient, db: Database) -> None:
+    (job_id,) = submit(db)
+    (taken,) = claim(db, 1)
+    assert taken is not None
+    measured(db, speed=COST)
+    with db.transaction() as session:
+        jobs.heartbeat(session, [jobs.Beat(taken.job_id, taken.attempt, steps_done=3)], lease_s=20)
+    assert client.get(f"/v1/jobs/{job_id}").json()["outlook"]["finish_s"] == pytest.approx(0.2, abs=0.1)
+
+
+def test_a_job_that_nobody_serves_says_so(client: TestClient, db: Database) -> None:
+    (job_id,) = submit(db)
+    with db.transaction() as session:
+        fleet.retire(session, "gpu0@test")
+    outlook = client.get(f"/v1/jobs/{job_id}").json()["outlook"]
+    assert outlook == {
+        "position": 0,
+        "reason": "no_worker_serves_its_checkpoint",
+        "start_s": None,
+        "finish_s": None,
+    }
+
+
+def test_a_job_that_has_ended_has_no_outlook(client: TestClient, db: Database) -> None:
+    (job_id,) = submit(db)
+    client.post(f"/v1/jobs/{job_id}/cancel")
+    assert client.get(f"/v1/jobs/{job_id}").json()["outlook"] is None
+
+
+def test_workers_are_listed_with_what_they_do(client: TestClient, db: Database) -> None:
+    submit(db, 3)
+    claim(db, 3)
+    measured(db, speed=1000.0)
+    (worker,) = client.get("/v1/workers").json()["workers"]
+    assert (worker["id"], worker["checkpoint"], worker["slots"], worker["running"]) == ("gpu0@test", DEMO, 4, 3)
+    assert (worker["speed"], worker["tick_s"], worker["batch_fill"]) == (1000.0, 0.5, 2.5)
+    assert worker["is_alive"]

@@ -1,0 +1,57 @@
+"""Forecasts against a small simulation of slots that share a worker's speed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.queue import Ahead, Load, Reason, forecast_queued, forecast_running
+
+COST = 100
+
+
+def load(**changes: object) -> Load:
+    return Load(checkpoint="c", **{"workers": 1, "slots": 4, "speed": 10.0, **changes})  # type: ignore[arg-type]
+
+
+def test_a_free_slot_starts_a_job_at_once() -> None:
+    found = forecast_queued(load(running=3, running_cost=3 * COST), Ahead(0, 0), COST)
+    assert (found.position, found.reason, found.start_s) == (0, Reason.TURN, 0.0)
+    assert found.finish_s == pytest.approx(4 * COST / 10)
+
+
+def test_a_lone_job_has_the_worker_to_itself() -> None:
+    assert forecast_queued(load(), Ahead(0, 0), COST).finish_s == pytest.approx(COST / 10)
+    assert forecast_running(load(running=1), COST / 2).finish_s == pytest.approx(COST / 2 / 10)
+
+
+def test_without_a_worker_nobody_can_know_but_the_reason() -> None:
+    found = forecast_queued(Load("c"), Ahead(7, 700), COST)
+    assert (found.position, found.reason, found.start_s, found.finish_s) == (7, Reason.NO_WORKER, None, None)
+
+
+def test_what_was_not_counted_to_the_end_is_not_predicted() -> None:
+    assert forecast_queued(load(), Ahead(10_000, 10**6, is_all=False), COST).start_s is None
+
+
+@given(jobs=st.integers(0, 60), running=st.integers(0, 4), slots=st.integers(1, 8), speed=st.floats(1, 1000))
+def test_the_end_lies_where_a_simulation_ends(jobs: int, running: int, slots: int, speed: float) -> None:
+    running = min(running, slots)
+    found = forecast_queued(
+        load(slots=slots, speed=speed, running=running, running_cost=running * COST), Ahead(jobs, jobs * COST), COST
+    )
+    end_s = simulated(running, jobs, slots, speed)
+    assert found.finish_s is not None
+    # What the running jobs have already done is not known: at most one job's whole share of time.
+    assert abs(found.finish_s - end_s) <= slots * COST / speed + 1e-6
+
+
+def simulated(running: int, jobs: int, slots: int, speed: float) -> float:
+    """Share the speed among the jobs in slots until the last one queued is done."""
+    left = [COST * (place + 1) / max(1, running) for place in range(running)] + [float(COST)] * (jobs + 1)
+    now_s = 0.0
+    while left:
+        active = left[:slots]
+        step = min(active)
+        now_s += step * len(active) / speed
+        left = [cost - step for cost in active if cost - step > 1e-9] + left[slots:]
+    return now_s
