@@ -21,7 +21,7 @@ def admit(desk: Desk, caller: Caller, submission: Submission) -> JobRow:
     Raises `InvalidRequest` for what cannot be rendered and `Unavailable` while the database or the storage is away.
     """
     # Before the transaction: storing pictures takes longer than a connection should be held.
-    received = inputs.receive(desk.storage, submission)
+    received = inputs.receive(desk.storage, desk.intake, submission)
     with desk.db.transaction() as session:
         params = resolved(session, desk, submission, received)
         row = jobs.submit(session, params, max_attempts=desk.settings.max_attempts, owner=caller.owner)

@@ -10,9 +10,11 @@ from celery import Celery
 from fastapi import Depends, Path, Request
 from redis import Redis
 
+from api.intake import Intake
 from shared import broker
 from shared.db import Database
 from shared.errors import JobNotFound
+from shared.outside import Outside
 from shared.settings import Settings
 from shared.storage import Storage
 
@@ -26,6 +28,7 @@ class Desk:
     redis: Redis
     celery: Celery
     storage: Storage
+    intake: Intake
 
 
 @contextmanager
@@ -38,7 +41,12 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
         closing.callback(redis.close)
         celery = broker.celery_app(settings)
         closing.callback(celery.close)
-        yield Desk(settings, db, redis, celery, Storage(settings))
+        yield Desk(settings, db, redis, celery, Storage(settings), _intake(settings))
+
+
+def _intake(settings: Settings) -> Intake:
+    outside = Outside(allow_private=settings.allow_private_urls)
+    return Intake(outside, max_bytes=settings.max_body_bytes, fetch_s=settings.fetch_seconds)
 
 
 def _desk(request: Request) -> Desk:

@@ -5,6 +5,8 @@ FarmError
 │   ├── UnknownCheckpoint
 │   ├── UnknownWeights      no LoRA, embedding or VAE of that name
 │   ├── BadPicture          an init image or a mask that is none
+│   ├── BlockedUrl          a URL that the farm does not call for clients
+│   ├── UrlUnreachable      … or called without success
 │   └── BadCursor
 ├── NotFound 404
 │   ├── JobNotFound
@@ -24,7 +26,8 @@ FarmError
 └── Unavailable 503         retryable: a dependency does not answer
     ├── DatabaseUnavailable
     ├── BrokerUnavailable
-    └── StorageUnavailable
+    ├── StorageUnavailable
+    └── TooBusy             the api does as much of it as it can at once
 
 Canceled stands apart: it is an outcome, not a failure, and never leaves the worker.
 """
@@ -66,6 +69,18 @@ class BadPicture(InvalidRequest):
     """The picture cannot be read."""
 
     code = "bad_picture"
+
+
+class BlockedUrl(InvalidRequest):
+    """The farm does not call this URL."""
+
+    code = "url_blocked"
+
+
+class UrlUnreachable(InvalidRequest):
+    """The URL could not be fetched."""
+
+    code = "url_unreachable"
 
 
 class BadCursor(InvalidRequest):
@@ -195,6 +210,12 @@ class StorageUnavailable(Unavailable):
     """The image storage does not answer. Try again soon."""
 
     code = "storage_unavailable"
+
+
+class TooBusy(Unavailable):
+    """The api does as much of this as it can at once; try again soon."""
+
+    code = "too_busy"
 
 
 class Canceled(Exception):

@@ -34,7 +34,7 @@ def from_base64(text: str, what: str) -> bytes:
     if prefix:
         text = text.lstrip()[prefix.end() :]
     elif _URL.match(text[:_SNIPPET_CHARS]):
-        raise BadPicture(f"{what}: is a URL, which the farm does not fetch; send the file itself in base64.")
+        raise BadPicture(f"{what}: only http and https URLs are fetched; send one, or the file itself in base64.")
     packed = "".join(text.split()).rstrip("=")
     try:
         data = base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)

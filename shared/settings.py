@@ -60,5 +60,9 @@ class Settings(BaseSettings):
     default_checkpoint: str | None = None
     connect_seconds: Seconds = 3.0
 
+    # What the farm calls outside for its clients.
+    allow_private_urls: bool = False
+    fetch_seconds: Seconds = 10.0
+
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

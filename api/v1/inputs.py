@@ -4,21 +4,23 @@ import hashlib
 
 from PIL.Image import Image
 
+from api.intake import Intake
 from api.v1.resolution import Inputs
 from api.v1.submissions import Submission
 from shared import pictures
 from shared.storage import Storage, input_key
 
 
-def receive(storage: Storage, submission: Submission) -> Inputs:
-    """Store a submission's pictures. Raises `BadPicture` for one that cannot be read, `StorageUnavailable`."""
+def receive(storage: Storage, intake: Intake, submission: Submission) -> Inputs:
+    """Store a submission's pictures. Raises `InvalidRequest` for one that cannot be had or read, `Unavailable`."""
     if submission.init_image is None:
         return Inputs()
-    init = pictures.decode(pictures.from_base64(submission.init_image, "init_image"), what="init_image")
-    mask = None
-    if submission.mask_image is not None:
-        mask = pictures.decode_mask(pictures.from_base64(submission.mask_image, "mask_image"))
-    return Inputs(_stored(storage, init), init.size, _stored(storage, mask) if mask else None)
+    init_file = intake.file(submission.init_image, "init_image")
+    mask_file = intake.file(submission.mask_image, "mask_image") if submission.mask_image is not None else None
+    with intake.decoding():
+        init = pictures.decode(init_file, what="init_image")
+        mask = pictures.decode_mask(mask_file) if mask_file is not None else None
+        return Inputs(_stored(storage, init), init.size, _stored(storage, mask) if mask else None)
 
 
 def _stored(storage: Storage, picture: Image) -> str:

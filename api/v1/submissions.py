@@ -35,7 +35,9 @@ Name = Annotated[str, Field(strict=True, min_length=1, max_length=100)]
 Guidance = Annotated[float, Field(strict=True, ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Weight = Annotated[float, Field(strict=True, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False)]
-Picture = Annotated[str, Field(strict=True, min_length=1, description="The file's bytes in base64, or a data URI.")]
+Picture = Annotated[
+    str, Field(strict=True, min_length=1, description="The file's bytes in base64, a data URI, or an http(s) URL.")
+]
 # "automatic", A1111's word, is the sampler's own default, as is null.
 ScheduleChoice = Annotated[Schedule | None, BeforeValidator(lambda name: None if name == "automatic" else name)]
 
@@ -153,9 +155,9 @@ class Submission(_Strict):
     vae: Annotated[Name | None, Field(description="A name from /v1/vaes. Null takes the checkpoint's own.")] = None
     clip_skip: Annotated[int, Field(strict=True, ge=1, le=MAX_CLIP_SKIP, description="1 is CLIP's last layer.")] = 1
     loras: Annotated[list[LoraChoice], Field(max_length=MAX_LORAS)] = []
-    init_image: Annotated[Picture | None, Field(description="Makes it img2img. The file in base64 or a data URI.")] = (
-        None
-    )
+    init_image: Annotated[
+        Picture | None, Field(description="Makes it img2img. The file in base64, a data URI or a URL.")
+    ] = None
     resize_mode: Annotated[
         ResizeMode, Field(description="How an init image of another shape comes to width and height.")
     ] = ResizeMode.STRETCH

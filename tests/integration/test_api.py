@@ -269,7 +269,7 @@ def test_pictures_are_stored_before_the_job_is(client: TestClient, storage: Stor
 @pytest.mark.parametrize(
     ("init", "message"),
     [
-        ("https://example.com/a.png", "is a URL"),
+        ("ftp://example.com/a.png", "only http and https"),
         ("not base64!", "not valid base64"),
         (base64.b64encode(b"GIF89a, or so it says").decode(), "init_image"),
         (base64.b64encode(b"<svg/>").decode(), "not a picture"),

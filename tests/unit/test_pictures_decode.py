@@ -224,9 +224,9 @@ def test_base64_in_all_its_dresses() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("https://example.com/cat.png", "is a URL.*send the file itself"),
-        (" FILE:///etc/passwd", "is a URL"),
-        ("data:image/svg+xml,<svg/>", "is a URL|not valid base64"),
+        ("ftp://example.com/cat.png", "only http and https URLs.*the file itself"),
+        (" FILE:///etc/passwd", "only http and https"),
+        ("data:image/svg+xml,<svg/>", "only http and https|not valid base64"),
         ("data:image/png;base64,", "is empty"),
         ("  ", "is empty"),
         ("", "is empty"),
