@@ -7,10 +7,11 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
-from api import ops, problems
+from api import metrics, ops, problems
 from api.body import BodyLimit
 from api.deps import open_desk
 from api.v1 import choices, jobs, queue, workers
+from shared.metrics import Board
 from shared.settings import Settings
 from shared.telemetry import configure_logging
 
@@ -35,7 +36,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app: FastAPI = FastAPIOffline(title="Render farm", version="1", description=DESCRIPTION, lifespan=lifespan)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    for router in (jobs.router, choices.router, queue.router, workers.router, ops.router):
+    app.state.board = Board()
+    app.add_middleware(metrics.RequestTimes, board=app.state.board)
+    for router in (jobs.router, choices.router, queue.router, workers.router, ops.router, metrics.router):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)

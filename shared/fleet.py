@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Float, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -34,6 +34,8 @@ class Seen:
     tick_s: float | None
     batch_fill: float | None
     running: int
+    # The cost of the steps that its running jobs have made: what would be lost if it died now.
+    at_stake: float
     is_alive: bool
 
 
@@ -86,8 +88,9 @@ def forget(session: Session) -> None:
 
 def workers(session: Session, *, silent_after_s: float) -> Sequence[Seen]:
     """List every worker that is remembered, by id."""
+    done = cast(JobRow.cost, Float) * JobRow.steps_done / func.nullif(JobRow.steps_total, 0)
     running = (
-        select(JobRow.worker_id, func.count().label("jobs"))
+        select(JobRow.worker_id, func.count().label("jobs"), func.sum(done).label("done"))
         .where(JobRow.state == JobState.RUNNING)
         .group_by(JobRow.worker_id)
         .subquery()
@@ -105,6 +108,7 @@ def workers(session: Session, *, silent_after_s: float) -> Sequence[Seen]:
             WorkerRow.tick_s,
             WorkerRow.batch_fill,
             func.coalesce(running.c.jobs, 0).label("running"),
+            func.coalesce(running.c.done, 0.0).label("at_stake"),
             (WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)).label("is_alive"),
         )
         .join(running, running.c.worker_id == WorkerRow.id, isouter=True)

@@ -64,5 +64,11 @@ class Settings(BaseSettings):
     allow_private_urls: bool = False
     fetch_seconds: Seconds = 10.0
 
+    # Scaling and watching.
+    target_wait_seconds: Seconds = 60.0
+    min_workers: Annotated[int, Field(ge=0)] = 0
+    max_workers: Annotated[int, Field(ge=1)] = 1000
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -5,9 +5,10 @@ from typing import Any
 import structlog
 from celery import signals
 
-from shared import broker
+from shared import broker, metrics
 from shared.db import Database
 from shared.errors import FarmError
+from shared.metrics import Board
 from shared.settings import Settings
 from shared.telemetry import configure_logging
 from worker import maintenance
@@ -33,12 +34,20 @@ db = Database(settings, pool_size=4)
 redis = broker.connect(settings)
 
 
+board = Board()
+rescued = board.counter(metrics.RESCUED)
+rings = board.counter(metrics.RINGS)
+upkeep_at = board.gauge(metrics.UPKEEP_AT)
+
+
 @app.task(name="courier.upkeep")
 def upkeep() -> None:
     """Rescue, then ring: a rescued job is among those that wait."""
     try:
-        maintenance.rescue(db, redis)
-        maintenance.reconcile(db, redis, app)
+        for state in maintenance.rescue(db, redis):
+            rescued.labels(state).inc()
+        rings.inc(maintenance.reconcile(db, redis, app))
+        upkeep_at.set_to_current_time()
     except FarmError as error:
         log.warning("upkeep.failed", code=error.code, error=str(error))
 
@@ -47,6 +56,13 @@ def upkeep() -> None:
 def _log(**_: Any) -> None:
     # That this is connected keeps Celery from setting up logging in its own way.
     configure_logging(settings)
+
+
+@signals.worker_ready.connect(weak=False)
+def _serve(**_: Any) -> None:
+    # Only now: beat's process has been forked and holds no copy of the socket.
+    if settings.metrics_port:
+        board.serve(settings.metrics_port)
 
 
 @signals.worker_shutdown.connect(weak=False)

@@ -1,6 +1,7 @@
 """What a gpu worker renders with: the checkpoint in memory, its engine and limits. The floor's only door to torch."""
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Equipment:
     shelves: Shelves
     device_name: str
     safety: SafetyChecker | None
+    memory: Callable[[], Mapping[str, float]] = dict
 
 
 def equip(settings: Settings, file: CheckpointFile) -> Equipment:
@@ -52,6 +54,7 @@ def equip(settings: Settings, file: CheckpointFile) -> Equipment:
         shelves=shelves,
         device_name=device_name(device),
         safety=SafetyChecker.load(safety, device, loaded.dtype) if safety else None,
+        memory=lambda: memory(device),
     )
 
 
@@ -86,6 +89,14 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {os.cpu_count()} cores"
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Return the bytes of a GPU's memory by kind; nothing for a CPU."""
+    if device.type != "cuda":
+        return {}
+    free, total = torch.cuda.mem_get_info(device)
+    return {"free": free, "total": total}
 
 
 def _engine(settings: Settings, loaded: Checkpoint, shelves: Shelves) -> Engine[Any, Any]:

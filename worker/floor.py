@@ -19,6 +19,7 @@ from shared.storage import Storage
 from worker import device
 from worker.engine.engine import Engine
 from worker.leases import Leases
+from worker.meters import Meters
 from worker.periodic import Periodic
 from worker.render import Renderer
 from worker.showing import Showing
@@ -52,6 +53,7 @@ class Floor:
             db, settings, worker_id, engine_silence_s=lambda: engine.seconds_since_tick, pace=lambda: engine.pace
         )
         self._run(leases)
+        meters = Meters(file.name, pace=lambda: engine.pace, running=leases.running, memory=equipment.memory)
         self._run(Listener(redis, leases.hear))
         self.renderer = Renderer(
             settings,
@@ -64,10 +66,13 @@ class Floor:
             celery=self._celery,
             leases=leases,
             safety=equipment.safety,
+            ended=meters.ended,
         )
         self._leases = leases
         self._announce(db, file, worker_id=worker_id, device_name=equipment.device_name, slots=slots)
         self._run(Periodic("stock", Stock(db, equipment.shelves).announce, every_s=RESCAN_S))
+        if settings.metrics_port:
+            self._closing.callback(meters.board.serve(settings.metrics_port))
         if settings.preview_seconds:
             showing = Showing(redis, leases.running)
             self._run(Periodic("previews", showing.renew, every_s=settings.preview_seconds))

@@ -6,6 +6,7 @@ from redis import Redis
 
 from shared import broker, events, fleet, jobs
 from shared.db import Database
+from shared.states import JobState
 
 # Enough to wake every slot of a large fleet at once; the next round rings for the rest.
 MAX_RINGS = 1000
@@ -13,15 +14,15 @@ MAX_RINGS = 1000
 log = structlog.get_logger(__name__)
 
 
-def rescue(db: Database, redis: Redis) -> int:
-    """Take back jobs whose lease ran out. Returns how many."""
+def rescue(db: Database, redis: Redis) -> list[JobState]:
+    """Take back jobs whose lease ran out. Returns the state that each has now."""
     with db.transaction() as session:
         rescued = jobs.rescue(session)
         fleet.forget(session)
     for job_id, state in rescued:
         log.warning("job.rescued", job_id=str(job_id), state=state)
         events.publish(redis, events.JobEvent(job_id, state))
-    return len(rescued)
+    return [state for _, state in rescued]
 
 
 def reconcile(db: Database, redis: Redis, celery: Celery) -> int:

@@ -33,6 +33,13 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
+class Counted(Protocol):
+    """Counts how attempts end."""
+
+    def __call__(self, outcome: str, *, code: str = "", images: int = 0) -> None:
+        """Count one; `code` says why it failed, `images` how many pictures it gave."""
+
+
 class Judge(Protocol):
     """Says which pictures must not be delivered."""
 
@@ -56,6 +63,7 @@ class Renderer:
         celery: Celery,
         leases: Leases,
         safety: Judge | None = None,
+        ended: Counted = lambda *_, **__: None,
     ) -> None:
         self._settings = settings
         self._checkpoint = checkpoint
@@ -67,6 +75,7 @@ class Renderer:
         self._celery = celery
         self._leases = leases
         self._safety = safety
+        self._ended = ended
         self._is_draining = False
 
     def answer(self) -> None:
@@ -145,9 +154,11 @@ class Renderer:
 
         if self._insist(act):
             log.info("job.succeeded", images=len(images))
+            self._ended("succeeded", images=len(images))
             self._tell(claim, JobState.SUCCEEDED)
         else:
             log.warning("job.superseded")
+            self._ended("superseded")
 
     def _fail(self, claim: jobs.Claim, error: FarmError) -> None:
         def act() -> JobState | None:
@@ -156,12 +167,14 @@ class Renderer:
 
         state = self._insist(act)
         log.warning("job.attempt_failed", code=error.code, error=str(error), state=state)
+        self._ended("retried" if state is JobState.QUEUED else "failed", code=error.code)
         if state is not None:
             self._tell(claim, state)
         if state is JobState.QUEUED:
             broker.ring(self._celery, self._checkpoint)
 
     def _end_aborted(self, running: Running) -> None:
+        self._ended("released" if running.was_drained else "aborted")
         if not running.was_drained:
             return  # canceled or rescued: the row has already moved on without us
 

@@ -1,0 +1,124 @@
+"""What an api shows at /metrics: the load of the whole farm, read at each scrape, and the requests that it answered itself."""
+
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import structlog
+from fastapi import APIRouter, Request, Response
+from prometheus_client.metrics_core import Metric as Family
+from sqlalchemy import func, select
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.deps import DeskDep
+from shared import fleet, metrics, queue
+from shared.db import Database
+from shared.errors import DatabaseUnavailable
+from shared.fleet import Seen
+from shared.metrics import Board
+from shared.queue import Load
+from shared.scaling import Goal, backlog_gpu_s, desired_workers
+from shared.settings import Settings
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+log = structlog.get_logger(__name__)
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+def scrape(desk: DeskDep, request: Request) -> Response:
+    """Show the farm's load and this process's requests. Proxies that clients reach should not pass it on."""
+    own: Board = request.app.state.board
+    farm = Board()
+    farm.read(lambda: farm_families(desk.db, desk.settings))
+    return Response(farm.text() + own.text(), media_type=metrics.CONTENT_TYPE)
+
+
+class RequestTimes:
+    """ASGI middleware that times every request until its answer begins."""
+
+    def __init__(self, app: ASGIApp, *, board: Board) -> None:
+        self._app = app
+        self._times = board.histogram(metrics.HTTP_REQUEST_S)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def timed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                labels = _method(scope), _route(scope), str(message["status"])
+                self._times.labels(*labels).observe(time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, timed)
+
+
+def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
+    """Read the farm's load; without a database only that it is away."""
+    silent_after_s = settings.lease_seconds
+    try:
+        with db.transaction() as session:
+            loads = {load.checkpoint: load for load in queue.loads(session, silent_after_s=silent_after_s)}
+            known = [served.name for served in fleet.checkpoints(session, silent_after_s=silent_after_s)]
+            workers = [worker for worker in fleet.workers(session, silent_after_s=silent_after_s) if worker.is_alive]
+            now = session.scalars(select(func.now())).one()
+    except DatabaseUnavailable as error:
+        log.warning("metrics.incomplete", error=str(error))
+        yield metrics.DATABASE_UP.of([((), 0)])
+        return
+    yield metrics.DATABASE_UP.of([((), 1)])
+    # A checkpoint that has nothing to do is shown too: autoscalers must hear a zero, not silence.
+    yield from _load_families([loads.get(name, Load(name)) for name in known], now)
+    yield from _scaling_families([loads.get(name, Load(name)) for name in known], workers, _goal(settings))
+
+
+def _goal(settings: Settings) -> Goal:
+    return Goal(settings.target_wait_seconds, settings.min_workers, settings.max_workers)
+
+
+def _load_families(loads: list[Load], now: datetime) -> Iterator[Family]:
+    yield metrics.QUEUE_DEPTH.of(((load.checkpoint,), load.queued) for load in loads)
+    yield metrics.JOBS_RUNNING.of(((load.checkpoint,), load.running) for load in loads)
+    yield metrics.WORKERS.of(((load.checkpoint,), load.workers) for load in loads)
+    ages = [(load.checkpoint, now - load.oldest if load.oldest else timedelta()) for load in loads]
+    yield metrics.QUEUE_OLDEST_S.of(((name,), age.total_seconds()) for name, age in ages)
+
+
+def _scaling_families(loads: list[Load], workers: list[Seen], goal: Goal) -> Iterator[Family]:
+    measured = [(load.checkpoint, backlog_gpu_s(_backlog(load), _worker_speed(load))) for load in loads]
+    yield metrics.BACKLOG_GPU_S.of(((name,), gpu_s) for name, gpu_s in measured if gpu_s is not None)
+    yield metrics.DESIRED_WORKERS.of(
+        ((load.checkpoint,), desired_workers(_backlog(load), _worker_speed(load), workers=load.workers, goal=goal))
+        for load in loads
+    )
+    speeds = {load.checkpoint: _worker_speed(load) for load in loads}
+    yield metrics.SCALE_IN_COST.of(
+        ((worker.checkpoint, worker.id), _lost_gpu_s(worker, speeds.get(worker.checkpoint))) for worker in workers
+    )
+
+
+def _backlog(load: Load) -> float:
+    return load.queued_cost + load.running_cost_left
+
+
+def _worker_speed(load: Load) -> float | None:
+    return load.speed / load.workers if load.speed and load.workers else None
+
+
+def _lost_gpu_s(worker: Seen, typical: float | None) -> float:
+    speed = worker.speed or typical
+    return worker.at_stake / speed if speed else 0.0
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in METHODS else "other"
+
+
+def _route(scope: Scope) -> str:
+    # The pattern, never the path: paths are what clients write.
+    return str(getattr(scope.get("route"), "path", "unmatched"))

@@ -1,0 +1,162 @@
+"""Every number that the farm shows to Prometheus: declared here once, so that dashboards, alerts and autoscalers can be checked.
+
+A process keeps one `Board`. Labels take their values from what an operator has set up (checkpoints, live workers, routes, error
+codes), never from what a client has sent.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import generate_latest, start_http_server
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+
+from shared.errors import FarmError
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+SECONDS_BUCKETS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
+
+Samples = Iterable[tuple[Sequence[str], float]]
+
+
+class PortTaken(FarmError):
+    """The port of the metrics cannot be listened on."""
+
+    code = "port_taken"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """The name under which Prometheus knows a number, what it says, and the labels that tell its series apart."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+    def of(self, samples: Samples) -> Family:
+        """Return the metric with its values of this moment, each after the values of its labels."""
+        kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
+        family = kind(self.name, self.help, labels=self.labels)
+        for labels, value in samples:
+            family.add_metric(labels, value)
+        return family
+
+
+# The whole farm, read from the database by any api.
+DATABASE_UP = Metric(
+    "farm_database_up", "gauge", "1 while the database answers the api, else 0; then the next ones are missing."
+)
+QUEUE_DEPTH = Metric("farm_queue_depth", "gauge", "Jobs that wait.", ("checkpoint",))
+QUEUE_OLDEST_S = Metric("farm_queue_oldest_seconds", "gauge", "Age of the oldest job that waits.", ("checkpoint",))
+JOBS_RUNNING = Metric("farm_jobs_running", "gauge", "Jobs that workers hold.", ("checkpoint",))
+WORKERS = Metric("farm_workers", "gauge", "Gpu workers that have been heard within a lease.", ("checkpoint",))
+BACKLOG_GPU_S = Metric(
+    "farm_backlog_gpu_seconds",
+    "gauge",
+    "Time one worker would need for all work that is not done; missing while no worker has measured its speed.",
+    ("checkpoint",),
+)
+DESIRED_WORKERS = Metric(
+    "farm_desired_workers", "gauge", "Workers that would do all work within FARM_TARGET_WAIT_SECONDS.", ("checkpoint",)
+)
+SCALE_IN_COST = Metric(
+    "farm_worker_scale_in_cost",
+    "gauge",
+    "GPU seconds of finished steps that would be lost if the worker died now; stop the least first.",
+    ("checkpoint", "worker"),
+)
+
+# Each api.
+HTTP_REQUEST_S = Metric(
+    "farm_http_request_seconds", "histogram", "Time until a request was answered.", ("method", "route", "status")
+)
+
+# Each gpu worker.
+ATTEMPTS_ENDED = Metric(
+    "farm_attempts_ended_total",
+    "counter",
+    "Attempts at jobs, by how they ended; code says why they failed.",
+    ("checkpoint", "outcome", "code"),
+)
+IMAGES = Metric("farm_images_total", "counter", "Pictures stored for jobs that succeeded.", ("checkpoint",))
+JOBS_IN_FLIGHT = Metric("farm_jobs_in_flight", "gauge", "Jobs that this worker holds.", ("checkpoint",))
+TICKS = Metric("farm_engine_ticks_total", "counter", "UNet calls made, each for a whole batch.", ("checkpoint",))
+BUSY_S = Metric("farm_engine_busy_seconds_total", "counter", "Time spent on ticks; the rest was idle.", ("checkpoint",))
+IMAGE_STEPS = Metric(
+    "farm_engine_image_steps_total", "counter", "Images advanced by a step, over all calls.", ("checkpoint",)
+)
+COST_DONE = Metric("farm_engine_cost_total", "counter", "Latent pixels put through the UNet.", ("checkpoint",))
+DEVICE_MEMORY = Metric(
+    "farm_device_memory_bytes", "gauge", "Memory of the GPU, in all and free.", ("checkpoint", "kind")
+)
+
+# Each courier.
+RESCUED = Metric(
+    "farm_jobs_rescued_total", "counter", "Jobs taken back from silent workers, by where they went.", ("state",)
+)
+RINGS = Metric("farm_doorbells_rung_total", "counter", "Doorbells rung for jobs that waited unheard.")
+UPKEEP_AT = Metric("farm_upkeep_timestamp_seconds", "gauge", "When this courier last finished its upkeep.")
+
+
+def declared() -> dict[str, Metric]:
+    """Return every metric of the farm by name."""
+    return {value.name: value for value in globals().values() if isinstance(value, Metric)}
+
+
+class Board:
+    """What one process counts and reads."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, that nothing here asks for
+        self._registry = CollectorRegistry()
+
+    def counter(self, metric: Metric) -> Counter:
+        """Return the counter of a metric, to be counted up where things happen."""
+        return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
+
+    def gauge(self, metric: Metric) -> Gauge:
+        """Return the gauge of a metric, to be set where things happen."""
+        return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
+
+    def histogram(self, metric: Metric) -> Histogram:
+        """Return the histogram of a metric in seconds."""
+        return Histogram(metric.name, metric.help, metric.labels, registry=self._registry, buckets=SECONDS_BUCKETS)
+
+    def read(self, read: Callable[[], Iterable[Family]]) -> None:
+        """Ask `read` for values at every scrape. It must not raise."""
+        self._registry.register(_Reading(read))
+
+    def text(self) -> bytes:
+        """Return all values in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def serve(self, port: int) -> Callable[[], None]:
+        """Answer scrapes on a port of every address, on threads of its own; returns what ends that. Raises `PortTaken`."""
+        try:
+            server, thread = start_http_server(port, registry=self._registry)
+        except OSError as error:
+            raise PortTaken(
+                f"FARM_METRICS_PORT={port} cannot be listened on: {error.strerror}. Give each process of a machine its own."
+            ) from error
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join(timeout=5)
+
+        return stop
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    read: Callable[[], Iterable[Family]]
+
+    def collect(self) -> Iterator[Family]:
+        yield from self.read()
+
+    def describe(self) -> Iterable[Family]:
+        # Nothing: asked while it registers, when there may be no connection to read through yet.
+        return ()

@@ -1,0 +1,45 @@
+"""The numbers of one gpu worker for Prometheus: read from the engine and the leases at each scrape, counted where jobs end."""
+
+from collections.abc import Callable, Iterator, Mapping, Sized
+
+from prometheus_client.metrics_core import Metric as Family
+
+from shared import metrics
+from shared.metrics import Board
+from worker.engine.pace import Pace
+
+
+class Meters:
+    """What the engine has done so far, what the device has left and how the worker's jobs ended."""
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        pace: Callable[[], Pace],
+        running: Callable[[], Sized],
+        memory: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._pace = pace
+        self._running = running
+        self._memory = memory
+        self.board = Board()
+        self._ended = self.board.counter(metrics.ATTEMPTS_ENDED)
+        self._images = self.board.counter(metrics.IMAGES)
+        self.board.read(self.families)
+
+    def ended(self, outcome: str, *, code: str = "", images: int = 0) -> None:
+        """Count an attempt that ended, and the pictures that it gave."""
+        self._ended.labels(self._checkpoint, outcome, code).inc()
+        self._images.labels(self._checkpoint).inc(images)
+
+    def families(self) -> Iterator[Family]:
+        """Read what is read, not counted."""
+        pace, mine = self._pace(), (self._checkpoint,)
+        yield metrics.TICKS.of([(mine, pace.ticks)])
+        yield metrics.BUSY_S.of([(mine, pace.busy_s)])
+        yield metrics.IMAGE_STEPS.of([(mine, pace.image_steps)])
+        yield metrics.COST_DONE.of([(mine, pace.cost)])
+        yield metrics.JOBS_IN_FLIGHT.of([(mine, len(self._running()))])
+        yield metrics.DEVICE_MEMORY.of(((*mine, kind), size) for kind, size in self._memory().items())
