@@ -1,31 +1,132 @@
-"""Who calls, and what they may do. Handlers ask for the right they need and see only what belongs to their caller."""
+"""Who calls, and what they may do. Handlers ask for the right they need and see only what belongs to their caller.
 
+A key comes as `Authorization: Bearer KEY`, or as the password of HTTP Basic for clients that know nothing else. No key is ever
+logged: what is wrong with one is said without repeating it.
+"""
+
+import hmac
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
+
+from api.deps import Desk, DeskDep
+from api.keyring import Known
+from api.keys import Scope, Token
+from shared.db import KeyRow
+from shared.errors import ScopeMissing, Unauthenticated
+from shared.params import MAX_PRIORITY
 
 ANONYMOUS = "anonymous"
+# The owner of what is made with FARM_ADMIN_KEY.
+OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The key that a request came with. `owner` stands on everything that it makes."""
+    """The key that a request came with, and its limits. `owner` stands on everything that it makes. None limits nothing."""
 
     owner: str
-    is_admin: bool = False
+    scopes: frozenset[Scope] = frozenset({Scope.SUBMIT, Scope.READ})
+    weight: float = 1.0
+    max_priority: int = 0
+    requests_per_minute: int | None = None
+    max_queued: int | None = None
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it sees and does everything."""
+        return Scope.ADMIN in self.scopes
 
     @property
     def sees_only(self) -> str | None:
         """The owner whose jobs this caller may see; None for all of them."""
         return None if self.is_admin else self.owner
 
+    def may(self, scope: Scope) -> "Caller":
+        """Return the caller itself, or raise `ScopeMissing`."""
+        if scope not in self.scopes and not self.is_admin:
+            raise ScopeMissing(f"This needs an API key with the scope {scope.value!r}.")
+        return self
 
-def _anonymous() -> Caller:
-    # A farm without keys has one caller, who owns everything and may do everything.
-    return Caller(ANONYMOUS, is_admin=True)
+
+_bearer = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, `farm_…`.")
+_basic = HTTPBasic(auto_error=False, scheme_name="key as password", description="An API key as password, any user.")
 
 
-Submitter = Annotated[Caller, Depends(_anonymous)]
-Reader = Annotated[Caller, Depends(_anonymous)]
-Admin = Annotated[Caller, Depends(_anonymous)]
+async def _caller(
+    desk: DeskDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    basic: Annotated[HTTPBasicCredentials | None, Security(_basic)],
+) -> Caller:
+    if desk.settings.auth == "none":
+        # A farm without keys has one caller, who owns everything and may do everything.
+        return _almighty(ANONYMOUS)
+    given = bearer.credentials if bearer else basic.password if basic else None
+    if given is None:
+        raise Unauthenticated
+    if _is_operator(desk, given):
+        return _almighty(OPERATOR)
+    token = Token.read(given)
+    if token is None:
+        raise Unauthenticated("This is no API key; one looks like farm_0123456789_….")
+    known = desk.keys.remembered(token)
+    if known is None:
+        known = await run_in_threadpool(desk.keys.fetch, token)
+    return _holder(known)
+
+
+def _almighty(owner: str) -> Caller:
+    return Caller(owner, frozenset(Scope), max_priority=MAX_PRIORITY)
+
+
+def _is_operator(desk: Desk, given: str) -> bool:
+    key = desk.settings.admin_key
+    return key is not None and hmac.compare_digest(given.encode(), key.get_secret_value().encode())
+
+
+def _holder(known: Known) -> Caller:
+    row = known.row
+    if row is None or known.asked_at is None:
+        raise Unauthenticated("This API key is not known here.")
+    if row.revoked_at is not None:
+        raise Unauthenticated("This API key was revoked.")
+    if row.expires_at is not None and row.expires_at <= known.asked_at:
+        raise Unauthenticated("This API key has expired.")
+    return _caller_of(row)
+
+
+def _caller_of(row: KeyRow) -> Caller:
+    return Caller(
+        owner=row.id,
+        scopes=frozenset(Scope(scope) for scope in row.scopes),
+        weight=row.weight,
+        max_priority=row.max_priority,
+        requests_per_minute=row.requests_per_minute,
+        max_queued=row.max_queued,
+    )
+
+
+_Caller = Annotated[Caller, Depends(_caller)]
+
+
+async def submitter(caller: _Caller) -> Caller:
+    """Return the caller, who may submit and cancel."""
+    return caller.may(Scope.SUBMIT)
+
+
+async def reader(caller: _Caller) -> Caller:
+    """Return the caller, who may look."""
+    return caller.may(Scope.READ)
+
+
+async def admin(caller: _Caller) -> Caller:
+    """Return the caller, who may do everything."""
+    return caller.may(Scope.ADMIN)
+
+
+Submitter = Annotated[Caller, Depends(submitter)]
+Reader = Annotated[Caller, Depends(reader)]
+Admin = Annotated[Caller, Depends(admin)]

@@ -11,6 +11,7 @@ from fastapi import Depends, Path, Request
 from redis import Redis
 
 from api.intake import Intake
+from api.keyring import KeyRing
 from shared import broker
 from shared.db import Database
 from shared.errors import JobNotFound
@@ -29,6 +30,7 @@ class Desk:
     celery: Celery
     storage: Storage
     intake: Intake
+    keys: KeyRing
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
         closing.callback(redis.close)
         celery = broker.celery_app(settings)
         closing.callback(celery.close)
-        yield Desk(settings, db, redis, celery, Storage(settings), _intake(settings))
+        yield Desk(settings, db, redis, celery, Storage(settings), _intake(settings), KeyRing(db))
 
 
 def _intake(settings: Settings) -> Intake:
@@ -49,7 +51,7 @@ def _intake(settings: Settings) -> Intake:
     return Intake(outside, max_bytes=settings.max_body_bytes, fetch_s=settings.fetch_seconds)
 
 
-def _desk(request: Request) -> Desk:
+async def _desk(request: Request) -> Desk:  # async saves every request a trip through the thread pool
     desk: Desk = request.app.state.desk
     return desk
 

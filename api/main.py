@@ -10,11 +10,20 @@ from fastapi_offline import FastAPIOffline
 from api import metrics, ops, problems
 from api.body import BodyLimit
 from api.deps import open_desk
-from api.v1 import choices, jobs, queue, workers
+from api.v1 import choices, jobs, keys, queue, workers
 from shared.metrics import Board
 from shared.settings import Settings
 from shared.telemetry import configure_logging
 
+PARTS = (
+    jobs,
+    choices,
+    keys,
+    queue,
+    workers,
+    ops,
+    metrics,
+)
 DESCRIPTION = """
 Submit txt2img jobs for Stable Diffusion 1.5, follow them step by step, fetch the images.
 Every error is problem JSON (RFC 9457) with a stable `code`.
@@ -38,8 +47,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.state.board = Board()
     app.add_middleware(metrics.RequestTimes, board=app.state.board)
-    for router in (jobs.router, choices.router, queue.router, workers.router, ops.router, metrics.router):
-        app.include_router(router)
+    for part in PARTS:
+        app.include_router(part.router)
 
     @app.get("/", include_in_schema=False)
     def root() -> RedirectResponse:

@@ -1,6 +1,7 @@
 """Every error a client can get, as RFC 9457 problem JSON with a stable `code`."""
 
 import http
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from shared.errors import FarmError, Unavailable
+from shared.errors import FarmError, TooMany, Unauthenticated, Unavailable
 
 RETRY_AFTER_SECONDS = 5
 _CODES = {
     400: "malformed_body",
+    401: "unauthenticated",
     404: "not_found",
     405: "method_not_allowed",
     413: "body_too_large",
@@ -93,10 +95,19 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": http.HTTPStatus(status).phrase, "content": schema} for status in statuses}
 
 
-def _farm_error(_request: Request, error: Exception) -> ProblemResponse:
+def _farm_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, FarmError)  # noqa: S101 - registered for this class
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if isinstance(error, Unavailable) else None
-    return problem(error.status, error.code, str(error), headers=headers)
+    return problem(error.status, error.code, str(error), headers=_headers(request, error))
+
+
+def _headers(request: Request, error: FarmError) -> dict[str, str]:
+    if isinstance(error, Unauthenticated):
+        # Only A1111's dialect asks for Basic: in front of the console a browser would open a window of its own.
+        scheme = "Basic" if request.url.path.startswith("/sdapi") else "Bearer"
+        return {"WWW-Authenticate": f'{scheme} realm="farm"'}
+    if isinstance(error, (Unavailable, TooMany)):
+        return {"Retry-After": str(math.ceil(error.retry_after_s or RETRY_AFTER_SECONDS))}
+    return {}
 
 
 def _invalid_request(_request: Request, error: Exception) -> ProblemResponse:

@@ -9,7 +9,18 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, create_engine, func, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    String,
+    create_engine,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -124,6 +135,29 @@ class WeightsRow(Base):
     alias: Mapped[str | None]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class KeyRow(Base):
+    """An API key. `id` stands as owner on everything that it makes; of its secret only the hash is kept. Null limits nothing."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(unique=True)
+    hash: Mapped[bytes]
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(String))
+    weight: Mapped[float] = mapped_column(server_default="1")
+    max_priority: Mapped[int] = mapped_column(server_default="0")
+    requests_per_minute: Mapped[int | None]
+    max_queued: Mapped[int | None]
+    max_running: Mapped[int | None]
+    paused: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    # To the minute: an update for every request would be a write for every read.
+    last_used_at: Mapped[datetime | None]
 
 
 class Database:

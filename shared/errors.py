@@ -10,8 +10,16 @@ FarmError
 │   └── BadCursor
 ├── NotFound 404
 │   ├── JobNotFound
+│   ├── KeyNotFound
 │   ├── ImageNotFound
 │   └── PreviewNotFound
+├── Unauthenticated 401     no valid key came with the request
+├── Forbidden 403           the key may not do this
+│   ├── ScopeMissing
+│   └── PriorityTooHigh
+├── TooMany 429             retryable: the key has used up what it may
+│   ├── RateLimited
+│   └── QueueFullForKey
 ├── Conflict 409
 │   ├── JobAlreadyFinal
 │   └── ImagesNotReady
@@ -27,7 +35,8 @@ FarmError
     ├── DatabaseUnavailable
     ├── BrokerUnavailable
     ├── StorageUnavailable
-    └── TooBusy             the api does as much of it as it can at once
+    ├── TooBusy             the api does as much of it as it can at once
+    └── QueueFull
 
 Canceled stands apart: it is an outcome, not a failure, and never leaves the worker.
 """
@@ -42,8 +51,9 @@ class FarmError(Exception):
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str = "") -> None:
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(message or (self.__doc__ or "").strip())
+        self.retry_after_s = retry_after_s
 
 
 class InvalidRequest(FarmError):
@@ -102,6 +112,12 @@ class JobNotFound(NotFound):
     code = "job_not_found"
 
 
+class KeyNotFound(NotFound):
+    """There is no API key of this id."""
+
+    code = "key_not_found"
+
+
 class ImageNotFound(NotFound):
     """The job has no image of that index."""
 
@@ -112,6 +128,52 @@ class PreviewNotFound(NotFound):
     """The job shows no preview now."""
 
     code = "preview_not_found"
+
+
+class Unauthenticated(FarmError):
+    """The farm asks for an API key: send `Authorization: Bearer KEY`, or HTTP Basic with the key as password."""
+
+    status = 401
+    code = "unauthenticated"
+
+
+class Forbidden(FarmError):
+    """The API key may not do this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class ScopeMissing(Forbidden):
+    """The API key lacks a scope."""
+
+    code = "scope_missing"
+
+
+class PriorityTooHigh(Forbidden):
+    """The API key may not submit at this priority."""
+
+    code = "priority_too_high"
+
+
+class TooMany(FarmError):
+    """The API key has used up what it may; try again later."""
+
+    status = 429
+    code = "too_many"
+    retryable = True
+
+
+class RateLimited(TooMany):
+    """The API key has made too many requests."""
+
+    code = "rate_limited"
+
+
+class QueueFullForKey(TooMany):
+    """The API key has as many jobs waiting as it may."""
+
+    code = "queue_full_for_key"
 
 
 class Conflict(FarmError):
@@ -216,6 +278,12 @@ class TooBusy(Unavailable):
     """The api does as much of this as it can at once; try again soon."""
 
     code = "too_busy"
+
+
+class QueueFull(Unavailable):
+    """The farm has as many jobs waiting as it takes; try again later."""
+
+    code = "queue_full"
 
 
 class Canceled(Exception):

@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     rescue_seconds: Seconds = 2.0
 
     # The api.
+    auth: Literal["auto", "keys", "none"] = "auto"
+    admin_key: Annotated[SecretStr, Field(min_length=32)] | None = None
     max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     image_url_seconds: Seconds = 3600.0
     default_checkpoint: str | None = None

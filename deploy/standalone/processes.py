@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from deploy.standalone import ports
 from deploy.standalone.program import Program, python_module
 from deploy.standalone.serving import GpuWorker
 
@@ -29,10 +30,16 @@ def api(env: Mapping[str, str], host: str, port: int, url: str) -> Program:
             *("uvicorn", "api.main:create_app", "--factory", "--host", host, "--port", str(port), "--no-access-log"),
             *("--timeout-graceful-shutdown", str(DRAIN_REQUESTS_S)),
         ),
-        env=env,
+        env={**env, "FARM_AUTH": auth(env, host)},
         ready=lambda: _get(f"{url}/readyz") is not None,
         grace_s=DRAIN_REQUESTS_S + 5.0,
     )
+
+
+def auth(env: Mapping[str, str], host: str) -> str:
+    """Decide whether an api on `host` asks for keys: unless told, on every address but a loopback one."""
+    wish = env.get("FARM_AUTH") or "auto"
+    return wish if wish != "auto" else "none" if ports.is_loopback(host) else "keys"
 
 
 def courier(env: Mapping[str, str]) -> Program:
@@ -46,7 +53,7 @@ def gpu_worker(env: Mapping[str, str], worker: GpuWorker, url: str) -> Program:
         name=worker.name,
         argv=_celery("worker.gpu", worker.name, worker.slots, "-Q", f"render.{worker.checkpoint}"),
         env={**env, **worker.env},
-        ready=lambda: _ready_workers(url, worker.checkpoint) >= worker.rank,
+        ready=lambda: _ready_workers(url, worker.checkpoint, env.get("FARM_ADMIN_KEY")) >= worker.rank,
         ready_within_s=WORKER_READY_S,
         grace_s=WORKER_GRACE_S,
     )
@@ -59,15 +66,16 @@ def _celery(app: str, name: str, slots: int, *extra: str) -> tuple[str, ...]:
     )
 
 
-def _ready_workers(url: str, checkpoint: str) -> int:
-    listing = _get(f"{url}/v1/checkpoints") or {}
+def _ready_workers(url: str, checkpoint: str, key: str | None) -> int:
+    listing = _get(f"{url}/v1/checkpoints", key) or {}
     with suppress(KeyError, TypeError):
         return sum(int(entry["ready_workers"]) for entry in listing["checkpoints"] if entry["name"] == checkpoint)
     return 0
 
 
-def _get(url: str) -> Any:
+def _get(url: str, key: str | None = None) -> Any:
     """Return the JSON at a URL; None unless the answer is a success."""
-    with suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - our own http
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310
+    with suppress(OSError, ValueError), urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310 - our own http
         return json.load(response)
     return None

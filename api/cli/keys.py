@@ -1,0 +1,135 @@
+"""`farm keys`: create, list and revoke API keys, directly in the database, so that the first one can be made too."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.console import Failure, note, say, shortened, table
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy.orm import Session
+
+app = typer.Typer(rich_markup_mode=None, help="Create, list and revoke API keys.", no_args_is_help=True)
+
+DataDir = Annotated[Path, typer.Option(help="The folder of a running `farm up`, unless FARM_DATABASE_URL is set.")]
+DEFAULT_DATA_DIR = Path(".farm")
+
+
+@app.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    scope: Annotated[list[str] | None, typer.Option(help="submit, read or admin; repeat for several.")] = None,
+    weight: Annotated[float, typer.Option(help="Its share of the GPUs, against other keys'.")] = 1.0,
+    max_priority: Annotated[int, typer.Option(help="The highest priority of its jobs.")] = 0,
+    rate: Annotated[int | None, typer.Option(help="Requests a minute.")] = None,
+    max_queued: Annotated[int | None, typer.Option(help="Jobs waiting at once.")] = None,
+    max_running: Annotated[int | None, typer.Option(help="Jobs rendered at once.")] = None,
+    expires_in: Annotated[int | None, typer.Option(help="Seconds until it expires.")] = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Create a key and print its token. It is shown this once."""
+    from pydantic import ValidationError
+
+    from api import keys
+
+    fields = {
+        "name": name,
+        "scopes": scope or ["submit", "read"],
+        "weight": weight,
+        "max_priority": max_priority,
+        "requests_per_minute": rate,
+        "max_queued": max_queued,
+        "max_running": max_running,
+        "expires_in": expires_in,
+    }
+    try:
+        wanted = keys.NewKey.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Failure(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+    with _session(data_dir) as session:
+        row, token = keys.create(session, wanted)
+    note(f"Key {row.id} for {shortened(row.name, 60)}. Keep this token; it cannot be shown again:")
+    say(token.text)
+
+
+@app.command("list")
+def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """List every key. None shows its secret: only a hash of it is kept."""
+    from api import keys
+
+    with _session(data_dir) as session:
+        rows = [
+            (
+                row.id,
+                shortened(row.name, 40),
+                f"farm_{row.prefix}_…",
+                ",".join(row.scopes),
+                f"{row.weight:g}",
+                _state(row.revoked_at, row.expires_at),
+                _moment(row.last_used_at),
+            )
+            for row in keys.listing(session)
+        ]
+    table(("ID", "NAME", "TOKEN", "SCOPES", "WEIGHT", "STATE", "LAST USED"), rows)
+
+
+@app.command("revoke")
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="As `farm keys list` shows it.")], data_dir: DataDir = DEFAULT_DATA_DIR
+) -> None:
+    """Revoke a key for good. Every api process refuses it within five seconds."""
+    from api import keys
+
+    with _session(data_dir) as session:
+        row = keys.revoke(session, key_id)
+    say(f"{row.id} is revoked")
+
+
+@contextmanager
+def _session(data_dir: Path) -> "Iterator[Session]":
+    # Only here: SQLAlchemy takes longer to load than most commands to run.
+    from sqlalchemy.exc import ProgrammingError
+
+    from shared.db import Database
+    from shared.settings import Settings
+
+    db = Database(Settings(database_url=_database_url(data_dir)), pool_size=1)
+    try:
+        with db.transaction() as session:
+            yield session
+    except ProgrammingError as error:
+        raise Failure("this database has no farm in it; run `farm migrate` first") from error
+    finally:
+        db.close()
+
+
+def _database_url(data_dir: Path) -> str:
+    if url := os.environ.get("FARM_DATABASE_URL"):
+        return url
+    try:
+        from deploy.standalone.postgres import known_url
+    except ImportError as error:
+        raise Failure("FARM_DATABASE_URL is not set") from error
+    url = known_url(data_dir)
+    if url is None:
+        raise Failure(
+            f"there is no farm in {data_dir}; name its folder with --data-dir, or its database with FARM_DATABASE_URL"
+        )
+    return url
+
+
+def _state(revoked_at: "datetime | None", expires_at: "datetime | None") -> str:
+    if revoked_at is not None:
+        return "revoked"
+    return f"until {_moment(expires_at)}" if expires_at else "good"
+
+
+def _moment(time: "datetime | None") -> str:
+    return f"{time:%Y-%m-%d %H:%M}" if time else "never"
