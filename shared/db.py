@@ -17,6 +17,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     String,
+    Text,
     create_engine,
     func,
     text,
@@ -73,6 +74,8 @@ class JobRow(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     error_retryable: Mapped[bool | None]
+    # The receiver that the job itself names, in webhook_endpoints.
+    endpoint_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -158,6 +161,97 @@ class KeyRow(Base):
     revoked_at: Mapped[datetime | None]
     # To the minute: an update for every request would be a write for every read.
     last_used_at: Mapped[datetime | None]
+
+
+class EndpointRow(Base):
+    """One receiver of webhooks: registered by its owner for all jobs, or named by jobs and shared by those that name the same."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (Index("webhook_endpoints_registered", "owner", postgresql_where=text("registered")),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    url: Mapped[str]
+    # Scheme, host and port: what shares them shares one receiver's patience.
+    origin: Mapped[str]
+    events: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    registered: Mapped[bool]
+    state: Mapped[str] = mapped_column(server_default="active")
+    # Null signs with the owner's secret.
+    secret: Mapped[str | None]
+    old_secret: Mapped[str | None]
+    old_secret_until: Mapped[datetime | None]
+    # Since when nothing has been delivered though it was tried; null while it works.
+    failing_since: Mapped[datetime | None]
+    # Nothing is sent before: the receiver's own wish, or the next probe.
+    hold_until: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class OwnerSecretRow(Base):
+    """The secret that signs the webhooks of jobs that bring none."""
+
+    __tablename__ = "webhook_secrets"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    secret: Mapped[str]
+    old_secret: Mapped[str | None]
+    old_secret_until: Mapped[datetime | None]
+
+
+class EventRow(Base):
+    """One change of a job's state, written by the transaction that made it.
+
+    Transactions end in another order than they take ids, so a reader goes by (`txid`, `id`), up to the oldest unfinished one.
+    """
+
+    __tablename__ = "events"
+    __table_args__ = (
+        Index("events_of_job", "job_id", "version", unique=True),
+        Index("events_of_owner", "owner", "txid", "id"),
+        Index("events_in_order", "txid", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    owner: Mapped[str]
+    job_id: Mapped[UUID]
+    version: Mapped[int] = mapped_column(BigInteger)
+    type: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    txid: Mapped[int] = mapped_column(BigInteger, server_default=text("pg_current_xact_id()::text::bigint"))
+    # What its webhooks say, fixed when it happened; null when nobody listened.
+    body: Mapped[str | None]
+
+
+class DeliveryRow(Base):
+    """One event on its way to one receiver. `attempt` fences the couriers' writes, `log` tells of each."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        Index("deliveries_due", "endpoint_id", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("deliveries_of_owner", "owner", text("id DESC")),
+        Index("deliveries_of_job", "job_id"),
+        Index("deliveries_of_event", "event_id", "endpoint_id", unique=True),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    job_id: Mapped[UUID]
+    event_id: Mapped[int] = mapped_column(ForeignKey("events.id", ondelete="CASCADE"))
+    endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
+    state: Mapped[str] = mapped_column(server_default="pending")
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    # Failed attempts since the last replay; they decide how long to wait.
+    tries: Mapped[int] = mapped_column(server_default="0")
+    next_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    leased_until: Mapped[datetime | None]
+    log: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+    event: Mapped[EventRow] = relationship(lazy="joined", innerjoin=True)
+    endpoint: Mapped[EndpointRow] = relationship(lazy="joined", innerjoin=True)
 
 
 class Database:

@@ -1,7 +1,8 @@
 """The acts that change a job. Nothing else writes the `jobs` and `images` tables.
 
 Every act is one guarded statement: it names the states it may leave and, for a worker's act, the attempt it belongs to. A zombie
-whose lease was taken matches no row and learns so from the result. Callers commit, then ring doorbells and publish events.
+whose lease was taken matches no row and learns so from the result. An act that starts or ends jobs calls `outbox.record` with
+their ids. Callers commit, then ring doorbells and publish events.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from sqlalchemy import CursorResult, Integer, Select, Update, Uuid, case, column
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
+from shared import outbox
 from shared.db import ImageRow, JobRow
 from shared.errors import FarmError, JobAlreadyFinal, JobNotFound, WorkerLost
 from shared.params import GenerationParams
@@ -57,8 +59,15 @@ class FinishedImage:
     flagged: bool = False
 
 
-def submit(session: Session, params: GenerationParams, *, max_attempts: int, owner: str = "anonymous") -> JobRow:
-    """Insert a queued job. Its id is time-ordered (UUID version 7), so ids sort by age."""
+def submit(
+    session: Session,
+    params: GenerationParams,
+    *,
+    max_attempts: int,
+    owner: str = "anonymous",
+    endpoint_id: UUID | None = None,
+) -> JobRow:
+    """Insert a queued job. Its id is time-ordered (UUID version 7), so ids sort by age. `endpoint_id` hears of it too."""
     row = JobRow(
         id=uuid7(),
         owner=owner,
@@ -67,6 +76,7 @@ def submit(session: Session, params: GenerationParams, *, max_attempts: int, own
         max_attempts=max_attempts,
         steps_total=params.unet_calls,
         cost=params.cost,
+        endpoint_id=endpoint_id,
         images=[],
     )
     session.add(row)
@@ -134,6 +144,7 @@ def claim_next(session: Session, checkpoint: str, worker_id: str, *, lease_s: fl
     ).one_or_none()
     if taken is None:
         return None
+    outbox.record(session, taken.id)
     return Claim(taken.id, taken.attempt, GenerationParams.model_validate(taken.params))
 
 
@@ -182,6 +193,7 @@ def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> 
             )
             for image in images
         )
+        outbox.record(session, run.job_id)
     return done
 
 
@@ -198,6 +210,7 @@ def fail(session: Session, run: Attempt, error: FarmError) -> JobState | None:
         _requeue(session, run, faults=JobRow.faults + 1, **_blame(error))
         return JobState.QUEUED
     _finish(session, run, JobState.FAILED, faults=JobRow.faults + 1, **_blame(error))
+    outbox.record(session, run.job_id)
     return JobState.FAILED
 
 
@@ -219,6 +232,8 @@ def cancel(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRo
     if owner is not None:
         statement = statement.where(JobRow.owner == owner)
     canceled = _matched(session, statement)
+    if canceled:
+        outbox.record(session, job_id)
     row = get(session, job_id, owner=owner)
     if not canceled:
         raise JobAlreadyFinal(f"Job {job_id} has already {row.state}.")

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from deploy.standalone.farm import engines_only
 from shared import broker, fleet, migrations
-from shared.db import Database
+from shared.db import Base, Database
 from shared.settings import Settings
 from shared.storage import Storage
 from tests.factories import DEMO
@@ -42,7 +42,7 @@ def db(settings: Settings) -> Iterator[Database]:
     """An empty database."""
     database = Database(settings, pool_size=20)
     with database.transaction() as session:
-        session.execute(text("TRUNCATE jobs, images, workers, checkpoints, weights, keys"))
+        session.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)}"))
     yield database
     database.close()
 
