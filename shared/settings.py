@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     max_samples: Annotated[int, Field(ge=2)] = 16
     profile_seconds: Annotated[float, Field(ge=0)] = 20.0
     channels_last: bool = False
+    compile: bool = False
     cache_dir: Path | None = None
     lora_memory_bytes: Annotated[int, Field(ge=0)] = 2 * 1024**3
     preview_seconds: Annotated[float, Field(ge=0)] = 1.0

@@ -11,6 +11,7 @@ from torch import Tensor
 from shared.errors import OutOfMemory
 from worker.diffusion import canvas, img2img, vae
 from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.conditioning import Conditions, PromptEncoder
 from worker.diffusion.lora import Adapters
 from worker.diffusion.noise import FreshNoise
@@ -30,7 +31,13 @@ class DiffusionRunner:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, drafter: Drafter, previewer: Previewer, *, strict_samples: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        drafter: Drafter,
+        previewer: Previewer,
+        *,
+        strict_samples: int | None = None,
+        compiled: CompiledUNet | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._drafter = drafter
@@ -38,7 +45,7 @@ class DiffusionRunner:
         self._is_strict = strict_samples is not None
         self._prompts = PromptEncoder(checkpoint)
         self._text_adapters = Adapters(checkpoint.text_encoder, "text_encoder")
-        self._stack = Stack(checkpoint, strict_samples)
+        self._stack = Stack(checkpoint, strict_samples, compiled=compiled)
 
     @classmethod
     def of(
@@ -48,10 +55,17 @@ class DiffusionRunner:
         previewer: Previewer | None = None,
         *,
         strict_samples: int | None = None,
+        compiled: CompiledUNet | None = None,
     ) -> Self:
         """Build a runner; without a library there are no LoRAs, embeddings and VAEs beside the checkpoint's own."""
         drafter = Drafter(checkpoint, library or Library.empty(checkpoint))
-        return cls(checkpoint, drafter, previewer or Previewer(checkpoint.vae), strict_samples=strict_samples)
+        return cls(
+            checkpoint,
+            drafter,
+            previewer or Previewer(checkpoint.vae),
+            strict_samples=strict_samples,
+            compiled=compiled,
+        )
 
     def draft(self, spec: ImageSpec) -> Draft:
         """Do all that needs no device."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.lora import Adapters, Mix
 from worker.engine.latents import Latents
 
@@ -14,11 +15,17 @@ REMEMBERED_CONTEXTS = 8  # one per shape that is rendered at the same time
 
 
 class Stack:
-    """Makes UNet calls. With `fill_to` every call has that many rows, the rest of them zeros."""
+    """Makes UNet calls, by the compiled UNet where there is one that can.
 
-    def __init__(self, checkpoint: Checkpoint, fill_to: int | None = None) -> None:
+    With `fill_to` every call has that many rows, the rest of them zeros.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, fill_to: int | None = None, *, compiled: CompiledUNet | None = None
+    ) -> None:
         self._checkpoint = checkpoint
         self._fill_to = fill_to
+        self._compiled = compiled
         self._adapters = Adapters(checkpoint.unet, "unet")
         self._contexts: dict[tuple[int, int], Contexts] = {}
 
@@ -41,6 +48,11 @@ class Stack:
     def _call(
         self, x: Tensor, timesteps: Tensor, context: Tensor, mask: Tensor | None, groups: list[tuple[int, Mix | None]]
     ) -> Tensor:
+        # A mask and LoRAs are rare and come in too many forms to compile each.
+        if self._compiled is not None and mask is None and not any(mix for _, mix in groups):
+            compiled = self._compiled.predict(x, timesteps, context)
+            if compiled is not None:
+                return compiled
         with self._adapters.applied(groups):
             output: Any = self._checkpoint.unet(
                 x, timesteps, encoder_hidden_states=context, encoder_attention_mask=mask, return_dict=False

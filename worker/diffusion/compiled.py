@@ -1,0 +1,97 @@
+"""A compiled twin of the UNet, for the call shapes that are in use.
+
+Compiling one shape takes a minute or more and is done aside, by one thread; until a shape is ready the plain UNet does its work.
+The twin shares the weights but not the modules: LoRA hooks come and go on the plain UNet while the twin is being traced.
+"""
+
+import copy
+import itertools
+import time
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import structlog
+import torch
+from torch import Tensor
+
+# Rows of a compiled call; a batch is filled up to the next. More sizes would waste fewer rows and never be done compiling.
+ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# Past its limit of shapes torch quietly stops compiling; ours are bounded by MAX_SHAPES.
+MAX_SHAPES = 64
+
+# rows, channels, latent height and width, tokens
+Shape = tuple[int, int, int, int, int]
+
+log = structlog.get_logger(__name__)
+
+
+class CompiledUNet:
+    """Answers calls whose shape has been compiled and has the others compiled for the next time.
+
+    `backend` is torch.compile's. CUDA graphs are left to it: its own are bound to the thread that recorded them.
+    """
+
+    def __init__(self, unet: Any, *, backend: str = "inductor") -> None:
+        torch._dynamo.config.recompile_limit = MAX_SHAPES
+        torch._dynamo.config.accumulated_recompile_limit = 4 * MAX_SHAPES
+        self._unet = torch.compile(_twin(unet), dynamic=False, backend=backend)
+        self._asked: set[Shape] = set()
+        self._ready: set[Shape] = set()
+        self._wanted: Queue[tuple[Shape, Tensor, Tensor]] = Queue()
+        Thread(target=self._compile, name="compiler", daemon=True).start()
+
+    def predict(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor | None:
+        """Return the UNet's output for x (rows, channels, h, w), or None while this shape is not ready."""
+        rows = next((rows for rows in ROWS if rows >= len(x)), None)
+        if rows is None:
+            return None
+        _, channels, height, width = x.shape
+        shape = (rows, channels, height, width, context.shape[1])
+        if shape not in self._ready:
+            self._ask(shape, x, context)
+            return None
+        return self._call(*(_filled(part, rows) for part in (x, timesteps, context)))[: len(x)]
+
+    def settle(self) -> None:
+        """Wait until every shape that was asked for is compiled or given up."""
+        self._wanted.join()
+
+    def _ask(self, shape: Shape, x: Tensor, context: Tensor) -> None:
+        if shape not in self._asked and len(self._asked) < MAX_SHAPES:
+            self._asked.add(shape)
+            rows, channels, height, width, tokens = shape
+            self._wanted.put(
+                (shape, x.new_zeros(rows, channels, height, width), context.new_zeros(rows, tokens, context.shape[2]))
+            )
+
+    @torch.inference_mode()
+    def _compile(self) -> None:
+        while True:
+            shape, x, context = self._wanted.get()
+            began = time.monotonic()
+            try:
+                # The second call runs what the first one compiled, on whatever it still has to set up.
+                for _ in range(2):
+                    self._call(x, torch.full((shape[0],), 500.0, device=x.device), context)
+            except Exception as error:  # noqa: BLE001 - the plain UNet goes on; a compiler may fail in any way
+                log.warning("unet.not_compiled", shape=shape, error=f"{type(error).__name__}: {error}"[:500])
+            else:
+                self._ready.add(shape)
+                log.info("unet.compiled", shape=shape, seconds=round(time.monotonic() - began, 1))
+            finally:
+                self._wanted.task_done()
+
+    def _call(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        output: Tensor = self._unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
+        return output
+
+
+def _twin(unet: Any) -> Any:
+    shared = {id(tensor): tensor for tensor in itertools.chain(unet.parameters(), unet.buffers())}
+    return copy.deepcopy(unet, shared)
+
+
+def _filled(part: Tensor, rows: int) -> Tensor:
+    missing = rows - len(part)
+    return torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
