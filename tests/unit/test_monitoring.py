@@ -1,0 +1,107 @@
+"""Dashboards and alerts ask only for what the farm shows, and Prometheus' own tool, where it is installed, agrees with them."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from shared import metrics
+from tests.compose import ROOT
+
+FOLDER = ROOT / "deploy/monitoring"
+DASHBOARD = FOLDER / "grafana/dashboards/farm.json"
+# What Prometheus adds to every series by itself.
+ADDED = {"instance", "job", "le"}
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed"
+)
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return found
+
+
+def expressions() -> Iterator[str]:
+    yield from (rule["expr"] for rule in rules())
+    yield from (target["expr"] for panel in panels() for target in panel["targets"])
+    for variable in json.loads(DASHBOARD.read_text())["templating"]["list"]:
+        yield variable["query"]["query"]
+
+
+def metric(name: str) -> metrics.Metric:
+    declared = metrics.declared()
+    base = re.sub(r"_(bucket|count|sum)$", "", name)
+    return declared[base] if base in declared and declared[base].kind == "histogram" else declared[name]
+
+
+def test_every_metric_that_is_asked_for_exists() -> None:
+    asked = {name for expression in expressions() for name in re.findall(r"\bfarm_\w+", expression)}
+    assert len(asked) > 15
+    for name in asked:
+        assert metric(name), name
+
+
+def test_every_label_that_is_asked_for_exists() -> None:
+    for expression in expressions():
+        known = {label for name in re.findall(r"\bfarm_\w+", expression) for label in metric(name).labels} | ADDED
+        grouped = re.findall(r"(?:by|ignoring|on) ?\(([\w, ]+)\)", expression)
+        chosen = re.findall(r"(\w+)=~?\"", expression)
+        assert {label.strip() for group in grouped for label in group.split(",")} | set(chosen) <= known, expression
+
+
+def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
+    for rule in rules():
+        assert set(rule["annotations"]) == {"summary", "action"}, rule["alert"]
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        assert rule["for"]
+
+
+def test_panels_have_their_own_places_and_numbers() -> None:
+    numbers = [panel["id"] for panel in panels()]
+    assert len(set(numbers)) == len(numbers)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels())
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert all(x < 24 for x, _ in cells)
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "rules", "alerts.yml"),
+        ("check", "config", "--syntax-only", "prometheus.yml"),
+        ("test", "rules", "alerts.test.yml"),
+    ],
+    ids=" ".join,
+)
+def test_prometheus_agrees(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(["promtool", *arguments], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_what_is_shown_is_as_prometheus_likes_it() -> None:
+    board = metrics.Board()
+    shown = [one for one in metrics.declared().values() if one.kind != "histogram"]
+    board.read(lambda: [one.of([(["x"] * len(one.labels), 1.0)]) for one in shown])
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=board.text(), capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr.decode()
