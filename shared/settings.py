@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     admin_key: Annotated[SecretStr, Field(min_length=32)] | None = None
     max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     image_url_seconds: Seconds = 3600.0
+    image_delivery: Literal["redirect", "proxy"] = "redirect"
     default_checkpoint: str | None = None
     connect_seconds: Seconds = 3.0
 

@@ -90,11 +90,12 @@ def cancel(job_id: JobId, desk: DeskDep, caller: Submitter) -> Job:
     response_class=RedirectResponse,
     responses=documented(404, 409),
 )
-def image(
-    job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep, caller: Reader
-) -> RedirectResponse:
-    """Redirect to a presigned URL of one image's bytes."""
+def image(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep, caller: Reader) -> Response:
+    """Redirect to a presigned URL of one image's bytes; an api that hides its storage answers with the bytes themselves."""
     found = _image(_row(desk, caller, job_id), index)
+    if desk.settings.image_delivery == "proxy":
+        headers = {"Cache-Control": "private, max-age=31536000, immutable", "ETag": f'"{found.sha256}"'}
+        return Response(desk.storage.get(found.key), media_type=found.content_type, headers=headers)
     url = desk.storage.url(
         found.key,
         ttl_s=desk.settings.image_url_seconds,
