@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format bench clean
+.PHONY: help demo test up check format bench chaos clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: $(DEV_STAMP) ## Format, lint, types, import contracts
 
 bench: $(DEV_STAMP) ## Time the engine against a bare pipeline; BENCH="--device cuda" for a GPU
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that nothing is lost; CHAOS="--seed 2"
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 format: $(DEV_STAMP) ## Rewrite the code to the house format
 	@$(BIN)/ruff format .

@@ -1,8 +1,6 @@
 """What a gpu worker renders with: the checkpoint in memory, its engine and limits. The floor's only door to torch."""
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,10 @@ from worker.engine.engine import Engine
 from worker.engine.limits import BatchLimits
 from worker.engine.profile import free_bytes, learn
 from worker.engine.runner import DiffusionRunner
+from worker.equipment import Equipment
 
 DEFAULT_CACHE_DIR = Path(".farm/cache")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True, slots=True)
-class Equipment:
-    """What a floor is given to render with. The engine has not been started."""
-
-    engine: Engine[Any, Any]
-    shelves: Shelves
-    device_name: str
-    safety: SafetyChecker | None
-    memory: Callable[[], Mapping[str, float]] = dict
 
 
 def equip(settings: Settings, file: CheckpointFile) -> Equipment:

@@ -79,3 +79,6 @@ def _fatal_errors() -> Iterator[None]:
     except FarmError as error:
         log.critical("worker.cannot_start", code=error.code, error=str(error))
         raise SystemExit(1) from error
+    except Exception as error:  # a worker that is only half open would answer doorbells and render nothing
+        log.critical("worker.cannot_start", exc_info=error)
+        raise SystemExit(1) from error

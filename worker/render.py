@@ -24,6 +24,7 @@ from shared.storage import Storage, image_key
 from worker import png
 from worker.engine.engine import Engine
 from worker.engine.request import Pixels
+from worker.equipment import Judge
 from worker.leases import Leases, Running
 from worker.order import Order
 
@@ -38,13 +39,6 @@ class Counted(Protocol):
 
     def __call__(self, outcome: str, *, code: str = "", images: int = 0) -> None:
         """Count one; `code` says why it failed, `images` how many pictures it gave."""
-
-
-class Judge(Protocol):
-    """Says which pictures must not be delivered."""
-
-    def flags(self, pixels: Pixels) -> bool:
-        """Whether a picture (height, width, 3) is to be blacked out."""
 
 
 class Renderer:

@@ -1,0 +1,193 @@
+"""Proves from a history that nothing was lost, doubled or undone. Pure: it believes only what was recorded.
+
+Each rule is a generator of violations, named for what went wrong; no violation from any rule is the proof.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from uuid import UUID
+
+from shared.states import TRANSITIONS, JobState
+from tests.chaos.history import History, Seen, Version
+
+OK, CONFLICT, CRASHED, UNAVAILABLE = 200, 409, 500, 503
+ACCEPTED = {200, 201, 202}
+# Whatever else is away, these are the only dependencies whose absence may refuse a request.
+EXCUSES = {"database_unavailable", "storage_unavailable"}
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A promise that was broken."""
+
+    kind: str
+    detail: str
+    job: UUID | None = None
+
+
+Rule = Callable[[History], Iterator[Violation]]
+
+
+def check(history: History) -> list[Violation]:
+    """Return every broken promise."""
+    return [violation for rule in RULES for violation in rule(history)]
+
+
+def every_accepted_job_ends(history: History) -> Iterator[Violation]:
+    """1: an answer of 202 is a promise, and so is a row."""
+    jobs = history.by_job()
+    accepted = {one.job for one in history.seen if one.act == "submit" and one.status in ACCEPTED and one.job}
+    for job in accepted - jobs.keys():
+        yield Violation("lost", "was accepted, but there is no row", job)
+    for job, versions in jobs.items():
+        if not JobState(versions[-1].state).is_final:
+            yield Violation("lost", f"is {versions[-1].state} at the end", job)
+
+
+def rows_move_as_states_allow(history: History) -> Iterator[Violation]:
+    """1: final states never change, `version` only grows, and only the moves that `shared.states` draws are made."""
+    for job, versions in history.by_job().items():
+        if versions[0].state != JobState.QUEUED:
+            yield Violation("forbidden_move", f"began as {versions[0].state}", job)
+        for before, after in pairwise(versions):
+            yield from _move(job, before, after)
+
+
+def _move(job: UUID, before: Version, after: Version) -> Iterator[Violation]:
+    old, new = JobState(before.state), JobState(after.state)
+    visible = (old, before.attempt) != (new, after.attempt)
+    if old.is_final and visible:
+        yield Violation("final_state_changed", f"{old} became {new}", job)
+    elif new != old and new not in TRANSITIONS[old]:
+        yield Violation("forbidden_move", f"{old} became {new}", job)
+    if after.version < before.version or (visible and after.version == before.version):
+        yield Violation("version_not_grown", f"{before.version} became {after.version}", job)
+    claimed = old is JobState.QUEUED and new is JobState.RUNNING
+    if after.attempt - before.attempt != int(claimed):
+        yield Violation("attempt_not_fenced", f"{old}, {before.attempt} became {new}, {after.attempt}", job)
+
+
+def attempts_are_bounded(history: History) -> Iterator[Violation]:
+    """5: a job is given up after `max_attempts` faults, with the reason, and not before."""
+    for job, versions in history.by_job().items():
+        last = versions[-1]
+        if last.faults > last.max_attempts:
+            yield Violation("too_many_attempts", f"{last.faults} faults of {last.max_attempts}", job)
+        if last.state != JobState.FAILED:
+            continue
+        if last.error_code is None:
+            yield Violation("failed_without_reason", "has no error code", job)
+        elif not last.error_retryable:
+            yield Violation("failed_without_cause", f"nothing here should fail with {last.error_code}", job)
+        elif last.faults < last.max_attempts:
+            yield Violation("given_up_early", f"{last.faults} faults of {last.max_attempts}", job)
+
+
+def poison_is_isolated(history: History) -> Iterator[Violation]:
+    """5: a job that kills its workers fails or is canceled."""
+    for job, versions in history.by_job().items():
+        if job in history.poisoned and versions[-1].state == JobState.SUCCEEDED:
+            yield Violation("poison_succeeded", "a job that always kills its worker has succeeded", job)
+
+
+def one_result_is_shown(history: History) -> Iterator[Violation]:
+    """2: a job that succeeded shows one whole set of images, of the attempt that succeeded; no other job shows any."""
+    shown = defaultdict(list)
+    for image in history.shown:
+        shown[image.job].append(image)
+    for job, versions in history.by_job().items():
+        last, images = versions[-1], shown.pop(job, [])
+        if last.state != JobState.SUCCEEDED:
+            if images:
+                yield Violation("shown_without_success", f"is {last.state} and shows {len(images)} images", job)
+            continue
+        attempts = {int(image.key.split("/")[-2]) for image in images}
+        if len(images) > len({image.index for image in images}) or len(attempts) > 1:
+            yield Violation("double_visible", f"shows {len(images)} images of the attempts {sorted(attempts)}", job)
+        elif attempts and attempts != {last.attempt}:
+            yield Violation("stale_result", f"attempt {last.attempt} succeeded and {attempts} is shown", job)
+        wanted = history.images_wanted.get(job, len(images) or 1)
+        if len(images) != wanted:
+            yield Violation("incomplete", f"shows {len(images)} of {wanted} images", job)
+    for job in shown:
+        yield Violation("shown_without_row", "shows images and has no row", job)
+
+
+def shown_images_exist(history: History) -> Iterator[Violation]:
+    """2: what is shown is stored, byte for byte, and nobody ever downloads anything else."""
+    told = {}
+    for image in history.shown:
+        told[image.job, image.index] = image.sha256
+        stored = history.objects.get(image.key)
+        if stored is None:
+            yield Violation("object_missing", f"{image.key} is not in the storage", image.job)
+        elif stored != image.sha256:
+            yield Violation("object_differs", f"{image.key} is not what was announced", image.job)
+    for one in history.seen:
+        if one.act == "fetch" and one.sha256 and one.job and one.sha256 != told.get((one.job, 0)):
+            yield Violation("object_differs", "a client downloaded something else than is announced", one.job)
+
+
+def no_success_follows_a_cancel(history: History) -> Iterator[Violation]:
+    """3: an acknowledged cancel is the end."""
+    jobs = history.by_job()
+    for one in history.seen:
+        if one.act == "cancel" and one.status == OK and one.job in jobs:
+            last = jobs[one.job][-1]
+            if last.state != JobState.CANCELED:
+                yield Violation("canceled_in_vain", f"the cancel was acknowledged; it {last.state}", one.job)
+
+
+def clients_see_no_crash(history: History) -> Iterator[Violation]:
+    """4: whatever is away, the answer is a 503 that says when to come back, and never because of Redis."""
+    for one in history.seen:
+        if one.status is None or one.status < CRASHED or one.act == "fetch":
+            continue
+        if one.status != UNAVAILABLE:
+            yield Violation("crash_seen", f"{one.act} answered {one.status} {one.code}", one.job)
+        elif not one.retry_after:
+            yield Violation("no_retry_after", f"{one.act} answered 503 {one.code}", one.job)
+        elif one.code not in EXCUSES:
+            yield Violation("refused_without_need", f"{one.act} answered 503 {one.code}", one.job)
+
+
+def clients_see_time_pass(history: History) -> Iterator[Violation]:
+    """1: to any one client a job's version never falls, and what it sees at a version is what the row was."""
+    rows = {(one.job, one.version): one.state for one in sorted(history.versions, key=lambda one: one.seq)}
+    latest: dict[tuple[int, UUID], Seen] = {}
+    for one in sorted(history.seen, key=lambda one: (one.client, one.order)):
+        if one.job is None or one.version is None:
+            continue
+        before = latest.get((one.client, one.job))
+        if before is not None and (one.version < (before.version or 0)):
+            yield Violation("went_back_in_time", f"version {before.version}, then {one.version}", one.job)
+        if (one.job, one.version) in rows and rows[one.job, one.version] != one.state:
+            yield Violation("saw_what_was_not", f"{one.state} at version {one.version}", one.job)
+        latest[one.client, one.job] = one
+
+
+def one_key_is_one_job(history: History) -> Iterator[Violation]:
+    """1: however often a submit is repeated, it is one job."""
+    jobs = defaultdict(set)
+    for one in history.seen:
+        if one.act == "submit" and one.key and one.job and one.status in ACCEPTED:
+            jobs[one.key].add(one.job)
+    for key, made in jobs.items():
+        if len(made) > 1:
+            yield Violation("submitted_twice", f"{key} became {len(made)} jobs", min(made))
+
+
+RULES: tuple[Rule, ...] = (
+    every_accepted_job_ends,
+    rows_move_as_states_allow,
+    attempts_are_bounded,
+    poison_is_isolated,
+    one_result_is_shown,
+    shown_images_exist,
+    no_success_follows_a_cancel,
+    clients_see_no_crash,
+    clients_see_time_pass,
+    one_key_is_one_job,
+)

@@ -1,0 +1,167 @@
+"""The farm under test: embedded engines behind proxies, an api, two couriers, gpu workers that sketch. All are kept running."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from redis import Redis
+
+from deploy.standalone import folder as folders
+from deploy.standalone import ports, postgres, processes, redis, s3, serving
+from deploy.standalone.child import Event, Restarts
+from deploy.standalone.program import Program
+from deploy.standalone.serving import GpuWorker
+from deploy.standalone.supervisor import Supervisor
+from tests.chaos import proxy, sketch
+from tests.chaos.proxy import Proxy
+from tests.chaos.recorder import Recorder
+
+HOST = "127.0.0.1"
+CHECKPOINT = "farm-demo"
+SLOTS = 4
+COURIERS = 2
+POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large and how quick a farm is. `step_s` is the time of one denoising step; `settings` are FARM_* variables."""
+
+    workers: int
+    step_s: float
+    settings: Mapping[str, str]
+
+
+class Stage:
+    """A running farm and everything that a nemesis may lay hands on."""
+
+    def __init__(
+        self, supervisor: Supervisor, url: str, proxies: Mapping[str, Proxy], recorder: Recorder, folder: Path
+    ) -> None:
+        self._supervisor = supervisor
+        self.url = url
+        self.proxies = proxies
+        self.recorder = recorder
+        self.folder = folder
+        self.redis_url = ""
+
+    @property
+    def bucket(self) -> Path:
+        return self.folder / s3.NAME / s3.BUCKET
+
+    @property
+    def ambush(self) -> Path:
+        return self.folder / "ambush"
+
+    def pid(self, name: str) -> int | None:
+        return self._supervisor.pids().get(name)
+
+    def names(self, prefix: str) -> list[str]:
+        return sorted(name for name in self._supervisor.pids() if name.startswith(prefix))
+
+    def send(self, name: str, number: signal.Signals) -> int | None:
+        """Signal a part; returns its pid, or None while it does not run."""
+        pid = self.pid(name)
+        if pid is not None:
+            os.kill(pid, number)
+        return pid
+
+    def until_gone(self, name: str, pid: int, timeout_s: float) -> bool:
+        """Wait until a part is no longer that process; whether it happened in time."""
+        return until(lambda: self.pid(name) != pid, timeout_s)
+
+    def flush_redis(self) -> None:
+        with Redis.from_url(self.redis_url, socket_timeout=5) as client:
+            client.flushall()
+
+    def log_lines(self, prefix: str) -> Iterator[str]:
+        """Read the logs of all parts of a name, older files too."""
+        for file in sorted((self.folder / "logs").glob(f"{prefix}*")):
+            with file.open(errors="replace") as lines:
+                yield from lines
+
+
+@contextmanager
+def running(data_dir: Path, shape: Shape, on_event: Callable[[Event], None] = lambda _event: None) -> Iterator[Stage]:
+    """Run a farm on an empty folder while the block lasts."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
+    with ExitStack() as stack:
+        folder = stack.enter_context(folders.hold(data_dir))
+        engines = {
+            "postgres": postgres.engine(folder, environ, lambda _line: None),
+            "redis": redis.engine(folder, environ),
+            "s3": s3.engine(folder, environ),
+        }
+        direct = {name: value for engine in engines.values() for name, value in engine.env.items()}
+        urls = {"postgres": "FARM_DATABASE_URL", "redis": "FARM_REDIS_URL", "s3": "FARM_S3_ENDPOINT_URL"}
+        inner = [_port(direct[variable]) for variable in urls.values()]
+        proxies = dict(zip(urls, stack.enter_context(proxy.before(*inner)), strict=True))
+        reached = {
+            variable: direct[variable].replace(f":{port}", f":{proxies[name].port}")
+            for (name, variable), port in zip(urls.items(), inner, strict=True)
+        }
+        # However often the nemesis strikes, a part starts again at once.
+        supervisor = stack.enter_context(
+            Supervisor(folder.logs, folder.run_file, on_event, Restarts(pauses_s=(0.05,) * 10_000))
+        )
+        for engine in engines.values():
+            for program in engine.programs:
+                supervisor.start(program)
+        port = ports.pick(HOST)
+        stage = Stage(supervisor, f"http://{HOST}:{port}", proxies, Recorder(direct["FARM_DATABASE_URL"]), folder.path)
+        stage.redis_url = direct["FARM_REDIS_URL"]
+        stage.ambush.mkdir(exist_ok=True)
+        env = {**environ, **direct, **reached, **shape.settings, "FARM_LOG_FORMAT": "json"}
+        supervisor.start(processes.migration(env))
+        stage.recorder.install()
+        supervisor.start(*_programs(env, shape, port, stage))
+        yield stage
+
+
+def until(what: Callable[[], bool], timeout_s: float) -> bool:
+    """Wait until something is so; whether it was in time."""
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _programs(env: Mapping[str, str], shape: Shape, port: int, stage: Stage) -> list[Program]:
+    own = {
+        **env,
+        "FARM_CHECKPOINT": str(serving.DEMO.resolve()),
+        sketch.AMBUSH_VARIABLE: str(stage.ambush),
+        sketch.STEP_VARIABLE: str(shape.step_s),
+    }
+    couriers = [_renamed(processes.courier(env), f"courier{rank}") for rank in range(COURIERS)]
+    workers = [
+        processes.gpu_worker(
+            own,
+            GpuWorker(f"gpu{rank}", CHECKPOINT, rank + 1, SLOTS, {sketch.NAME_VARIABLE: f"gpu{rank}"}),
+            stage.url,
+        )
+        for rank in range(shape.workers)
+    ]
+    return [processes.api(env, HOST, port, stage.url), *couriers, *(_sketching(worker) for worker in workers)]
+
+
+def _renamed(program: Program, name: str) -> Program:
+    argv = tuple(part.replace(f"{program.name}@", f"{name}@") for part in program.argv)
+    return replace(program, name=name, argv=argv)
+
+
+def _sketching(program: Program) -> Program:
+    return replace(program, argv=tuple("tests.chaos.gpu" if part == "worker.gpu" else part for part in program.argv))
+
+
+def _port(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port

@@ -1,0 +1,85 @@
+"""What happened, as values: what each client saw, every version of every row, every object, every fault. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A job's row as one statement left it. `seq` orders all of them; `at` is the database's clock, in seconds."""
+
+    seq: int
+    at: float
+    job: UUID
+    version: int
+    state: str
+    attempt: int
+    faults: int
+    max_attempts: int
+    worker: str | None = None
+    error_code: str | None = None
+    error_retryable: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One answer that a client got, or did not get: `status` None is an unknown outcome. Times are in seconds.
+
+    `key` names a submit across its retries. `order` counts within one client.
+    """
+
+    client: int
+    order: int
+    act: str  # submit, poll, cancel, fetch
+    began: float
+    ended: float
+    status: int | None
+    key: str | None = None
+    job: UUID | None = None
+    state: str | None = None
+    version: int | None = None
+    code: str | None = None
+    retry_after: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A row of `images`: what the farm shows as a job's result."""
+
+    job: UUID
+    index: int
+    key: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What the nemesis did. `healed` is when the cause was gone: at once for a kill. `worker` is the gpu worker that it hit."""
+
+    kind: str
+    began: float
+    healed: float
+    worker: str | None = None
+    drain_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All of a run. `images_wanted` says how many images each job asked for; `poisoned` jobs kill every worker that runs them."""
+
+    versions: Sequence[Version]
+    seen: Sequence[Seen]
+    shown: Sequence[Shown]
+    objects: Mapping[str, str]  # sha256 by key
+    faults: Sequence[Fault] = ()
+    images_wanted: Mapping[UUID, int] = field(default_factory=dict)
+    poisoned: frozenset[UUID] = frozenset()
+
+    def by_job(self) -> dict[UUID, list[Version]]:
+        """Return each job's versions, in order."""
+        jobs: dict[UUID, list[Version]] = {}
+        for version in sorted(self.versions, key=lambda one: one.seq):
+            jobs.setdefault(version.job, []).append(version)
+        return jobs

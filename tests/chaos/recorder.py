@@ -1,0 +1,88 @@
+"""Records what the database and the storage hold: a trigger writes down every version of every job's row.
+
+The trigger writes in the same transaction as the change, so what it has recorded is exactly what was committed.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import class_row
+
+from tests.chaos.history import Shown, Version
+
+RECORDED = """
+CREATE TABLE chaos_versions (
+    seq bigserial PRIMARY KEY, at double precision NOT NULL, job uuid NOT NULL, version bigint NOT NULL, state text NOT NULL,
+    attempt int NOT NULL, faults int NOT NULL, max_attempts int NOT NULL, worker text, error_code text, error_retryable boolean
+);
+CREATE FUNCTION chaos_record() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO chaos_versions (at, job, version, state, attempt, faults, max_attempts, worker, error_code, error_retryable)
+    VALUES (extract(epoch FROM clock_timestamp()), NEW.id, NEW.version, NEW.state, NEW.attempt, NEW.faults, NEW.max_attempts,
+            NEW.worker_id, NEW.error_code, NEW.error_retryable);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER chaos_record AFTER INSERT OR UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION chaos_record();
+"""
+
+
+class Recorder:
+    """The suite's own way to the database, past every proxy."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.replace("postgresql+psycopg://", "postgresql://")
+
+    def install(self) -> None:
+        with self._connect() as connection:
+            connection.execute(RECORDED)
+
+    def unfinished(self) -> int:
+        """Count the jobs that have not reached a final state."""
+        with self._connect() as connection:
+            row = connection.execute("SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')").fetchone()
+        return int(row[0]) if row else 0
+
+    def moves(self) -> int:
+        """Count everything that has happened so far: as long as it grows, the farm is alive."""
+        with self._connect() as connection:
+            row = connection.execute("SELECT coalesce(max(seq), 0) FROM chaos_versions").fetchone()
+        return int(row[0]) if row else 0
+
+    def worker_of(self, job: UUID) -> str | None:
+        """Name the worker that runs a job."""
+        with self._connect() as connection:
+            row = connection.execute("SELECT worker_id FROM jobs WHERE id = %s AND state = 'running'", [job]).fetchone()
+        return row[0] if row else None
+
+    def versions(self) -> list[Version]:
+        with self._connect() as connection, connection.cursor(row_factory=class_row(Version)) as cursor:
+            return cursor.execute("SELECT * FROM chaos_versions ORDER BY seq").fetchall()
+
+    def shown(self) -> list[Shown]:
+        query = 'SELECT job_id AS job, "index", key, sha256 FROM images'
+        with self._connect() as connection, connection.cursor(row_factory=class_row(Shown)) as cursor:
+            return cursor.execute(query).fetchall()
+
+    def images_wanted(self) -> dict[UUID, int]:
+        with self._connect() as connection:
+            return dict(connection.execute("SELECT id, (params->>'num_images')::int FROM jobs").fetchall())
+
+    def poisoned(self, word: str) -> frozenset[UUID]:
+        query = "SELECT id FROM jobs WHERE params->>'prompt' LIKE %s"
+        with self._connect() as connection:
+            return frozenset(row[0] for row in connection.execute(query, [f"%{word}%"]))
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self._url, connect_timeout=5, autocommit=True)
+
+
+def stored(bucket: Path) -> Mapping[str, str]:
+    """Return the sha256 of every image object by its key, read from the folder that the embedded store serves."""
+    return {
+        file.relative_to(bucket).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in (bucket / "jobs").rglob("*.png")
+    }

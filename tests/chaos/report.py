@@ -1,0 +1,105 @@
+"""The figures of a run: what was done, what was lost, how long it took to recover. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import quantiles
+from typing import Any
+
+from shared.states import JobState
+from tests.chaos.checker import Violation
+from tests.chaos.history import Fault, History, Version
+
+DOUBLE = {"double_visible", "stale_result", "shown_without_success", "shown_without_row"}
+
+
+def report(history: History, violations: Sequence[Violation], **facts: Any) -> dict[str, Any]:
+    """Return all figures as JSON values. Durations are in seconds."""
+    jobs = history.by_job()
+    kinds = Counter(violation.kind for violation in violations)
+    return {
+        **facts,
+        "jobs": len(jobs),
+        "outcomes": dict(Counter(versions[-1].state for versions in jobs.values()).most_common()),
+        "faults": len(history.faults),
+        "faults_by_kind": dict(sorted(Counter(fault.kind for fault in history.faults).items())),
+        "lost": kinds["lost"],
+        "double_visible": sum(kinds[kind] for kind in DOUBLE),
+        "violations": dict(kinds),
+        "violation_details": [f"{one.kind}: {one.job} {one.detail}" for one in violations[:50]],
+        "requests": len(history.seen),
+        "answers": dict(Counter(_answer(one.act, one.status) for one in history.seen).most_common()),
+        "reruns": sum(versions[-1].attempt > 1 for versions in jobs.values()),
+        "objects": len(history.objects),
+        "orphans": len(history.objects.keys() - {image.key for image in history.shown}),
+        "recovery_s": {kind: spread(times) for kind, times in sorted(recoveries(history).items())},
+        "drain_s": spread([fault.drain_s for fault in history.faults if fault.drain_s is not None]),
+    }
+
+
+def recoveries(history: History) -> dict[str, list[float]]:
+    """Return, by kind of fault, how long each took to recover from.
+
+    A fault of a worker: until every job that it held runs again or has ended. Of the api: until it serves a client again. Any
+    other: from its end to the next success.
+    """
+    found: dict[str, list[float]] = {}
+    jobs = list(history.by_job().values())
+    successes = sorted(one.at for one in history.versions if one.state == JobState.SUCCEEDED)
+    served = sorted(one.ended for one in history.seen if one.status is not None)
+    for fault in history.faults:
+        if fault.worker is not None:
+            times = [_rerun_after(fault, versions) for versions in jobs]
+            held = [time for time in times if time is not None]
+        else:
+            signs = served if fault.kind.startswith("api") else successes
+            held = [at - fault.healed for at in signs if at > fault.healed][:1]
+        if held:
+            found.setdefault(fault.kind, []).append(max(held))
+    return found
+
+
+def spread(times: Sequence[float]) -> dict[str, float]:
+    """Return p50, p95, max and the number of samples; empty for none."""
+    if not times:
+        return {}
+    cuts = quantiles(times, n=20, method="inclusive") if len(times) > 1 else [times[0]] * 19
+    return {"p50": round(cuts[9], 2), "p95": round(cuts[18], 2), "max": round(max(times), 2), "n": len(times)}
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Lay the figures out for people."""
+    return "\n".join(_lines(figures))
+
+
+def _lines(figures: dict[str, Any]) -> Iterator[str]:
+    for name in ("seed", "jobs", "outcomes", "reruns", "faults", "lost", "double_visible", "zombie_writes_refused"):
+        yield f"{name:24}{figures[name]}"
+    yield f"{'violations':24}{figures['violations'] or 'none'}"
+    yield f"{'minutes':24}{figures['minutes']}"
+    yield f"\n{'recovery after':24}{'faults':>8}{'hits':>8}{'p50 s':>8}{'p95 s':>8}{'max s':>8}"
+    for kind, count in figures["faults_by_kind"].items():
+        yield _row(kind, count, figures["recovery_s"].get(kind, {}))
+    yield _row("time to drain", figures["faults_by_kind"].get("gpu_drain", 0), figures["drain_s"])
+    yield from figures["violation_details"]
+
+
+def _row(name: str, count: int, times: dict[str, float]) -> str:
+    cells = "".join(f"{times[key]:8.2f}" if times else f"{'':8}" for key in ("p50", "p95", "max"))
+    return f"{name:24}{count:8}{times.get('n', 0):8.0f}{cells}"
+
+
+def _rerun_after(fault: Fault, versions: Iterable[Version]) -> float | None:
+    """Return how long after a worker's fault a job that it held ran again or ended; None for a job that it did not hold."""
+    held: Version | None = None
+    for one in versions:
+        if one.at <= fault.began:
+            held = one
+        elif held is None or held.state != JobState.RUNNING or (held.worker or "").split("@")[0] != fault.worker:
+            return None
+        elif one.attempt > held.attempt or JobState(one.state).is_final:
+            return one.at - fault.began
+    return None
+
+
+def _answer(act: str, status: int | None) -> str:
+    return f"{act} {status or 'unknown'}"

@@ -1,0 +1,177 @@
+"""The checker accepts a good history and names every way in which one can be broken."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.chaos.checker import check
+from tests.chaos.history import Fault, History, Seen, Shown, Version
+from tests.chaos.report import recoveries, report, table
+
+JOB, OTHER = UUID(int=1), UUID(int=2)
+KEY = f"jobs/{JOB}/2/0.png"
+
+
+def rows(job: UUID, *moves: tuple[str, int], begin: int = 1, faults: int = 0, **last: Any) -> list[Version]:
+    """A job's versions: each move is a state and an attempt."""
+    made = [
+        Version(begin + index, float(begin + index), job, index + 1, state, attempt, 0, 3, worker=f"gpu{attempt}@host")
+        for index, (state, attempt) in enumerate(moves)
+    ]
+    made[-1] = replace(made[-1], faults=faults, **last)
+    return made
+
+
+RERUN = rows(JOB, ("queued", 0), ("running", 1), ("queued", 1), ("running", 2), ("succeeded", 2), faults=1)
+CANCELED = rows(OTHER, ("queued", 0), ("running", 1), ("canceled", 1), begin=10)
+
+
+def seen(order: int, act: str, status: int | None, job: UUID | None = JOB, **fields: Any) -> Seen:
+    return Seen(0, order, act, float(order), order + 0.5, status, job=job, **fields)
+
+
+GOOD = History(
+    versions=[*RERUN, *CANCELED],
+    seen=[
+        seen(1, "submit", None, None, key="a"),
+        seen(2, "submit", 503, None, key="a", code="database_unavailable", retry_after="5"),
+        seen(3, "submit", 202, key="a", state="queued", version=1),
+        seen(4, "poll", 200, state="running", version=2),
+        seen(5, "poll", 200, state="succeeded", version=5),
+        seen(6, "fetch", 200, sha256="ab"),
+        seen(7, "submit", 202, OTHER, key="b", state="queued", version=1),
+        seen(8, "cancel", 200, OTHER, state="canceled", version=3),
+        seen(9, "cancel", 409, JOB),
+    ],
+    shown=[Shown(JOB, 0, KEY, "ab")],
+    objects={KEY: "ab", f"jobs/{JOB}/1/0.png": "of the attempt that died"},
+    faults=[Fault("gpu_kill", 2.5, 2.5, "gpu1"), Fault("redis_kill", 4.0, 4.5)],
+    images_wanted={JOB: 1, OTHER: 1},
+)
+
+
+def with_rows(versions: list[Version]) -> History:
+    return replace(GOOD, versions=versions)
+
+
+def with_seen(*more: Seen) -> History:
+    return replace(GOOD, seen=[*GOOD.seen, *more])
+
+
+def failed(**last: Any) -> History:
+    versions = rows(OTHER, ("queued", 0), ("running", 1), ("failed", 1), begin=10, **last)
+    return replace(GOOD, versions=[*RERUN, *versions], seen=GOOD.seen[:6])
+
+
+BROKEN: dict[str, Callable[[], History]] = {
+    "an accepted job has no row": lambda: with_rows(CANCELED),
+    "a job waits for ever": lambda: with_rows([*RERUN, *CANCELED[:1]]),
+    "a job runs for ever": lambda: with_rows([*RERUN[:4], *CANCELED]),
+    "a final state changes": lambda: with_rows(
+        [*RERUN, replace(RERUN[-1], seq=6, version=6, state="failed"), *CANCELED]
+    ),
+    "a finished job runs again": lambda: with_rows([*RERUN, replace(RERUN[3], seq=6, version=6, attempt=3), *CANCELED]),
+    "a queued job succeeds": lambda: with_rows([*RERUN[:3], replace(RERUN[4], attempt=1), *CANCELED]),
+    "a job begins in the middle": lambda: with_rows([*RERUN[1:], *CANCELED]),
+    "a version is used twice": lambda: with_rows([*RERUN[:-1], replace(RERUN[-1], version=4), *CANCELED]),
+    "a version falls": lambda: with_rows([*RERUN[:-1], replace(RERUN[-1], version=2), *CANCELED]),
+    "a claim does not raise the attempt": lambda: with_rows(
+        [*RERUN[:3], *(replace(one, attempt=1) for one in RERUN[3:]), *CANCELED]
+    ),
+    "an attempt changes hands without a claim": lambda: with_rows(
+        [*RERUN[:-1], replace(RERUN[-1], attempt=3), *CANCELED]
+    ),
+    "a job is tried too often": lambda: failed(faults=4, error_code="worker_lost", error_retryable=True),
+    "a job is given up too early": lambda: failed(faults=2, error_code="worker_lost", error_retryable=True),
+    "a job fails and nobody knows why": lambda: failed(faults=3),
+    "a good job fails": lambda: failed(faults=1, error_code="render_failed", error_retryable=False),
+    "a poisoned job succeeds": lambda: replace(GOOD, poisoned=frozenset({JOB})),
+    "two attempts are shown": lambda: replace(GOOD, shown=[*GOOD.shown, Shown(JOB, 1, f"jobs/{JOB}/1/0.png", "x")]),
+    "one image is shown twice": lambda: replace(GOOD, shown=[*GOOD.shown, *GOOD.shown]),
+    "a stale attempt is shown": lambda: replace(GOOD, shown=[Shown(JOB, 0, f"jobs/{JOB}/1/0.png", "x")]),
+    "an image is missing from the result": lambda: replace(GOOD, images_wanted={JOB: 2}),
+    "a success shows nothing": lambda: replace(GOOD, shown=[]),
+    "a canceled job shows images": lambda: replace(
+        GOOD, shown=[*GOOD.shown, Shown(OTHER, 0, f"jobs/{OTHER}/1/0.png", "x")]
+    ),
+    "images belong to no job": lambda: replace(GOOD, shown=[*GOOD.shown, Shown(UUID(int=3), 0, "jobs/3/1/0.png", "x")]),
+    "an object is not there": lambda: replace(GOOD, objects={}),
+    "an object was overwritten": lambda: replace(GOOD, objects={KEY: "of a zombie"}),
+    "a client downloads another picture": lambda: with_seen(seen(20, "fetch", 200, sha256="other")),
+    "a success follows a cancel": lambda: with_seen(seen(20, "cancel", 200)),
+    "a client sees a crash": lambda: with_seen(seen(20, "poll", 500, code="internal")),
+    "nobody says when to come back": lambda: with_seen(seen(20, "poll", 503, code="database_unavailable")),
+    "Redis is away and a submit is refused": lambda: with_seen(
+        seen(20, "submit", 503, None, code="broker_unavailable", retry_after="5")
+    ),
+    "a client sees an older version": lambda: with_seen(seen(20, "poll", 200, state="running", version=2)),
+    "a client sees what was not": lambda: with_seen(seen(20, "poll", 200, state="failed", version=5)),
+    "a repeated submit makes a second job": lambda: with_seen(
+        seen(20, "submit", 202, OTHER, key="a", state="canceled", version=3)
+    ),
+}
+
+NAMED = {
+    "an accepted job has no row": "lost",
+    "a job waits for ever": "lost",
+    "a job runs for ever": "lost",
+    "a final state changes": "final_state_changed",
+    "a finished job runs again": "final_state_changed",
+    "a queued job succeeds": "forbidden_move",
+    "a job begins in the middle": "forbidden_move",
+    "a version is used twice": "version_not_grown",
+    "a version falls": "version_not_grown",
+    "a claim does not raise the attempt": "attempt_not_fenced",
+    "an attempt changes hands without a claim": "attempt_not_fenced",
+    "a job is tried too often": "too_many_attempts",
+    "a job is given up too early": "given_up_early",
+    "a job fails and nobody knows why": "failed_without_reason",
+    "a good job fails": "failed_without_cause",
+    "a poisoned job succeeds": "poison_succeeded",
+    "two attempts are shown": "double_visible",
+    "one image is shown twice": "double_visible",
+    "a stale attempt is shown": "stale_result",
+    "an image is missing from the result": "incomplete",
+    "a success shows nothing": "incomplete",
+    "a canceled job shows images": "shown_without_success",
+    "images belong to no job": "shown_without_row",
+    "an object is not there": "object_missing",
+    "an object was overwritten": "object_differs",
+    "a client downloads another picture": "object_differs",
+    "a success follows a cancel": "canceled_in_vain",
+    "a client sees a crash": "crash_seen",
+    "nobody says when to come back": "no_retry_after",
+    "Redis is away and a submit is refused": "refused_without_need",
+    "a client sees an older version": "went_back_in_time",
+    "a client sees what was not": "saw_what_was_not",
+    "a repeated submit makes a second job": "submitted_twice",
+}
+
+
+def test_a_good_history_is_accepted() -> None:
+    assert check(GOOD) == []
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_history_is_found_out(what: str) -> None:
+    assert NAMED[what] in {violation.kind for violation in check(BROKEN[what]())}
+
+
+def test_a_job_that_used_up_its_attempts_may_fail() -> None:
+    assert check(failed(faults=3, error_code="worker_lost", error_retryable=True)) == []
+
+
+def test_recovery_is_timed_from_the_fault_to_the_next_attempt_or_success() -> None:
+    assert recoveries(GOOD) == {"gpu_kill": [1.5], "redis_kill": [0.5]}
+
+
+def test_the_report_counts_and_prints() -> None:
+    broken = BROKEN["a job waits for ever"]()
+    figures = report(broken, check(broken), seed=1, minutes=0.1, zombie_writes_refused=2)
+    assert (figures["jobs"], figures["faults"], figures["lost"], figures["double_visible"]) == (2, 2, 1, 0)
+    assert figures["recovery_s"]["gpu_kill"] == {"p50": 1.5, "p95": 1.5, "max": 1.5, "n": 1}
+    assert figures["orphans"] == 1
+    assert "lost" in table(figures)

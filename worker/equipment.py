@@ -1,0 +1,27 @@
+"""What a floor is given to render with. No torch: what brings it is `device`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shared.weights import Shelves
+from worker.engine.engine import Engine
+from worker.engine.request import Pixels
+
+
+class Judge(Protocol):
+    """Says which pictures must not be delivered."""
+
+    def flags(self, pixels: Pixels) -> bool:
+        """Whether a picture (height, width, 3) is to be blacked out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """The engine has not been started. `memory` tells of the device's, in bytes by kind."""
+
+    engine: Engine[Any, Any]
+    shelves: Shelves
+    device_name: str
+    safety: Judge | None = None
+    memory: Callable[[], Mapping[str, float]] = dict
