@@ -18,13 +18,21 @@ from shared.weights import Kind
 def admit(desk: Desk, caller: Caller, submission: Submission) -> JobRow:
     """Store a job and ring for it. Once this returns the job will reach a final state, whatever dies.
 
-    Raises `InvalidRequest` for what cannot be rendered and `Unavailable` while the database or the storage is away.
+    Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey` and `QueueFull`, and `Unavailable` while the database or the storage is away.
     """
+    caller.may_rank(submission.priority)
     # Before the transaction: storing pictures takes longer than a connection should be held.
     received = inputs.receive(desk.storage, desk.intake, submission)
     with desk.db.transaction() as session:
         params = resolved(session, desk, submission, received)
-        row = jobs.submit(session, params, max_attempts=desk.settings.max_attempts, owner=caller.owner)
+        desk.quota.admit(session, caller.owner, caller.max_queued)
+        row = jobs.submit(
+            session,
+            params,
+            max_attempts=desk.settings.max_attempts,
+            owner=caller.owner,
+            priority=submission.priority,
+        )
     # After the commit: a worker that hears the doorbell must find the row.
     broker.ring(desk.celery, row.checkpoint)
     return row

@@ -16,7 +16,7 @@ from api.deps import Desk, DeskDep
 from api.keyring import Known
 from api.keys import Scope, Token
 from shared.db import KeyRow
-from shared.errors import ScopeMissing, Unauthenticated
+from shared.errors import PriorityTooHigh, ScopeMissing, Unauthenticated
 from shared.params import MAX_PRIORITY
 
 ANONYMOUS = "anonymous"
@@ -44,6 +44,11 @@ class Caller:
     def sees_only(self) -> str | None:
         """The owner whose jobs this caller may see; None for all of them."""
         return None if self.is_admin else self.owner
+
+    def may_rank(self, priority: int) -> None:
+        """Raise `PriorityTooHigh` unless its jobs may have that priority."""
+        if priority > self.max_priority:
+            raise PriorityTooHigh(f"This API key may submit up to priority {self.max_priority}, not {priority}.")
 
     def may(self, scope: Scope) -> "Caller":
         """Return the caller itself, or raise `ScopeMissing`."""
@@ -75,7 +80,10 @@ async def _caller(
     known = desk.keys.remembered(token)
     if known is None:
         known = await run_in_threadpool(desk.keys.fetch, token)
-    return _holder(known)
+    caller = _holder(known)
+    if caller.requests_per_minute is not None:
+        await run_in_threadpool(desk.throttle.take, caller.owner, caller.requests_per_minute)
+    return caller
 
 
 def _almighty(owner: str) -> Caller:

@@ -12,6 +12,8 @@ from redis import Redis
 
 from api.intake import Intake
 from api.keyring import KeyRing
+from api.quota import Quota
+from api.throttle import Throttle
 from shared import broker
 from shared.db import Database
 from shared.errors import JobNotFound
@@ -31,6 +33,8 @@ class Desk:
     storage: Storage
     intake: Intake
     keys: KeyRing
+    throttle: Throttle
+    quota: Quota
 
 
 @contextmanager
@@ -43,7 +47,17 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
         closing.callback(redis.close)
         celery = broker.celery_app(settings)
         closing.callback(celery.close)
-        yield Desk(settings, db, redis, celery, Storage(settings), _intake(settings), KeyRing(db))
+        yield Desk(
+            settings,
+            db,
+            redis,
+            celery,
+            Storage(settings),
+            _intake(settings),
+            KeyRing(db),
+            Throttle(redis),
+            Quota(settings.max_queued),
+        )
 
 
 def _intake(settings: Settings) -> Intake:

@@ -48,7 +48,20 @@ class JobRow(Base):
     __table_args__ = (
         CheckConstraint(f"state IN ({_STATES})", name="jobs_state_known"),
         # What `claim_next` walks: the best queued job of a checkpoint, without sorting.
-        Index("jobs_queued", "checkpoint", text("priority DESC"), "id", postgresql_where=text("state = 'queued'")),
+        Index(
+            "jobs_queued",
+            *("checkpoint", text("priority DESC"), "virtual_start", "id"),
+            postgresql_where=text("state = 'queued' AND NOT parked"),
+        ),
+        # The oldest, for the claims that look after what waits longest.
+        Index("jobs_queued_by_age", "checkpoint", "id", postgresql_where=text("state = 'queued'")),
+        # One owner's: to count them, and to find the next one parked.
+        Index(
+            "jobs_queued_by_owner",
+            *("owner", "checkpoint", "parked", text("priority DESC"), "virtual_start", "id"),
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index("jobs_running_by_owner", "owner", postgresql_where=text("state = 'running'")),
         Index("jobs_running", "lease_until", postgresql_where=text("state = 'running'")),
         Index("jobs_by_state", "state", text("id DESC")),
         Index("jobs_by_checkpoint", "checkpoint", text("id DESC")),
@@ -60,6 +73,11 @@ class JobRow(Base):
     version: Mapped[int] = mapped_column(BigInteger, server_default="1")
     checkpoint: Mapped[str]
     priority: Mapped[int] = mapped_column(server_default="0")
+    # Its place in the fair order of its checkpoint and priority (`shared.shares`); it keeps it when it is handed back.
+    virtual_start: Mapped[float] = mapped_column(server_default="0")
+    virtual_finish: Mapped[float] = mapped_column(server_default="0")
+    # Beyond what its owner may run at once: out of the way of claims until others of it have been claimed.
+    parked: Mapped[bool] = mapped_column(server_default=text("false"))
     params: Mapped[dict[str, Any]]
     attempt: Mapped[int] = mapped_column(server_default="0")
     max_attempts: Mapped[int]
@@ -81,6 +99,27 @@ class JobRow(Base):
     finished_at: Mapped[datetime | None]
 
     images: Mapped[list["ImageRow"]] = relationship(order_by="ImageRow.index", lazy="selectin")
+
+
+class ShareRow(Base):
+    """Up to where an owner has used its share of a checkpoint at a priority, in virtual time (`shared.shares`)."""
+
+    __tablename__ = "shares"
+
+    checkpoint: Mapped[str] = mapped_column(primary_key=True)
+    priority: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    finish: Mapped[float]
+
+
+class ClockRow(Base):
+    """The virtual time of a checkpoint at a priority: the start of the job claimed last."""
+
+    __tablename__ = "clocks"
+
+    checkpoint: Mapped[str] = mapped_column(primary_key=True)
+    priority: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    virtual_now: Mapped[float] = mapped_column(server_default="0")
 
 
 class ImageRow(Base):

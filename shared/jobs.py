@@ -11,11 +11,25 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Integer, Select, Update, Uuid, case, column, func, select, update, values
+from sqlalchemy import (
+    CursorResult,
+    Executable,
+    Integer,
+    Select,
+    Update,
+    Uuid,
+    case,
+    column,
+    func,
+    not_,
+    select,
+    update,
+    values,
+)
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
-from shared import outbox
+from shared import outbox, shares
 from shared.db import ImageRow, JobRow
 from shared.errors import FarmError, JobAlreadyFinal, JobNotFound, WorkerLost
 from shared.params import GenerationParams
@@ -35,6 +49,8 @@ class Claim(Attempt):
     """A worker's right to run an attempt, and what to render."""
 
     params: GenerationParams
+    # Its key has a running limit: when it ends, another of the key's jobs may have become claimable.
+    is_limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +81,19 @@ def submit(
     *,
     max_attempts: int,
     owner: str = "anonymous",
+    priority: int = 0,
     endpoint_id: UUID | None = None,
 ) -> JobRow:
     """Insert a queued job. Its id is time-ordered (UUID version 7), so ids sort by age. `endpoint_id` hears of it too."""
+    turn = shares.take(session, owner=owner, checkpoint=params.checkpoint, priority=priority, cost=params.cost)
     row = JobRow(
         id=uuid7(),
         owner=owner,
         checkpoint=params.checkpoint,
+        priority=priority,
+        virtual_start=turn.start,
+        virtual_finish=turn.finish,
+        parked=turn.is_parked,
         params=params.model_dump(mode="json"),
         max_attempts=max_attempts,
         steps_total=params.unet_calls,
@@ -115,20 +137,27 @@ def listing(
     return session.scalars(query).all()
 
 
-def claim_next(session: Session, checkpoint: str, worker_id: str, *, lease_s: float) -> Claim | None:
-    """Take the best queued job of a checkpoint: highest priority, then oldest. None when there is none to take.
+def claim_next(
+    session: Session, checkpoint: str, worker_id: str, *, lease_s: float, oldest_level: bool = False
+) -> Claim | None:
+    """Take the best queued job of a checkpoint: highest priority, then fair share, then age. None when there is none to take.
 
-    Concurrent claims never block each other and never take the same job.
+    With `oldest_level` the priority of the job that waits longest goes first: workers ask for it now and then, so that the
+    lowest priority moves too. Concurrent claims never block each other and never take the same job.
     """
-    best = (
-        select(JobRow.id)
-        .where(JobRow.state == JobState.QUEUED, JobRow.checkpoint == checkpoint)
-        .order_by(JobRow.priority.desc(), JobRow.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    taken = session.execute(
+    taken = session.execute(claim_statement(checkpoint, worker_id, lease_s, oldest_level=oldest_level)).one_or_none()
+    if taken is None:
+        return None
+    outbox.record(session, taken.id)
+    return Claim(taken.id, taken.attempt, GenerationParams.model_validate(taken.params), taken.is_limited)
+
+
+def claim_statement(checkpoint: str, worker_id: str, lease_s: float, *, oldest_level: bool = False) -> Executable:
+    """Return the one statement of a claim: it takes the job, moves its owner's parked ones up and the clock on."""
+    best = _best(checkpoint)
+    if oldest_level:
+        best = func.coalesce(_best(checkpoint, at=_oldest_level(checkpoint)), best)
+    taken = (
         update(JobRow)
         .where(JobRow.id == best)
         .values(
@@ -140,12 +169,15 @@ def claim_next(session: Session, checkpoint: str, worker_id: str, *, lease_s: fl
             started_at=func.now(),
             steps_done=0,
         )
-        .returning(JobRow.id, JobRow.attempt, JobRow.params)
-    ).one_or_none()
-    if taken is None:
-        return None
-    outbox.record(session, taken.id)
-    return Claim(taken.id, taken.attempt, GenerationParams.model_validate(taken.params))
+        .returning(
+            *(JobRow.id, JobRow.attempt, JobRow.params),
+            *(JobRow.owner, JobRow.checkpoint, JobRow.priority, JobRow.virtual_start),
+        )
+        .cte("taken")
+    )
+    also = shares.advance(taken).cte("clock"), shares.move_up(taken).cte("moved")
+    is_limited = shares.is_limited(taken.c.owner).label("is_limited")
+    return select(taken.c.id, taken.c.attempt, taken.c.params, is_limited).add_cte(*also)
 
 
 def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> frozenset[UUID]:
@@ -237,6 +269,7 @@ def cancel(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRo
     row = get(session, job_id, owner=owner)
     if not canceled:
         raise JobAlreadyFinal(f"Job {job_id} has already {row.state}.")
+    shares.give_back(session, [job_id])
     return row
 
 
@@ -260,12 +293,37 @@ def rescue(session: Session, *, limit: int = 100) -> list[tuple[UUID, JobState]]
     return rescued
 
 
+def count_queued(session: Session, *, at_most: int, owner: str | None = None) -> int:
+    """Count the queued jobs, of one owner or of all, but no further than `at_most`."""
+    queued = select(JobRow.owner).where(JobRow.state == JobState.QUEUED)
+    if owner is not None:
+        queued = queued.where(JobRow.owner == owner)
+    return session.scalar(select(func.count()).select_from(queued.limit(at_most).subquery())) or 0
+
+
 def backlog(session: Session) -> Mapping[str, int]:
-    """Count the queued jobs of each checkpoint that has any."""
-    counted = session.execute(
-        select(JobRow.checkpoint, func.count()).where(JobRow.state == JobState.QUEUED).group_by(JobRow.checkpoint)
+    """Count the queued jobs of each checkpoint that could be claimed now, where there are any."""
+    claimable = select(JobRow.checkpoint, func.count()).where(
+        JobRow.state == JobState.QUEUED, not_(JobRow.parked), JobRow.owner.not_in(shares.blocked_owners())
     )
+    counted = session.execute(claimable.group_by(JobRow.checkpoint))
     return dict(counted.all())
+
+
+def _best(checkpoint: str, *, at: Any = None) -> Any:
+    """Choose the job to claim, at one priority if it is given. Must agree with `shared.queue.ahead`."""
+    able = select(JobRow.id).where(
+        JobRow.state == JobState.QUEUED, not_(JobRow.parked), JobRow.checkpoint == checkpoint, shares.may_run()
+    )
+    if at is not None:
+        able = able.where(JobRow.priority == at)
+    order = (JobRow.priority.desc(), JobRow.virtual_start, JobRow.id)
+    return able.order_by(*order).limit(1).with_for_update(skip_locked=True, of=JobRow).scalar_subquery()
+
+
+def _oldest_level(checkpoint: str) -> Any:
+    queued = select(JobRow.priority).where(JobRow.state == JobState.QUEUED, JobRow.checkpoint == checkpoint)
+    return queued.order_by(JobRow.id).limit(1).scalar_subquery()
 
 
 def _finish(session: Session, run: Attempt, to: JobState, **columns: Any) -> bool:

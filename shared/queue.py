@@ -86,7 +86,7 @@ def ahead(session: Session, row: JobRow) -> Ahead:
         .where(
             JobRow.state == JobState.QUEUED,
             JobRow.checkpoint == row.checkpoint,
-            tuple_(-JobRow.priority, JobRow.id) < (-row.priority, row.id),
+            tuple_(-JobRow.priority, JobRow.virtual_start, JobRow.id) < (-row.priority, row.virtual_start, row.id),
         )
         .limit(FARTHEST_COUNTED + 1)
         .subquery()

@@ -57,6 +57,7 @@ class Settings(BaseSettings):
 
     # The api.
     auth: Literal["auto", "keys", "none"] = "auto"
+    max_queued: Annotated[int, Field(ge=1)] = 100_000
     admin_key: Annotated[SecretStr, Field(min_length=32)] | None = None
     max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     image_url_seconds: Seconds = 3600.0

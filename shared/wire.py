@@ -16,6 +16,7 @@ EXAMPLE: dict[str, JsonValue] = {
     "state": "running",
     "version": 14,
     "progress": {"steps_done": 12, "steps_total": 20},
+    "priority": 0,
     "seeds": [42],
     "images": [],
     "params": {
@@ -120,6 +121,7 @@ class Job(BaseModel):
     state: JobState
     version: int
     progress: Progress
+    priority: int = 0
     seeds: Annotated[list[int], Field(description="The seed of each image, in order.")]
     images: list[Image]
     params: GenerationParams
@@ -141,6 +143,7 @@ class Job(BaseModel):
             state=JobState(row.state),
             version=row.version,
             progress=Progress(steps_done=row.steps_done, steps_total=row.steps_total),
+            priority=row.priority,
             seeds=list(params.seeds),
             images=[_image(image) for image in row.images],
             params=params,

@@ -4,7 +4,7 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, events, fleet, jobs
+from shared import broker, events, fleet, jobs, shares
 from shared.db import Database
 from shared.states import JobState
 
@@ -19,6 +19,7 @@ def rescue(db: Database, redis: Redis) -> list[JobState]:
     with db.transaction() as session:
         rescued = jobs.rescue(session)
         fleet.forget(session)
+        shares.unpark(session)
     for job_id, state in rescued:
         log.warning("job.rescued", job_id=str(job_id), state=state)
         events.publish(redis, events.JobEvent(job_id, state))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -29,6 +30,9 @@ from worker.leases import Leases, Running
 from worker.order import Order
 
 PNG = "image/png"
+# One claim in so many begins with the priority of the job that waits longest: with high priorities always waiting, the rest
+# still gets an eighth of the farm.
+OLDEST_LEVEL_EVERY = 8
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -71,19 +75,30 @@ class Renderer:
         self._safety = safety
         self._ended = ended
         self._is_draining = False
+        # The first claim that looks after the lowest priority is not the very first one.
+        self._claims = count(1)
 
     def answer(self) -> None:
         """Answer one doorbell. Returns when the job it led to has ended, or at once when there is none."""
         if self._is_draining:
             return
         with self._db.transaction() as session:
-            claim = jobs.claim_next(session, self._checkpoint, self._worker_id, lease_s=self._settings.lease_seconds)
+            claim = jobs.claim_next(
+                session,
+                self._checkpoint,
+                self._worker_id,
+                lease_s=self._settings.lease_seconds,
+                oldest_level=next(self._claims) % OLDEST_LEVEL_EVERY == 0,
+            )
         if claim is None:
             return
         with structlog.contextvars.bound_contextvars(job_id=str(claim.job_id), attempt=claim.attempt):
             log.info("job.claimed")
             self._tell(claim, JobState.RUNNING)
             self._run(claim)
+        if claim.is_limited:
+            # The doorbells of what its key could not run yet were heard in vain.
+            broker.ring(self._celery, self._checkpoint)
 
     def drain(self) -> None:
         """Claim nothing more; what runs may finish."""

@@ -12,10 +12,12 @@ from shared.params import (
     MAX_LORA_WEIGHT,
     MAX_LORAS,
     MAX_PADDING_PX,
+    MAX_PRIORITY,
     MAX_SEED,
     MAX_SIDE_PX,
     MAX_STEPS,
     MAX_UPSCALE,
+    MIN_PRIORITY,
     MIN_SIDE_PX,
     SIDE_MULTIPLE_PX,
     MaskFill,
@@ -144,6 +146,10 @@ class Submission(_Strict):
         Field(description="Of the first image; the next use seed + 1 and so on. -1 or null draws one."),
     ] = None
     num_images: Annotated[int, Field(strict=True, ge=1, le=MAX_IMAGES)] = 1
+    priority: Annotated[
+        int,
+        Field(strict=True, ge=MIN_PRIORITY, le=MAX_PRIORITY, description="Higher goes first; up to the API key's own."),
+    ] = 0
     variation: VariationChoice | None = None
     sampler: Sampler = Sampler.DPMPP_2M
     schedule: Annotated[ScheduleChoice, Field(description="Null, or `automatic`, takes the sampler's own default.")] = (

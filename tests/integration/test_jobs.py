@@ -6,7 +6,7 @@ from itertools import pairwise
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, text, update
+from sqlalchemy import func, update
 
 from shared import jobs
 from shared.db import Database, JobRow
@@ -267,17 +267,3 @@ def test_backlog_counts_what_waits(db: Database) -> None:
     claimed(db)
     with db.transaction() as session:
         assert jobs.backlog(session) == {DEMO: 1, "other": 1}
-
-
-def test_the_claim_walks_its_index(db: Database) -> None:
-    with db.transaction() as session:
-        session.execute(text("SET LOCAL enable_seqscan = off"))
-        plan = session.execute(
-            text(
-                "EXPLAIN SELECT id FROM jobs WHERE state = 'queued' AND checkpoint = 'x' "
-                "ORDER BY priority DESC, id LIMIT 1 FOR UPDATE SKIP LOCKED"
-            )
-        ).scalars()
-        steps = "\n".join(plan)
-    assert "jobs_queued" in steps
-    assert "Sort" not in steps

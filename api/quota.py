@@ -1,0 +1,67 @@
+"""How many jobs may wait: of one key, and in all. Counted in the database at most once a second, so that a flood costs no counts.
+
+Between counts a process adds what it admitted itself; several processes may together admit a little more than the limit.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+
+from sqlalchemy.orm import Session
+
+from shared import jobs
+from shared.errors import QueueFull, QueueFullForKey
+
+COUNTED_FOR_S = 1.0
+# Of everyone's jobs together; owners are never empty.
+EVERYONE = ""
+RETRY_AFTER_S = 10.0
+MAX_REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class Count:
+    """Jobs that wait, as last counted plus those admitted since."""
+
+    queued: int
+    until: float
+
+
+class Quota:
+    """Admits jobs to the queue while there is room. Any thread may ask."""
+
+    def __init__(self, max_queued: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_queued = max_queued
+        self._clock = clock
+        self._counts: dict[str, Count] = {}
+        self._lock = Lock()
+
+    def admit(self, session: Session, owner: str, limit: int | None, *, count: int = 1) -> None:
+        """Make room for `count` jobs of an owner with its own limit. Raises `QueueFullForKey` or `QueueFull`; then none of them may be stored."""
+        if limit is not None and not self._fits(session, owner, count, limit):
+            raise QueueFullForKey(
+                f"This API key has {limit} jobs waiting, as many as it may.", retry_after_s=RETRY_AFTER_S
+            )
+        if not self._fits(session, EVERYONE, count, self._max_queued):
+            raise QueueFull(
+                f"This farm has {self._max_queued} jobs waiting, as many as it takes.", retry_after_s=RETRY_AFTER_S
+            )
+
+    def _fits(self, session: Session, owner: str, count: int, limit: int) -> bool:
+        with self._lock:
+            known = self._counts.get(owner)
+            if known is None or known.until <= self._clock():
+                known = self._recount(session, owner, limit)
+            if known.queued + count > limit:
+                return False
+            known.queued += count
+            return True
+
+    def _recount(self, session: Session, owner: str, limit: int) -> Count:
+        queued = jobs.count_queued(session, owner=owner or None, at_most=limit)
+        if len(self._counts) >= MAX_REMEMBERED:
+            self._counts.clear()
+        fresh = Count(queued, self._clock() + COUNTED_FOR_S)
+        self._counts[owner] = fresh
+        return fresh

@@ -1,0 +1,56 @@
+"""How often a key may ask: a bucket that holds a minute's requests and fills evenly, kept in Redis for all api processes.
+
+The bucket is one number, the time at which it will be full again (GCRA). While Redis is away everything is allowed.
+"""
+
+import time
+from collections.abc import Callable
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+from shared.errors import RateLimited
+
+MINUTE_S = 60.0
+# How long Redis is not asked again after it failed, so that no request waits for its timeout in vain.
+AWAY_S = 5.0
+
+# KEYS[1]: the bucket; ARGV: seconds that one request takes to fill up again, seconds from empty to full.
+# Returns 0, or the milliseconds until there is room.
+_TAKE = """
+local now = redis.call('TIME')
+local seconds = now[1] + now[2] / 1e6
+local each, window = tonumber(ARGV[1]), tonumber(ARGV[2])
+local full_at = math.max(tonumber(redis.call('GET', KEYS[1]) or seconds), seconds) + each
+local wait = full_at - window - seconds
+if wait > 1e-6 then return math.ceil(wait * 1000) end
+redis.call('SET', KEYS[1], string.format('%.6f', full_at), 'PX', math.ceil((full_at - seconds) * 1000))
+return 0
+"""
+
+log = structlog.get_logger(__name__)
+
+
+class Throttle:
+    """Counts the requests of keys that have a limit. Any thread may ask."""
+
+    def __init__(self, redis: Redis, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._take = redis.register_script(_TAKE)
+        self._clock = clock
+        self._away_until = 0.0
+
+    def take(self, owner: str, requests_per_minute: int) -> None:
+        """Count one request; raises `RateLimited` with the seconds until the next is welcome."""
+        if self._clock() < self._away_until:
+            return
+        try:
+            each_s = MINUTE_S / requests_per_minute
+            wait_ms = int(self._take(keys=[f"throttle:{owner}"], args=[each_s, MINUTE_S]))
+        except RedisError as error:
+            self._away_until = self._clock() + AWAY_S
+            log.warning("throttle.off", error=type(error).__name__)
+            return
+        if wait_ms:
+            detail = f"This API key may make {requests_per_minute} requests a minute."
+            raise RateLimited(detail, retry_after_s=wait_ms / 1000)
