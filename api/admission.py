@@ -18,7 +18,8 @@ from shared.weights import Kind
 def admit(desk: Desk, caller: Caller, submission: Submission) -> JobRow:
     """Store a job and ring for it. Once this returns the job will reach a final state, whatever dies.
 
-    Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey` and `QueueFull`, and `Unavailable` while the database or the storage is away.
+    Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey` and `QueueFull`, and `Unavailable`
+    while the database or the storage is away.
     """
     caller.may_rank(submission.priority)
     # Before the transaction: storing pictures takes longer than a connection should be held.

@@ -38,7 +38,7 @@ class Quota:
         self._lock = Lock()
 
     def admit(self, session: Session, owner: str, limit: int | None, *, count: int = 1) -> None:
-        """Make room for `count` jobs of an owner with its own limit. Raises `QueueFullForKey` or `QueueFull`; then none of them may be stored."""
+        """Make room for `count` jobs of an owner with a limit of its own, or raise `QueueFullForKey` or `QueueFull`."""
         if limit is not None and not self._fits(session, owner, count, limit):
             raise QueueFullForKey(
                 f"This API key has {limit} jobs waiting, as many as it may.", retry_after_s=RETRY_AFTER_S
@@ -47,6 +47,11 @@ class Quota:
             raise QueueFull(
                 f"This farm has {self._max_queued} jobs waiting, as many as it takes.", retry_after_s=RETRY_AFTER_S
             )
+
+    def forget(self) -> None:
+        """Count afresh at the next question."""
+        with self._lock:
+            self._counts.clear()
 
     def _fits(self, session: Session, owner: str, count: int, limit: int) -> bool:
         with self._lock:

@@ -3,6 +3,7 @@
 import base64
 import logging
 import re
+import socket
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -14,10 +15,15 @@ from redis import Redis
 from sqlalchemy import text
 
 from api import keys
+from api.deps import Desk
 from api.keyring import REMEMBER_S, KeyRing
 from api.keys import KeyLimits, NewKey, Scope, Token
 from api.main import create_app
+from api.quota import COUNTED_FOR_S, Quota
+from api.throttle import Throttle
+from shared import broker
 from shared.db import Database
+from shared.errors import QueueFullForKey, RateLimited
 from shared.settings import Settings
 from tests.integration.test_api import BODY, problem
 
@@ -35,7 +41,8 @@ def app(engines: Settings) -> Iterator[TestClient]:
 def door(app: TestClient, announced: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     assert announced
     assert redis.dbsize() == 0
-    monkeypatch.setattr(app.app.state.desk.keys, "_known", {})  # type: ignore[attr-defined]
+    monkeypatch.setattr(desk(app).keys, "_known", {})
+    desk(app).quota.forget()
     return app
 
 
@@ -198,3 +205,76 @@ def test_limits_that_make_no_sense_are_refused(door: TestClient) -> None:
         response = door.post("/v1/keys", json={"name": "n", **changes}, headers=bearer(ADMIN_KEY))
         problem(response, 422, "invalid_request")
     assert KeyLimits().model_fields_set == set()
+
+
+def test_a_keys_rate_is_its_own_and_says_when_to_come_back(door: TestClient, db: Database) -> None:
+    hasty, calm = issue(db, requests_per_minute=3), issue(db, requests_per_minute=3)
+    codes = [door.get("/v1/jobs", headers=bearer(hasty)).status_code for _ in range(4)]
+    assert codes == [200, 200, 200, 429]
+    refused = door.get("/v1/jobs", headers=bearer(hasty))
+    problem(refused, 429, "rate_limited")
+    assert 1 <= int(refused.headers["retry-after"]) <= 20
+    assert door.get("/v1/jobs", headers=bearer(calm)).status_code == 200
+
+
+def test_without_redis_no_rate_holds(engines: Settings) -> None:
+    """One request pays for finding out; the next ones do not even ask."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        away = Redis.from_url(f"redis://127.0.0.1:{nobody.getsockname()[1]}/0")
+        now = 0.0
+        throttle = Throttle(away, clock=lambda: now)
+        for _ in range(5):
+            throttle.take("k", 1)
+        throttle = Throttle(broker.connect(engines), clock=lambda: now)
+        throttle.take("back", 1)
+        with pytest.raises(RateLimited) as refused:
+            throttle.take("back", 1)
+        assert 55 < (refused.value.retry_after_s or 0) <= 60
+
+
+def test_priority_is_bounded_by_the_key(door: TestClient, db: Database) -> None:
+    token = issue(db, max_priority=3)
+    accepted = door.post("/v1/jobs", json={**BODY, "priority": 3}, headers=bearer(token))
+    assert (accepted.status_code, accepted.json()["priority"]) == (202, 3)
+    assert door.post("/v1/jobs", json={**BODY, "priority": -10}, headers=bearer(token)).status_code == 202
+    problem(door.post("/v1/jobs", json={**BODY, "priority": 4}, headers=bearer(token)), 403, "priority_too_high")
+    problem(door.post("/v1/jobs", json={**BODY, "priority": 11}, headers=bearer(token)), 422, "invalid_request")
+
+
+def test_a_keys_queue_is_bounded_and_opens_again(door: TestClient, db: Database) -> None:
+    full, other = issue(db, max_queued=2), issue(db)
+    ids = [door.post("/v1/jobs", json=BODY, headers=bearer(full)).json()["id"] for _ in range(2)]
+    refused = door.post("/v1/jobs", json=BODY, headers=bearer(full))
+    problem(refused, 429, "queue_full_for_key")
+    assert int(refused.headers["retry-after"]) > 0
+    assert door.post("/v1/jobs", json=BODY, headers=bearer(other)).status_code == 202
+    door.post(f"/v1/jobs/{ids[0]}/cancel", headers=bearer(full))
+    desk(door).quota.forget()
+    assert door.post("/v1/jobs", json=BODY, headers=bearer(full)).status_code == 202
+
+
+def test_the_whole_queue_is_bounded(door: TestClient, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk(door).quota, "_max_queued", 2)
+    token, late = issue(db), issue(db)
+    for _ in range(2):
+        assert door.post("/v1/jobs", json=BODY, headers=bearer(token)).status_code == 202
+    refused = door.post("/v1/jobs", json=BODY, headers=bearer(late))
+    problem(refused, 503, "queue_full")
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_a_count_is_believed_for_a_second(db: Database) -> None:
+    now = 0.0
+    quota = Quota(100, clock=lambda: now)
+    with db.transaction() as session:
+        quota.admit(session, "o", 2, count=2)
+        with pytest.raises(QueueFullForKey):
+            quota.admit(session, "o", 2)
+        now = COUNTED_FOR_S
+        quota.admit(session, "o", 2)  # nothing was stored after all
+
+
+def desk(door: TestClient) -> Desk:
+    found: Desk = door.app.state.desk  # type: ignore[attr-defined]
+    return found
