@@ -233,6 +233,7 @@ def test_a_claim_walks_indexes_in_their_order(db: Database, oldest_level: bool) 
 
 
 FLOOD = f"""
-INSERT INTO jobs (id, owner, checkpoint, params, max_attempts, steps_total, virtual_start)
-SELECT gen_random_uuid(), 'o' || n % 7, '{DEMO}', '{{}}', 1, 1, n FROM generate_series(1, 5000) AS n
+INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start)
+SELECT gen_random_uuid(), CASE WHEN n % 4 = 0 THEN 'queued' ELSE 'succeeded' END, 'o' || n % 7, '{DEMO}', '{{}}', 1, 1, n
+FROM generate_series(1, 20000) AS n
 """  # noqa: S608 - constants
