@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format bench chaos clean
+.PHONY: help demo test up check format bench chaos images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,13 @@ bench: $(DEV_STAMP) ## Time the engine against a bare pipeline; BENCH="--device 
 
 chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that nothing is lost; CHAOS="--seed 2"
 	@$(BIN)/python -m tests.chaos $(CHAOS)
+
+images: $(DEV_STAMP) ## Install what each Dockerfile does, in a clean environment, and import what it starts
+	@$(BIN)/python -m tests.images $(IMAGES)
+
+audit: $(DEV_STAMP) ## Look up known vulnerabilities of the pinned versions; needs an index that serves them
+	@$(PIP) pip-audit
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 format: $(DEV_STAMP) ## Rewrite the code to the house format
 	@$(BIN)/ruff format .
