@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Makes a GPU machine (Debian or Ubuntu with NVIDIA's driver and Python 3.11 or newer) a worker of the farm. Run it as root, from a
+# checkout or an unpacked release; run it again to upgrade: settings are kept, running workers are drained one by one.
+#
+#   deploy/gpu-vm/install.sh [--root DIR] [--gpus N] [--no-start]
+#
+# --root DIR   lays the files below DIR and touches nothing else: for building an image, and for the tests
+# --gpus N     instead of asking nvidia-smi
+# --no-start   enables the workers without starting them
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+SOURCE=$(cd "$HERE/../.." && pwd)
+ROOT="" GPUS="" START=yes
+
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        --root) ROOT=${2:?--root needs a folder}; shift 2 ;;
+        --gpus) GPUS=${2:?--gpus needs a number}; shift 2 ;;
+        --no-start) START=no; shift ;;
+        *) echo "unknown option $1; see the head of $0" >&2; exit 2 ;;
+    esac
+done
+
+live() { [[ -z $ROOT ]]; } # whether this machine itself is meant
+
+count_gpus() {
+    if [[ -n $GPUS ]]; then
+        echo "$GPUS"
+    elif command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus >/dev/null 2>&1; then
+        nvidia-smi --list-gpus | wc -l
+    else
+        echo "nvidia-smi finds no GPU: install NVIDIA's driver first, or say how many with --gpus N" >&2
+        exit 1
+    fi
+}
+
+lay_files() {
+    install -d -m 0755 "$ROOT/opt/farm/bin" "$ROOT/opt/farm/share" "$ROOT/etc/systemd/system"
+    install -d -m 0750 "$ROOT/etc/farm"
+    install -m 0755 "$HERE/farm-notice" "$HERE/farm-publish" "$ROOT/opt/farm/bin/"
+    install -m 0644 "$HERE/README.md" "$ROOT/opt/farm/share/"
+    install -m 0644 "$HERE"/*.service "$HERE"/*.timer "$ROOT/etc/systemd/system/"
+    # What an operator has written is never touched again.
+    [[ -e $ROOT/etc/farm/worker.env ]] || install -m 0640 "$HERE/worker.env.example" "$ROOT/etc/farm/worker.env"
+}
+
+make_user() {
+    id farm >/dev/null 2>&1 || useradd --system --home-dir /var/cache/farm --shell /usr/sbin/nologin farm
+    for group in video render; do
+        if getent group "$group" >/dev/null; then usermod --append --groups "$group" farm; fi
+    done
+    chown -R root:farm /etc/farm
+}
+
+install_farm() {
+    [[ -x /opt/farm/venv/bin/python ]] || python3 -m venv /opt/farm/venv
+    local pip=(/opt/farm/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint "$SOURCE/constraints.txt")
+    # torch first and alone: the index picks the build; TORCH_INDEX_URL names another one.
+    "${pip[@]}" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
+    "${pip[@]}" --upgrade --upgrade-strategy only-if-needed "${SOURCE}[worker]"
+}
+
+enable_units() {
+    systemctl daemon-reload
+    systemctl enable farm-notice.service
+    if [[ $START == yes ]]; then systemctl restart farm-notice.service; fi
+    for ((gpu = 0; gpu < $1; gpu++)); do
+        systemctl enable "farm-worker@$gpu.service"
+        # One by one: the others go on while one drains and loads its checkpoint again.
+        if [[ $START == yes ]]; then systemctl restart "farm-worker@$gpu.service"; fi
+    done
+}
+
+if live && [[ $EUID -ne 0 ]]; then
+    echo "run this as root, or with --root DIR to lay the files elsewhere" >&2
+    exit 1
+fi
+gpus=$(count_gpus)
+lay_files
+if live; then
+    make_user
+    install_farm
+    enable_units "$gpus"
+    echo "installed: $gpus worker(s); settings in /etc/farm/worker.env, logs by journalctl -u 'farm-worker@*'"
+else
+    for ((gpu = 0; gpu < gpus; gpu++)); do
+        install -d "$ROOT/etc/systemd/system/multi-user.target.wants"
+        ln -sfn "../farm-worker@.service" "$ROOT/etc/systemd/system/multi-user.target.wants/farm-worker@$gpu.service"
+    done
+    ln -sfn ../farm-notice.service "$ROOT/etc/systemd/system/multi-user.target.wants/farm-notice.service"
+    echo "laid below $ROOT: $gpus worker(s)"
+fi

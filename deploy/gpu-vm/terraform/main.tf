@@ -1,0 +1,262 @@
+# A group of GPU machines that run the farm's workers. Machines come from the image with NVIDIA's driver and install the release when
+# they start; none holds anything that is lost with it.
+
+locals {
+  tags        = { Name = var.name, Project = "farm" }
+  hook        = "${var.name}-drain"
+  release     = regex("^s3://(?P<bucket>[^/]+)/(?P<key>.+)$", var.release_uri)
+  checkpoint  = regex("^s3://(?P<bucket>[^/]+)/(?P<key>.+)$", var.checkpoint_uri)
+  s3_policies = "${path.module}/../../s3-policy"
+}
+
+data "aws_ssm_parameter" "ami" {
+  name = var.ami_parameter
+}
+
+data "aws_caller_identity" "me" {}
+
+data "aws_partition" "here" {}
+
+data "aws_region" "here" {}
+
+# --- What a machine may do. ---
+
+resource "aws_iam_role" "worker" {
+  name = var.name
+  assume_role_policy = jsonencode({
+    Version   = "2012-10-17"
+    Statement = [{ Effect = "Allow", Action = "sts:AssumeRole", Principal = { Service = "ec2.amazonaws.com" } }]
+  })
+  tags = local.tags
+}
+
+resource "aws_iam_role_policy" "pictures" {
+  name   = "pictures"
+  role   = aws_iam_role.worker.id
+  policy = templatefile("${local.s3_policies}/worker.json", { BUCKET = var.bucket })
+}
+
+resource "aws_iam_role_policy" "itself" {
+  name = "itself"
+  role = aws_iam_role.worker.id
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [
+      {
+        Sid    = "ReadReleaseAndCheckpoint"
+        Effect = "Allow"
+        Action = "s3:GetObject"
+        Resource = [
+          "arn:${data.aws_partition.here.partition}:s3:::${local.release.bucket}/${local.release.key}",
+          "arn:${data.aws_partition.here.partition}:s3:::${local.checkpoint.bucket}/${local.checkpoint.key}",
+        ]
+      },
+      {
+        Sid      = "ReadSettings"
+        Effect   = "Allow"
+        Action   = "ssm:GetParameter"
+        Resource = "arn:${data.aws_partition.here.partition}:ssm:${data.aws_region.here.name}:${data.aws_caller_identity.me.account_id}:parameter${var.settings_parameter}"
+      },
+      {
+        Sid      = "SayThatItHasDrained"
+        Effect   = "Allow"
+        Action   = "autoscaling:CompleteLifecycleAction"
+        Resource = "arn:${data.aws_partition.here.partition}:autoscaling:${data.aws_region.here.name}:${data.aws_caller_identity.me.account_id}:autoScalingGroup:*:autoScalingGroupName/${var.name}"
+      },
+    ]
+  })
+}
+
+resource "aws_iam_instance_profile" "worker" {
+  name = var.name
+  role = aws_iam_role.worker.name
+}
+
+resource "aws_security_group" "worker" {
+  name        = var.name
+  description = "Gpu workers: they call out; only Prometheus calls in."
+  vpc_id      = var.vpc_id
+  tags        = local.tags
+
+  dynamic "ingress" {
+    for_each = length(var.metrics_cidr_blocks) > 0 ? [1] : []
+    content {
+      description = "Prometheus"
+      from_port   = 9460
+      to_port     = 9469
+      protocol    = "tcp"
+      cidr_blocks = var.metrics_cidr_blocks
+    }
+  }
+
+  egress {
+    description = "Postgres, Redis, S3 and package indexes"
+    from_port   = 0
+    to_port     = 0
+    protocol    = "-1"
+    cidr_blocks = ["0.0.0.0/0"]
+  }
+}
+
+# --- The machines. ---
+
+resource "aws_launch_template" "worker" {
+  name                   = var.name
+  image_id               = data.aws_ssm_parameter.ami.value
+  update_default_version = true
+  vpc_security_group_ids = [aws_security_group.worker.id]
+  tags                   = local.tags
+
+  user_data = base64encode(templatefile("${path.module}/cloud-init.yaml.tftpl", {
+    checkpoint         = var.checkpoint
+    checkpoint_uri     = var.checkpoint_uri
+    group              = var.name
+    hook               = local.hook
+    region             = data.aws_region.here.name
+    release_uri        = var.release_uri
+    settings_parameter = var.settings_parameter
+  }))
+
+  iam_instance_profile {
+    arn = aws_iam_instance_profile.worker.arn
+  }
+
+  metadata_options {
+    http_endpoint               = "enabled"
+    http_tokens                 = "required"
+    http_put_response_hop_limit = 1
+    instance_metadata_tags      = "disabled"
+  }
+
+  block_device_mappings {
+    device_name = "/dev/sda1"
+    ebs {
+      volume_size           = 100
+      volume_type           = "gp3"
+      encrypted             = "true"
+      delete_on_termination = "true"
+    }
+  }
+
+  tag_specifications {
+    resource_type = "instance"
+    tags          = local.tags
+  }
+}
+
+resource "aws_autoscaling_group" "worker" {
+  name                      = var.name
+  min_size                  = var.min_size
+  max_size                  = var.max_size
+  vpc_zone_identifier       = var.subnet_ids
+  health_check_type         = "EC2"
+  health_check_grace_period = 600
+  default_instance_warmup   = 300
+  # A spot machine that is likely to go is replaced before it goes.
+  capacity_rebalance = true
+  # Group metrics are what the wanted number is compared with.
+  enabled_metrics = ["GroupInServiceInstances"]
+
+  mixed_instances_policy {
+    instances_distribution {
+      on_demand_base_capacity                  = var.on_demand_base
+      on_demand_percentage_above_base_capacity = var.on_demand_percentage
+      spot_allocation_strategy                 = "price-capacity-optimized"
+    }
+    launch_template {
+      launch_template_specification {
+        launch_template_id = aws_launch_template.worker.id
+        version            = aws_launch_template.worker.latest_version
+      }
+      dynamic "override" {
+        for_each = var.instance_types
+        content {
+          instance_type = override.value
+        }
+      }
+    }
+  }
+
+  # A new release: machines are replaced a few at a time, each after its drain.
+  instance_refresh {
+    strategy = "Rolling"
+    preferences {
+      min_healthy_percentage = 80
+    }
+  }
+
+  dynamic "tag" {
+    for_each = local.tags
+    content {
+      key                 = tag.key
+      value               = tag.value
+      propagate_at_launch = true
+    }
+  }
+
+  lifecycle {
+    # The policy below sets it.
+    ignore_changes = [desired_capacity]
+  }
+}
+
+resource "aws_autoscaling_lifecycle_hook" "drain" {
+  name                   = local.hook
+  autoscaling_group_name = aws_autoscaling_group.worker.name
+  lifecycle_transition   = "autoscaling:EC2_INSTANCE_TERMINATING"
+  heartbeat_timeout      = var.drain_seconds
+  # A machine that cannot say that it has drained goes anyway: its leases run out and others take its jobs.
+  default_result = "CONTINUE"
+}
+
+# --- How many. ---
+
+resource "aws_autoscaling_policy" "wanted" {
+  name                   = "${var.name}-wanted"
+  autoscaling_group_name = aws_autoscaling_group.worker.name
+  policy_type            = "TargetTrackingScaling"
+
+  target_tracking_configuration {
+    # As many workers as the farm wants: one wanted for each that is there.
+    target_value = 1
+
+    customized_metric_specification {
+      metrics {
+        id          = "ratio"
+        expression  = "IF(machines > 0, wanted / (machines * ${var.gpus_per_instance}), wanted)"
+        label       = "Workers wanted for each that is there"
+        return_data = true
+      }
+      metrics {
+        id          = "wanted"
+        return_data = false
+        metric_stat {
+          stat = "Maximum"
+          metric {
+            namespace   = "RenderFarm"
+            metric_name = "DesiredWorkers"
+            dimensions {
+              name  = "Checkpoint"
+              value = var.checkpoint
+            }
+          }
+        }
+      }
+      metrics {
+        id          = "machines"
+        return_data = false
+        metric_stat {
+          stat = "Average"
+          metric {
+            namespace   = "AWS/AutoScaling"
+            metric_name = "GroupInServiceInstances"
+            dimensions {
+              name  = "AutoScalingGroupName"
+              value = var.name
+            }
+          }
+        }
+      }
+    }
+  }
+}

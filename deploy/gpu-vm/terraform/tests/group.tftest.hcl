@@ -1,0 +1,87 @@
+# `terraform test` against a mocked provider: no account, no network, nothing is made.
+mock_provider "aws" {
+  mock_data "aws_ssm_parameter" {
+    defaults = { value = "ami-0123456789abcdef0" }
+  }
+  mock_data "aws_region" {
+    defaults = { name = "eu-central-1" }
+  }
+  mock_data "aws_partition" {
+    defaults = { partition = "aws" }
+  }
+  mock_data "aws_caller_identity" {
+    defaults = { account_id = "123456789012" }
+  }
+  mock_resource "aws_iam_instance_profile" {
+    defaults = { arn = "arn:aws:iam::123456789012:instance-profile/farm-workers" }
+  }
+  mock_resource "aws_launch_template" {
+    defaults = { id = "lt-0123456789abcdef0", latest_version = 1 }
+  }
+}
+
+variables {
+  checkpoint          = "v1-5-pruned-emaonly"
+  checkpoint_uri      = "s3://farm-releases/checkpoints/v1-5-pruned-emaonly.safetensors"
+  release_uri         = "s3://farm-releases/releases/farm.tar.gz"
+  bucket              = "farm-pictures"
+  vpc_id              = "vpc-1"
+  subnet_ids          = ["subnet-1", "subnet-2"]
+  metrics_cidr_blocks = ["10.0.0.0/24"]
+  max_size            = 7
+}
+
+run "makes_the_group" {
+  assert {
+    condition     = aws_autoscaling_group.worker.max_size == 7 && aws_autoscaling_group.worker.capacity_rebalance
+    error_message = "The group must follow its variables and replace spot machines early."
+  }
+  assert {
+    condition     = aws_autoscaling_lifecycle_hook.drain.lifecycle_transition == "autoscaling:EC2_INSTANCE_TERMINATING"
+    error_message = "Scale-in must wait for the drain."
+  }
+  assert {
+    condition     = aws_launch_template.worker.metadata_options[0].http_tokens == "required"
+    error_message = "Metadata must need a token, or a request forged by a client could read the role's keys."
+  }
+  assert {
+    condition     = startswith(base64decode(aws_launch_template.worker.user_data), "#cloud-config\n")
+    error_message = "User data must be what cloud-init reads."
+  }
+  assert {
+    condition     = yamldecode(base64decode(aws_launch_template.worker.user_data)).runcmd[0][0] == "/usr/local/sbin/farm-first-boot"
+    error_message = "User data must be well-formed and run the first boot."
+  }
+  assert {
+    condition     = !strcontains(base64decode(aws_launch_template.worker.user_data), "PASSWORD")
+    error_message = "No secret may be in user data."
+  }
+  assert {
+    condition     = alltrue([for statement in jsondecode(aws_iam_role_policy.pictures.policy).Statement : !contains(flatten([statement.Action]), "s3:*")])
+    error_message = "A worker may do only what it does."
+  }
+  assert {
+    condition     = strcontains(aws_iam_role_policy.pictures.policy, "arn:aws:s3:::farm-pictures/jobs/*")
+    error_message = "A worker writes under jobs/ of the farm's bucket."
+  }
+  assert {
+    condition     = length(aws_security_group.worker.ingress) == 1
+    error_message = "Only Prometheus may call in."
+  }
+}
+
+run "refuses_a_drain_that_is_too_short" {
+  command = plan
+  variables {
+    drain_seconds = 30
+  }
+  expect_failures = [var.drain_seconds]
+}
+
+run "refuses_a_release_that_is_no_archive" {
+  command = plan
+  variables {
+    release_uri = "https://example.com/farm.zip"
+  }
+  expect_failures = [var.release_uri]
+}
