@@ -15,8 +15,8 @@ from shared import fleet, metrics, queue
 from shared.db import Database
 from shared.errors import DatabaseUnavailable
 from shared.fleet import Seen
+from shared.forecast import Load
 from shared.metrics import Board
-from shared.queue import Load
 from shared.scaling import Goal, backlog_gpu_s, desired_workers
 from shared.settings import Settings
 

@@ -1,15 +1,17 @@
 """The `Job` that clients see, the same wherever it travels: responses, events and webhooks."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from shared.db import ImageRow, JobRow
+from shared.forecast import Forecast, Reason
 from shared.params import GenerationParams
-from shared.queue import Forecast, Reason
 from shared.states import JobState
+
+if TYPE_CHECKING:  # clients read jobs without a database
+    from shared.db import ImageRow, JobRow
 
 EXAMPLE: dict[str, JsonValue] = {
     "id": "019a96d0-5b1e-7c3f-9d2a-3f1c5d7e9b01",
@@ -135,7 +137,7 @@ class Job(BaseModel):
     ] = None
 
     @classmethod
-    def of(cls, row: JobRow, forecast: Forecast | None = None) -> "Job":
+    def of(cls, row: "JobRow", forecast: Forecast | None = None) -> "Job":
         """Show a row, with what is known of its future."""
         params = GenerationParams.model_validate(row.params)
         return cls(
@@ -156,7 +158,7 @@ class Job(BaseModel):
         )
 
 
-def _image(row: ImageRow) -> Image:
+def _image(row: "ImageRow") -> Image:
     return Image(
         index=row.index,
         seed=row.seed,
@@ -183,7 +185,7 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 
-def _timings(row: JobRow) -> Timings:
+def _timings(row: "JobRow") -> Timings:
     return Timings(
         created_at=row.created_at,
         started_at=row.started_at,
@@ -198,7 +200,7 @@ def _seconds(begin: datetime | None, end: datetime | None) -> float | None:
     return round((end - begin).total_seconds(), 3) if begin and end else None
 
 
-def _problem(row: JobRow) -> Problem | None:
+def _problem(row: "JobRow") -> Problem | None:
     if row.error_code is None:
         return None
     return Problem(code=row.error_code, message=row.error_message or "", retryable=bool(row.error_retryable))

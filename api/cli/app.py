@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from api.cli import checkpoints, demo, doctor, jobs, keys, migrate, render, up
-from api.cli.client import DEFAULT_URL, Front
+from api.cli.client import DEFAULT_URL, ClientError, Front
 from api.cli.console import Failure, complain, forgive_encoding
 from shared.errors import FarmError
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _line(error: Exception) -> str:
     if isinstance(error, typer.TyperException):
         return f"{error.format_message()} (see farm --help)"
-    if isinstance(error, (Failure, FarmError)):
+    if isinstance(error, (Failure, ClientError, FarmError)):
         return str(error)
     hint = "farm --debug COMMAND shows where"
     return f"{type(error).__name__}: {error} ({hint})"

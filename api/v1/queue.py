@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 from api.callers import Reader
 from api.deps import Desk, DeskDep
 from api.problems import documented
-from shared import queue
+from shared import forecast, queue
 from shared.db import JobRow
-from shared.queue import Ahead, Forecast, Load
+from shared.forecast import Ahead, Forecast, Load
 from shared.states import JobState
 
 router = APIRouter(prefix="/v1", tags=["operations"], responses=documented(503))
@@ -58,12 +58,12 @@ def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:
         return None
     load = queue.load(session, row.checkpoint, silent_after_s=desk.settings.lease_seconds)
     if state is JobState.RUNNING:
-        return queue.forecast_running(load, queue.cost_left(row))
-    return queue.forecast_queued(load, queue.ahead(session, row), row.cost)
+        return forecast.forecast_running(load, queue.cost_left(row))
+    return forecast.forecast_queued(load, queue.ahead(session, row), row.cost)
 
 
 def _shown(load: Load) -> CheckpointQueue:
-    new_job = queue.forecast_queued(load, Ahead(load.queued, load.queued_cost), 0)
+    new_job = forecast.forecast_queued(load, Ahead(load.queued, load.queued_cost), 0)
     backlog = load.queued_cost + load.running_cost_left
     return CheckpointQueue(
         checkpoint=load.checkpoint,

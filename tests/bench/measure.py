@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+from torch.utils.flop_counter import FlopCounterMode
 
 from shared.samplers import Sampler, Schedule
 from tests.ceiling import Ceiling
@@ -23,6 +24,7 @@ PROMPT, NEGATIVE = "a red circle on a blue background", "blurry"
 GUIDANCE = 7.0
 BATCHES = (1, 2, 4, 8, 16)
 WARM_UP_STEPS = 2
+MATMUL_SIDE = {"cuda": 8192, "cpu": 1536}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +70,20 @@ class Bench:
         try:
             self._warm_up(engine)
             peak = self._peak_mib(engine)
-            lone, bare = self._by_turns(lambda: self._lone(engine), self._bare_image)
-            loaded_s = self._loaded(engine)
-            loaded_bare_s = self._timed(lambda: self._bare_loop(len(lone))) / len(lone)
+            lone, bare, loaded, static, *calls = self._by_turns(
+                lambda: self._lone(engine),
+                self._bare_image,
+                lambda: self._loaded(engine),
+                lambda: self._bare_image(images=self._static_images),
+                *map(self._unet_call, self._setting.batches),
+            )
             overhead = self._overhead_share(engine)
         finally:
             engine.stop()
-        calls = self._unet_calls()
-        per_image = {batch: seconds / batch for batch, seconds in calls.items()}
-        bare_s = statistics.median([*bare, loaded_bare_s])
+        unet_s = dict(zip(self._setting.batches, map(statistics.median, calls), strict=True))
+        per_image = {batch: seconds / batch for batch, seconds in unet_s.items()}
+        loaded_s = statistics.median(loaded) / self._setting.images
+        bare_s = statistics.median(bare)
         return {
             **asdict(self._setting),
             "bare_latency_s": statistics.median(bare),
@@ -88,9 +95,10 @@ class Bench:
             "farm_over_bare_loaded": bare_s / loaded_s,
             "farm_over_unet_loop": self._setting.steps * min(per_image.values()) / loaded_s,
             "overhead_share": overhead,
-            "unet_ms": {str(batch): seconds * 1000 for batch, seconds in calls.items()},
+            "unet_ms": {str(batch): seconds * 1000 for batch, seconds in unet_s.items()},
+            "matmul_share": self._unet_flops() / min(per_image.values()) / self._matmul_flops_per_s(),
             **{f"gain_{batch}": per_image[1] / per_image[batch] for batch in self._setting.batches[1:]},
-            "static_batch_images_per_s": self._static_batch(),
+            "static_batch_images_per_s": self._static_images / statistics.median(static),
             "peak_mib": peak,
         }
 
@@ -122,38 +130,45 @@ class Bench:
             output_type="np",
         )
 
-    def _bare_loop(self, images: int) -> None:
-        for _ in range(images):
-            self._bare_image()
-
-    def _loaded(self, engine: Engine[Any, Any]) -> float:
-        """Return seconds per image while `clients` each wait for an image and ask for the next."""
+    def _loaded(self, engine: Engine[Any, Any]) -> None:
+        """Let `clients` each wait for an image and ask for the next, until all `images` are done."""
 
         def render(seed: int) -> None:
             engine.submit(replace(self._spec, seed=seed)).result(None)
 
         with ThreadPoolExecutor(self._setting.clients) as clients:
-            return self._timed(lambda: list(clients.map(render, range(self._setting.images)))) / self._setting.images
+            list(clients.map(render, range(self._setting.images)))
 
-    def _static_batch(self) -> float:
-        """Return images per second of the bare pipeline with a fixed batch, the largest that the table has."""
-        images = min(max(self._setting.batches), self._setting.clients)
-        return images / self._timed(lambda: self._bare_image(images=images))
+    @property
+    def _static_images(self) -> int:
+        """The bare pipeline's fixed batch: as many images as there are clients, up to the largest of the table."""
+        return min(max(self._setting.batches), self._setting.clients)
 
-    @torch.inference_mode()
-    def _unet_calls(self) -> dict[int, float]:
-        """Return seconds of one UNet call by images in it, guided, so two samples each: the engine's raw material."""
+    def _unet_call(self, images: int) -> Callable[[], object]:
+        """Return a UNet call for so many guided images, two samples each: the engine's raw material. It was made once."""
         checkpoint, latent = self._checkpoint, self._setting.side // 8
         width = checkpoint.unet.config.cross_attention_dim
-        taken = {}
-        for images in self._setting.batches:
-            x = torch.randn(2 * images, 4, latent, latent).to(checkpoint.device, checkpoint.dtype)
-            context = torch.randn(2 * images, 77, width).to(checkpoint.device, checkpoint.dtype)
-            timesteps = torch.full((2 * images,), 500.0, device=checkpoint.device)
-            call = _call(checkpoint.unet, x, timesteps, context)
+        x = torch.randn(2 * images, 4, latent, latent).to(checkpoint.device, checkpoint.dtype)
+        context = torch.randn(2 * images, 77, width).to(checkpoint.device, checkpoint.dtype)
+        timesteps = torch.full((2 * images,), 500.0, device=checkpoint.device)
+        call: Callable[[], object] = torch.inference_mode()(_call(checkpoint.unet, x, timesteps, context))
+        call()
+        return call
+
+    def _unet_flops(self) -> float:
+        """Return the arithmetic of a UNet call for one guided image, as torch counts it."""
+        call = self._unet_call(1)
+        with FlopCounterMode(display=False) as counter:
             call()
-            taken[images] = statistics.median(self._timed(call) for _ in range(self._setting.repeats))
-        return taken
+        return counter.get_total_flops()
+
+    def _matmul_flops_per_s(self) -> float:
+        """Return how fast the device multiplies large square matrices: the ceiling of everything above."""
+        checkpoint = self._checkpoint
+        side = MATMUL_SIDE[checkpoint.device.type]
+        a, b = (torch.randn(side, side).to(checkpoint.device, checkpoint.dtype) for _ in range(2))
+        a @ b
+        return 2 * side**3 / min(self._timed(lambda: a @ b) for _ in range(10))
 
     def _overhead_share(self, engine: Engine[Any, Any]) -> float:
         """Return the share of a lone image's time that is spent outside UNet, VAE and text encoder."""

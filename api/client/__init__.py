@@ -1,0 +1,16 @@
+"""The farm's Python client: `Farm` for programs that wait, `AsyncFarm` for those that do other things meanwhile.
+
+    with Farm("http://127.0.0.1:8000", api_key="…") as farm:
+        job = farm.wait(farm.submit(prompt="a red circle on a blue background").id)
+        Path("circle.png").write_bytes(farm.image(job, 0))
+
+What to say and how to read the answers is in `talks`, once for both; `lines` carries it.
+"""
+
+from api.client.asynchronous import AsyncFarm
+from api.client.farm import Farm
+from api.client.problems import ClientError
+from api.client.webhooks import BadSignature, verify
+from shared.wire import Job
+
+__all__ = ["AsyncFarm", "BadSignature", "ClientError", "Farm", "Job", "verify"]

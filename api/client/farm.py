@@ -1,0 +1,70 @@
+"""The blocking client."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any, Self
+from uuid import UUID
+
+from api.client import talks
+from api.client.lines import Line
+from api.client.reading import as_job, image_url
+from shared.wire import Job
+
+
+class Farm:
+    """One farm, as one API key sees it. May be shared by threads; close it, or use it as a context manager.
+
+    Every method raises `ClientError`. What is safe to repeat is repeated: reads, and submissions, which travel under an
+    idempotency key so that none is rendered twice.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self._line = Line(url, api_key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._line.http.close()
+
+    def submit(self, *, wait_s: float = 0.0, idempotency_key: str | None = None, **params: Any) -> Job:
+        """Submit a job and return it as it is once accepted, or up to `wait_s` seconds (at most 60) later.
+
+        `params` are the fields of POST /v1/jobs. An idempotency key of your own makes calls of several runs one job.
+        """
+        key = idempotency_key or str(uuid.uuid4())
+        return as_job(self._line.carry(talks.submit(params, key=key, wait_s=wait_s)))
+
+    def job(self, job_id: UUID | str) -> Job:
+        """Return a job as it is now."""
+        return as_job(self._line.carry(talks.job(str(job_id))))
+
+    def wait(self, job_id: UUID | str, timeout_s: float | None = None) -> Job:
+        """Return a job once it is final. Raises `ClientError` with code `still_running` after `timeout_s`."""
+        return as_job(self._line.carry(talks.finished(str(job_id), timeout_s=timeout_s)))
+
+    def jobs(self, **filters: str) -> Iterator[Job]:
+        """Walk through the jobs, newest first, page by page as far as the caller goes."""
+        query: dict[str, Any] = dict(filters)
+        while True:
+            found, cursor = self._line.carry(talks.page(query))
+            yield from map(as_job, found)
+            if cursor is None:
+                return
+            query["cursor"] = cursor
+
+    def cancel(self, job_id: UUID | str) -> Job:
+        """Cancel a job; no success can follow."""
+        return as_job(self._line.carry(talks.cancel(str(job_id))))
+
+    def image(self, job: Job, index: int = 0) -> bytes:
+        """Return the bytes of one image of a job that has succeeded."""
+        return self._line.carry(talks.image(image_url(job, index)))
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """Return the checkpoints that jobs may name."""
+        return self._line.carry(talks.listing("/v1/checkpoints", "checkpoints"))

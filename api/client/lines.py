@@ -1,0 +1,104 @@
+"""The wire between a client and its farm: carries talks out over HTTP, blocking or on an event loop. Every call has a timeout."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import httpx
+
+from api.client import problems
+from api.client.problems import ClientError
+from api.client.talks import Call, Pause, Talk, checked_key, checked_url
+
+CONNECT_S, ANSWER_S = 5.0, 30.0
+# A proxy meant for the outside world cannot reach this machine's loopback.
+_NEVER_PROXIED = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
+
+T = TypeVar("T")
+
+
+class Line:
+    """Carries talks out on the calling thread. May be shared by threads."""
+
+    def __init__(self, url: str, api_key: str | None, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._sleep = sleep
+        self.http = httpx.Client(**_connection(url, api_key))
+
+    def carry(self, talk: Talk[T]) -> T:
+        """Have a talk to its end and return what it came to. Raises `ClientError`."""
+        try:
+            step = next(talk)
+            while True:
+                try:
+                    answer = self._carry_out(step)
+                except ClientError as error:
+                    step = talk.throw(error)
+                else:
+                    step = talk.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _carry_out(self, step: Call | Pause) -> Any:
+        if isinstance(step, Pause):
+            return self._sleep(step.seconds)
+        try:
+            return self.http.request(**_request(step))
+        except httpx.RequestError as error:
+            raise problems.of_transport(error, str(self.http.base_url)) from error
+
+
+class AsyncLine:
+    """Carries talks out on the running event loop."""
+
+    def __init__(
+        self, url: str, api_key: str | None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._sleep = sleep
+        self.http = httpx.AsyncClient(**_connection(url, api_key))
+
+    async def carry(self, talk: Talk[T]) -> T:
+        """Have a talk to its end and return what it came to. Raises `ClientError`."""
+        try:
+            step = next(talk)
+            while True:
+                try:
+                    answer = await self._carry_out(step)
+                except ClientError as error:
+                    step = talk.throw(error)
+                else:
+                    step = talk.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    async def _carry_out(self, step: Call | Pause) -> Any:
+        if isinstance(step, Pause):
+            return await self._sleep(step.seconds)
+        try:
+            return await self.http.request(**_request(step))
+        except httpx.RequestError as error:
+            raise problems.of_transport(error, str(self.http.base_url)) from error
+
+
+def _connection(url: str, api_key: str | None) -> dict[str, Any]:
+    return {
+        "base_url": checked_url(url),
+        "headers": {"Authorization": f"Bearer {checked_key(api_key)}"} if api_key else {},
+        "timeout": httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+        "mounts": _NEVER_PROXIED,
+        "follow_redirects": False,
+    }
+
+
+def _request(call: Call) -> dict[str, Any]:
+    return {
+        "method": call.method,
+        "url": call.path,
+        "json": call.json,
+        "params": call.params,
+        "headers": call.headers,
+        "timeout": httpx.Timeout(ANSWER_S + call.hold_s, connect=CONNECT_S),
+        "follow_redirects": call.follows,
+    }

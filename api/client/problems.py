@@ -1,0 +1,64 @@
+"""Everything that can go wrong between a client and its farm, as one error with the API's own code and words."""
+
+import httpx
+
+
+class ClientError(Exception):
+    """The farm refused, or could not be asked. `transient`: the same call may work in a moment.
+
+    `status` is the HTTP status of a refusal, None where there was no answer.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        status: int | None = None,
+        transient: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(f"{detail} [{code}]")
+        self.code = code
+        self.detail = detail
+        self.status = status
+        self.transient = transient
+        self.retry_after_s = retry_after_s
+
+
+def of_transport(error: httpx.RequestError, url: str) -> ClientError:
+    """Say why there was no answer."""
+    if isinstance(error, httpx.TimeoutException):
+        return ClientError("timeout", f"The farm at {url} does not answer.", transient=True)
+    if isinstance(error, httpx.TransportError):
+        detail = f"Cannot reach the farm at {url} ({error}). `farm up` starts one here; --url names another."
+        return ClientError("unreachable", detail, transient=True)
+    return ClientError("bad_response", f"The farm at {url} answered nonsense: {error}")
+
+
+def of_response(response: httpx.Response) -> ClientError:
+    """Read a refusal. Its body must have been read."""
+    status = response.status_code
+    code, detail = _problem(response)
+    wait = response.headers.get("Retry-After", "")
+    return ClientError(
+        code,
+        detail,
+        status=status,
+        transient=status in {429, 502, 503, 504},
+        retry_after_s=float(wait) if wait.isdecimal() else None,
+    )
+
+
+def _problem(response: httpx.Response) -> tuple[str, str]:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return f"http_{response.status_code}", f"{response.request.url} answered {response.status_code}."
+    detail = str(body.get("detail") or body.get("title") or response.reason_phrase)
+    errors = [error for error in body.get("errors") or [] if isinstance(error, dict)]
+    fields = [f"{error.get('field')}: {error.get('message')}" for error in errors]
+    code = str(body.get("code") or f"http_{response.status_code}")
+    return code, "; ".join([detail, *(field for field in fields if field not in detail)])

@@ -1,0 +1,213 @@
+"""What a client says to the farm and how it reads the answers, without a connection: generators that a line carries out.
+
+A talk yields a `Call` and is given its response, or thrown the `ClientError` of a call that failed; it yields a `Pause` to have
+time pass. Only what is safe to repeat is repeated: reads, and submissions under an idempotency key.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import httpx
+
+from api.client import problems
+from api.client.problems import ClientError
+from shared.states import JobState
+
+TRIES = 3
+MAX_RETRY_AFTER_S = 5.0
+# The api holds a request for at most 60 s; a little less keeps proxies that cut at a minute out of it.
+HOLD_S = 50.0
+# How long a farm may be away before whoever waits for a job gives up.
+PATIENCE_S = 60.0
+FINAL_STATES = frozenset(str(state) for state in JobState if state.is_final)
+
+JobBody: TypeAlias = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request. `hold_s` is how long the farm may take beyond the usual before it answers."""
+
+    method: str
+    path: str
+    json: Any = None
+    params: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] | None = None
+    hold_s: float = 0.0
+    follows: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let so many seconds pass."""
+
+    seconds: float
+
+
+Talk: TypeAlias = Generator[Call | Pause, httpx.Response, T]
+
+
+def exchange(call: Call, *, tries: int = TRIES) -> Talk[httpx.Response]:
+    """Make a call, again after a moment while it fails in a way that may pass."""
+    for attempt in range(1, tries):
+        try:
+            return _accepted((yield call))
+        except ClientError as error:
+            if not error.transient:
+                raise
+            yield Pause(min(error.retry_after_s or 0.2 * 2**attempt, MAX_RETRY_AFTER_S))
+    return _accepted((yield call))
+
+
+def submit(params: Mapping[str, Any], *, key: str | None = None, wait_s: float = 0.0) -> Talk[JobBody]:
+    """Submit a job. Under an idempotency key it is repeated like a read; without one, never: it might render twice."""
+    headers = {"Idempotency-Key": key} if key else {}
+    if wait_s:
+        headers["Prefer"] = f"wait={wait_s:g}"
+    call = Call("POST", "/v1/jobs", json=dict(params), headers=headers, hold_s=wait_s)
+    return _job((yield from exchange(call, tries=TRIES if key else 1)))
+
+
+def job(job_id: str, *, tries: int = TRIES, wait_s: float = 0.0) -> Talk[JobBody]:
+    """Return a job as it is now, or once it is final if that is within `wait_s`."""
+    params = {"wait": f"{wait_s:g}"} if wait_s else None
+    return _job((yield from exchange(Call("GET", _path(job_id), params=params, hold_s=wait_s), tries=tries)))
+
+
+def finished(
+    job_id: str, *, timeout_s: float | None = None, clock: Callable[[], float] = time.monotonic
+) -> Talk[JobBody]:
+    """Return a job once it is final, however long that takes; a farm that blinks is waited for.
+
+    Raises `ClientError` with code `still_running` after `timeout_s`.
+    """
+    deadline = clock() + timeout_s if timeout_s is not None else math.inf
+    silent_since: float | None = None
+    while True:
+        try:
+            found = yield from job(job_id, wait_s=max(0.0, min(HOLD_S, deadline - clock())))
+        except ClientError as error:
+            silent_since = silent_since or clock()
+            if not error.transient or clock() >= min(deadline, silent_since + PATIENCE_S):
+                raise
+            yield Pause(1.0)
+            continue
+        silent_since = None
+        if found["state"] in FINAL_STATES:
+            return found
+        if clock() >= deadline:
+            raise ClientError("still_running", f"Job {job_id} is still {found['state']} after {timeout_s:g} s.")
+
+
+def page(query: Mapping[str, Any]) -> Talk[tuple[list[JobBody], str | None]]:
+    """Return one page of jobs, newest first, and the cursor of the next."""
+    body = _body((yield from exchange(Call("GET", "/v1/jobs", params=query))))
+    return _listed(body, "jobs"), body.get("next_cursor")
+
+
+def jobs(*, limit: int, **filters: str | None) -> Talk[list[JobBody]]:
+    """Return the newest jobs that pass the filters, at most `limit`, walking as many pages as it takes."""
+    found: list[JobBody] = []
+    query: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    while True:
+        query["limit"] = min(limit - len(found), 100)
+        more, query["cursor"] = yield from page(query)
+        found += more
+        if len(found) >= limit or not query["cursor"]:
+            return found[:limit]
+
+
+def cancel(job_id: str) -> Talk[JobBody]:
+    """Ask for a job to stop. Asking twice is harmless, so this is repeated like a read."""
+    return _job((yield from exchange(Call("POST", f"{_path(job_id)}/cancel"))))
+
+
+def listing(path: str, name: str) -> Talk[list[dict[str, Any]]]:
+    """Return one of the API's lists."""
+    return _listed(_body((yield from exchange(Call("GET", path)))), name)
+
+
+def document(path: str) -> Talk[dict[str, Any]]:
+    """Return one of the API's single answers."""
+    return _body((yield from exchange(Call("GET", path))))
+
+
+def readiness() -> Talk[dict[str, Any]]:
+    """Return what /readyz says, whether ready or not."""
+    return _body((yield Call("GET", "/readyz")))
+
+
+def image(path: str) -> Talk[bytes]:
+    """Return an image's bytes, following the redirect to the storage, to which the API key does not travel."""
+    if not path.startswith("/") or path.startswith("//"):
+        raise ClientError("bad_response", f"The farm named an image outside itself: {path}")
+    return (yield from exchange(Call("GET", path, follows=True))).content
+
+
+def checked_url(url: str) -> str:
+    """Return an http or https URL, or refuse."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and url.isprintable()
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL):
+        good = False
+    if not good:
+        raise ClientError("bad_url", f"{url!r} is not a URL of a farm; one looks like http://127.0.0.1:8000")
+    return url.rstrip("/")
+
+
+def checked_key(key: str) -> str:
+    """Return a key that fits into a header, or refuse without repeating it."""
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ClientError("bad_api_key", "The API key has characters that no key has.")
+    return key
+
+
+def checked_id(job_id: str) -> str:
+    """Return a job id in its usual spelling, or refuse: it becomes part of URLs and file names."""
+    try:
+        return str(UUID(job_id))
+    except ValueError:
+        raise ClientError("job_not_found", f"{job_id!r} is not a job id.") from None
+
+
+def _path(job_id: str) -> str:
+    return f"/v1/jobs/{checked_id(job_id)}"
+
+
+def _accepted(response: httpx.Response) -> httpx.Response:
+    if response.is_success:
+        return response
+    raise problems.of_response(response)
+
+
+def _body(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ClientError("bad_response", f"{response.request.url} did not answer as a render farm does.")
+    return body
+
+
+def _job(response: httpx.Response) -> JobBody:
+    body = _body(response)
+    if not isinstance(body.get("state"), str) or not isinstance(body.get("progress"), dict):
+        raise ClientError("bad_response", f"{response.request.url} did not answer with a job.")
+    body["id"] = checked_id(str(body.get("id")))
+    return body
+
+
+def _listed(body: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    listed = body.get(name)
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        raise ClientError("bad_response", f"The farm's answer has no list of {name}.")
+    return listed
