@@ -33,6 +33,8 @@ def admit(desk: Desk, caller: Caller, submission: Submission) -> JobRow:
             max_attempts=desk.settings.max_attempts,
             owner=caller.owner,
             priority=submission.priority,
+            expires_in_s=submission.expires_in,
+            timeout_s=submission.timeout or desk.settings.run_seconds or None,
         )
     # After the commit: a worker that hears the doorbell must find the row.
     broker.ring(desk.celery, row.checkpoint)

@@ -63,8 +63,12 @@ class JobRow(Base):
         ),
         Index("jobs_running_by_owner", "owner", postgresql_where=text("state = 'running'")),
         Index("jobs_running", "lease_until", postgresql_where=text("state = 'running'")),
+        Index("jobs_expiring", "expires_at", postgresql_where=text("state = 'queued' AND expires_at IS NOT NULL")),
         Index("jobs_by_state", "state", text("id DESC")),
         Index("jobs_by_checkpoint", "checkpoint", text("id DESC")),
+        Index("jobs_by_error", "error_code", text("id DESC"), postgresql_where=text("error_code IS NOT NULL")),
+        Index("jobs_retries", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
+        Index("jobs_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -81,10 +85,19 @@ class JobRow(Base):
     params: Mapped[dict[str, Any]]
     attempt: Mapped[int] = mapped_column(server_default="0")
     max_attempts: Mapped[int]
-    # Attempts that ended in an error or a lost lease. A drained attempt is nobody's fault and does not count.
+    # Attempts that ended in an error, or in the loss of a worker on which the job ran alone. What others did does not count.
     faults: Mapped[int] = mapped_column(server_default="0")
+    # Whether a worker was lost while it ran the job. A suspect runs alone, so that another loss would be its own.
+    suspect: Mapped[bool] = mapped_column(server_default=text("false"))
     worker_id: Mapped[str | None]
     lease_until: Mapped[datetime | None]
+    # A queued job waits for this before its next attempt.
+    not_before: Mapped[datetime | None]
+    # A job that is still queued then is given up.
+    expires_at: Mapped[datetime | None]
+    # How long one attempt may run, in seconds; null for ever.
+    timeout_s: Mapped[float | None]
+    retry_of: Mapped[UUID | None]
     steps_done: Mapped[int] = mapped_column(server_default="0")
     steps_total: Mapped[int]
     # `GenerationParams.cost`: what forecasts and shares are counted in.
@@ -155,6 +168,8 @@ class WorkerRow(Base):
     batch_fill: Mapped[float | None]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # Since when the worker is asked to finish and leave.
+    draining_at: Mapped[datetime | None]
 
 
 class CheckpointRow(Base):

@@ -31,6 +31,7 @@ FarmError
 │   ├── WeightsMissing      retryable: another worker may have them
 │   └── EngineStopped       retryable: the worker went away under the request
 ├── WorkerLost 500          retryable: the lease ran out
+├── RunTimeout 500          the attempt took longer than its job allows
 └── Unavailable 503         retryable: a dependency does not answer
     ├── DatabaseUnavailable
     ├── BrokerUnavailable
@@ -246,6 +247,12 @@ class WorkerLost(FarmError):
 
     code = "worker_lost"
     retryable = True
+
+
+class RunTimeout(FarmError):
+    """The job ran for longer than it allows."""
+
+    code = "run_timeout"
 
 
 class Unavailable(FarmError):

@@ -7,11 +7,11 @@ their ids. Callers commit, then ring doorbells and publish events.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ColumnElement,
     CursorResult,
     Executable,
     Integer,
@@ -21,7 +21,6 @@ from sqlalchemy import (
     case,
     column,
     func,
-    not_,
     select,
     update,
     values,
@@ -31,9 +30,11 @@ from uuid_utils.compat import uuid7
 
 from shared import outbox, shares
 from shared.db import ImageRow, JobRow
-from shared.errors import FarmError, JobAlreadyFinal, JobNotFound, WorkerLost
+from shared.errors import FarmError, JobAlreadyFinal, JobNotFound
 from shared.params import GenerationParams
 from shared.states import JobState, sources
+
+MAX_RETRY_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Claim(Attempt):
     params: GenerationParams
     # Its key has a running limit: when it ends, another of the key's jobs may have become claimable.
     is_limited: bool = False
+    # A worker was lost while it ran this job: it must run alone.
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,14 @@ def submit(
     owner: str = "anonymous",
     priority: int = 0,
     endpoint_id: UUID | None = None,
+    expires_in_s: float | None = None,
+    timeout_s: float | None = None,
+    retry_of: UUID | None = None,
 ) -> JobRow:
-    """Insert a queued job. Its id is time-ordered (UUID version 7), so ids sort by age. `endpoint_id` hears of it too."""
+    """Insert a queued job. Its id is time-ordered (UUID version 7), so ids sort by age. `endpoint_id` hears of it too.
+
+    It expires unless it is claimed within `expires_in_s`; an attempt that runs for longer than `timeout_s` fails it.
+    """
     turn = shares.take(session, owner=owner, checkpoint=params.checkpoint, priority=priority, cost=params.cost)
     row = JobRow(
         id=uuid7(),
@@ -99,6 +108,9 @@ def submit(
         steps_total=params.unet_calls,
         cost=params.cost,
         endpoint_id=endpoint_id,
+        expires_at=None if expires_in_s is None else _from_now(expires_in_s),
+        timeout_s=timeout_s,
+        retry_of=retry_of,
         images=[],
     )
     session.add(row)
@@ -149,14 +161,15 @@ def claim_next(
     if taken is None:
         return None
     outbox.record(session, taken.id)
-    return Claim(taken.id, taken.attempt, GenerationParams.model_validate(taken.params), taken.is_limited)
+    params = GenerationParams.model_validate(taken.params)
+    return Claim(taken.id, taken.attempt, params, taken.is_limited, taken.suspect)
 
 
 def claim_statement(checkpoint: str, worker_id: str, lease_s: float, *, oldest_level: bool = False) -> Executable:
     """Return the one statement of a claim: it takes the job, moves its owner's parked ones up and the clock on."""
-    best = _best(checkpoint)
+    best = shares.best(checkpoint)
     if oldest_level:
-        best = func.coalesce(_best(checkpoint, at=_oldest_level(checkpoint)), best)
+        best = func.coalesce(shares.best(checkpoint, at=shares.oldest_level(checkpoint)), best)
     taken = (
         update(JobRow)
         .where(JobRow.id == best)
@@ -165,19 +178,20 @@ def claim_statement(checkpoint: str, worker_id: str, lease_s: float, *, oldest_l
             version=JobRow.version + 1,
             attempt=JobRow.attempt + 1,
             worker_id=worker_id,
-            lease_until=_lease_end(lease_s),
+            lease_until=_from_now(lease_s),
+            not_before=None,
             started_at=func.now(),
             steps_done=0,
         )
         .returning(
-            *(JobRow.id, JobRow.attempt, JobRow.params),
+            *(JobRow.id, JobRow.attempt, JobRow.params, JobRow.suspect),
             *(JobRow.owner, JobRow.checkpoint, JobRow.priority, JobRow.virtual_start),
         )
         .cte("taken")
     )
     also = shares.advance(taken).cte("clock"), shares.move_up(taken).cte("moved")
     is_limited = shares.is_limited(taken.c.owner).label("is_limited")
-    return select(taken.c.id, taken.c.attempt, taken.c.params, is_limited).add_cte(*also)
+    return select(taken.c.id, taken.c.attempt, taken.c.params, taken.c.suspect, is_limited).add_cte(*also)
 
 
 def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> frozenset[UUID]:
@@ -199,7 +213,7 @@ def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> fro
             JobRow.attempt == reported.c.attempt,
             JobRow.state == JobState.RUNNING,
         )
-        .values(lease_until=_lease_end(lease_s), steps_done=reported.c.steps_done, version=JobRow.version + moved)
+        .values(lease_until=_from_now(lease_s), steps_done=reported.c.steps_done, version=JobRow.version + moved)
         .returning(JobRow.id)
         .execution_options(synchronize_session=False)
     )
@@ -207,7 +221,10 @@ def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> fro
 
 
 def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> bool:
-    """Publish the images and end the job, all or nothing. False when the attempt no longer holds the job."""
+    """Publish the images and end the job, all or nothing. False when the attempt no longer holds the job.
+
+    Repeating it after a commit whose answer was lost is fine: the job has succeeded by this attempt.
+    """
     done = _finish(session, run, JobState.SUCCEEDED, steps_done=JobRow.steps_total, **_NO_BLAME)
     if done:
         session.add_all(
@@ -226,24 +243,38 @@ def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> 
             for image in images
         )
         outbox.record(session, run.job_id)
-    return done
+        return True
+    won = select(JobRow.id).where(*_is(run), JobRow.state == JobState.SUCCEEDED)
+    return session.execute(won).first() is not None
 
 
-def fail(session: Session, run: Attempt, error: FarmError) -> JobState | None:
+def fail(session: Session, run: Attempt, error: FarmError, *, retry_s: float = 0.0) -> JobState | None:
     """End an attempt that raised: back to the queue while the error is retryable and attempts are left, else failed.
 
-    Returns the new state, or None when the attempt no longer holds the job.
+    The next attempt waits for about `retry_s` seconds, twice as long after each fault. Returns the new state, or None when the
+    attempt no longer holds the job.
     """
-    row = session.get(JobRow, run.job_id, with_for_update=True, populate_existing=True)
-    if row is None or row.attempt != run.attempt or row.state != JobState.RUNNING:
+    faults = _faults(session, run)
+    if faults is None:
         return None
-    retry = error.retryable and row.faults + 1 < row.max_attempts
-    if retry:
-        _requeue(session, run, faults=JobRow.faults + 1, **_blame(error))
-        return JobState.QUEUED
-    _finish(session, run, JobState.FAILED, faults=JobRow.faults + 1, **_blame(error))
-    outbox.record(session, run.job_id)
-    return JobState.FAILED
+    wait_s = min(retry_s * 2**faults, MAX_RETRY_S)
+    # Spread out, so that jobs that failed together do not come back together.
+    not_before = _from_now(wait_s * (func.random() / 2 + 0.5)) if wait_s else None
+    return _fault(session, run, error, not_before=not_before)
+
+
+def lose(session: Session, run: Attempt, error: FarmError, *, alone: bool) -> JobState | None:
+    """End an attempt whose worker is lost, as `fail` does. From now on the job is a suspect and runs alone.
+
+    Only a job that was alone on that worker is at fault. So one that kills its workers fails after `max_attempts`, and costs
+    each other job at most one attempt and none of its chances.
+    """
+    if _faults(session, run) is None:
+        return None
+    if alone:
+        return _fault(session, run, error, suspect=True)
+    _requeue(session, run, suspect=True, **_blame(error))
+    return JobState.QUEUED
 
 
 def release(session: Session, run: Attempt) -> bool:
@@ -273,26 +304,6 @@ def cancel(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRo
     return row
 
 
-def rescue(session: Session, *, limit: int = 100) -> list[tuple[UUID, JobState]]:
-    """Take back jobs whose lease ran out: queued again, or failed when their attempts are used up.
-
-    Safe to run from several places at once: each expired job is rescued by one of them.
-    """
-    lost = session.execute(
-        select(JobRow.id, JobRow.attempt, JobRow.worker_id)
-        .where(JobRow.state == JobState.RUNNING, JobRow.lease_until < func.now())
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
-    rescued = []
-    for job_id, attempt, worker_id in lost:
-        error = WorkerLost(f"Worker {worker_id} went silent while it ran attempt {attempt}.")
-        state = fail(session, Attempt(job_id, attempt), error)
-        if state is not None:
-            rescued.append((job_id, state))
-    return rescued
-
-
 def count_queued(session: Session, *, at_most: int, owner: str | None = None) -> int:
     """Count the queued jobs, of one owner or of all, but no further than `at_most`."""
     queued = select(JobRow.owner).where(JobRow.state == JobState.QUEUED)
@@ -301,45 +312,34 @@ def count_queued(session: Session, *, at_most: int, owner: str | None = None) ->
     return session.scalar(select(func.count()).select_from(queued.limit(at_most).subquery())) or 0
 
 
-def backlog(session: Session) -> Mapping[str, int]:
-    """Count the queued jobs of each checkpoint that could be claimed now, where there are any."""
-    claimable = select(JobRow.checkpoint, func.count()).where(
-        JobRow.state == JobState.QUEUED, not_(JobRow.parked), JobRow.owner.not_in(shares.blocked_owners())
-    )
-    counted = session.execute(claimable.group_by(JobRow.checkpoint))
-    return dict(counted.all())
+def _faults(session: Session, run: Attempt) -> int | None:
+    """Lock the row; return its faults, or None when the attempt does not hold the job."""
+    held = select(JobRow.faults).where(*_is(run), JobRow.state == JobState.RUNNING).with_for_update()
+    return session.execute(held).scalar_one_or_none()
 
 
-def _best(checkpoint: str, *, at: Any = None) -> Any:
-    """Choose the job to claim, at one priority if it is given. Must agree with `shared.queue.ahead`."""
-    able = select(JobRow.id).where(
-        JobRow.state == JobState.QUEUED, not_(JobRow.parked), JobRow.checkpoint == checkpoint, shares.may_run()
-    )
-    if at is not None:
-        able = able.where(JobRow.priority == at)
-    order = (JobRow.priority.desc(), JobRow.virtual_start, JobRow.id)
-    return able.order_by(*order).limit(1).with_for_update(skip_locked=True, of=JobRow).scalar_subquery()
-
-
-def _oldest_level(checkpoint: str) -> Any:
-    queued = select(JobRow.priority).where(JobRow.state == JobState.QUEUED, JobRow.checkpoint == checkpoint)
-    return queued.order_by(JobRow.id).limit(1).scalar_subquery()
+def _fault(session: Session, run: Attempt, error: FarmError, **columns: Any) -> JobState:
+    columns |= {"faults": JobRow.faults + 1, **_blame(error)}
+    if error.retryable and _requeue(session, run, JobRow.faults + 1 < JobRow.max_attempts, **columns):
+        return JobState.QUEUED
+    _finish(session, run, JobState.FAILED, **{**columns, "not_before": None})
+    outbox.record(session, run.job_id)
+    return JobState.FAILED
 
 
 def _finish(session: Session, run: Attempt, to: JobState, **columns: Any) -> bool:
     return _move(session, run, to, lease_until=None, finished_at=func.now(), **columns)
 
 
-def _requeue(session: Session, run: Attempt, **columns: Any) -> bool:
-    return _move(
-        session, run, JobState.QUEUED, lease_until=None, worker_id=None, started_at=None, steps_done=0, **columns
-    )
+def _requeue(session: Session, run: Attempt, *conditions: ColumnElement[bool], **columns: Any) -> bool:
+    gone = {"lease_until": None, "worker_id": None, "started_at": None, "steps_done": 0}
+    return _move(session, run, JobState.QUEUED, *conditions, **gone, **columns)
 
 
-def _move(session: Session, run: Attempt, to: JobState, **columns: Any) -> bool:
+def _move(session: Session, run: Attempt, to: JobState, *conditions: ColumnElement[bool], **columns: Any) -> bool:
     statement = (
         update(JobRow)
-        .where(JobRow.id == run.job_id, JobRow.attempt == run.attempt, JobRow.state == JobState.RUNNING)
+        .where(*_is(run), JobRow.state == JobState.RUNNING, *conditions)
         .values(state=to, version=JobRow.version + 1, **columns)
     )
     return _matched(session, statement)
@@ -358,5 +358,9 @@ def _blame(error: FarmError) -> dict[str, Any]:
     return {"error_code": error.code, "error_message": str(error), "error_retryable": error.retryable}
 
 
-def _lease_end(lease_s: float) -> Any:
-    return func.now() + timedelta(seconds=lease_s)
+def _is(run: Attempt) -> tuple[ColumnElement[bool], ...]:
+    return JobRow.id == run.job_id, JobRow.attempt == run.attempt
+
+
+def _from_now(seconds: Any) -> Any:
+    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)

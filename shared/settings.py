@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     heartbeat_seconds: Seconds = 5.0
     progress_seconds: Seconds = 0.25
     max_attempts: Annotated[int, Field(ge=1)] = 3
+    retry_seconds: Annotated[float, Field(ge=0)] = 2.0
+    run_seconds: Annotated[float, Field(ge=0)] = 3600.0
     drain_seconds: Annotated[float, Field(ge=0)] = 25.0
     rescue_seconds: Seconds = 2.0
 

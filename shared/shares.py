@@ -46,6 +46,35 @@ def unpark(session: Session) -> int:
     return moved.rowcount
 
 
+def best(checkpoint: str, *, at: Any = None) -> Any:
+    """Choose the job to claim, at one priority if it is given. Must agree with `shared.queue.ahead`."""
+    able = select(JobRow.id).where(
+        JobRow.state == JobState.QUEUED,
+        not_(JobRow.parked),
+        JobRow.checkpoint == checkpoint,
+        may_run(),
+        *is_due(),
+    )
+    if at is not None:
+        able = able.where(JobRow.priority == at)
+    order = (JobRow.priority.desc(), JobRow.virtual_start, JobRow.id)
+    return able.order_by(*order).limit(1).with_for_update(skip_locked=True, of=JobRow).scalar_subquery()
+
+
+def oldest_level(checkpoint: str) -> Any:
+    """Choose the priority of the job of a checkpoint that waits longest."""
+    queued = select(JobRow.priority).where(JobRow.state == JobState.QUEUED, JobRow.checkpoint == checkpoint)
+    return queued.order_by(JobRow.id).limit(1).scalar_subquery()
+
+
+def is_due() -> tuple[ColumnElement[bool], ...]:
+    """Whether a queued job neither waits for its next attempt nor is too late."""
+    return (
+        or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()),
+        or_(JobRow.expires_at.is_(None), JobRow.expires_at > func.now()),
+    )
+
+
 def may_run() -> ColumnElement[bool]:
     """Whether a queued job's key is neither paused nor at its running limit.
 

@@ -50,12 +50,16 @@ EXAMPLE: dict[str, JsonValue] = {
         "created_at": "2026-11-23T12:00:00.000000Z",
         "started_at": "2026-11-23T12:00:00.020000Z",
         "finished_at": None,
+        "retry_at": None,
+        "expires_at": None,
         "queued_s": 0.02,
         "render_s": None,
         "total_s": None,
     },
     "attempt": 1,
     "max_attempts": 3,
+    "timeout_s": 3600,
+    "retry_of": None,
     "worker": "gpu0.farm-demo@render-1",
     "error": None,
     "outlook": {"position": None, "reason": None, "start_s": 0.0, "finish_s": 3.2},
@@ -89,6 +93,8 @@ class Timings(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    retry_at: Annotated[datetime | None, Field(description="A queued job's next attempt waits for this.")]
+    expires_at: Annotated[datetime | None, Field(description="A job still queued then expires.")]
     queued_s: float | None
     render_s: float | None
     total_s: float | None
@@ -130,6 +136,8 @@ class Job(BaseModel):
     timings: Timings
     attempt: Annotated[int, Field(description="How often a worker has claimed the job.")]
     max_attempts: int
+    timeout_s: Annotated[float | None, Field(description="How long one attempt may run. Null: for ever.")]
+    retry_of: Annotated[UUID | None, Field(description="The job that this one repeats.")]
     worker: str | None
     error: Problem | None
     outlook: Annotated[
@@ -152,6 +160,8 @@ class Job(BaseModel):
             timings=_timings(row),
             attempt=row.attempt,
             max_attempts=row.max_attempts,
+            timeout_s=row.timeout_s,
+            retry_of=row.retry_of,
             worker=row.worker_id,
             error=_problem(row),
             outlook=_outlook(forecast) if forecast else None,
@@ -190,6 +200,8 @@ def _timings(row: "JobRow") -> Timings:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        retry_at=row.not_before,
+        expires_at=row.expires_at,
         queued_s=_seconds(row.created_at, row.started_at),
         render_s=_seconds(row.started_at, row.finished_at),
         total_s=_seconds(row.created_at, row.finished_at),

@@ -44,8 +44,9 @@ upkeep_at = board.gauge(metrics.UPKEEP_AT)
 def upkeep() -> None:
     """Rescue, then ring: a rescued job is among those that wait."""
     try:
-        for state in maintenance.rescue(db, redis):
+        for state in maintenance.rescue(db, redis, lease_s=settings.lease_seconds):
             rescued.labels(state).inc()
+        maintenance.call_time(db, redis)
         rings.inc(maintenance.reconcile(db, redis, app))
         upkeep_at.set_to_current_time()
     except FarmError as error:

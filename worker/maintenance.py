@@ -1,10 +1,10 @@
-"""Upkeep that any courier may do at any time: rescue jobs whose worker went silent, ring for jobs that wait unheard."""
+"""Upkeep that any courier may do at any time: rescue jobs of silent workers, call time, ring for jobs that wait unheard."""
 
 import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, events, fleet, jobs, shares
+from shared import broker, events, fleet, shares, upkeep
 from shared.db import Database
 from shared.states import JobState
 
@@ -14,10 +14,10 @@ MAX_RINGS = 1000
 log = structlog.get_logger(__name__)
 
 
-def rescue(db: Database, redis: Redis) -> list[JobState]:
-    """Take back jobs whose lease ran out. Returns the state that each has now."""
+def rescue(db: Database, redis: Redis, *, lease_s: float) -> list[JobState]:
+    """Take back jobs whose lease of `lease_s` ran out. Returns the state that each has now."""
     with db.transaction() as session:
-        rescued = jobs.rescue(session)
+        rescued = upkeep.rescue(session, lease_s=lease_s)
         fleet.forget(session)
         shares.unpark(session)
     for job_id, state in rescued:
@@ -26,10 +26,21 @@ def rescue(db: Database, redis: Redis) -> list[JobState]:
     return [state for _, state in rescued]
 
 
+def call_time(db: Database, redis: Redis) -> list[JobState]:
+    """End the attempts that run for too long and the jobs that waited for too long. Returns the state that each has now."""
+    with db.transaction() as session:
+        ended = upkeep.end_overdue(session)
+        ended += [(job_id, JobState.EXPIRED) for job_id in upkeep.expire(session)]
+    for job_id, state in ended:
+        log.info("job.time_is_up", job_id=str(job_id), state=state)
+        events.publish(redis, events.JobEvent(job_id, state))
+    return [state for _, state in ended]
+
+
 def reconcile(db: Database, redis: Redis, celery: Celery) -> int:
     """Ring for queued jobs that outnumber their doorbells, as after a loss of Redis. Returns how often."""
     with db.transaction() as session:
-        backlog = jobs.backlog(session)
+        backlog = upkeep.backlog(session)
     rung = 0
     for checkpoint, queued in backlog.items():
         missing = min(queued - broker.waiting_doorbells(redis, checkpoint), MAX_RINGS)

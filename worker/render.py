@@ -172,14 +172,15 @@ class Renderer:
     def _fail(self, claim: jobs.Claim, error: FarmError) -> None:
         def act() -> JobState | None:
             with self._db.transaction() as session:
-                return jobs.fail(session, claim, error)
+                return jobs.fail(session, claim, error, retry_s=self._settings.retry_seconds)
 
         state = self._insist(act)
         log.warning("job.attempt_failed", code=error.code, error=str(error), state=state)
         self._ended("retried" if state is JobState.QUEUED else "failed", code=error.code)
         if state is not None:
             self._tell(claim, state)
-        if state is JobState.QUEUED:
+        if state is JobState.QUEUED and not self._settings.retry_seconds:
+            # Else the courier rings once the next attempt is due.
             broker.ring(self._celery, self._checkpoint)
 
     def _end_aborted(self, running: Running) -> None:

@@ -43,6 +43,8 @@ Picture = Annotated[
 # "automatic", A1111's word, is the sampler's own default, as is null.
 ScheduleChoice = Annotated[Schedule | None, BeforeValidator(lambda name: None if name == "automatic" else name)]
 
+MAX_WAIT_S = 30 * 24 * 3600
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -173,6 +175,14 @@ class Submission(_Strict):
     mask_image: Annotated[Picture | None, Field(description="Makes it inpainting: white is painted anew.")] = None
     inpaint: InpaintChoice | None = None
     hires: HiresChoice | None = None
+    expires_in: Annotated[
+        int | None,
+        Field(strict=True, ge=1, le=MAX_WAIT_S, description="Seconds; a job still queued then expires. Null: never."),
+    ] = None
+    timeout: Annotated[
+        int | None,
+        Field(strict=True, ge=1, le=MAX_WAIT_S, description="Seconds that one attempt may run. Null: the farm's own."),
+    ] = None
     upscale: Annotated[
         float,
         Field(

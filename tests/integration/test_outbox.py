@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared import jobs, outbox
+from shared import jobs, outbox, upkeep
 from shared.db import Database, DeliveryRow, EndpointRow, EventRow, JobRow
 from shared.errors import OutOfMemory, WorkerLost
 from shared.outbox import EventType, Position
@@ -44,7 +44,7 @@ def listen(db: Database, *types: EventType, state: str = "active", owner: str = 
 
 def lose(session: Session) -> None:
     session.execute(update(JobRow).values(lease_until=func.now() - timedelta(seconds=1)))
-    assert jobs.rescue(session)
+    assert upkeep.rescue(session, lease_s=20)
 
 
 ACTS: list[tuple[Callable[[Session, jobs.Claim], Any], list[str]]] = [
