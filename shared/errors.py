@@ -12,7 +12,9 @@ FarmError
 │   ├── JobNotFound
 │   ├── KeyNotFound
 │   ├── ImageNotFound
-│   └── PreviewNotFound
+│   ├── PreviewNotFound
+│   ├── EndpointNotFound    a receiver of webhooks
+│   └── DeliveryNotFound    … and what is sent to it
 ├── Unauthenticated 401     no valid key came with the request
 ├── Forbidden 403           the key may not do this
 │   ├── ScopeMissing
@@ -22,6 +24,8 @@ FarmError
 │   └── QueueFullForKey
 ├── Conflict 409
 │   ├── JobAlreadyFinal
+│   ├── TooManyEndpoints
+│   ├── EndpointIsGone
 │   └── ImagesNotReady
 ├── BadWeights 422          a weights file that cannot be loaded
 │   └── BadCheckpoint       … as a whole SD1.5
@@ -177,6 +181,18 @@ class QueueFullForKey(TooMany):
     code = "queue_full_for_key"
 
 
+class EndpointNotFound(NotFound):
+    """There is no webhook endpoint of that id."""
+
+    code = "endpoint_not_found"
+
+
+class DeliveryNotFound(NotFound):
+    """There is no delivery of that id."""
+
+    code = "delivery_not_found"
+
+
 class Conflict(FarmError):
     """The request does not fit the present state."""
 
@@ -188,6 +204,18 @@ class JobAlreadyFinal(Conflict):
     """The job has already reached a final state, which never changes."""
 
     code = "job_already_final"
+
+
+class TooManyEndpoints(Conflict):
+    """There are as many webhook endpoints as there may be."""
+
+    code = "too_many_endpoints"
+
+
+class EndpointIsGone(Conflict):
+    """The webhook endpoint has answered 410 Gone; resume it first."""
+
+    code = "endpoint_is_gone"
 
 
 class ImagesNotReady(Conflict):

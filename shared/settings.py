@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     # What the farm calls outside for its clients.
     allow_private_urls: bool = False
     fetch_seconds: Seconds = 10.0
+    webhook_progress_seconds: Seconds = 5.0
+    webhook_suspend_seconds: Seconds = 86_400.0
+    webhook_probe_seconds: Seconds = 900.0
+    event_retention_seconds: Seconds = 30 * 86_400.0
 
     # Scaling and watching.
     target_wait_seconds: Seconds = 60.0

@@ -8,10 +8,15 @@ from celery import signals
 from shared import broker, metrics
 from shared.db import Database
 from shared.errors import FarmError
+from shared.events import Listener
 from shared.metrics import Board
+from shared.outside import Outside
 from shared.settings import Settings
 from shared.telemetry import configure_logging
 from worker import maintenance
+from worker.webhooks import Courier
+
+FORGET_SECONDS = 600.0
 
 log = structlog.get_logger(__name__)
 
@@ -26,12 +31,19 @@ app.conf.update(
             "schedule": settings.rescue_seconds,
             # A tick that nobody heard in time is stale: the next one does its work.
             "options": {"queue": broker.COURIER_QUEUE, "expires": settings.rescue_seconds * 5},
-        }
+        },
+        "forgetting": {
+            "task": "courier.forget",
+            "schedule": FORGET_SECONDS,
+            "options": {"queue": broker.COURIER_QUEUE, "expires": FORGET_SECONDS},
+        },
     },
 )
 
-db = Database(settings, pool_size=4)
+db = Database(settings, pool_size=8)
 redis = broker.connect(settings)
+courier = Courier(db, Outside(allow_private=settings.allow_private_urls), settings)
+news = Listener(redis, lambda _event: courier.wake())
 
 
 board = Board()
@@ -48,9 +60,19 @@ def upkeep() -> None:
             rescued.labels(state).inc()
         maintenance.call_time(db, redis)
         rings.inc(maintenance.reconcile(db, redis, app))
+        maintenance.tell_progress(db, every_s=settings.webhook_progress_seconds)
         upkeep_at.set_to_current_time()
     except FarmError as error:
         log.warning("upkeep.failed", code=error.code, error=str(error))
+
+
+@app.task(name="courier.forget")
+def forget() -> None:
+    """Forget events that are older than anyone may still ask for."""
+    try:
+        maintenance.forget_events(db, older_than_s=settings.event_retention_seconds)
+    except FarmError as error:
+        log.warning("forget.failed", code=error.code, error=str(error))
 
 
 @signals.setup_logging.connect(weak=False)
@@ -64,9 +86,13 @@ def _serve(**_: Any) -> None:
     # Only now: beat's process has been forked and holds no copy of the socket.
     if settings.metrics_port:
         board.serve(settings.metrics_port)
+    courier.start()
+    news.start()
 
 
 @signals.worker_shutdown.connect(weak=False)
 def _close(**_: Any) -> None:
+    news.stop()
+    courier.stop()
     redis.close()
     db.close()

@@ -4,7 +4,7 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, events, fleet, shares, upkeep
+from shared import broker, events, fleet, outbox, shares, upkeep
 from shared.db import Database
 from shared.states import JobState
 
@@ -49,3 +49,20 @@ def reconcile(db: Database, redis: Redis, celery: Celery) -> int:
     if rung:
         log.info("doorbells.rung", count=rung)
     return rung
+
+
+def tell_progress(db: Database, *, every_s: float) -> int:
+    """Write the events of running jobs that moved, for who asked to hear of progress. Returns how many."""
+    with db.transaction() as session:
+        return outbox.record_progress(session, every_s=every_s)
+
+
+def forget_events(db: Database, *, older_than_s: float) -> int:
+    """Delete old events and their deliveries, batch by batch. Returns how many events."""
+    forgotten = 0
+    while True:
+        with db.transaction() as session:
+            batch = outbox.purge(session, older_than_s=older_than_s)
+        forgotten += batch
+        if batch < outbox.PURGE_BATCH:
+            return forgotten

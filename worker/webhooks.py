@@ -1,0 +1,199 @@
+"""The courier's round: take deliveries that are due, send them signed, write down what became of them.
+
+Any number of couriers may run. A slow or dead receiver holds only its own few places: each has at most `PER_LANE`, and those
+whose last delivery failed share `AILING_PLACES`, so that receivers that work always find a place free.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from random import Random
+from threading import Event, Lock, Thread
+
+import structlog
+from standardwebhooks import Webhook
+
+from shared import deliveries
+from shared.db import Database
+from shared.deliveries import Due, Outcome
+from shared.errors import FarmError
+from shared.outbox import EventType
+from shared.outside import Outside, Reply
+from shared.settings import Settings
+
+PLACES = 128  # threads, made when needed
+AILING_PLACES = 32
+PER_LANE = 4
+SEND_SECONDS = 15.0
+LEASE_SECONDS = 60.0  # what a courier that died holds up a message for; must exceed any attempt
+SWEEP_SECONDS = 1.0
+MAX_RETRY_AFTER_S = 86_400.0
+# After each failed attempt, in seconds; 31 hours in all, which outlasts a night and a working day.
+BACKOFF_S = (5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600)
+JITTER = 0.2  # of each wait, either way
+
+log = structlog.get_logger(__name__)
+
+
+class Courier:
+    """Delivers until stopped. `clock` replaces the database's in tests."""
+
+    def __init__(
+        self,
+        db: Database,
+        outside: Outside,
+        settings: Settings,
+        *,
+        rng: Random | None = None,
+        clock: Callable[[], datetime | None] = lambda: None,
+    ) -> None:
+        self._db = db
+        self._outside = outside
+        self._settings = settings
+        self._rng = rng or Random()  # noqa: S311 - jitter
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(PLACES, thread_name_prefix="webhook")
+        self._lock = Lock()
+        self._lanes: Counter[str] = Counter()
+        self._ailing = 0
+        self._awake = Event()
+        self._stopped = Event()
+        self._thread = Thread(target=self._run, name="courier", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look now for what is due, instead of at the next sweep."""
+        self._awake.set()
+
+    def stop(self) -> None:
+        """Take nothing more and let what is under way end."""
+        self._stopped.set()
+        self._awake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
+
+    def hand_out(self) -> int:
+        """Claim what is due and there is room for, and send it on threads of their own. Returns how many."""
+        with self._lock:
+            busy = dict(self._lanes)
+            free, free_ailing = PLACES - sum(busy.values()), AILING_PLACES - self._ailing
+        with self._db.transaction() as session:
+            sound = deliveries.claim(
+                session,
+                limit=free,
+                per_lane=PER_LANE,
+                ailing=False,
+                lease_s=LEASE_SECONDS,
+                busy=busy,
+                now=self._clock(),
+            )
+            ailing = deliveries.claim(
+                session,
+                limit=min(free_ailing, free - len(sound)),
+                per_lane=1,
+                ailing=True,
+                lease_s=LEASE_SECONDS,
+                busy=busy,
+                now=self._clock(),
+            )
+        for due in (*sound, *ailing):
+            self._take(due, 1)
+            self._pool.submit(self._carry, due)
+        return len(sound) + len(ailing)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._awake.wait(SWEEP_SECONDS)
+            self._awake.clear()
+            try:
+                while not self._stopped.is_set() and self.hand_out():
+                    pass
+            except FarmError as error:
+                log.warning("webhooks.postponed", code=error.code, error=str(error))
+            except Exception:  # whatever it was, the next round may do
+                log.exception("webhooks.crashed")
+
+    def _carry(self, due: Due) -> None:
+        try:
+            outcome = send(self._outside, due)
+            with self._db.transaction() as session:
+                deliveries.settle(
+                    session,
+                    due,
+                    outcome,
+                    retry_in_s=None if due.type == EventType.PROGRESS else backoff_s(due.tries, self._rng),
+                    suspend_after_s=self._settings.webhook_suspend_seconds,
+                    probe_s=self._settings.webhook_probe_seconds,
+                    now=self._clock(),
+                )
+            log.info("webhook.sent", delivery=str(due.id), status=outcome.status, error=outcome.error)
+        except Exception:  # the lease runs out and it goes again
+            log.exception("webhook.unsettled", delivery=str(due.id))
+        finally:
+            self._take(due, -1)
+            self.wake()
+
+    def _take(self, due: Due, places: int) -> None:
+        with self._lock:
+            self._lanes[due.lane] += places
+            self._ailing += places if due.is_ailing else 0
+            if not self._lanes[due.lane]:
+                del self._lanes[due.lane]
+
+
+def send(outside: Outside, due: Due) -> Outcome:
+    """Make one attempt. Whatever goes wrong is an outcome."""
+    started = time.monotonic()
+    try:
+        reply = outside.post(
+            due.url, due.body.encode(), headers=signed(due, datetime.now(UTC)), deadline_s=SEND_SECONDS
+        )
+    except FarmError as error:
+        return Outcome(None, str(error), time.monotonic() - started)
+    return Outcome(reply.status, _refusal(reply), time.monotonic() - started, _retry_after_s(reply))
+
+
+def signed(due: Due, at: datetime) -> dict[str, str]:
+    """Return the headers of Standard Webhooks, with one signature for each secret that lives."""
+    signatures = [Webhook(secret).sign(due.message_id, at, due.body) for secret in due.secrets]
+    return {
+        "Content-Type": "application/json",
+        "webhook-id": due.message_id,
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": " ".join(signatures),
+    }
+
+
+def backoff_s(tries: int, rng: Random) -> float | None:
+    """Return how long to wait after so many failed attempts and one more; None when enough have failed."""
+    if tries >= len(BACKOFF_S):
+        return None
+    return BACKOFF_S[tries] * rng.uniform(1 - JITTER, 1 + JITTER)
+
+
+def _refusal(reply: Reply) -> str | None:
+    if 200 <= reply.status < 300:
+        return None
+    if 300 <= reply.status < 400:
+        return f"The receiver answered {reply.status}; redirects are not followed, so register the new URL."
+    return f"The receiver answered {reply.status}."
+
+
+def _retry_after_s(reply: Reply) -> float | None:
+    value = reply.headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    try:
+        wait_s = (
+            float(value) if value.isdecimal() else (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        )
+    except (ValueError, TypeError):
+        return None
+    return min(max(wait_s, 0.0), MAX_RETRY_AFTER_S)
