@@ -5,12 +5,14 @@ logged: what is wrong with one is said without repeating it.
 """
 
 import hmac
+from base64 import b64decode
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import HTTPConnection
 
 from api.deps import Desk, DeskDep
 from api.keyring import Known
@@ -57,21 +59,23 @@ class Caller:
         return self
 
 
-_bearer = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, `farm_…`.")
-_basic = HTTPBasic(auto_error=False, scheme_name="key as password", description="An API key as password, any user.")
+_KEY = "An API key, `farm_…`."
+_PASSWORD = "An API key as password; any user name will do."  # noqa: S105 - a description
 
 
-async def _caller(
-    desk: DeskDep,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-    basic: Annotated[HTTPBasicCredentials | None, Security(_basic)],
-) -> Caller:
+class _Basic(HTTPBasic):
+    """Basic for the documentation alone: it refuses nothing."""
+
+    async def __call__(self, request: HTTPConnection) -> None:  # noqa: ARG002
+        return None
+
+
+async def identify(desk: Desk, authorization: str | None) -> Caller:
+    """Return who sends this `Authorization` header; raise `Unauthenticated`, `RateLimited` or `DatabaseUnavailable`."""
     if desk.settings.auth == "none":
         # A farm without keys has one caller, who owns everything and may do everything.
         return _almighty(ANONYMOUS)
-    given = bearer.credentials if bearer else basic.password if basic else None
-    if given is None:
-        raise Unauthenticated
+    given = _given(authorization)
     if _is_operator(desk, given):
         return _almighty(OPERATOR)
     token = Token.read(given)
@@ -84,6 +88,33 @@ async def _caller(
     if caller.requests_per_minute is not None:
         await run_in_threadpool(desk.throttle.take, caller.owner, caller.requests_per_minute)
     return caller
+
+
+async def _caller(
+    request: Request,
+    desk: DeskDep,
+    # What these read is read by `identify`; here they tell the documentation how to authorize.
+    _key: Annotated[object, Security(HTTPBearer(auto_error=False, scheme_name="key", description=_KEY))],
+    _password: Annotated[
+        object, Security(_Basic(auto_error=False, scheme_name="key as password", description=_PASSWORD))
+    ],
+) -> Caller:
+    known: Caller | None = getattr(request.state, "caller", None)
+    return known or await identify(desk, request.headers.get("Authorization"))
+
+
+def _given(authorization: str | None) -> str:
+    scheme, _, value = (authorization or "").strip().partition(" ")
+    if scheme.lower() == "bearer" and value:
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            _user, colon, password = b64decode(value, validate=True).decode().partition(":")
+        except ValueError:
+            colon, password = "", ""
+        if colon:
+            return password
+    raise Unauthenticated
 
 
 def _almighty(owner: str) -> Caller:

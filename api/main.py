@@ -10,6 +10,7 @@ from fastapi_offline import FastAPIOffline
 from api import metrics, ops, problems
 from api.body import BodyLimit
 from api.deps import open_desk
+from api.gate import Gate
 from api.v1 import choices, jobs, keys, queue, workers
 from shared.metrics import Board
 from shared.settings import Settings
@@ -45,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app: FastAPI = FastAPIOffline(title="Render farm", version="1", description=DESCRIPTION, lifespan=lifespan)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Gate)
     app.state.board = Board()
     app.add_middleware(metrics.RequestTimes, board=app.state.board)
     for part in PARTS:

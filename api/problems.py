@@ -20,8 +20,10 @@ _CODES = {
     401: "unauthenticated",
     404: "not_found",
     405: "method_not_allowed",
+    408: "body_too_slow",
     413: "body_too_large",
     415: "unsupported_media_type",
+    503: "too_busy",
 }
 
 log = structlog.get_logger(__name__)
@@ -89,6 +91,11 @@ def problem(
     return ProblemResponse(details.model_dump(), status_code=status, headers=dict(headers or {}))
 
 
+def of(request: Request, error: FarmError) -> ProblemResponse:
+    """Build the response of one of the farm's own errors."""
+    return problem(error.status, error.code, str(error), headers=_headers(request, error))
+
+
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe the problems that a route may answer with, for OpenAPI."""
     schema = {"application/problem+json": {"schema": ProblemDetails.model_json_schema()}}
@@ -97,7 +104,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _farm_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, FarmError)  # noqa: S101 - registered for this class
-    return problem(error.status, error.code, str(error), headers=_headers(request, error))
+    return of(request, error)
 
 
 def _headers(request: Request, error: FarmError) -> dict[str, str]:

@@ -14,7 +14,8 @@ from deploy.standalone.serving import GpuWorker
 WORKER_READY_S = 600.0
 # A worker finishes what it renders within FARM_DRAIN_SECONDS (25 by default), then hands it back.
 WORKER_GRACE_S = 40.0
-DRAIN_REQUESTS_S = 5
+# It lets requests finish for five seconds.
+API_GRACE_S = 10.0
 
 
 def migration(env: Mapping[str, str]) -> Program:
@@ -26,13 +27,10 @@ def api(env: Mapping[str, str], host: str, port: int, url: str) -> Program:
     """Answer clients; ready when all that it depends on answers too."""
     return Program(
         name="api",
-        argv=python_module(
-            *("uvicorn", "api.main:create_app", "--factory", "--host", host, "--port", str(port), "--no-access-log"),
-            *("--timeout-graceful-shutdown", str(DRAIN_REQUESTS_S)),
-        ),
+        argv=python_module("api.serve", "--host", host, "--port", str(port)),
         env={**env, "FARM_AUTH": auth(env, host)},
         ready=lambda: _get(f"{url}/readyz") is not None,
-        grace_s=DRAIN_REQUESTS_S + 5.0,
+        grace_s=API_GRACE_S,
     )
 
 

@@ -1,0 +1,30 @@
+"""The first thing that a request meets: whoever has no key is sent away before a byte of the body is read."""
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api import callers, problems
+from shared.errors import FarmError
+
+GUARDED = ("/v1/", "/sdapi/")
+
+
+class Gate:
+    """ASGI middleware that finds out who calls, for everything under the guarded paths."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "http" and scope["path"].startswith(GUARDED):
+            request = Request(scope)
+            try:
+                # Kept for the handler's dependency, which asks the same.
+                request.state.caller = await callers.identify(
+                    request.app.state.desk, request.headers.get("Authorization")
+                )
+            except FarmError as error:
+                await problems.of(request, error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,120 @@
+"""The api behind a server that bounds what one client can hold: `python -m api.serve --host 127.0.0.1 --port 8000`.
+
+uvicorn's fast HTTP parser neither limits the head of a request nor how long it may take; this one does. Behind a reverse proxy
+that does it too, `uvicorn --factory api.main:create_app` serves the same api.
+"""
+
+import argparse
+import asyncio
+from typing import cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 * 1024
+# From the first byte, or the connection, to the end of the head; then the body has a pace to keep (`api.body`).
+HEAD_S = 10.0
+KEEP_ALIVE_S = 20
+# Connections that wait for a job are cheap; this bounds sockets and their buffers, not work.
+MAX_CONNECTIONS = 10_000
+# What a stop lets requests finish.
+DRAIN_S = 5
+
+
+class Protocol(HttpToolsProtocol):
+    """A connection whose request heads are bounded in bytes and time."""
+
+    _head_bytes = 0
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Expect a head."""
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect nothing more."""
+        self._end_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, as many as a head may have."""
+        if self._deadline is not None and self._head_bytes + _first_head(data) > MAX_HEAD_BYTES:
+            self._refuse()
+            return
+        super().data_received(data)
+        if self._deadline is not None:
+            self._head_bytes += _last_head(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse()
+
+    def on_message_begin(self) -> None:
+        """Expect the rest of the head."""
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """Go on to the request."""
+        self._end_head()
+        super().on_headers_complete()
+
+    def _expect_head(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_S, self._give_up)
+
+    def _end_head(self) -> None:
+        self._head_bytes = 0
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _refuse(self) -> None:
+        self.transport.write(_TOO_LARGE)
+        self.transport.close()
+
+    def _give_up(self) -> None:
+        self._deadline = None
+        self.transport.close()
+
+
+def _first_head(data: bytes) -> int:
+    end = data.find(_HEAD_END)
+    return len(data) if end < 0 else end
+
+
+def _last_head(data: bytes) -> int:
+    begin = data.rfind(_HEAD_END)
+    return len(data) if begin < 0 else len(data) - begin - len(_HEAD_END)
+
+
+_HEAD_END = b"\r\n\r\n"
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+def config(host: str, port: int) -> uvicorn.Config:
+    """Return how uvicorn runs the api."""
+    return uvicorn.Config(
+        "api.main:create_app",
+        factory=True,
+        host=host,
+        port=port,
+        http=Protocol,
+        ws="none",
+        access_log=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m api.serve", description="Serve the farm's api.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    asked = parser.parse_args()
+    uvicorn.Server(config(asked.host, asked.port)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What one client can make the api hold, or wait for: heads, bodies and their pace, on a real server and in the app."""
+
+import asyncio
+import gzip
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from threading import Thread
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
+
+from api import body, serve
+from api.body import BodyLimit
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+
+
+class Server(uvicorn.Server):
+    """A real server on loopback."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        found: tuple[str, int] = self.servers[0].sockets[0].getsockname()[:2]
+        return found
+
+
+def _healthy() -> dict[str, str]:
+    return {}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    app = FastAPI()
+    app.get("/healthz")(_healthy)
+    config = serve.config("127.0.0.1", 0)
+    config.app, config.factory, config.log_level, config.lifespan = app, False, "critical", "off"
+    running = Server(config)
+    thread = Thread(target=running.run)
+    thread.start()
+    while not running.started:
+        thread.join(0.01)
+    yield running
+    running.should_exit = True
+    thread.join()
+
+
+def said(server: Server, *parts: bytes) -> bytes:
+    """Send the parts and return all that comes until the server closes."""
+    with socket.create_connection(server.address, timeout=20) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            for part in parts:
+                connection.sendall(part)
+        answer = b""
+        with suppress(ConnectionResetError):
+            while data := connection.recv(65536):
+                answer += data
+        return answer
+
+
+def test_an_honest_request_is_answered(server: Server) -> None:
+    assert said(server, HEAD, b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_without_end_is_cut_off(server: Server) -> None:
+    answer = said(server, HEAD, *(b"X-%d: %s\r\n" % (n, b"x" * 1000) for n in range(200)))
+    # Where the client is still sending, its system may drop the answer with the connection.
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431")
+
+
+def test_a_large_head_at_once_is_refused(server: Server) -> None:
+    assert said(server, HEAD + b"X: " + b"x" * serve.MAX_HEAD_BYTES + b"\r\n\r\n").startswith(b"HTTP/1.1 431")
+
+
+def test_a_second_head_is_bounded_too(server: Server) -> None:
+    answer = said(server, HEAD, b"\r\n", HEAD, b"X: " + b"x" * 2 * serve.MAX_HEAD_BYTES)
+    assert answer.count(b"HTTP/1.1 200") == 1
+
+
+@pytest.mark.parametrize("begun", [b"", HEAD], ids=["silent", "half a head"])
+def test_a_head_that_does_not_come_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(serve, "HEAD_S", 0.05)
+    assert said(server, begun) == b""
+
+
+async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
+    assert scope["type"] == "http"
+    more = True
+    while more:
+        more = (await receive()).get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def asked(limit: BodyLimit, *chunks: bytes, ends: bool = True, **headers: str) -> tuple[int, dict[str, Any]]:
+    """Send a body to the middleware; its status, and the problem if it was refused."""
+    messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    if ends:
+        messages.append({"type": "http.request", "body": b"", "more_body": False})
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0) if messages else await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(limit({"type": "http", "headers": named, "path": "/", "method": "POST"}, receive, send))
+    content = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], json.loads(content) if content != b"ok" else {}
+
+
+def refused(limit: BodyLimit, *chunks: bytes, ends: bool = True) -> int:
+    with pytest.raises(HTTPException) as error:
+        asked(limit, *chunks, ends=ends)
+    return error.value.status_code
+
+
+def test_compressed_bodies_are_refused_unread() -> None:
+    bomb = gzip.compress(b"0" * 1_000_000)
+    status, problem = asked(BodyLimit(_echo, max_bytes=10_000), bomb, content_encoding="gzip")
+    assert (status, problem["code"]) == (415, "unsupported_encoding")
+    assert asked(BodyLimit(_echo, max_bytes=10_000), b"x", content_encoding="Identity")[0] == 200
+
+
+def test_a_body_that_grows_too_large_is_refused() -> None:
+    limit = BodyLimit(_echo, max_bytes=10)
+    assert asked(limit, b"12345", b"67890")[0] == 200
+    assert refused(limit, b"12345", b"67890", b"1") == 413
+    assert asked(limit, content_length="11")[0] == 413
+
+
+def test_all_bodies_together_are_bounded_and_let_go() -> None:
+    limit = BodyLimit(_echo, max_bytes=10)
+
+    async def _nested(scope: Scope, receive: Receive, send: Send) -> None:
+        await _echo(scope, receive, send)
+        with pytest.raises(HTTPException) as error:
+            limit.hold(10 * body.BODIES_AT_ONCE - 4, 5)
+        assert error.value.status_code == 503
+
+    nested = BodyLimit(_nested, max_bytes=10)
+    limit = nested
+    assert asked(nested, b"12345")[0] == 200
+    nested.hold(10 * body.BODIES_AT_ONCE, 5)
+
+
+def test_a_body_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "BODY_S", 0.01)
+    assert refused(BodyLimit(_echo, max_bytes=10), b"12", ends=False) == 408
