@@ -1,4 +1,4 @@
-"""The api process: `uvicorn --factory api.main:create_app`."""
+"""The api as an application; `api.serve` serves it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -26,6 +26,7 @@ ENV = {
     "FARM_S3_ACCESS_KEY_ID": "compose-key",
     "FARM_S3_SECRET_ACCESS_KEY": "compose-secret",
     "GRAFANA_PASSWORD": "unused-here",
+    "FARM_ADMIN_KEY": "a-key-of-the-operator-with-32-characters",
 }
 ENV_OF_PYTHON = {name: value for name, value in os.environ.items() if not name.startswith(("FARM_", "RCLONE_"))}
 
@@ -81,7 +82,9 @@ def _start(supervisor: Supervisor, env: dict[str, str], taken: dict[str, int], d
 
 
 def test_the_commands_of_the_compose_file_render_a_picture(api: str) -> None:
-    with httpx.Client(base_url=api, timeout=60) as http:
+    key = {"Authorization": f"Bearer {ENV['FARM_ADMIN_KEY']}"}
+    with httpx.Client(base_url=api, timeout=60, headers=key) as http:
+        assert httpx.get(f"{api}/v1/jobs").status_code == httpx.codes.UNAUTHORIZED
         body = {"prompt": "a red circle on a blue background", "width": 128, "height": 128, "steps": 4}
         job_id = http.post("/v1/jobs", json=body).json()["id"]
         assert ended(http, job_id)["state"] == "succeeded"

