@@ -20,6 +20,9 @@ def report(history: History, violations: Sequence[Violation], **facts: Any) -> d
         **facts,
         "jobs": len(jobs),
         "outcomes": dict(Counter(versions[-1].state for versions in jobs.values()).most_common()),
+        "errors": dict(
+            Counter(versions[-1].error_code for versions in jobs.values() if versions[-1].state == JobState.FAILED)
+        ),
         "faults": len(history.faults),
         "faults_by_kind": dict(sorted(Counter(fault.kind for fault in history.faults).items())),
         "lost": kinds["lost"],
@@ -32,7 +35,7 @@ def report(history: History, violations: Sequence[Violation], **facts: Any) -> d
         "objects": len(history.objects),
         "orphans": len(history.objects.keys() - {image.key for image in history.shown}),
         "recovery_s": {kind: spread(times) for kind, times in sorted(recoveries(history).items())},
-        "drain_s": spread([fault.drain_s for fault in history.faults if fault.drain_s is not None]),
+        "drain_s": spread(drains(history)),
     }
 
 
@@ -48,14 +51,23 @@ def recoveries(history: History) -> dict[str, list[float]]:
     served = sorted(one.ended for one in history.seen if one.status is not None)
     for fault in history.faults:
         if fault.worker is not None:
-            times = [_rerun_after(fault, versions) for versions in jobs]
-            held = [time for time in times if time is not None]
+            held = [time for time in (_rerun_after(fault, history.faults, versions) for versions in jobs) if time]
         else:
             signs = served if fault.kind.startswith("api") else successes
             held = [at - fault.healed for at in signs if at > fault.healed][:1]
         if held:
             found.setdefault(fault.kind, []).append(max(held))
     return found
+
+
+def drains(history: History) -> list[float]:
+    """Return how long workers took to leave that were told to while they held jobs."""
+    jobs = list(history.by_job().values())
+    return [
+        fault.drain_s
+        for fault in history.faults
+        if fault.drain_s is not None and any(_rerun_after(fault, history.faults, versions) for versions in jobs)
+    ]
 
 
 def spread(times: Sequence[float]) -> dict[str, float]:
@@ -72,7 +84,17 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def _lines(figures: dict[str, Any]) -> Iterator[str]:
-    for name in ("seed", "jobs", "outcomes", "reruns", "faults", "lost", "double_visible", "zombie_writes_refused"):
+    for name in (
+        "seed",
+        "jobs",
+        "outcomes",
+        "errors",
+        "reruns",
+        "faults",
+        "lost",
+        "double_visible",
+        "zombie_writes_refused",
+    ):
         yield f"{name:24}{figures[name]}"
     yield f"{'violations':24}{figures['violations'] or 'none'}"
     yield f"{'minutes':24}{figures['minutes']}"
@@ -88,13 +110,20 @@ def _row(name: str, count: int, times: dict[str, float]) -> str:
     return f"{name:24}{count:8}{times.get('n', 0):8.0f}{cells}"
 
 
-def _rerun_after(fault: Fault, versions: Iterable[Version]) -> float | None:
-    """Return how long after a worker's fault a job that it held ran again or ended; None for a job that it did not hold."""
+def _rerun_after(fault: Fault, faults: Iterable[Fault], versions: Iterable[Version]) -> float | None:
+    """Return how long after a worker's fault a job that it held ran again or ended; None for a job that it did not hold.
+
+    A job that an earlier fault had taken from a worker of that name is the earlier one's.
+    """
     held: Version | None = None
+    claimed_at = 0.0
     for one in versions:
         if one.at <= fault.began:
+            claimed_at = one.at if held is None or one.attempt > held.attempt else claimed_at
             held = one
         elif held is None or held.state != JobState.RUNNING or (held.worker or "").split("@")[0] != fault.worker:
+            return None
+        elif any(other.worker == fault.worker and claimed_at < other.began < fault.began for other in faults):
             return None
         elif one.attempt > held.attempt or JobState(one.state).is_final:
             return one.at - fault.began
