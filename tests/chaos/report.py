@@ -111,23 +111,25 @@ def _row(name: str, count: int, times: dict[str, float]) -> str:
 
 
 def _rerun_after(fault: Fault, faults: Iterable[Fault], versions: Iterable[Version]) -> float | None:
-    """Return how long after a worker's fault a job that it held ran again or ended; None for a job that it did not hold.
-
-    A job that an earlier fault had taken from a worker of that name is the earlier one's.
-    """
+    """Return how long after a worker's fault a job that it took ran again or ended; None for a job that it did not take."""
     held: Version | None = None
     claimed_at = 0.0
     for one in versions:
         if one.at <= fault.began:
             claimed_at = one.at if held is None or one.attempt > held.attempt else claimed_at
             held = one
-        elif held is None or held.state != JobState.RUNNING or (held.worker or "").split("@")[0] != fault.worker:
-            return None
-        elif any(other.worker == fault.worker and claimed_at < other.began < fault.began for other in faults):
+        elif held is None or held.state != JobState.RUNNING or not _is_to_blame(fault, faults, held, claimed_at):
             return None
         elif one.attempt > held.attempt or JobState(one.state).is_final:
             return one.at - fault.began
     return None
+
+
+def _is_to_blame(fault: Fault, faults: Iterable[Fault], held: Version, claimed_at: float) -> bool:
+    """Whether a fault was the first to hit the worker that held a job since it had claimed it."""
+    if (held.worker or "").split("@")[0] != fault.worker:
+        return False
+    return not any(other.worker == fault.worker and claimed_at < other.began < fault.began for other in faults)
 
 
 def _answer(act: str, status: int | None) -> str:
