@@ -13,11 +13,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psycopg
+from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
 from deploy.standalone.farm import engines_only
-from shared import fleet, jobs, migrations
+from shared import fleet, jobs, migrations, upkeep
 from shared.db import Database
 from shared.settings import Settings
 from tests.factories import DEMO, params
@@ -51,8 +53,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="the long queue")
     parser.add_argument("--repeats", type=int, default=200)
     arguments = parser.parse_args()
-    with _database() as db:
-        found = Bench(db, arguments.repeats).run(arguments.rows)
+    with _databases() as (small, large):
+        found = Bench(small, large, arguments.repeats).run(arguments.rows)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(found, indent=2) + "\n")
     print(_table(found))  # noqa: T201 - a command line tool
@@ -60,59 +62,52 @@ def main() -> None:
 
 
 class Bench:
-    """Statements on one database, each timed many times; a transaction's begin and commit are in the figures."""
+    """Statements on a small and a large database of one server, timed by turns, so that a busy machine slows both alike.
 
-    def __init__(self, db: Database, repeats: int) -> None:
-        self._db = db
+    A transaction's begin and commit are in the figures.
+    """
+
+    def __init__(self, small: Database, large: Database, repeats: int) -> None:
+        self._small = small
+        self._db = large
         self._repeats = repeats
 
     def run(self, rows: int) -> dict[str, Any]:
         """Return milliseconds by what was done, medians and 95th percentiles, and the plan of a claim from the long queue."""
+        self._fill(self._small, QUEUE, FEW)
+        self._fill(self._db, QUEUE, rows)
+        short, long, aged = self._timed(
+            lambda: _claim(self._small), lambda: _claim(self._db), lambda: _claim(self._db, oldest_level=True)
+        )
+        plan = self._plan()
+        self._fill(self._db, FLEET, 0)
+        self._fill(self._db, RUN, RUNNING)
+        beats = self._beats("gpu0")
+        beat, idle = self._timed(lambda: self._beat(beats), self._rescue)
         with self._db.transaction() as session:
-            fleet.announce(
-                session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="host", device="device", slots=4
-            )
-        self._fill(QUEUE, FEW)
-        short = self._timed(self._claim)
-        self._fill(QUEUE, rows)
-        long = self._timed(self._claim)
+            session.execute(text(SILENT))
+        (busy,) = self._timed(self._rescue, repeats=1)
         found = {
             f"claim_next, {FEW:,} queued": short,
             f"claim_next, {rows:,} queued": long,
-            f"claim_next, {rows:,} queued, oldest level": self._timed(lambda: self._claim(oldest_level=True)),
+            f"claim_next, {rows:,} queued, oldest level": aged,
+            f"heartbeat of {len(beats)} jobs, {WORKERS:,} workers, {RUNNING:,} running": beat,
+            "rescue, nothing lost": idle,
+            "rescue of two workers' jobs, one by one": busy,
         }
-        plan = self._plan()
-        self._fill(FLEET, 0)
-        self._fill(RUN, RUNNING)
-        beats = self._beats("gpu0")
-        found[f"heartbeat of {len(beats)} jobs, {WORKERS:,} workers, {RUNNING:,} running"] = self._timed(
-            lambda: self._beat(beats)
-        )
-        found["rescue, nothing lost"] = self._timed(self._rescue)
-        self._do(SILENT)
-        found["rescue of two workers' jobs"] = self._timed(self._rescue, repeats=1)
         return {"ms": found, "ratio": round(long["p50"] / short["p50"], 2), "plan": plan}
 
-    def _fill(self, statement: Any, count: int) -> None:
+    def _fill(self, db: Database, statement: Any, count: int) -> None:
         known = {"owners": OWNERS, "checkpoint": DEMO, "params": params().model_dump_json(), "workers": WORKERS}
         wanted = {name: value for name, value in {**known, "count": count}.items() if f":{name}" in str(statement)}
-        with self._db.transaction() as session:
+        with db.transaction() as session:
             session.execute(text("SET LOCAL statement_timeout = 0"))
             session.execute(statement, wanted)
         # As autovacuum would have done by then.
-        with self._db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("SET statement_timeout = 0"))
             connection.execute(text("VACUUM ANALYZE jobs"))
             connection.execute(text("SET statement_timeout = 15000"))
-
-    def _do(self, statement: str) -> None:
-        with self._db.transaction() as session:
-            session.execute(text(statement))
-
-    def _claim(self, *, oldest_level: bool = False) -> None:
-        with self._db.transaction() as session:
-            if jobs.claim_next(session, DEMO, "w", lease_s=LEASE_S, oldest_level=oldest_level) is None:
-                raise LookupError("the queue is empty")
 
     def _beats(self, worker_id: str) -> list[jobs.Beat]:
         with self._db.transaction() as session:
@@ -126,16 +121,16 @@ class Bench:
 
     def _rescue(self) -> None:
         with self._db.transaction() as session:
-            jobs.rescue(session)
+            upkeep.rescue(session, lease_s=LEASE_S)
 
-    def _timed(self, act: Callable[[], None], repeats: int | None = None) -> dict[str, float]:
-        times = []
+    def _timed(self, *acts: Callable[[], None], repeats: int | None = None) -> list[dict[str, float]]:
+        times: list[list[float]] = [[] for _ in acts]
         for _ in range(repeats or self._repeats):
-            began = time.perf_counter()
-            act()
-            times.append((time.perf_counter() - began) * 1000)
-        times.sort()
-        return {"p50": round(median(times), 2), "p95": round(times[int(len(times) * 0.95)], 2)}
+            for act, taken in zip(acts, times, strict=True):
+                began = time.perf_counter()
+                act()
+                taken.append((time.perf_counter() - began) * 1000)
+        return [{"p50": round(median(one), 2), "p95": round(sorted(one)[int(len(one) * 0.95)], 2)} for one in times]
 
     def _plan(self) -> list[str]:
         """Explain a claim, run for real and rolled back."""
@@ -148,14 +143,31 @@ class Bench:
         return list(plan)
 
 
+def _claim(db: Database, *, oldest_level: bool = False) -> None:
+    with db.transaction() as session:
+        if jobs.claim_next(session, DEMO, "w", lease_s=LEASE_S, oldest_level=oldest_level) is None:
+            raise LookupError("the queue is empty")
+
+
 @contextmanager
-def _database() -> Iterator[Database]:
+def _databases() -> Iterator[list[Database]]:
+    """Run a server with two migrated databases."""
     with tempfile.TemporaryDirectory() as folder, engines_only(Path(folder) / "engines", environ={}) as env:
-        settings = Settings(database_url=env["FARM_DATABASE_URL"])  # type: ignore[arg-type]
-        migrations.upgrade(env["FARM_DATABASE_URL"])
-        db = Database(settings)
-        yield db
-        db.close()
+        url = env["FARM_DATABASE_URL"]
+        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE small")
+        databases = [_migrated(url.rpartition("/")[0] + "/small"), _migrated(url)]
+        yield databases
+        for db in databases:
+            db.close()
+
+
+def _migrated(url: str) -> Database:
+    migrations.upgrade(url)
+    db = Database(Settings(database_url=SecretStr(url)))
+    with db.transaction() as session:
+        fleet.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="host", device="cpu", slots=4)
+    return db
 
 
 def _table(found: dict[str, Any]) -> str:
