@@ -39,6 +39,6 @@ class Image:
         return str(found)
 
 
-API = Image(ROOT / "deploy/api.Dockerfile", ("api.main", "worker.cpu", "shared.migrations.__main__"))
+API = Image(ROOT / "deploy/api.Dockerfile", ("api.main", "api.serve", "worker.cpu", "shared.migrations.__main__"))
 WORKER = Image(ROOT / "deploy/worker.Dockerfile", ("worker.gpu",))
 IMAGES = {"api": API, "worker": WORKER}
