@@ -13,6 +13,8 @@ class Reason(StrEnum):
 
     TURN = "waits_its_turn"
     NO_WORKER = "no_worker_serves_its_checkpoint"
+    PAUSED = "its_key_is_paused"
+    LIMIT = "its_key_runs_as_many_as_it_may"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,10 @@ class Forecast:
     finish_s: float | None
 
 
-def forecast_queued(load: Load, before: Ahead, cost: int) -> Forecast:
-    """Predict a queued job of `cost` that has the jobs `before` it."""
-    reason = Reason.TURN if load.workers else Reason.NO_WORKER
-    if not load.speed or not before.is_all or not load.slots:
+def forecast_queued(load: Load, before: Ahead, cost: int, *, held: Reason | None = None) -> Forecast:
+    """Predict a queued job of `cost` that has the jobs `before` it, unless its key is `held` back."""
+    reason = (held or Reason.TURN) if load.workers else Reason.NO_WORKER
+    if held or not load.speed or not before.is_all or not load.slots:
         return Forecast(before.jobs, reason, None, None)
     # Jobs leave at speed / mean cost a second; this one starts when enough of those in front have left.
     in_front = before.jobs + load.running

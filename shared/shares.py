@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, CursorResult, Select, bindparam, func, not
 from sqlalchemy.orm import Session, aliased
 
 from shared.db import ClockRow, JobRow, KeyRow
+from shared.forecast import Reason
 from shared.states import JobState
 
 
@@ -88,6 +89,14 @@ def may_run() -> ColumnElement[bool]:
 def blocked_owners() -> Select[str]:
     """Select the owners of whom nothing may be claimed now."""
     return select(KeyRow.id).where(_is_blocked())
+
+
+def held(session: Session, owner: str) -> Reason | None:
+    """Say why nothing of an owner may be claimed now; None where its key holds nothing back."""
+    paused = session.execute(select(KeyRow.paused).where(KeyRow.id == owner, _is_blocked())).scalar_one_or_none()
+    if paused is None:
+        return None
+    return Reason.PAUSED if paused else Reason.LIMIT
 
 
 def is_limited(owner: Any) -> ColumnElement[bool]:

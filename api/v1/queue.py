@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from api.callers import Reader
 from api.deps import Desk, DeskDep
 from api.problems import documented
-from shared import forecast, queue
+from shared import forecast, queue, shares
 from shared.db import JobRow
 from shared.forecast import Ahead, Forecast, Load
 from shared.states import JobState
@@ -59,7 +59,8 @@ def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:
     load = queue.load(session, row.checkpoint, silent_after_s=desk.settings.lease_seconds)
     if state is JobState.RUNNING:
         return forecast.forecast_running(load, queue.cost_left(row))
-    return forecast.forecast_queued(load, queue.ahead(session, row), row.cost)
+    held = shares.held(session, row.owner)
+    return forecast.forecast_queued(load, queue.ahead(session, row), row.cost, held=held)
 
 
 def _shown(load: Load) -> CheckpointQueue:

@@ -15,6 +15,7 @@ from api import keys
 from api.keys import KeyLimits, NewKey
 from shared import jobs, shares
 from shared.db import Database, JobRow
+from shared.forecast import Reason
 from tests.factories import DEMO, params
 
 EMPTY = "TRUNCATE jobs, images, keys, shares, clocks"
@@ -162,6 +163,8 @@ def test_a_running_limit_holds_and_others_pass(db: Database) -> None:
     order = owners(served(db, 9, finish=False))
     assert order.count(limited) == 2
     assert order.count("other") == 3
+    with db.transaction() as session:
+        assert shares.held(session, limited) is Reason.LIMIT
 
 
 def test_a_limited_key_gets_all_its_jobs_done_in_order(db: Database) -> None:
@@ -208,6 +211,9 @@ def test_a_paused_keys_jobs_wait(db: Database) -> None:
     paused = key(db, paused=True)
     submitted = submit(db, paused, 2)
     assert claim(db) is None
+    with db.transaction() as session:
+        assert shares.held(session, paused) is Reason.PAUSED
+        assert shares.held(session, "anonymous") is None
     with db.transaction() as session:
         keys.change(session, paused, KeyLimits(paused=False))
     assert [row.id for row in served(db, 9)] == submitted
