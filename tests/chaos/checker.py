@@ -130,6 +130,18 @@ def shown_images_exist(history: History) -> Iterator[Violation]:
             yield Violation("object_differs", "a client downloaded something else than is announced", one.job)
 
 
+def every_end_is_told_once(history: History) -> Iterator[Violation]:
+    """6: one event for each attempt that started and one for the end, with the version of the row that it tells of."""
+    told = defaultdict(list)
+    for event in history.told:
+        told[event.job].append((event.version, event.type.removeprefix("job.")))
+    for job, versions in history.by_job().items():
+        happened = [(one.version, "started") for before, one in pairwise(versions) if one.attempt > before.attempt]
+        happened += [(one.version, one.state) for one in versions if JobState(one.state).is_final][:1]
+        if sorted(told[job]) != happened:
+            yield Violation("told_wrongly", f"happened: {happened}, told: {sorted(told[job])}", job)
+
+
 def no_success_follows_a_cancel(history: History) -> Iterator[Violation]:
     """3: an acknowledged cancel is the end."""
     jobs = history.by_job()
@@ -186,6 +198,7 @@ RULES: tuple[Rule, ...] = (
     poison_is_isolated,
     one_result_is_shown,
     shown_images_exist,
+    every_end_is_told_once,
     no_success_follows_a_cancel,
     clients_see_no_crash,
     clients_see_time_pass,

@@ -55,6 +55,15 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """An event that the farm wrote down for webhooks and the feed."""
+
+    job: UUID
+    type: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """What the nemesis did. `healed` is when the cause was gone: at once for a kill. `worker` is the gpu worker that it hit."""
 
@@ -73,6 +82,7 @@ class History:
     seen: Sequence[Seen]
     shown: Sequence[Shown]
     objects: Mapping[str, str]  # sha256 by key
+    told: Sequence[Told] = ()
     faults: Sequence[Fault] = ()
     images_wanted: Mapping[UUID, int] = field(default_factory=dict)
     poisoned: frozenset[UUID] = frozenset()

@@ -12,7 +12,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import class_row
 
-from tests.chaos.history import Shown, Version
+from tests.chaos.history import Shown, Told, Version
 
 RECORDED = """
 CREATE TABLE chaos_versions (
@@ -65,6 +65,11 @@ class Recorder:
     def shown(self) -> list[Shown]:
         query = 'SELECT job_id AS job, "index", key, sha256 FROM images'
         with self._connect() as connection, connection.cursor(row_factory=class_row(Shown)) as cursor:
+            return cursor.execute(query).fetchall()
+
+    def told(self) -> list[Told]:
+        query = "SELECT job_id AS job, type, version FROM events WHERE type <> 'job.progress'"
+        with self._connect() as connection, connection.cursor(row_factory=class_row(Told)) as cursor:
             return cursor.execute(query).fetchall()
 
     def images_wanted(self) -> dict[UUID, int]:

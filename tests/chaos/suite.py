@@ -131,6 +131,7 @@ def _gathered(stage: Stage, nemesis: Nemesis, clients: list[Client]) -> History:
         seen=[one for client in clients for one in client.seen],
         shown=record.shown(),
         objects=recorder.stored(stage.bucket),
+        told=record.told(),
         faults=sorted(nemesis.done, key=lambda fault: fault.began),
         images_wanted=record.images_wanted(),
         poisoned=record.poisoned(POISON),

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from tests.chaos.checker import check
-from tests.chaos.history import Fault, History, Seen, Shown, Version
+from tests.chaos.history import Fault, History, Seen, Shown, Told, Version
 from tests.chaos.report import recoveries, report, table
 
 JOB, OTHER = UUID(int=1), UUID(int=2)
@@ -48,6 +48,10 @@ GOOD = History(
     ],
     shown=[Shown(JOB, 0, KEY, "ab")],
     objects={KEY: "ab", f"jobs/{JOB}/1/0.png": "of the attempt that died"},
+    told=[
+        *(Told(JOB, "job.started", 2), Told(JOB, "job.started", 4), Told(JOB, "job.succeeded", 5)),
+        *(Told(OTHER, "job.started", 2), Told(OTHER, "job.canceled", 3)),
+    ],
     faults=[Fault("gpu_kill", 2.5, 2.5, "gpu1"), Fault("redis_kill", 4.0, 4.5)],
     images_wanted={JOB: 1, OTHER: 1},
 )
@@ -63,7 +67,8 @@ def with_seen(*more: Seen) -> History:
 
 def failed(**last: Any) -> History:
     versions = rows(OTHER, ("queued", 0), ("running", 1), ("failed", 1), begin=10, **last)
-    return replace(GOOD, versions=[*RERUN, *versions], seen=GOOD.seen[:6])
+    told = [*GOOD.told[:-1], Told(OTHER, "job.failed", 3)]
+    return replace(GOOD, versions=[*RERUN, *versions], seen=GOOD.seen[:6], told=told)
 
 
 BROKEN: dict[str, Callable[[], History]] = {
@@ -101,6 +106,9 @@ BROKEN: dict[str, Callable[[], History]] = {
     "an object is not there": lambda: replace(GOOD, objects={}),
     "an object was overwritten": lambda: replace(GOOD, objects={KEY: "of a zombie"}),
     "a client downloads another picture": lambda: with_seen(seen(20, "fetch", 200, sha256="other")),
+    "an end is told to nobody": lambda: replace(GOOD, told=GOOD.told[:-1]),
+    "an end is told twice": lambda: replace(GOOD, told=[*GOOD.told, GOOD.told[-1]]),
+    "an end is told that was not": lambda: replace(GOOD, told=[*GOOD.told[:-1], Told(OTHER, "job.succeeded", 3)]),
     "a success follows a cancel": lambda: with_seen(seen(20, "cancel", 200)),
     "a client sees a crash": lambda: with_seen(seen(20, "poll", 500, code="internal")),
     "nobody says when to come back": lambda: with_seen(seen(20, "poll", 503, code="database_unavailable")),
@@ -141,6 +149,9 @@ NAMED = {
     "an object is not there": "object_missing",
     "an object was overwritten": "object_differs",
     "a client downloads another picture": "object_differs",
+    "an end is told to nobody": "told_wrongly",
+    "an end is told twice": "told_wrongly",
+    "an end is told that was not": "told_wrongly",
     "a success follows a cancel": "canceled_in_vain",
     "a client sees a crash": "crash_seen",
     "nobody says when to come back": "no_retry_after",
