@@ -1,6 +1,7 @@
 """The one way from a submission to a job that will be rendered, whichever dialect it came in."""
 
 from functools import partial
+from uuid import UUID
 
 from sqlalchemy.orm import Session
 
@@ -9,7 +10,7 @@ from api.deps import Desk
 from api.v1 import inputs
 from api.v1.resolution import Inputs, resolve
 from api.v1.submissions import Submission
-from shared import broker, fleet, jobs
+from shared import broker, fleet, jobs, receivers
 from shared.db import JobRow
 from shared.params import GenerationParams
 from shared.weights import Kind
@@ -33,12 +34,28 @@ def admit(desk: Desk, caller: Caller, submission: Submission) -> JobRow:
             max_attempts=desk.settings.max_attempts,
             owner=caller.owner,
             priority=submission.priority,
+            endpoint_id=_receiver(session, desk, caller, submission),
             expires_in_s=submission.expires_in,
             timeout_s=submission.timeout or desk.settings.run_seconds or None,
         )
     # After the commit: a worker that hears the doorbell must find the row.
     broker.ring(desk.celery, row.checkpoint)
     return row
+
+
+def _receiver(session: Session, desk: Desk, caller: Caller, submission: Submission) -> UUID | None:
+    """Return the receiver that a submission names. Raises `BlockedUrl` and `InvalidRequest`."""
+    webhook = submission.webhook
+    if webhook is None:
+        return None
+    return receivers.named(
+        session,
+        owner=caller.owner,
+        url=webhook.url,
+        events=webhook.events,
+        secret=webhook.secret.get_secret_value() if webhook.secret else None,
+        allow_private=desk.settings.allow_private_urls,
+    )
 
 
 def resolved(session: Session, desk: Desk, submission: Submission, received: Inputs) -> GenerationParams:

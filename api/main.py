@@ -11,7 +11,7 @@ from api import metrics, ops, problems
 from api.body import BodyLimit
 from api.deps import open_desk
 from api.gate import Gate
-from api.v1 import choices, jobs, keys, queue, workers
+from api.v1 import choices, deliveries, feed, jobs, keys, queue, webhooks, workers
 from shared.metrics import Board
 from shared.settings import Settings
 from shared.telemetry import configure_logging
@@ -22,6 +22,9 @@ PARTS = (
     keys,
     queue,
     workers,
+    webhooks,
+    deliveries,
+    feed,
     ops,
     metrics,
 )

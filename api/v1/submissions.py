@@ -2,8 +2,10 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from shared.addresses import MAX_URL_CHARS
+from shared.outbox import ENDINGS, EventType
 from shared.params import (
     MAX_BLUR_PX,
     MAX_CLIP_SKIP,
@@ -105,6 +107,17 @@ class InpaintChoice(_Strict):
     padding: Annotated[int, Field(strict=True, ge=0, le=MAX_PADDING_PX, description="Of those surroundings.")] = 32
 
 
+class WebhookChoice(_Strict):
+    """Where to tell of jobs, by Standard Webhooks."""
+
+    url: Annotated[str, Field(strict=True, min_length=1, max_length=MAX_URL_CHARS, description="http or https.")]
+    events: Annotated[list[EventType], Field(min_length=1, max_length=len(EventType))] = list(ENDINGS)
+    secret: Annotated[
+        SecretStr | None,
+        Field(max_length=200, description="`whsec_…`. Null: drawn, or for one job that of /v1/webhooks/secret."),
+    ] = None
+
+
 class Submission(_Strict):
     """A job to render. Only `prompt` is required."""
 
@@ -182,6 +195,9 @@ class Submission(_Strict):
     timeout: Annotated[
         int | None,
         Field(strict=True, ge=1, le=MAX_WAIT_S, description="Seconds that one attempt may run. Null: the farm's own."),
+    ] = None
+    webhook: Annotated[
+        WebhookChoice | None, Field(description="Who hears of this job, besides the registered endpoints.")
     ] = None
     upscale: Annotated[
         float,

@@ -17,9 +17,9 @@ from shared.outbox import EventType, Position
 from tests.factories import DEMO, params
 
 
-def submit(db: Database, **changes: Any) -> UUID:
+def submit(db: Database, owner: str = "anonymous", **changes: Any) -> UUID:
     with db.transaction() as session:
-        return jobs.submit(session, params(**changes), max_attempts=2).id
+        return jobs.submit(session, params(**changes), max_attempts=2, owner=owner).id
 
 
 def claim(session: Session) -> jobs.Claim:
@@ -91,7 +91,7 @@ def test_a_zombie_tells_nothing(db: Database) -> None:
 
 
 def test_an_event_that_commits_late_is_not_skipped(db: Database) -> None:
-    first, second = submit(db), submit(db)
+    first, second = submit(db, owner="a"), submit(db, owner="b")  # one owner's would wait for each other's share
     with db.engine.connect() as connection, Session(connection) as slow:
         jobs.cancel(slow, first)  # takes its id and is not committed yet
         with db.transaction() as session:
@@ -106,7 +106,7 @@ def test_an_event_that_commits_late_is_not_skipped(db: Database) -> None:
 
 def test_ids_out_of_the_order_of_transactions_are_not_skipped(db: Database) -> None:
     """The older transaction takes the larger id and ends first: its event is read, and the smaller id comes after it."""
-    first, second = submit(db), submit(db)
+    first, second = submit(db, owner="a"), submit(db, owner="b")  # one owner's would wait for each other's share
     with db.engine.connect() as a, db.engine.connect() as b, Session(a) as older, Session(b) as younger:
         older.execute(select(func.pg_current_xact_id()))
         jobs.cancel(younger, first)

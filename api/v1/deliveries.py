@@ -1,0 +1,144 @@
+"""What became of every webhook: each attempt is visible, one or a range can be sent again."""
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from api.callers import Reader, Submitter
+from api.deps import DeskDep
+from api.problems import documented
+from api.v1 import cursor as cursors
+from shared import deliveries
+from shared.db import DeliveryRow
+from shared.deliveries import DeliveryState, Filter
+from shared.errors import DeliveryNotFound
+from shared.outbox import EventType
+
+router = APIRouter(prefix="/v1/webhooks/deliveries", tags=["webhooks"], responses=documented(401, 403, 422, 429, 503))
+
+
+class DeliveryAttempt(BaseModel):
+    """One attempt. `status` is null when no answer came."""
+
+    attempt: int
+    at: datetime
+    duration_s: float
+    status: int | None
+    error: str | None
+
+
+class Delivery(BaseModel):
+    """One event on its way to one endpoint. `webhook_id` is the same in every attempt and in /v1/events."""
+
+    id: UUID
+    webhook_id: str
+    type: EventType
+    job_id: UUID
+    endpoint_id: UUID
+    url: str
+    state: DeliveryState
+    next_attempt_at: datetime | None
+    created_at: datetime
+    finished_at: datetime | None
+    attempts: list[DeliveryAttempt]
+
+    @classmethod
+    def of(cls, row: DeliveryRow) -> "Delivery":
+        """Show a row."""
+        return cls(
+            id=row.id,
+            webhook_id=deliveries.message_id(row.job_id, row.event.version),
+            type=EventType(row.event.type),
+            job_id=row.job_id,
+            endpoint_id=row.endpoint_id,
+            url=row.endpoint.url,
+            state=DeliveryState(row.state),
+            next_attempt_at=row.next_at if row.state == DeliveryState.PENDING else None,
+            created_at=row.created_at,
+            finished_at=row.finished_at,
+            attempts=[DeliveryAttempt.model_validate(entry) for entry in row.log],
+        )
+
+
+class DeliveryPage(BaseModel):
+    """One page of deliveries, newest first. `next_cursor` is null on the last page."""
+
+    deliveries: list[Delivery]
+    next_cursor: str | None
+
+
+class Range(BaseModel):
+    """Which deliveries to send again: those that meet every condition. Times are those of the events."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Annotated[DeliveryState | None, Field(description="Null: whatever became of them.")] = DeliveryState.FAILED
+    endpoint_id: UUID | None = None
+    job_id: UUID | None = None
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+
+
+class Replayed(BaseModel):
+    """How many deliveries are on their way again, at most 1,000 a call; the oldest come first."""
+
+    replayed: int
+
+
+def _delivery_id(delivery_id: Annotated[str, Path(description="The delivery's id.")]) -> UUID:
+    try:
+        return UUID(delivery_id)
+    except ValueError:
+        raise DeliveryNotFound from None
+
+
+DeliveryId = Annotated[UUID, Depends(_delivery_id)]
+
+
+@router.get("", summary="List deliveries")
+def listing(
+    desk: DeskDep,
+    caller: Reader,
+    state: Annotated[DeliveryState | None, Query()] = None,
+    job_id: Annotated[UUID | None, Query()] = None,
+    endpoint_id: Annotated[UUID | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
+) -> DeliveryPage:
+    """List deliveries with all their attempts, newest first."""
+    which = Filter(caller.sees_only, state, endpoint_id, job_id)
+    after = cursors.decode(cursor) if cursor else None
+    with desk.db.transaction() as session:
+        rows = deliveries.listing(session, which, limit=limit + 1, after=after)
+    page = rows[:limit]
+    return DeliveryPage(
+        deliveries=[Delivery.of(row) for row in page],
+        next_cursor=cursors.encode(page[-1].id) if len(rows) > limit else None,
+    )
+
+
+@router.post("/replay", status_code=202, summary="Replay a range", responses=documented(400))
+def replay_range(wanted: Range, desk: DeskDep, caller: Submitter) -> Replayed:
+    """Send deliveries again that meet the conditions, those that failed unless another state is named."""
+    conditions: dict[str, Any] = dict(wanted)
+    with desk.db.transaction() as session:
+        return Replayed(replayed=deliveries.replay_all(session, Filter(caller.sees_only, **conditions)))
+
+
+@router.get("/{delivery_id}", summary="Show a delivery", responses=documented(404))
+def show(delivery_id: DeliveryId, desk: DeskDep, caller: Reader) -> Delivery:
+    """Show one delivery with all its attempts."""
+    with desk.db.transaction() as session:
+        return Delivery.of(deliveries.get(session, delivery_id, owner=caller.sees_only))
+
+
+@router.post("/{delivery_id}/replay", status_code=202, summary="Replay a delivery", responses=documented(404, 409))
+def replay(delivery_id: DeliveryId, desk: DeskDep, caller: Submitter) -> Delivery:
+    """Send a delivery again, now, as the same message: its receiver can tell by `webhook-id`."""
+    with desk.db.transaction() as session:
+        row = deliveries.get(session, delivery_id, owner=caller.sees_only)
+        deliveries.replay(session, row)
+        return Delivery.of(row)

@@ -1,0 +1,71 @@
+"""What happened to the caller's jobs, in an order that can be followed: for receivers that were down, or have no address."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from api.callers import Reader
+from api.deps import DeskDep
+from api.problems import documented
+from api.v1 import cursor as cursors
+from shared import outbox
+from shared.deliveries import message_id
+from shared.outbox import EventType
+
+LATEST = "latest"
+
+router = APIRouter(prefix="/v1/events", tags=["webhooks"], responses=documented(401, 403, 422, 429, 503))
+
+
+class Happening(BaseModel):
+    """A change of a job's state. `id` is the `webhook-id` of its webhooks."""
+
+    id: str
+    type: EventType
+    at: datetime
+    job_id: UUID
+    version: int
+
+
+class Feed(BaseModel):
+    """The next events, oldest first. Ask again with `after=next_cursor`, at once while `has_more`."""
+
+    events: list[Happening]
+    next_cursor: str
+    has_more: bool
+
+
+@router.get("", summary="List events")
+def listing(
+    desk: DeskDep,
+    caller: Reader,
+    after: Annotated[
+        str | None, Query(max_length=64, description="`next_cursor` of the answer before; `latest` starts at the end.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Feed:
+    """List what happened to jobs after a cursor, from the oldest event that is kept if there is none. Misses nothing."""
+    position = None if after in {None, LATEST} else cursors.decode_position(after or "")
+    with desk.db.transaction() as session:
+        if after == LATEST:
+            return Feed(events=[], next_cursor=cursors.encode_position(outbox.latest(session)), has_more=False)
+        rows = outbox.feed(session, after=position, limit=limit + 1, owner=caller.sees_only)
+    page = rows[:limit]
+    end = outbox.Position(page[-1].txid, page[-1].id) if page else position or outbox.Position(0, 0)
+    return Feed(
+        events=[
+            Happening(
+                id=message_id(row.job_id, row.version),
+                type=EventType(row.type),
+                at=row.at,
+                job_id=row.job_id,
+                version=row.version,
+            )
+            for row in page
+        ],
+        next_cursor=cursors.encode_position(end),
+        has_more=len(rows) > limit,
+    )

@@ -1,0 +1,192 @@
+"""Receivers of webhooks: register, change, pause and resume them, and the secrets that sign for them."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Path, Response
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from sqlalchemy.orm import Session
+
+from api.callers import Reader, Submitter
+from api.deps import DeskDep
+from api.problems import documented
+from api.v1.submissions import WebhookChoice
+from shared import addresses, receivers
+from shared.db import EndpointRow, OwnerSecretRow
+from shared.errors import EndpointNotFound
+from shared.outbox import EventType
+from shared.receivers import EndpointState
+
+MAX_OVERLAP_S = 7 * 86_400
+
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], responses=documented(401, 403, 422, 429, 503))
+
+
+def endpoint_id_of(endpoint_id: Annotated[str, Path(description="The endpoint's id.")]) -> UUID:
+    """Read an id; whatever is none was never an endpoint's."""
+    try:
+        return UUID(endpoint_id)
+    except ValueError:
+        raise EndpointNotFound from None
+
+
+EndpointId = Annotated[UUID, Depends(endpoint_id_of)]
+
+
+class EndpointChange(BaseModel):
+    """What to change of an endpoint; what is null stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: Annotated[str | None, Field(strict=True, max_length=addresses.MAX_URL_CHARS)] = None
+    events: Annotated[list[EventType] | None, Field(min_length=1, max_length=len(EventType))] = None
+
+
+class Rotation(BaseModel):
+    """How a secret is replaced."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    secret: Annotated[SecretStr | None, Field(description="Null draws one.")] = None
+    overlap_s: Annotated[
+        int, Field(strict=True, ge=0, le=MAX_OVERLAP_S, description="For how long the one before signs as well.")
+    ] = 86_400
+
+
+class Endpoint(BaseModel):
+    """A receiver. `suspended`: it failed for so long that it is only probed; `gone`: it answered 410."""
+
+    id: UUID
+    url: str
+    events: list[EventType]
+    state: EndpointState
+    registered: Annotated[bool, Field(description="False for one that jobs named themselves.")]
+    failing_since: datetime | None
+    old_secret_until: datetime | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: EndpointRow) -> "Endpoint":
+        """Show a row."""
+        return cls.model_validate(row, from_attributes=True)
+
+
+class Secret(BaseModel):
+    """A secret that signs webhooks. While `old_secret_until` lies ahead, the one before signs as well."""
+
+    secret: str
+    old_secret_until: datetime | None
+
+
+class NewEndpoint(Endpoint):
+    """An endpoint that was just registered. Its secret is shown in this answer only."""
+
+    secret: str
+
+
+class Endpoints(BaseModel):
+    """The registered endpoints, oldest first."""
+
+    endpoints: list[Endpoint]
+
+
+@router.post("/endpoints", status_code=201, summary="Register an endpoint", responses=documented(400, 409))
+def register(wanted: WebhookChoice, desk: DeskDep, caller: Submitter, response: Response) -> NewEndpoint:
+    """Register a receiver for all of the caller's jobs. The answer alone shows its secret."""
+    with desk.db.transaction() as session:
+        row = receivers.register(
+            session,
+            owner=caller.owner,
+            url=wanted.url,
+            events=wanted.events,
+            secret=wanted.secret.get_secret_value() if wanted.secret else None,
+            allow_private=desk.settings.allow_private_urls,
+        )
+        response.headers["Location"] = f"/v1/webhooks/endpoints/{row.id}"
+        return NewEndpoint.model_validate(row, from_attributes=True)
+
+
+@router.get("/endpoints", summary="List endpoints")
+def listing(desk: DeskDep, caller: Reader) -> Endpoints:
+    """List the registered endpoints."""
+    with desk.db.transaction() as session:
+        rows = receivers.listing(session, owner=caller.sees_only)
+        return Endpoints(endpoints=[Endpoint.of(row) for row in rows])
+
+
+@router.get("/endpoints/{endpoint_id}", summary="Show an endpoint", responses=documented(404))
+def show(endpoint_id: EndpointId, desk: DeskDep, caller: Reader) -> Endpoint:
+    """Show one endpoint, also one that a job named."""
+    with desk.db.transaction() as session:
+        return Endpoint.of(receivers.get(session, endpoint_id, owner=caller.sees_only))
+
+
+@router.patch("/endpoints/{endpoint_id}", summary="Change an endpoint", responses=documented(400, 404))
+def change(endpoint_id: EndpointId, wanted: EndpointChange, desk: DeskDep, caller: Submitter) -> Endpoint:
+    """Change where an endpoint is or what it hears. A new URL is active at once, and gets all that waits."""
+    with desk.db.transaction() as session:
+        row = receivers.get(session, endpoint_id, owner=caller.sees_only)
+        if wanted.events is not None:
+            row.events = sorted(set(wanted.events))
+        if wanted.url is not None:
+            row.origin = addresses.parse(wanted.url, allow_private=desk.settings.allow_private_urls).origin
+            row.url = wanted.url
+            receivers.resume(session, row)
+        return Endpoint.of(row)
+
+
+@router.delete("/endpoints/{endpoint_id}", status_code=204, summary="Delete an endpoint", responses=documented(404))
+def delete(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> None:
+    """Delete an endpoint with its deliveries, sent and unsent."""
+    with desk.db.transaction() as session:
+        session.delete(receivers.get(session, endpoint_id, owner=caller.sees_only))
+
+
+@router.post("/endpoints/{endpoint_id}/pause", summary="Pause an endpoint", responses=documented(404))
+def pause(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> Endpoint:
+    """Hold back what is meant for an endpoint; nothing is lost while it is paused."""
+    with desk.db.transaction() as session:
+        row = receivers.get(session, endpoint_id, owner=caller.sees_only)
+        receivers.pause(row)
+        return Endpoint.of(row)
+
+
+@router.post("/endpoints/{endpoint_id}/resume", summary="Resume an endpoint", responses=documented(404))
+def resume(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> Endpoint:
+    """Make a paused, suspended or gone endpoint active again, and send it at once what waits."""
+    with desk.db.transaction() as session:
+        row = receivers.get(session, endpoint_id, owner=caller.sees_only)
+        receivers.resume(session, row)
+        return Endpoint.of(row)
+
+
+@router.post("/endpoints/{endpoint_id}/rotate", summary="Rotate an endpoint's secret", responses=documented(400, 404))
+def rotate(endpoint_id: EndpointId, wanted: Rotation, desk: DeskDep, caller: Submitter) -> Secret:
+    """Give an endpoint a new secret. For `overlap_s` both sign, so that the receiver can change over without a gap."""
+    with desk.db.transaction() as session:
+        row = receivers.get(session, endpoint_id, owner=caller.sees_only)
+        return _rotated(session, row, wanted)
+
+
+@router.get("/secret", summary="Show the signing secret")
+def secret(desk: DeskDep, caller: Submitter) -> Secret:
+    """Show the secret that signs the webhooks of the caller's jobs that name a `webhook` without one."""
+    with desk.db.transaction() as session:
+        return Secret.model_validate(receivers.owner_secret(session, caller.owner), from_attributes=True)
+
+
+@router.post("/secret/rotate", summary="Rotate the signing secret", responses=documented(400))
+def rotate_own(wanted: Rotation, desk: DeskDep, caller: Submitter) -> Secret:
+    """Replace that secret. For `overlap_s` both sign, so that the receiver can change over without a gap."""
+    with desk.db.transaction() as session:
+        return _rotated(session, receivers.owner_secret(session, caller.owner), wanted)
+
+
+def _rotated(session: Session, row: EndpointRow | OwnerSecretRow, wanted: Rotation) -> Secret:
+    receivers.rotate(
+        row, overlap_s=wanted.overlap_s, secret=wanted.secret.get_secret_value() if wanted.secret else None
+    )
+    session.flush()
+    session.refresh(row)
+    return Secret.model_validate(row, from_attributes=True)
