@@ -13,6 +13,8 @@ FarmError
 │   ├── KeyNotFound
 │   ├── ImageNotFound
 │   ├── PreviewNotFound
+│   ├── WorkerNotFound
+│   ├── Gone 410            removed after its time
 │   ├── EndpointNotFound    a receiver of webhooks
 │   └── DeliveryNotFound    … and what is sent to it
 ├── Unauthenticated 401     no valid key came with the request
@@ -35,6 +37,7 @@ FarmError
 │   ├── WeightsMissing      retryable: another worker may have them
 │   └── EngineStopped       retryable: the worker went away under the request
 ├── WorkerLost 500          retryable: the lease ran out
+├── ObjectMissing 500       a picture that the storage does not have
 ├── RunTimeout 500          the attempt took longer than its job allows
 └── Unavailable 503         retryable: a dependency does not answer
     ├── DatabaseUnavailable
@@ -193,6 +196,19 @@ class DeliveryNotFound(NotFound):
     code = "delivery_not_found"
 
 
+class WorkerNotFound(NotFound):
+    """The farm has no worker of that name."""
+
+    code = "worker_not_found"
+
+
+class Gone(NotFound):
+    """The job was removed: it is older than the farm keeps its jobs."""
+
+    status = 410
+    code = "gone"
+
+
 class Conflict(FarmError):
     """The request does not fit the present state."""
 
@@ -281,6 +297,12 @@ class RunTimeout(FarmError):
     """The job ran for longer than it allows."""
 
     code = "run_timeout"
+
+
+class ObjectMissing(FarmError):
+    """The image storage has lost an object that the farm relies on."""
+
+    code = "object_missing"
 
 
 class Unavailable(FarmError):

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.db import CheckpointRow, JobRow, WeightsRow, WorkerRow
-from shared.errors import InvalidRequest, UnknownCheckpoint, UnknownWeights
+from shared.errors import InvalidRequest, UnknownCheckpoint, UnknownWeights, WorkerNotFound
 from shared.states import JobState
 from shared.weights import Kind, WeightsFile
 
@@ -67,18 +67,34 @@ def announce(
     )
 
 
-def beat(session: Session, worker_id: str, *, speed: float = 0.0, tick_s: float = 0.0, batch_fill: float = 0.0) -> None:
-    """Say that a worker is still there, and how fast it goes: cost a second, seconds a tick, images a UNet call."""
-    session.execute(
+def beat(session: Session, worker_id: str, *, speed: float = 0.0, tick_s: float = 0.0, batch_fill: float = 0.0) -> bool:
+    """Say that a worker is still there, and how fast it goes: cost a second, seconds a tick, images a UNet call.
+
+    Returns whether it is asked to drain.
+    """
+    beaten = session.execute(
         update(WorkerRow)
         .where(WorkerRow.id == worker_id)
         .values(seen_at=func.now(), speed=speed or None, tick_s=tick_s or None, batch_fill=batch_fill or None)
+        .returning(WorkerRow.draining_at)
     )
+    return beaten.scalar() is not None
+
+
+def drain(session: Session, worker_id: str, *, is_draining: bool) -> None:
+    """Ask a worker to finish and leave, and to stay idle should it be started again; or let it work again.
+
+    Raises `WorkerNotFound`.
+    """
+    since = func.coalesce(WorkerRow.draining_at, func.now()) if is_draining else None
+    asked = update(WorkerRow).where(WorkerRow.id == worker_id).values(draining_at=since).returning(WorkerRow.id)
+    if session.execute(asked).first() is None:
+        raise WorkerNotFound(f"No worker has the id {worker_id!r}; GET /v1/workers lists them.")
 
 
 def retire(session: Session, worker_id: str) -> None:
-    """Take a worker that is leaving off the list."""
-    session.execute(delete(WorkerRow).where(WorkerRow.id == worker_id))
+    """Take a worker that is leaving off the list, unless it was drained: it must not forget that when it comes back."""
+    session.execute(delete(WorkerRow).where(WorkerRow.id == worker_id, WorkerRow.draining_at.is_(None)))
 
 
 def forget(session: Session) -> None:

@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     preview_seconds: Annotated[float, Field(ge=0)] = 1.0
     preview_decoder: Path | None = None
     hang_seconds: Seconds = 120.0
+    preemption_file: Path | None = None
+    preemption_url: str | None = None
 
     # The life of a job.
     lease_seconds: Seconds = 20.0
@@ -53,6 +55,7 @@ class Settings(BaseSettings):
     progress_seconds: Seconds = 0.25
     max_attempts: Annotated[int, Field(ge=1)] = 3
     retry_seconds: Annotated[float, Field(ge=0)] = 2.0
+    upload_seconds: Annotated[float, Field(ge=0)] = 600.0
     run_seconds: Annotated[float, Field(ge=0)] = 3600.0
     drain_seconds: Annotated[float, Field(ge=0)] = 25.0
     rescue_seconds: Seconds = 2.0

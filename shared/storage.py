@@ -7,7 +7,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shared.errors import StorageUnavailable
+from shared.errors import ObjectMissing, StorageUnavailable
 from shared.settings import Settings
 
 
@@ -36,8 +36,12 @@ class Storage:
         self._call("put_object", Key=key, Body=data, ContentType=content_type)
 
     def get(self, key: str) -> bytes:
-        """Return an object's bytes."""
-        body: bytes = self._call("get_object", Key=key)["Body"].read()
+        """Return an object's bytes. Raises `ObjectMissing` when there is none."""
+        answer = self._call("get_object", Key=key)
+        try:
+            body: bytes = answer["Body"].read()
+        except (BotoCoreError, OSError) as error:
+            raise StorageUnavailable(f"The image storage broke off while it sent an object: {error}") from error
         return body
 
     def delete(self, key: str) -> None:
@@ -73,6 +77,8 @@ class Storage:
         try:
             return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
         except (BotoCoreError, ClientError) as error:
+            if isinstance(error, ClientError) and error.response.get("Error", {}).get("Code") == "NoSuchKey":
+                raise ObjectMissing(f"The image storage has no object {arguments.get('Key')}.") from error
             raise StorageUnavailable(f"The image storage refused {operation}: {error}") from error
 
 

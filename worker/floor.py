@@ -1,6 +1,8 @@
 """One gpu worker process: what it opens, in which order, and how it ends. `device` brings what it renders with."""
 
+import os
 import platform
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Timer
@@ -8,8 +10,9 @@ from typing import Any
 
 import structlog
 from celery import Celery
+from redis import Redis
 
-from shared import broker, catalog, fleet
+from shared import broker, catalog, events, fleet, upkeep
 from shared.catalog import CheckpointFile
 from shared.db import Database
 from shared.errors import BadCheckpoint, FarmError
@@ -17,13 +20,18 @@ from shared.events import Listener
 from shared.settings import Settings
 from shared.storage import Storage
 from worker import device
+from worker.company import Company
 from worker.engine.engine import Engine
 from worker.leases import Leases
 from worker.meters import Meters
 from worker.periodic import Periodic
+from worker.preemption import POLL_S, Notices
 from worker.render import Renderer
 from worker.showing import Showing
 from worker.stock import RESCAN_S, Stock
+from worker.watchdog import Watchdog
+
+WATCH_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +43,10 @@ class Floor:
         self._settings = settings
         self._celery = celery
         self._closing = ExitStack()
+        self._company = Company()
+        self._has_worked = False
+        self._is_leaving = False
+        self.is_draining = False
         self.renderer: Renderer | None = None
         self._leases: Leases | None = None
 
@@ -42,17 +54,18 @@ class Floor:
         """Load the checkpoint, start the engine and announce the worker."""
         settings = self._settings
         file = chosen_checkpoint(settings)
-        equipment = device.equip(settings, file)
-        engine = equipment.engine
-        self._run(engine)
         db = Database(settings, pool_size=slots + 2)
         self._closing.callback(db.close)
         redis = broker.connect(settings)
         self._closing.callback(redis.close)
-        leases = Leases(
-            db, settings, worker_id, engine_silence_s=lambda: engine.seconds_since_tick, pace=lambda: engine.pace
-        )
+        self._take_over(db, redis, worker_id, file.name)
+        equipment = device.equip(settings, file)
+        engine = equipment.engine
+        self._run(engine)
+        leases = Leases(db, settings, worker_id, pace=lambda: engine.pace, on_drain=self._heed)
+        self._company.rest(True)  # until the first beat has told whether to work
         self._run(leases)
+        self._watch(engine, leases)
         meters = Meters(file.name, pace=lambda: engine.pace, running=leases.running, memory=equipment.memory)
         self._run(Listener(redis, leases.hear))
         self.renderer = Renderer(
@@ -67,6 +80,7 @@ class Floor:
             leases=leases,
             safety=equipment.safety,
             ended=meters.ended,
+            company=self._company,
         )
         self._leases = leases
         self._announce(db, file, worker_id=worker_id, device_name=equipment.device_name, slots=slots)
@@ -77,10 +91,18 @@ class Floor:
             showing = Showing(redis, leases.running)
             self._run(Periodic("previews", showing.renew, every_s=settings.preview_seconds))
 
+    def leave(self) -> None:
+        """Ask this process to drain and end, just as an operator would."""
+        # Once: a second signal would end it at once.
+        if not self._is_leaving:
+            self._is_leaving = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def drain(self) -> None:
         """Claim no more; after the grace, hand back what still runs."""
         if self.renderer is None or self._leases is None:
             return
+        self.is_draining = True
         log.info("worker.draining", grace_s=self._settings.drain_seconds)
         self.renderer.drain()
         timer = Timer(self._settings.drain_seconds, self._leases.drain)
@@ -90,6 +112,35 @@ class Floor:
     def close(self) -> None:
         """Close everything, last opened first."""
         self._closing.close()
+
+    def _take_over(self, db: Database, redis: Redis, worker_id: str, checkpoint: str) -> None:
+        """Put back what a former process of this worker still held, before the checkpoint is loaded: others may be idle."""
+        with db.transaction() as session:
+            moved = upkeep.take_over(session, worker_id)
+        for job_id, state in moved:
+            log.warning("job.taken_over", job_id=str(job_id), state=state)
+            events.publish(redis, events.JobEvent(job_id, state))
+        broker.ring(self._celery, checkpoint, len(moved))
+
+    def _heed(self, is_draining: bool) -> None:
+        """Do as the fleet says: leave when asked to drain; stay idle if that was asked before this process started."""
+        if not is_draining:
+            self._has_worked = True
+            self._company.rest(False)
+        elif self._has_worked:
+            self.leave()
+
+    def _watch(self, engine: Engine[Any, Any], leases: Leases) -> None:
+        settings = self._settings
+        parts = {
+            "engine": lambda: engine.seconds_since_tick,
+            "heartbeat": leases.seconds_in_beat,
+            "slot": leases.overstay_s,
+        }
+        self._run(Periodic("watchdog", Watchdog(parts, hang_s=settings.hang_seconds).look, every_s=WATCH_S))
+        if settings.preemption_file or settings.preemption_url:
+            notices = Notices(self.leave, file=settings.preemption_file, url=settings.preemption_url)
+            self._run(Periodic("preemption", notices.look, every_s=POLL_S))
 
     def _run(self, part: Engine[Any, Any] | Leases | Listener | Periodic) -> None:
         part.start()

@@ -4,7 +4,6 @@ One thread extends the leases of all of them in one statement and writes their p
 grants, or that an event says was canceled, is aborted; its requests stop at their next denoising step.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,8 +21,6 @@ from shared.states import JobState
 from worker.engine.pace import Pace
 from worker.engine.request import Request
 
-HUNG_EXIT_STATUS = 70  # EX_SOFTWARE
-
 log = structlog.get_logger(__name__)
 
 
@@ -34,7 +31,8 @@ class Running:
     claim: jobs.Claim
     requests: list[Request] = field(default_factory=list)
     was_drained: bool = False
-    is_aborted: bool = False
+    _aborted: Event = field(default_factory=Event)
+    _aborted_at: float = field(default=0.0)
     _reported: int = field(default=-1)
     _reported_at: float = field(default=0.0)
 
@@ -55,11 +53,26 @@ class Running:
         if self.is_aborted:
             request.cancel()
 
-    def abort(self) -> None:
+    @property
+    def is_aborted(self) -> bool:
+        """Whether the job is no longer to be finished here."""
+        return self._aborted.is_set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless the job is aborted."""
+        self._aborted.wait(seconds)
+
+    def abort(self, now: float = 0.0) -> None:
         """Withdraw every request; each stops at its next step."""
-        self.is_aborted = True
+        if not self.is_aborted:
+            self._aborted_at = now
+            self._aborted.set()
         for request in list(self.requests):
             request.cancel()
+
+    def overstay_s(self, now: float) -> float:
+        """Return for how long the slot has not come back since the job was aborted."""
+        return now - self._aborted_at if self.is_aborted and self._aborted_at else 0.0
 
     def is_due(self, now: float, heartbeat_s: float) -> bool:
         """Whether there is progress to report, or the lease wants extending."""
@@ -80,20 +93,21 @@ class Leases:
         settings: Settings,
         worker_id: str,
         *,
-        engine_silence_s: Callable[[], float],
         pace: Callable[[], Pace] = Pace,
+        on_drain: Callable[[bool], None] = lambda _is_draining: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db = db
         self._settings = settings
         self._worker_id = worker_id
-        self._engine_silence_s = engine_silence_s
         self._pace = pace
+        self._on_drain = on_drain
         self._clock = clock
         self._running: dict[UUID, Running] = {}
         self._lock = Lock()
         self._stopped = Event()
         self._seen_at = float("-inf")
+        self._beat_began: float | None = None
         self._thread = Thread(target=self._run, name="leases", daemon=True)
 
     def start(self) -> None:
@@ -117,12 +131,12 @@ class Leases:
                 del self._running[running.claim.job_id]
 
     def hear(self, event: JobEvent) -> None:
-        """Abort a running job that someone canceled."""
-        if event.state is JobState.CANCELED:
+        """Abort a running job that someone canceled, or whose time is up."""
+        if event.state in {JobState.CANCELED, JobState.FAILED}:
             running = self._running.get(event.job_id)
-            if running is not None:
-                log.info("job.canceled", job_id=str(event.job_id), attempt=running.claim.attempt)
-                running.abort()
+            if running is not None and not running.is_rendered:
+                log.info("job.ended_elsewhere", job_id=str(event.job_id), attempt=running.claim.attempt)
+                running.abort(self._clock())
 
     def running(self) -> list[Running]:
         """Return the jobs that this worker runs now."""
@@ -133,11 +147,22 @@ class Leases:
         """Abort every running job so that its slot hands it back."""
         for running in self.running():
             running.was_drained = True
-            running.abort()
+            running.abort(self._clock())
+
+    def seconds_in_beat(self) -> float:
+        """How long the present report has taken; 0 between reports."""
+        began = self._beat_began
+        return 0.0 if began is None else self._clock() - began
+
+    def overstay_s(self) -> float:
+        """How long the slowest slot has not come back since its job was aborted."""
+        now = self._clock()
+        return max((running.overstay_s(now) for running in self.running()), default=0.0)
 
     def beat(self) -> None:
         """Report once: the worker itself and every job that is due."""
         now = self._clock()
+        is_draining = False
         due = [running for running in self.running() if running.is_due(now, self._settings.heartbeat_seconds)]
         worker_is_due = now - self._seen_at >= self._settings.heartbeat_seconds
         if not due and not worker_is_due:
@@ -146,27 +171,26 @@ class Leases:
             held = jobs.heartbeat(session, [running.beat(now) for running in due], lease_s=self._settings.lease_seconds)
             if worker_is_due:
                 pace = self._pace()
-                fleet.beat(session, self._worker_id, speed=pace.speed, tick_s=pace.tick_s, batch_fill=pace.batch_fill)
+                is_draining = fleet.beat(
+                    session, self._worker_id, speed=pace.speed, tick_s=pace.tick_s, batch_fill=pace.batch_fill
+                )
                 self._seen_at = now
         for running in due:
-            # A job that is rendered may just have ended by its slot's own hand.
-            if running.claim.job_id not in held and not running.is_rendered:
-                log.warning("lease.lost", job_id=str(running.claim.job_id), attempt=running.claim.attempt)
-                running.abort()
+            if running.claim.job_id not in held:
+                # A job that is rendered may just have ended by its slot's own hand.
+                if not running.is_rendered:
+                    log.warning("lease.lost", job_id=str(running.claim.job_id), attempt=running.claim.attempt)
+                running.abort(now)
+        if worker_is_due:
+            self._on_drain(is_draining)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._settings.progress_seconds):
-            self._end_if_hung()
+            self._beat_began = self._clock()
             try:
                 self.beat()
             except DatabaseUnavailable as error:
                 log.warning("heartbeat.missed", error=str(error))
             except Exception:  # the thread must outlive any one report, or every lease would run out
                 log.exception("heartbeat.crashed")
-
-    def _end_if_hung(self) -> None:
-        """Leave when the device hangs, for it cannot be interrupted: the leases run out and others take the jobs."""
-        silence_s = self._engine_silence_s()
-        if silence_s > self._settings.hang_seconds:
-            log.critical("engine.hung", silence_s=round(silence_s, 1))
-            os._exit(HUNG_EXIT_STATUS)
+            self._beat_began = None

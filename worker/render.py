@@ -6,8 +6,8 @@ One doorbell is at most one job. Every outcome is one guarded act of `shared.job
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Iterator
+from itertools import count, repeat
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -17,12 +17,13 @@ from redis import Redis
 
 from shared import broker, events, infotext, jobs
 from shared.db import Database
-from shared.errors import Canceled, DatabaseUnavailable, FarmError, RenderFailed
+from shared.errors import Canceled, DatabaseUnavailable, FarmError, RenderFailed, StorageUnavailable
 from shared.params import GenerationParams
 from shared.settings import Settings
 from shared.states import JobState
 from shared.storage import Storage, image_key
 from worker import png
+from worker.company import Company
 from worker.engine.engine import Engine
 from worker.engine.request import Pixels
 from worker.equipment import Judge
@@ -62,6 +63,7 @@ class Renderer:
         leases: Leases,
         safety: Judge | None = None,
         ended: Counted = lambda *_, **__: None,
+        company: Company | None = None,
     ) -> None:
         self._settings = settings
         self._checkpoint = checkpoint
@@ -74,75 +76,82 @@ class Renderer:
         self._leases = leases
         self._safety = safety
         self._ended = ended
-        self._is_draining = False
+        self._company = company or Company()
         # The first claim that looks after the lowest priority is not the very first one.
         self._claims = count(1)
 
     def answer(self) -> None:
         """Answer one doorbell. Returns when the job it led to has ended, or at once when there is none."""
-        if self._is_draining:
-            return
-        with self._db.transaction() as session:
-            claim = jobs.claim_next(
-                session,
-                self._checkpoint,
-                self._worker_id,
-                lease_s=self._settings.lease_seconds,
-                oldest_level=next(self._claims) % OLDEST_LEVEL_EVERY == 0,
-            )
+        claim = self._company.join(self._claim)
         if claim is None:
             return
-        with structlog.contextvars.bound_contextvars(job_id=str(claim.job_id), attempt=claim.attempt):
-            log.info("job.claimed")
-            self._tell(claim, JobState.RUNNING)
-            self._run(claim)
+        try:
+            with structlog.contextvars.bound_contextvars(job_id=str(claim.job_id), attempt=claim.attempt):
+                log.info("job.claimed", suspect=claim.suspect)
+                self._run(claim)
+        finally:
+            self._company.leave(claim)
         if claim.is_limited:
             # The doorbells of what its key could not run yet were heard in vain.
             broker.ring(self._celery, self._checkpoint)
 
     def drain(self) -> None:
         """Claim nothing more; what runs may finish."""
-        self._is_draining = True
+        self._company.close()
+
+    def _claim(self) -> jobs.Claim | None:
+        with self._db.transaction() as session:
+            return jobs.claim_next(
+                session,
+                self._checkpoint,
+                self._worker_id,
+                lease_s=self._settings.lease_seconds,
+                oldest_level=next(self._claims) % OLDEST_LEVEL_EVERY == 0,
+            )
 
     def _run(self, claim: jobs.Claim) -> None:
         running = Running(claim)
         self._leases.enter(running)
+        self._tell(claim, JobState.RUNNING)
         try:
+            if claim.suspect:
+                self._company.until_alone(lambda: running.is_aborted)
             images = self._render(running)
         except Canceled:
             self._end_aborted(running)
         except FarmError as error:
-            self._fail(claim, error)
+            self._fail(running, error)
         except Exception as error:
             log.exception("job.crashed")
             self._fail(
-                claim, RenderFailed(f"The worker met an unexpected {type(error).__name__}; its log has the details.")
+                running, RenderFailed(f"The worker met an unexpected {type(error).__name__}; its log has the details.")
             )
         else:
-            self._succeed(claim, images)
+            self._succeed(running, images)
         finally:
             self._leases.leave(running)
 
     def _render(self, running: Running) -> list[jobs.FinishedImage]:
-        order = Order.of(running.claim.params, self._storage.get)
+        order = self._persist(running, lambda: Order.of(running.claim.params, self._storage.get))
         try:
             for spec in order.specs():
                 running.add(self._engine.submit(spec))
             return [
-                self._store(running.claim, index, order.finished(request.result(timeout=None)))
+                self._store(running, index, order.finished(request.result(timeout=None)))
                 for index, request in enumerate(running.requests)
             ]
         except BaseException:
             running.abort()
             raise
 
-    def _store(self, claim: jobs.Claim, index: int, pixels: Pixels) -> jobs.FinishedImage:
+    def _store(self, running: Running, index: int, pixels: Pixels) -> jobs.FinishedImage:
+        claim = running.claim
         flagged = self._safety is not None and self._safety.flags(pixels)
         if flagged:
             pixels = np.zeros_like(pixels)
         data = encode_png(pixels, claim.params, index)
         key = image_key(claim.job_id, claim.attempt, index)
-        self._storage.put(key, data, content_type=PNG)
+        self._persist(running, lambda: self._storage.put(key, data, content_type=PNG))
         height, width = pixels.shape[:2]
         return jobs.FinishedImage(
             index=index,
@@ -156,29 +165,37 @@ class Renderer:
             flagged=flagged,
         )
 
-    def _succeed(self, claim: jobs.Claim, images: list[jobs.FinishedImage]) -> None:
+    def _succeed(self, running: Running, images: list[jobs.FinishedImage]) -> None:
+        claim = running.claim
+
         def act() -> bool:
             with self._db.transaction() as session:
                 return jobs.succeed(session, claim, images)
 
-        if self._insist(act):
+        if self._insist(running, act):
             log.info("job.succeeded", images=len(images))
             self._ended("succeeded", images=len(images))
             self._tell(claim, JobState.SUCCEEDED)
         else:
+            # The attempt is bound to the log: each of these lines is a late write that was refused.
             log.warning("job.superseded")
             self._ended("superseded")
 
-    def _fail(self, claim: jobs.Claim, error: FarmError) -> None:
+    def _fail(self, running: Running, error: FarmError) -> None:
+        claim = running.claim
+
         def act() -> JobState | None:
             with self._db.transaction() as session:
                 return jobs.fail(session, claim, error, retry_s=self._settings.retry_seconds)
 
-        state = self._insist(act)
+        state = self._insist(running, act)
+        if state is None:
+            log.warning("job.superseded", code=error.code, error=str(error))
+            self._ended("superseded")
+            return
         log.warning("job.attempt_failed", code=error.code, error=str(error), state=state)
         self._ended("retried" if state is JobState.QUEUED else "failed", code=error.code)
-        if state is not None:
-            self._tell(claim, state)
+        self._tell(claim, state)
         if state is JobState.QUEUED and not self._settings.retry_seconds:
             # Else the courier rings once the next attempt is due.
             broker.ring(self._celery, self._checkpoint)
@@ -192,24 +209,51 @@ class Renderer:
             with self._db.transaction() as session:
                 return jobs.release(session, running.claim)
 
-        if self._insist(act):
+        if self._insist(running, act):
             log.info("job.released")
             self._tell(running.claim, JobState.QUEUED)
             broker.ring(self._celery, self._checkpoint)
 
-    def _insist(self, act: Callable[[], T]) -> T:
-        """Repeat an act while the database is away, for as long as the lease can last; then the rescuer has the job."""
-        deadline = time.monotonic() + self._settings.lease_seconds
-        while True:
+    def _persist(self, running: Running, act: Callable[[], T]) -> T:
+        """Repeat an act while the storage is away, as long as the settings say and the job is ours. Its lease is kept."""
+        deadline = time.monotonic() + self._settings.upload_seconds
+        for pause_s in _pauses():
+            try:
+                return act()
+            except StorageUnavailable as error:
+                if time.monotonic() + pause_s > deadline:
+                    raise
+                log.warning("storage.retried", error=str(error), pause_s=pause_s)
+            running.pause(pause_s)
+            if running.is_aborted:
+                break
+        raise Canceled
+
+    def _insist(self, running: Running, act: Callable[[], T]) -> T:
+        """Repeat an act until the database answers: meanwhile nobody else can take the job, and afterwards the act is guarded.
+
+        A worker that is leaving insists for no longer than a lease; then the job is lost with it.
+        """
+        deadline = float("inf")
+        for pause_s in _pauses():
             try:
                 return act()
             except DatabaseUnavailable:
+                if running.was_drained:
+                    deadline = min(deadline, time.monotonic() + self._settings.lease_seconds)
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(1.0)
+            time.sleep(pause_s)
+        raise AssertionError("pauses never end")
 
     def _tell(self, claim: jobs.Claim, state: JobState) -> None:
         events.publish(self._redis, events.JobEvent(claim.job_id, state))
+
+
+def _pauses() -> Iterator[float]:
+    """Yield how long to wait before each further try, in seconds."""
+    yield from (0.5, 1.0, 2.0)
+    yield from repeat(4.0)
 
 
 def encode_png(pixels: Pixels, params: GenerationParams, index: int) -> bytes:

@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Iterator
-from threading import Thread
+from contextlib import contextmanager
+from threading import Event, Thread
 from uuid import UUID
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 from celery import Celery
 from PIL import Image
 from redis import Redis
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from shared import jobs, pictures, previews
 from shared.db import Database, JobRow
+from shared.errors import DatabaseUnavailable, StorageUnavailable
 from shared.events import JobEvent, Listener, publish
 from shared.params import Hires, Inpaint, Lora, MaskFill, Upscaler
 from shared.samplers import Sampler, Schedule
@@ -41,7 +45,7 @@ class Floor:
 
     def __init__(self, settings: Settings, db: Database, redis: Redis, celery: Celery, engine: DemoEngine) -> None:
         self.db = db
-        self.leases = Leases(db, settings, "w", engine_silence_s=lambda: 0.0)
+        self.leases = Leases(db, settings, "w")
         self.renderer = Renderer(
             settings,
             checkpoint=DEMO,
@@ -162,11 +166,103 @@ def test_draining_hands_the_job_back(floor: Floor) -> None:
 
 
 def test_a_storage_failure_is_retried_later(settings: Settings, floor: Floor) -> None:
-    floor.renderer._storage = Storage(settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1"}))
+    away = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1", "upload_seconds": 0})
+    floor.renderer._storage, floor.renderer._settings = Storage(away), away
     job_id = floor.submit()
     floor.renderer.answer()
     back = floor.row(job_id)
     assert (back.state, back.error_code, back.faults) == (JobState.QUEUED, "storage_unavailable", 1)
+
+
+class Shaky(Storage):
+    """Refuses the first calls, then works."""
+
+    def __init__(self, settings: Settings, failures: int) -> None:
+        super().__init__(settings)
+        self.failures = failures
+        self.refused = Event()
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        if self.failures > 0:
+            self.failures -= 1
+            self.refused.set()
+            raise StorageUnavailable
+        super().put(key, data, content_type=content_type)
+
+
+def test_what_is_rendered_outlives_a_storage_that_is_away_for_a_while(settings: Settings, floor: Floor) -> None:
+    floor.renderer._storage = Shaky(settings, failures=2)
+    job_id = floor.submit()
+    floor.renderer.answer()
+    done = floor.row(job_id)
+    assert (done.state, done.attempt, done.faults) == (JobState.SUCCEEDED, 1, 0)
+
+
+def test_a_worker_that_cannot_store_drains_all_the_same(settings: Settings, floor: Floor) -> None:
+    storage = Shaky(settings, failures=10**9)
+    floor.renderer._storage = storage
+    job_id = floor.submit()
+    slot = floor.answer_in_background()
+    assert storage.refused.wait(30)
+    floor.leases.beat()
+    floor.leases.drain()
+    slot.join(timeout=30)
+    assert (floor.row(job_id).state, floor.row(job_id).faults) == (JobState.QUEUED, 0)
+
+
+def test_a_finished_job_waits_for_the_database(settings: Settings, floor: Floor) -> None:
+    """The first answers of the database are lost before, the next after the commit: the pictures are published once."""
+    away = Away(settings, before=1, after=1)
+    job_id = floor.submit()
+    claim = floor.renderer._claim()
+    assert claim is not None
+    floor.renderer._db = away
+    floor.renderer._run(claim)
+    away.close()
+    assert (floor.row(job_id).state, len(floor.row(job_id).images)) == (JobState.SUCCEEDED, 1)
+    assert (away.before, away.after) == (0, 0)
+
+
+class Away(Database):
+    """Loses the connection before some transactions begin, and after others have committed."""
+
+    def __init__(self, settings: Settings, *, before: int, after: int) -> None:
+        super().__init__(settings, pool_size=1)
+        self.before, self.after = before, after
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        if self.before > 0:
+            self.before -= 1
+            raise DatabaseUnavailable
+        with super().transaction() as session:
+            yield session
+        if self.after > 0:
+            self.after -= 1
+            raise DatabaseUnavailable
+
+
+def test_a_suspect_waits_until_it_is_alone(floor: Floor) -> None:
+    companion = floor.submit(steps=150, width=256, height=256)
+    beside = floor.answer_in_background()
+    floor.beat_until(companion, 1)
+    suspect, later = floor.submit(), floor.submit()
+    with floor.db.transaction() as session:
+        session.execute(update(JobRow).where(JobRow.id == suspect).values(suspect=True))
+    slots = [floor.answer_in_background()]
+    while floor.row(suspect).state != JobState.RUNNING:
+        pass
+    slots.append(floor.answer_in_background())
+    (waiting,) = (one for one in floor.leases.running() if one.claim.job_id == suspect)
+    floor.beat_until(companion, floor.row(companion).steps_done + 1)
+    assert waiting.requests == []
+    assert floor.row(later).state == JobState.QUEUED
+    with floor.db.transaction() as session:
+        jobs.cancel(session, companion)
+    floor.leases.hear(JobEvent(companion, JobState.CANCELED))
+    for slot in (beside, *slots):
+        slot.join(timeout=30)
+    assert {floor.row(one).state for one in (suspect, later)} == {JobState.SUCCEEDED}
 
 
 def test_a_garbled_event_does_not_deafen_the_listener(redis: Redis) -> None:
@@ -221,10 +317,10 @@ def test_img2img_inpainting_and_hires_through_the_whole_slot(floor: Floor, stora
     assert (painted[:, :40] != noise[:, :40]).any()
 
 
-def test_an_init_image_that_is_gone_is_retried_and_then_failed(floor: Floor) -> None:
+def test_an_init_image_that_is_gone_fails_the_job(floor: Floor) -> None:
     job_id = floor.submit(kind="img2img", init_image="inputs/nowhere.png", strength=0.5)
     floor.renderer.answer()
-    assert floor.row(job_id).error_code == "storage_unavailable"
+    assert floor.row(job_id).error_code == "object_missing"
 
 
 def test_a_lora_that_this_worker_does_not_have_is_another_workers(floor: Floor) -> None:

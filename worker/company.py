@@ -1,0 +1,66 @@
+"""Who runs beside whom on one worker. A job that was there when another worker was lost runs alone.
+
+The suspect is claimed like any other, then waits until the jobs beside it have ended; meanwhile and while it runs nothing more is
+claimed. So it neither starves on a busy farm nor is there ever more than one suspect on a worker.
+"""
+
+from collections.abc import Callable
+from threading import Condition, Lock
+
+from shared.jobs import Claim
+
+# How soon a wait notices what nobody tells it of.
+LOOK_S = 0.25
+
+
+class Company:
+    """The door through which slots go to claim a job, one at a time."""
+
+    def __init__(self) -> None:
+        self._door = Lock()
+        self._changed = Condition()
+        self._members = 0
+        self._has_suspect = False
+        self._is_resting = False
+        self._is_closed = False
+
+    def join(self, claim: Callable[[], Claim | None]) -> Claim | None:
+        """Claim a job once that is allowed; whoever gets one must `leave`. None when there is none, or the door is closed."""
+        with self._door:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed or not (self._has_suspect or self._is_resting))
+                if self._is_closed:
+                    return None
+            claimed = claim()
+            if claimed is not None:
+                with self._changed:
+                    self._members += 1
+                    self._has_suspect = claimed.suspect
+            return claimed
+
+    def leave(self, claim: Claim) -> None:
+        """Say that a claimed job has ended."""
+        with self._changed:
+            self._members -= 1
+            if claim.suspect:
+                self._has_suspect = False
+            self._changed.notify_all()
+
+    def until_alone(self, give_up: Callable[[], bool]) -> None:
+        """Wait until all others have left, or `give_up`."""
+        with self._changed:
+            while self._members > 1 and not give_up():
+                self._changed.wait(LOOK_S)
+
+    def rest(self, is_resting: bool) -> None:
+        """Claim nothing for now, or claim again. Slots that are told of work wait, and hold its doorbells."""
+        with self._changed:
+            self._is_resting = is_resting
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Claim nothing ever again; what runs may finish."""
+        # In a signal handler, too: the main thread takes part in nothing here that would hold the lock.
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
