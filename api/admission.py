@@ -1,5 +1,6 @@
 """The one way from a submission to a job that will be rendered, whichever dialect it came in."""
 
+import time
 from functools import partial
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from api.deps import Desk
 from api.v1 import inputs
 from api.v1.resolution import Inputs, resolve
 from api.v1.submissions import Submission
-from shared import broker, fleet, jobs, receivers
+from shared import broker, fleet, jobs, receivers, tracing
 from shared.db import JobRow
 from shared.params import GenerationParams
 from shared.weights import Kind
@@ -22,6 +23,7 @@ def admit(desk: Desk, caller: Caller, submission: Submission) -> JobRow:
     Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey` and `QueueFull`, and `Unavailable`
     while the database or the storage is away.
     """
+    began_ns = time.time_ns()
     caller.may_rank(submission.priority)
     # Before the transaction: storing pictures takes longer than a connection should be held.
     received = inputs.receive(desk.storage, desk.intake, submission)
@@ -38,6 +40,7 @@ def admit(desk: Desk, caller: Caller, submission: Submission) -> JobRow:
             expires_in_s=submission.expires_in,
             timeout_s=submission.timeout or desk.settings.run_seconds or None,
         )
+    tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=params.num_images)
     # After the commit: a worker that hears the doorbell must find the row.
     broker.ring(desk.celery, row.checkpoint)
     return row

@@ -15,6 +15,7 @@ from api.v1 import choices, deliveries, feed, jobs, keys, queue, webhooks, worke
 from shared.metrics import Board
 from shared.settings import Settings
 from shared.telemetry import configure_logging
+from shared.tracing import configure_tracing
 
 PARTS = (
     jobs,
@@ -38,6 +39,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the api. Settings come from the environment unless given."""
     settings = settings or Settings()
     configure_logging(settings)
+    configure_tracing("api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.deps import DeskDep
-from shared import fleet, metrics, queue
+from shared import deliveries, fleet, metrics, queue
 from shared.db import Database
 from shared.errors import DatabaseUnavailable
 from shared.fleet import Seen
@@ -66,12 +66,15 @@ def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
             loads = {load.checkpoint: load for load in queue.loads(session, silent_after_s=silent_after_s)}
             known = [served.name for served in fleet.checkpoints(session, silent_after_s=silent_after_s)]
             workers = [worker for worker in fleet.workers(session, silent_after_s=silent_after_s) if worker.is_alive]
+            overdue, lag_s = deliveries.overdue(session)
             now = session.scalars(select(func.now())).one()
     except DatabaseUnavailable as error:
         log.warning("metrics.incomplete", error=str(error))
         yield metrics.DATABASE_UP.of([((), 0)])
         return
     yield metrics.DATABASE_UP.of([((), 1)])
+    yield metrics.WEBHOOKS_OVERDUE.of([((), overdue)])
+    yield metrics.WEBHOOK_LAG_S.of([((), lag_s)])
     # A checkpoint that has nothing to do is shown too: autoscalers must hear a zero, not silence.
     yield from _load_families([loads.get(name, Load(name)) for name in known], now)
     yield from _scaling_families([loads.get(name, Load(name)) for name in known], workers, _goal(settings))

@@ -44,6 +44,7 @@ class Due:
     id: UUID
     attempt: int
     tries: int
+    job_id: UUID
     message_id: str
     type: str
     body: str = field(repr=False)
@@ -71,6 +72,11 @@ class Outcome:
     def ok(self) -> bool:
         """Whether the receiver has it."""
         return self.error is None
+
+    @property
+    def word(self) -> str:
+        """Say in one word what became of it."""
+        return "delivered" if self.ok else "refused" if self.status else "unreachable"
 
 
 def message_id(job_id: UUID, version: int) -> str:
@@ -177,6 +183,21 @@ def settle(
     return True
 
 
+def overdue(session: Session) -> tuple[int, float]:
+    """Return how many deliveries wait, and for how many seconds the one that is most overdue has been due.
+
+    Those to receivers that are suspended or have asked for patience do not count.
+    """
+    late_s = func.extract("epoch", func.now() - func.min(DeliveryRow.next_at))
+    open_now = (EndpointRow.state == EndpointState.ACTIVE, func.coalesce(EndpointRow.hold_until <= func.now(), True))
+    count, longest_s = session.execute(
+        select(func.count(), late_s)
+        .join(EndpointRow, EndpointRow.id == DeliveryRow.endpoint_id)
+        .where(DeliveryRow.state == DeliveryState.PENDING, DeliveryRow.next_at <= func.now(), *open_now)
+    ).one()
+    return count, float(longest_s or 0.0)
+
+
 def get(session: Session, delivery_id: UUID, *, owner: str | None) -> DeliveryRow:
     """Return a delivery or raise `DeliveryNotFound`, also for one of another owner."""
     row = session.get(DeliveryRow, delivery_id, populate_existing=True)
@@ -246,6 +267,7 @@ def _due(row: DeliveryRow, lane: str, owner_secret: OwnerSecretRow | None, clock
         id=row.id,
         attempt=row.attempt,
         tries=row.tries,
+        job_id=row.job_id,
         message_id=message_id(row.job_id, row.event.version),
         type=row.event.type,
         body=row.event.body or "",

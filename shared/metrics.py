@@ -68,6 +68,12 @@ SCALE_IN_COST = Metric(
     "GPU seconds of finished steps that would be lost if the worker died now; stop the least first.",
     ("checkpoint", "worker"),
 )
+WEBHOOKS_OVERDUE = Metric("farm_webhooks_overdue", "gauge", "Webhooks that are due and not delivered yet.")
+WEBHOOK_LAG_S = Metric(
+    "farm_webhook_lag_seconds",
+    "gauge",
+    "How long the most overdue webhook has been due; receivers that asked to wait left out.",
+)
 
 # Each api.
 HTTP_REQUEST_S = Metric(
@@ -98,6 +104,9 @@ RESCUED = Metric(
     "farm_jobs_rescued_total", "counter", "Jobs taken back from silent workers, by where they went.", ("state",)
 )
 RINGS = Metric("farm_doorbells_rung_total", "counter", "Doorbells rung for jobs that waited unheard.")
+WEBHOOKS_SENT = Metric(
+    "farm_webhooks_sent_total", "counter", "Attempts at webhooks: delivered, refused or unreachable.", ("outcome",)
+)
 UPKEEP_AT = Metric("farm_upkeep_timestamp_seconds", "gauge", "When this courier last finished its upkeep.")
 
 

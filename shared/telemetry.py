@@ -8,11 +8,12 @@ import structlog
 from shared.settings import Settings
 
 
-def configure_logging(settings: Settings) -> None:
-    """Send structlog's and the standard library's records through one renderer."""
+def configure_logging(settings: Settings, **who: str) -> None:
+    """Send structlog's and the standard library's records through one renderer. `who` stands in every line."""
     level = getattr(logging, settings.log_level.upper())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        lambda _logger, _method, facts: {**facts, **who},
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -33,6 +34,10 @@ def configure_logging(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    # uvicorn sets up its own before it loads the app; its lines are to look like all others.
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     # Celery tells of every message it handles; the farm's own events say the same in its own words.
     logging.getLogger("celery").setLevel(max(level, logging.WARNING))
     root = logging.getLogger()

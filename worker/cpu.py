@@ -13,6 +13,7 @@ from shared.metrics import Board
 from shared.outside import Outside
 from shared.settings import Settings
 from shared.telemetry import configure_logging
+from shared.tracing import configure_tracing
 from worker import maintenance
 from worker.webhooks import Courier
 
@@ -42,14 +43,20 @@ app.conf.update(
 
 db = Database(settings, pool_size=8)
 redis = broker.connect(settings)
-courier = Courier(db, Outside(allow_private=settings.allow_private_urls), settings)
-news = Listener(redis, lambda _event: courier.wake())
-
 
 board = Board()
+webhooks_sent = board.counter(metrics.WEBHOOKS_SENT)
 rescued = board.counter(metrics.RESCUED)
 rings = board.counter(metrics.RINGS)
 upkeep_at = board.gauge(metrics.UPKEEP_AT)
+
+courier = Courier(
+    db,
+    Outside(allow_private=settings.allow_private_urls),
+    settings,
+    sent=lambda outcome: webhooks_sent.labels(outcome.word).inc(),
+)
+news = Listener(redis, lambda _event: courier.wake())
 
 
 @app.task(name="courier.upkeep")
@@ -77,8 +84,13 @@ def forget() -> None:
 
 @signals.setup_logging.connect(weak=False)
 def _log(**_: Any) -> None:
-    # That this is connected keeps Celery from setting up logging in its own way.
-    configure_logging(settings)
+    """Do nothing: that this is connected keeps Celery from setting up logging in its own way."""
+
+
+@signals.celeryd_init.connect(weak=False)
+def _begin(sender: str, **_: Any) -> None:
+    configure_logging(settings, worker=sender)
+    configure_tracing("courier")
 
 
 @signals.worker_ready.connect(weak=False)

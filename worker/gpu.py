@@ -16,6 +16,7 @@ from shared import broker
 from shared.errors import FarmError
 from shared.settings import Settings
 from shared.telemetry import configure_logging
+from shared.tracing import configure_tracing
 from worker.floor import Floor, chosen_checkpoint
 
 # The engine thread needs the GIL for ~700 launches a tick; at the default 5 ms a busy slot could hold it 5 ms each time.
@@ -42,14 +43,14 @@ def answer() -> None:
 
 @signals.setup_logging.connect(weak=False)
 def _log(**_: Any) -> None:
-    # That this is connected keeps Celery from setting up logging in its own way.
-    configure_logging(settings)
+    """Do nothing: that this is connected keeps Celery from setting up logging in its own way."""
 
 
 @signals.celeryd_init.connect(weak=False)
-def _choose_queue(**_: Any) -> None:
+def _choose_queue(sender: str, **_: Any) -> None:
     # Before `worker_init`, because Celery has settled which queues it consumes by then.
-    configure_logging(settings)
+    configure_logging(settings, worker=sender)
+    configure_tracing("worker")
     with _fatal_errors():
         broker.listen_for(app, chosen_checkpoint(settings).name)
 

@@ -15,7 +15,7 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, events, infotext, jobs
+from shared import broker, events, infotext, jobs, tracing
 from shared.db import Database
 from shared.errors import Canceled, DatabaseUnavailable, FarmError, RenderFailed, StorageUnavailable
 from shared.params import GenerationParams
@@ -86,7 +86,10 @@ class Renderer:
         if claim is None:
             return
         try:
-            with structlog.contextvars.bound_contextvars(job_id=str(claim.job_id), attempt=claim.attempt):
+            with (
+                structlog.contextvars.bound_contextvars(job_id=str(claim.job_id), attempt=claim.attempt),
+                tracing.job_span("job.attempt", claim.job_id, attempt=claim.attempt, worker=self._worker_id),
+            ):
                 log.info("job.claimed", suspect=claim.suspect)
                 self._run(claim)
         finally:
@@ -151,7 +154,8 @@ class Renderer:
             pixels = np.zeros_like(pixels)
         data = encode_png(pixels, claim.params, index)
         key = image_key(claim.job_id, claim.attempt, index)
-        self._persist(running, lambda: self._storage.put(key, data, content_type=PNG))
+        with tracing.span("image.store", index=index, bytes=len(data)):
+            self._persist(running, lambda: self._storage.put(key, data, content_type=PNG))
         height, width = pixels.shape[:2]
         return jobs.FinishedImage(
             index=index,

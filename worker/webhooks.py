@@ -16,7 +16,7 @@ from threading import Event, Lock, Thread
 import structlog
 from standardwebhooks import Webhook
 
-from shared import deliveries
+from shared import deliveries, tracing
 from shared.db import Database
 from shared.deliveries import Due, Outcome
 from shared.errors import FarmError
@@ -49,12 +49,14 @@ class Courier:
         *,
         rng: Random | None = None,
         clock: Callable[[], datetime | None] = lambda: None,
+        sent: Callable[[Outcome], None] = lambda _outcome: None,
     ) -> None:
         self._db = db
         self._outside = outside
         self._settings = settings
         self._rng = rng or Random()  # noqa: S311 - jitter
         self._clock = clock
+        self._sent = sent
         self._pool = ThreadPoolExecutor(PLACES, thread_name_prefix="webhook")
         self._lock = Lock()
         self._lanes: Counter[str] = Counter()
@@ -122,7 +124,9 @@ class Courier:
 
     def _carry(self, due: Due) -> None:
         try:
-            outcome = send(self._outside, due)
+            with tracing.job_span("webhook.deliver", due.job_id, type=due.type, attempt=due.attempt):
+                outcome = send(self._outside, due)
+            self._sent(outcome)
             with self._db.transaction() as session:
                 deliveries.settle(
                     session,
@@ -133,7 +137,9 @@ class Courier:
                     probe_s=self._settings.webhook_probe_seconds,
                     now=self._clock(),
                 )
-            log.info("webhook.sent", delivery=str(due.id), status=outcome.status, error=outcome.error)
+            log.info(
+                "webhook.sent", job_id=str(due.job_id), delivery=str(due.id), status=outcome.status, error=outcome.error
+            )
         except Exception:  # the lease runs out and it goes again
             log.exception("webhook.unsettled", delivery=str(due.id))
         finally:

@@ -58,7 +58,7 @@ install_farm() {
     local pip=(/opt/farm/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint "$SOURCE/constraints.txt")
     # torch first and alone: the index picks the build; TORCH_INDEX_URL names another one.
     "${pip[@]}" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
-    "${pip[@]}" --upgrade --upgrade-strategy only-if-needed "${SOURCE}[worker]"
+    "${pip[@]}" --upgrade --upgrade-strategy only-if-needed "${SOURCE}[worker,otel]"
 }
 
 enable_units() {

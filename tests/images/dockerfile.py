@@ -33,10 +33,10 @@ class Image:
         return [arguments for name, arguments in self.instructions if name == "RUN" and "pip install" in arguments]
 
     @property
-    def extra(self) -> str:
-        """The extra of the farm that is installed."""
-        (found,) = re.findall(r'"\.\[(\w+)\]"', " ".join(self.installs))
-        return str(found)
+    def extras(self) -> tuple[str, ...]:
+        """The extras of the farm that are installed."""
+        (found,) = re.findall(r'"\.\[([\w,]+)\]"', " ".join(self.installs))
+        return tuple(found.split(","))
 
 
 API = Image(ROOT / "deploy/api.Dockerfile", ("api.main", "api.serve", "worker.cpu", "shared.migrations.__main__"))

@@ -13,13 +13,16 @@ from sqlalchemy import func, update
 
 from api.main import create_app
 from deploy.standalone import ports
-from shared import fleet, jobs, metrics
-from shared.db import Database, JobRow
+from shared import fleet, jobs, metrics, receivers
+from shared.db import Database, DeliveryRow, EndpointRow, JobRow
 from shared.metrics import Board, PortTaken
+from shared.outbox import ENDINGS
 from shared.settings import Settings
 from tests.factories import DEMO, params
 from worker.engine.pace import Pace
 from worker.meters import Meters
+
+SECRET = "whsec_" + "c2VjcmV0" * 5
 
 
 @pytest.fixture
@@ -67,6 +70,22 @@ def test_the_load_of_the_farm_is_shown(http: TestClient, db: Database) -> None:
     assert now["farm_desired_workers", DEMO] == -(-left_s // 60)
     assert now["farm_worker_scale_in_cost", DEMO, "gpu0@test"] == 0
     assert now["farm_worker_scale_in_cost", DEMO, "gpu1@test"] == pytest.approx(100 * half / params().unet_calls)
+
+
+def test_webhooks_that_are_late_are_counted_unless_their_receiver_is_waited_for(http: TestClient, db: Database) -> None:
+    with db.transaction() as session:
+        endpoint = receivers.register(
+            session, owner="o", url="https://example.com/a", events=ENDINGS, secret=SECRET, allow_private=True
+        )
+        jobs.cancel(session, jobs.submit(session, params(), max_attempts=1, owner="o").id)
+        session.execute(update(DeliveryRow).values(next_at=func.now() - func.make_interval(0, 0, 0, 0, 0, 30)))
+    now = values(http.get("/metrics").text)
+    assert now["farm_webhooks_overdue",] == 1
+    assert now["farm_webhook_lag_seconds",] >= 30
+    with db.transaction() as session:
+        hold = func.now() + func.make_interval(0, 0, 0, 1)
+        session.execute(update(EndpointRow).where(EndpointRow.id == endpoint.id).values(hold_until=hold))
+    assert values(http.get("/metrics").text)["farm_webhooks_overdue",] == 0
 
 
 def test_routes_are_counted_by_pattern_and_strangers_together(http: TestClient) -> None:

@@ -27,13 +27,13 @@ OURS = {"api", "worker", "shared", "deploy"}
 def test_what_is_copied_and_installed_suffices(image: Image) -> None:
     ours, others = closure(image.entries)
     assert {module.split(".")[0] for module in ours} <= set(image.copied)
-    assert not [name for name in others if not dists(name) & installed(image.extra)]
+    assert not [name for name in others if not dists(name) & installed(image.extras)]
 
 
 def test_the_apis_image_has_no_torch() -> None:
     _, others = closure(API.entries)
     assert not {"torch", "diffusers", "transformers"} & others
-    assert not {"torch", "diffusers", "transformers"} & installed(API.extra)
+    assert not {"torch", "diffusers", "transformers"} & installed(API.extras)
 
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
@@ -43,14 +43,14 @@ def test_versions_are_pinned_and_nobody_is_root(image: Image) -> None:
     pinned = {
         canonicalize_name(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]
     }
-    assert installed(image.extra) - {"torch"} <= pinned | cuda_only(image)
+    assert installed(image.extras) - {"torch"} <= pinned | cuda_only(image)
     assert [arguments for name, arguments in image.instructions if name == "USER"] == ["10001:10001"]
 
 
 def test_only_the_worker_asks_for_torch_and_first() -> None:
     first, second = IMAGES["worker"].installs
     assert first.endswith(" torch")
-    assert second.endswith('".[worker]"')
+    assert second.endswith('".[worker,otel]"')
     assert "download.pytorch.org" not in " ".join(IMAGES["api"].installs)
 
 
@@ -98,10 +98,11 @@ def dists(module: str) -> set[str]:
 
 
 @cache
-def installed(extra: str) -> frozenset[str]:
-    """Every distribution that installing the farm with an extra brings."""
+def installed(extras: tuple[str, ...]) -> frozenset[str]:
+    """Every distribution that installing the farm with these extras brings."""
     found: set[tuple[str, frozenset[str]]] = set()
-    todo = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra])]
+    optional = [text for extra in extras for text in PROJECT["optional-dependencies"][extra]]
+    todo = [Requirement(text) for text in (*PROJECT["dependencies"], *optional)]
     while todo:
         wanted = todo.pop()
         key = (canonicalize_name(wanted.name), frozenset(wanted.extras))
@@ -125,4 +126,4 @@ def applies(need: Requirement, extras: set[str]) -> bool:
 
 def cuda_only(image: Image) -> set[str]:
     """What torch's build for GPUs brings; the index decides, so the constraints cannot name it."""
-    return {name for name in installed(image.extra) if re.match(r"nvidia-|cuda-|triton|setuptools", name)}
+    return {name for name in installed(image.extras) if re.match(r"nvidia-|cuda-|triton|setuptools", name)}
