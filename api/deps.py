@@ -14,6 +14,7 @@ from api.intake import Intake
 from api.keyring import KeyRing
 from api.quota import Quota
 from api.throttle import Throttle
+from api.waiting import Waiting
 from shared import broker
 from shared.db import Database
 from shared.errors import JobNotFound
@@ -35,6 +36,7 @@ class Desk:
     keys: KeyRing
     throttle: Throttle
     quota: Quota
+    waiting: Waiting
 
 
 @contextmanager
@@ -57,6 +59,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             KeyRing(db),
             Throttle(redis),
             Quota(settings.max_queued),
+            Waiting(db, broker.connect_async(settings)),
         )
 
 

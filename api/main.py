@@ -45,7 +45,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with open_desk(settings) as desk:
             app.state.desk = desk
-            yield
+            async with desk.waiting:
+                yield
 
     # FastAPIOffline serves the docs' scripts itself: closed networks have no CDN.
     app: FastAPI = FastAPIOffline(title="Render farm", version="1", description=DESCRIPTION, lifespan=lifespan)

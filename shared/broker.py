@@ -8,6 +8,9 @@ from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from shared.errors import BrokerUnavailable
@@ -90,6 +93,19 @@ def connect(settings: Settings) -> Redis:
         socket_timeout=10,
         socket_keepalive=True,
         health_check_interval=30,
+        decode_responses=True,
+    )
+
+
+def connect_async(settings: Settings) -> AsyncRedis:
+    """Return a Redis client for an event loop, without connecting. It never retries: its user reconnects and knows of it."""
+    return AsyncRedis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_connect_timeout=settings.connect_seconds,
+        socket_timeout=10,
+        socket_keepalive=True,
+        health_check_interval=5,
+        retry=Retry(NoBackoff(), 0),
         decode_responses=True,
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from threading import Event as Flag
 from threading import Thread
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -21,25 +22,31 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """A job has reached a state at a version of its row."""
+    """A job has reached a state at a version of its row; or, with steps, has made progress in the state that it was in."""
 
     job_id: UUID
     state: JobState
     version: int | None = None
+    steps_done: int | None = None
+    steps_total: int | None = None
+
+    @property
+    def is_progress(self) -> bool:
+        """Whether the state is the same as before."""
+        return self.steps_done is not None
 
 
-def publish(redis: Redis, event: JobEvent) -> None:
-    """Tell every listener. A silent Redis costs the news, never the act that it is about."""
+def publish(redis: Redis, *news: JobEvent) -> None:
+    """Tell every listener, in one message. A silent Redis costs the news, never the acts that it is about."""
     try:
-        redis.publish(CHANNEL, json.dumps(asdict(event), default=str))
+        redis.publish(CHANNEL, json.dumps([asdict(event) for event in news], default=str))
     except RedisError as error:
-        log.warning("event.lost", job_id=str(event.job_id), state=event.state, error=str(error))
+        log.warning("event.lost", job_ids=[str(event.job_id) for event in news[:10]], error=str(error))
 
 
-def parse(text: str) -> JobEvent:
-    """Read an event as `publish` wrote it."""
-    fields = json.loads(text)
-    return JobEvent(UUID(fields["job_id"]), JobState(fields["state"]), fields["version"])
+def parse(text: str) -> list[JobEvent]:
+    """Read a message as `publish` wrote it."""
+    return [_event(fields) for fields in json.loads(text)]
 
 
 class Listener:
@@ -76,4 +83,15 @@ class Listener:
             while not self._stopped.is_set():
                 message = pubsub.get_message(timeout=1.0)
                 if message is not None:
-                    self._hear(parse(message["data"]))
+                    for event in parse(message["data"]):
+                        self._hear(event)
+
+
+def _event(fields: dict[str, Any]) -> JobEvent:
+    return JobEvent(
+        UUID(fields["job_id"]),
+        JobState(fields["state"]),
+        fields["version"],
+        fields["steps_done"],
+        fields["steps_total"],
+    )

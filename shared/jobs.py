@@ -127,6 +127,16 @@ def get(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:
     return row
 
 
+def rows(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, JobRow]:
+    """Return those of the jobs that there are, whoever owns them."""
+    return {row.id: row for row in session.scalars(select(JobRow).where(JobRow.id.in_(job_ids)))}
+
+
+def versions(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, int]:
+    """Return the versions alone, which tell cheaply whether a row is worth reading again."""
+    return dict(session.execute(select(JobRow.id, JobRow.version).where(JobRow.id.in_(job_ids))).all())
+
+
 def listing(
     session: Session,
     *,
@@ -194,14 +204,14 @@ def claim_statement(checkpoint: str, worker_id: str, lease_s: float, *, oldest_l
     return select(taken.c.id, taken.c.attempt, taken.c.params, taken.c.suspect, is_limited).add_cte(*also)
 
 
-def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> frozenset[UUID]:
+def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> Mapping[UUID, int]:
     """Extend the leases of a worker's running jobs and record their progress, in one statement.
 
-    Returns the ids still held under the reported attempt. A job that is missing was canceled, rescued or finished elsewhere:
-    its worker must stop.
+    Returns the jobs still held under the reported attempt, with their versions. One that is missing was canceled, rescued or
+    finished elsewhere: its worker must stop.
     """
     if not beats:
-        return frozenset()
+        return {}
     reported = values(
         column("id", Uuid), column("attempt", Integer), column("steps_done", Integer), name="reported"
     ).data([(beat.job_id, beat.attempt, beat.steps_done) for beat in beats])
@@ -214,10 +224,10 @@ def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> fro
             JobRow.state == JobState.RUNNING,
         )
         .values(lease_until=_from_now(lease_s), steps_done=reported.c.steps_done, version=JobRow.version + moved)
-        .returning(JobRow.id)
+        .returning(JobRow.id, JobRow.version)
         .execution_options(synchronize_session=False)
     )
-    return frozenset(held.scalars())
+    return dict(held.all())
 
 
 def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> bool:

@@ -4,6 +4,7 @@ import os
 import platform
 import signal
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -62,7 +63,14 @@ class Floor:
         equipment = device.equip(settings, file)
         engine = equipment.engine
         self._run(engine)
-        leases = Leases(db, settings, worker_id, pace=lambda: engine.pace, on_drain=self._heed)
+        leases = Leases(
+            db,
+            settings,
+            worker_id,
+            pace=lambda: engine.pace,
+            on_drain=self._heed,
+            tell=partial(events.publish, redis),
+        )
         self._company.rest(True)  # until the first beat has told whether to work
         self._run(leases)
         self._watch(engine, leases)

@@ -5,7 +5,7 @@ grants, or that an event says was canceled, is aborted; its requests stop at the
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Event, Lock, Thread
 from uuid import UUID
@@ -83,6 +83,11 @@ class Running:
         self._reported, self._reported_at = self.steps_done, now
         return jobs.Beat(self.claim.job_id, self.claim.attempt, self._reported)
 
+    def progress(self, version: int) -> JobEvent:
+        """Tell what was last reported, which made the row's version this."""
+        total = self.claim.params.unet_calls
+        return JobEvent(self.claim.job_id, JobState.RUNNING, version, self._reported, total)
+
 
 class Leases:
     """The book of running jobs and the thread that keeps it true."""
@@ -95,6 +100,7 @@ class Leases:
         *,
         pace: Callable[[], Pace] = Pace,
         on_drain: Callable[[bool], None] = lambda _is_draining: None,
+        tell: Callable[..., None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db = db
@@ -102,6 +108,7 @@ class Leases:
         self._worker_id = worker_id
         self._pace = pace
         self._on_drain = on_drain
+        self._tell = tell
         self._clock = clock
         self._running: dict[UUID, Running] = {}
         self._lock = Lock()
@@ -167,14 +174,16 @@ class Leases:
         worker_is_due = now - self._seen_at >= self._settings.heartbeat_seconds
         if not due and not worker_is_due:
             return
+        beats = [running.beat(now) for running in due]
         with self._db.transaction() as session:
-            held = jobs.heartbeat(session, [running.beat(now) for running in due], lease_s=self._settings.lease_seconds)
+            held = jobs.heartbeat(session, beats, lease_s=self._settings.lease_seconds)
             if worker_is_due:
                 pace = self._pace()
                 is_draining = fleet.beat(
                     session, self._worker_id, speed=pace.speed, tick_s=pace.tick_s, batch_fill=pace.batch_fill
                 )
                 self._seen_at = now
+        self._tell_progress(due, held)
         for running in due:
             if running.claim.job_id not in held:
                 # A job that is rendered may just have ended by its slot's own hand.
@@ -183,6 +192,12 @@ class Leases:
                 running.abort(now)
         if worker_is_due:
             self._on_drain(is_draining)
+
+    def _tell_progress(self, reported: Iterable[Running], held: Mapping[UUID, int]) -> None:
+        """Tell who listens how far the jobs are, all in one message."""
+        news = [running.progress(held[running.claim.job_id]) for running in reported if running.claim.job_id in held]
+        if news:
+            self._tell(*news)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._settings.progress_seconds):

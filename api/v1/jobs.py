@@ -1,11 +1,13 @@
 """Submit a job, look at it, list, cancel, and fetch its images."""
 
+from contextlib import suppress
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import AfterValidator, BaseModel
+from starlette.concurrency import run_in_threadpool
 
 from api.admission import admit
 from api.callers import Caller, Reader, Submitter
@@ -14,9 +16,11 @@ from api.problems import documented
 from api.v1 import cursor as cursors
 from api.v1.queue import outlook
 from api.v1.submissions import Submission
+from api.v1.waits import WaitS
+from api.waiting import while_connected
 from shared import events, jobs, previews
 from shared.db import ImageRow, JobRow
-from shared.errors import ImageNotFound, ImagesNotReady, PreviewNotFound
+from shared.errors import DatabaseUnavailable, ImageNotFound, ImagesNotReady, JobNotFound, PreviewNotFound
 from shared.params import MAX_IMAGES, reject_nul
 from shared.states import JobState
 from shared.wire import Job
@@ -36,11 +40,16 @@ class JobPage(BaseModel):
 
 
 @router.post("", status_code=202, summary="Submit a job", responses=documented(400, 413))
-def submit(submission: Submission, desk: DeskDep, caller: Submitter, response: Response) -> Job:
-    """Queue a job. Once this answers 202 the job is stored and will reach a final state, whatever dies."""
-    row = admit(desk, caller, submission)
+async def submit(
+    submission: Submission, desk: DeskDep, caller: Submitter, wait_s: WaitS, request: Request, response: Response
+) -> Job:
+    """Queue a job. Once this answers 202 the job is stored and will reach a final state, whatever dies.
+
+    With a wait the answer is held until the job is final or the time is up, and shows the job as it then is.
+    """
+    row = await run_in_threadpool(admit, desk, caller, submission)
     response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return Job.of(row)
+    return Job.of(await _settled(desk, request, row, wait_s))
 
 
 @router.get("", summary="List jobs")
@@ -67,8 +76,16 @@ def listing(
 
 
 @router.get("/{job_id}", summary="Show a job", responses=documented(404))
-def show(job_id: JobId, desk: DeskDep, caller: Reader) -> Job:
-    """Show one job as it is now, and when it will probably be done."""
+async def show(job_id: JobId, desk: DeskDep, caller: Reader, wait_s: WaitS, request: Request) -> Job:
+    """Show one job as it is now, or after a wait, and when it will probably be done."""
+    if wait_s:
+        row = await _settled(desk, request, await _awaited(desk, caller, job_id), wait_s)
+        if JobState(row.state).is_final:
+            return Job.of(row)
+    return await run_in_threadpool(_shown, desk, caller, job_id)
+
+
+def _shown(desk: Desk, caller: Caller, job_id: UUID) -> Job:
     with desk.db.transaction() as session:
         row = jobs.get(session, job_id, owner=caller.sees_only)
         return Job.of(row, outlook(session, desk, row))
@@ -118,6 +135,23 @@ def preview(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], des
     if data is None:
         raise PreviewNotFound(f"Job {job_id} shows no preview of image {index} now.")
     return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
+
+
+async def _awaited(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
+    """Return the row that a wait begins with; a crowd's are read together."""
+    row = await desk.waiting.row(job_id)
+    if row is None or caller.sees_only not in {None, row.owner}:
+        raise JobNotFound(f"No job has ever had the id {job_id}.")
+    return row
+
+
+async def _settled(desk: Desk, request: Request, row: JobRow, wait_s: float) -> JobRow:
+    """Wait for a job to end while its client does; the row as it then is, or as it was if the database is away."""
+    if not wait_s or JobState(row.state).is_final:
+        return row
+    with suppress(DatabaseUnavailable):
+        return await while_connected(request, lambda: desk.waiting.final(row.id, wait_s)) or row
+    return row
 
 
 def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:

@@ -104,7 +104,7 @@ def test_a_zombie_changes_nothing(db: Database) -> None:
         assert not jobs.succeed(session, zombie, [image()])
         assert jobs.fail(session, zombie, RenderFailed()) is None
         assert not jobs.release(session, zombie)
-        assert jobs.heartbeat(session, [jobs.Beat(job_id, zombie.attempt, 3)], lease_s=LEASE_S) == frozenset()
+        assert jobs.heartbeat(session, [jobs.Beat(job_id, zombie.attempt, 3)], lease_s=LEASE_S) == {}
     assert row(db, job_id).version == before
     with db.transaction() as session:
         assert jobs.succeed(session, heir, [image()])
@@ -116,7 +116,7 @@ def test_heartbeats_extend_and_count(db: Database) -> None:
     expire_leases(db)
     with db.transaction() as session:
         held = jobs.heartbeat(session, [jobs.Beat(c.job_id, c.attempt, 3) for c in claims], lease_s=LEASE_S)
-        assert held == {first, second}
+        assert held == {first: 3, second: 3}
         assert upkeep.rescue(session, lease_s=LEASE_S) == []
     assert row(db, first).steps_done == 3
 
@@ -193,7 +193,7 @@ def test_no_success_follows_a_cancel(db: Database, run_first: bool) -> None:
     if taken is not None:
         with db.transaction() as session:
             assert not jobs.succeed(session, taken, [image()])
-            assert jobs.heartbeat(session, [jobs.Beat(job_id, taken.attempt, 1)], lease_s=LEASE_S) == frozenset()
+            assert jobs.heartbeat(session, [jobs.Beat(job_id, taken.attempt, 1)], lease_s=LEASE_S) == {}
     assert row(db, job_id).state == JobState.CANCELED
     assert row(db, job_id).images == []
 

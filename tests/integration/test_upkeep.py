@@ -221,7 +221,7 @@ def test_an_attempt_beyond_its_time_is_failed(db: Database, redis: Redis) -> Non
     assert (ended.state, ended.error_code, ended.error_retryable) == (JobState.FAILED, "run_timeout", False)
     with db.transaction() as session:
         assert not jobs.succeed(session, taken, [])
-        assert jobs.heartbeat(session, [jobs.Beat(slow, taken.attempt, 1)], lease_s=LEASE_S) == frozenset()
+        assert jobs.heartbeat(session, [jobs.Beat(slow, taken.attempt, 1)], lease_s=LEASE_S) == {}
     assert row(db, endless).state == JobState.RUNNING
 
 

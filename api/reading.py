@@ -1,0 +1,59 @@
+"""Rows for whoever wants one now: all that are wanted while a query runs go into the next, so a crowd costs few queries."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from uuid import UUID
+
+from starlette.concurrency import run_in_threadpool
+
+from shared.db import JobRow
+
+# Bounds what one query holds up: the first of a crowd are answered while the rest are read.
+MAX_ROWS = 200
+
+Row = JobRow | None
+
+
+class Reader:
+    """Reads job rows by id with one query at a time. Lives on one event loop."""
+
+    def __init__(self, read: Callable[[Sequence[UUID]], Mapping[UUID, JobRow]]) -> None:
+        self._read = read
+        self._wanted: dict[UUID, asyncio.Future[Row]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def row(self, job_id: UUID) -> Row:
+        """Return a job's row, read after this call, or None. Rows are shared: never change one.
+
+        Raises `DatabaseUnavailable`.
+        """
+        # Shielded, because others may wait for the same future.
+        return await asyncio.shield(self.want(job_id))
+
+    def want(self, job_id: UUID) -> asyncio.Future[Row]:
+        """Have a job's row read soon."""
+        if job_id not in self._wanted:
+            self._wanted[job_id] = asyncio.get_running_loop().create_future()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="reader")
+        return self._wanted[job_id]
+
+    async def _run(self) -> None:
+        while self._wanted:
+            batch = dict(islice(self._wanted.items(), MAX_ROWS))
+            for job_id in batch:
+                # Whoever asks from here on may know of a change that this query misses, and gets the next.
+                del self._wanted[job_id]
+            await self._answer(batch)
+
+    async def _answer(self, batch: Mapping[UUID, asyncio.Future[Row]]) -> None:
+        try:
+            rows = await run_in_threadpool(self._read, list(batch))
+        except Exception as error:  # noqa: BLE001 - every asker gets it
+            for future in batch.values():
+                future.set_exception(error)
+                future.exception()  # seen: an asker that has gone is no reason for a complaint
+        else:
+            for job_id, future in batch.items():
+                future.set_result(rows.get(job_id))
