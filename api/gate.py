@@ -6,18 +6,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api import callers, problems
 from shared.errors import FarmError
 
-GUARDED = ("/v1/", "/sdapi/")
-
 
 class Gate:
     """ASGI middleware that finds out who calls, for everything under the guarded paths."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, guarded: tuple[str, ...]) -> None:
         self._app = app
+        self._guarded = guarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] == "http" and scope["path"].startswith(GUARDED):
+        if scope["type"] == "http" and scope["path"].startswith(self._guarded):
             request = Request(scope)
             try:
                 # Kept for the handler's dependency, which asks the same.

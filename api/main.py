@@ -6,8 +6,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from api import metrics, ops, problems
+from api.a1111 import dialect
+from api.a1111 import routes as a1111
 from api.body import BodyLimit
 from api.deps import open_desk
 from api.gate import Gate
@@ -26,6 +29,7 @@ PARTS = (
     webhooks,
     deliveries,
     feed,
+    a1111,
     ops,
     metrics,
 )
@@ -52,9 +56,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app: FastAPI = FastAPIOffline(title="Render farm", version="1", description=DESCRIPTION, lifespan=lifespan)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Gate)
+    app.add_middleware(Gate, guarded=("/v1/", *dialect.PATHS))
+    origins = frozenset(settings.cors_origins.replace(",", " ").split())
+    app.add_middleware(dialect.Dialect, origins=origins)
     app.state.board = Board()
     app.add_middleware(metrics.RequestTimes, board=app.state.board)
+    # Outermost: a browser asks without a key whether it may come.
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+        )
     for part in PARTS:
         app.include_router(part.router)
 

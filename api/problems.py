@@ -73,7 +73,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(FarmError, _farm_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_exception_handler(Exception, unexpected)
 
 
 def problem(
@@ -91,9 +91,15 @@ def problem(
     return ProblemResponse(details.model_dump(), status_code=status, headers=dict(headers or {}))
 
 
-def of(request: Request, error: FarmError) -> ProblemResponse:
+def of(_request: Request, error: FarmError) -> ProblemResponse:
     """Build the response of one of the farm's own errors."""
-    return problem(error.status, error.code, str(error), headers=_headers(request, error))
+    return problem(error.status, error.code, str(error), headers=_headers(error))
+
+
+def unexpected(request: Request, error: Exception) -> ProblemResponse:
+    """Log an error that nobody expected and build the response."""
+    log.error("request.crashed", method=request.method, path=request.url.path, exc_info=error)
+    return problem(500, "internal", "Something went wrong inside the farm; the log of the api has the details.")
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -107,11 +113,10 @@ def _farm_error(request: Request, error: Exception) -> ProblemResponse:
     return of(request, error)
 
 
-def _headers(request: Request, error: FarmError) -> dict[str, str]:
+def _headers(error: FarmError) -> dict[str, str]:
     if isinstance(error, Unauthenticated):
-        # Only A1111's dialect asks for Basic: in front of the console a browser would open a window of its own.
-        scheme = "Basic" if request.url.path.startswith("/sdapi") else "Bearer"
-        return {"WWW-Authenticate": f'{scheme} realm="farm"'}
+        # Not Basic: in front of the console a browser would open a window of its own.
+        return {"WWW-Authenticate": 'Bearer realm="farm"'}
     if isinstance(error, (Unavailable, TooMany)):
         return {"Retry-After": str(math.ceil(error.retry_after_s or RETRY_AFTER_SECONDS))}
     return {}
@@ -139,8 +144,3 @@ def _http_error(_request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
     code = _CODES.get(error.status_code, http.HTTPStatus(error.status_code).name.lower())
     return problem(error.status_code, code, str(error.detail), headers=error.headers)
-
-
-def _unexpected(request: Request, error: Exception) -> ProblemResponse:
-    log.error("request.crashed", method=request.method, path=request.url.path, exc_info=error)
-    return problem(500, "internal", "Something went wrong inside the farm; the log of the api has the details.")

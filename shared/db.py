@@ -18,6 +18,7 @@ from sqlalchemy import (
     Index,
     String,
     Text,
+    Uuid,
     create_engine,
     func,
     text,
@@ -215,6 +216,32 @@ class KeyRow(Base):
     revoked_at: Mapped[datetime | None]
     # To the minute: an update for every request would be a write for every read.
     last_used_at: Mapped[datetime | None]
+
+
+class SessionRow(Base):
+    """What a client without a state of its own has chosen, under the key or the address that it calls from."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    options: Mapped[dict[str, Any]]
+    changed_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class CallRow(Base):
+    """One call that a client waits for, or asks for later by a name of its own choice, and the jobs that it became."""
+
+    __tablename__ = "calls"
+    __table_args__ = (Index("calls_by_age", "session_id", "created_at"),)
+
+    session_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    job_ids: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid))
+    # Of what was asked: a repetition of the same call leads to the same jobs.
+    fingerprint: Mapped[str]
+    # What its answer says beyond what the jobs know.
+    about: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class EndpointRow(Base):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from shared.params import GenerationParams, Hires, MaskFill, Upscaler
-from shared.samplers import SAMPLER_LABELS, SCHEDULE_LABELS
+from shared.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, Sampler, Schedule
 
 _MASK_FILL_LABELS = {
     MaskFill.FILL: "fill",
@@ -22,59 +22,74 @@ _UPSCALER_LABELS = {
 }
 
 
+# Whose rules the text, and what it tells of, follow: readers treat texts without a version as years old.
+VERSION = "v1.10.1"
+
+
 def encode(params: GenerationParams, index: int) -> str:
     """Return the text for image `index` of a job."""
     lines = [params.prompt]
     if params.negative_prompt:
         lines.append(f"Negative prompt: {params.negative_prompt}")
-    lines.append(", ".join(f"{name}: {value}" for name, value in _facts(params, index).items()))
+    facts = {**_facts(params, index), **extras(params), "Version": VERSION}
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in facts.items()))
     return "\n".join(lines)
 
 
+def extras(params: GenerationParams) -> dict[str, Any]:
+    """Return what is said behind the parameters that every picture has: of hires fix and of inpainting."""
+    facts: dict[str, Any] = _hires_facts(params, params.hires) if params.hires else {}
+    if params.inpaint and params.mask_image:
+        painting = params.inpaint
+        facts["Mask mode"] = "Inpaint not masked" if painting.mask_invert else None
+        facts["Mask blur"] = painting.mask_blur
+        facts["Inpaint area"] = "Only masked" if painting.only_masked else None
+        facts["Masked area padding"] = painting.padding if painting.only_masked else None
+        facts["Masked content"] = _MASK_FILL_LABELS[painting.mask_fill]
+        if painting.mask_fill is MaskFill.ORIGINAL:
+            del facts["Masked content"]
+    return {name: value for name, value in facts.items() if value is not None}
+
+
 def _facts(params: GenerationParams, index: int) -> dict[str, Any]:
-    facts: dict[str, Any] = {
+    strength = params.hires.strength if params.hires else params.strength
+    facts = {
         "Steps": params.steps,
         "Sampler": SAMPLER_LABELS[params.sampler],
-        "Schedule type": SCHEDULE_LABELS[params.schedule],
-        "CFG scale": f"{params.guidance_scale:g}",
+        "Schedule type": _schedule_label(params.sampler, params.schedule),
+        "CFG scale": params.guidance_scale,
         "Seed": params.seeds[index],
         "Size": f"{params.width}x{params.height}",
         "Model": params.checkpoint,
+        "VAE": params.vae,
+        "Variation seed": params.variation_seeds[index] if params.variation else None,
+        "Variation seed strength": params.variation.strength if params.variation else None,
+        "Denoising strength": strength,
+        "Clip skip": params.clip_skip if params.clip_skip > 1 else None,
     }
-    if params.vae:
-        facts["VAE"] = params.vae
-    if params.variation:
-        facts["Variation seed"] = params.variation_seeds[index]
-        facts["Variation seed strength"] = f"{params.variation.strength:g}"
-    if params.strength is not None:
-        facts["Denoising strength"] = f"{params.strength:g}"
-    if params.clip_skip > 1:
-        facts["Clip skip"] = params.clip_skip
-    if params.inpaint and params.mask_image:
-        facts["Mask blur"] = params.inpaint.mask_blur
-        facts["Masked content"] = _MASK_FILL_LABELS[params.inpaint.mask_fill]
-        if params.inpaint.only_masked:
-            facts["Inpaint area"] = "Only masked"
-            facts["Masked area padding"] = params.inpaint.padding
-    return facts | (_hires_facts(params, params.hires) if params.hires else {})
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _schedule_label(sampler: Sampler, schedule: Schedule) -> str:
+    """Name a schedule; the plain one of a sampler that walks no other by default has no name of its own."""
+    is_plain = schedule is Schedule.UNIFORM and SCHEDULES[sampler][0] is schedule
+    return "Automatic" if is_plain else SCHEDULE_LABELS[schedule]
 
 
 def _hires_facts(params: GenerationParams, hires: Hires) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "Denoising strength": f"{hires.strength:g}",
-        "Hires resize": f"{hires.width}x{hires.height}",
-        "Hires steps": hires.steps,
+    scale = hires.width / params.width
+    is_even = scale == hires.height / params.height
+    is_same_walk = (hires.sampler, hires.schedule) == (params.sampler, params.schedule)
+    return {
+        "Hires prompt": hires.prompt if hires.prompt != params.prompt else None,
+        "Hires negative prompt": hires.negative_prompt if hires.negative_prompt != params.negative_prompt else None,
+        "Hires schedule type": None if is_same_walk else _schedule_label(hires.sampler, hires.schedule),
+        "Hires upscale": round(scale, 4) if is_even else None,
+        "Hires resize": None if is_even else f"{hires.width}x{hires.height}",
+        "Hires steps": hires.steps if hires.steps != params.steps else None,
         "Hires upscaler": _UPSCALER_LABELS[hires.upscaler],
+        "Hires sampler": SAMPLER_LABELS[hires.sampler] if hires.sampler != params.sampler else None,
     }
-    if hires.sampler != params.sampler:
-        facts["Hires sampler"] = SAMPLER_LABELS[hires.sampler]
-    if hires.schedule != params.schedule:
-        facts["Hires schedule type"] = SCHEDULE_LABELS[hires.schedule]
-    if hires.prompt != params.prompt:
-        facts["Hires prompt"] = _quoted(hires.prompt)
-    if hires.negative_prompt != params.negative_prompt:
-        facts["Hires negative prompt"] = _quoted(hires.negative_prompt)
-    return facts
 
 
 def _quoted(text: str) -> str:

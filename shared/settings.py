@@ -69,6 +69,10 @@ class Settings(BaseSettings):
     image_delivery: Literal["redirect", "proxy"] = "redirect"
     default_checkpoint: str | None = None
     connect_seconds: Seconds = 3.0
+    cors_origins: str = ""
+    call_seconds: Seconds = 3600.0
+    keep_abandoned: bool = False
+    styles_file: Path | None = None
 
     # What the farm calls outside for its clients.
     allow_private_urls: bool = False

@@ -65,3 +65,9 @@ def test_nothing_unpickles() -> None:
         text = path.read_text()
         assert "import pickle" not in text, path
         assert not re.search(r"(?<!safetensors\.)torch\.load\(", text), path
+
+
+def test_the_dialects_names_stay_in_its_folder() -> None:
+    outside = [path for path in SOURCES if "a1111" not in path.parts]
+    for path in outside:
+        assert not re.search(r"sdapi|sd_model_checkpoint|n_iter|cfg_scale|override_settings", path.read_text()), path

@@ -1,0 +1,119 @@
+"""Calls: what a client asked for at once, the jobs that it became, and how they stand. Nothing else touches the table.
+
+A call belongs to a session and has a name in it, the client's own or one that is drawn; it outlives the connection.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session as Transaction
+
+from api.deps import Desk
+from shared import events, jobs
+from shared.db import CallRow, JobRow
+from shared.errors import JobAlreadyFinal
+from shared.events import JobEvent
+from shared.states import JobState
+
+# How far back unfinished calls are looked for; what is older is found by its name alone.
+MOST_RECENT = 500
+KEPT_DAYS = 30
+UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call and its jobs in the order of its images."""
+
+    row: CallRow
+    jobs: tuple[JobRow, ...]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether any of its jobs runs."""
+        return any(job.state == JobState.RUNNING for job in self.jobs)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether all of its jobs have ended."""
+        return all(JobState(job.state).is_final for job in self.jobs)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether any of its jobs ended without images."""
+        return any(JobState(job.state).is_final and job.state != JobState.SUCCEEDED for job in self.jobs)
+
+
+def record(
+    transaction: Transaction,
+    *,
+    session_id: str,
+    name: str,
+    made: Sequence[JobRow],
+    fingerprint: str,
+    about: dict[str, Any],
+) -> CallRow:
+    """Remember a call. One of the same name is forgotten, and so are those of long ago."""
+    fields = {"job_ids": [job.id for job in made], "fingerprint": fingerprint, "about": about}
+    fresh = insert(CallRow).values(session_id=session_id, name=name, **fields)
+    replaced = fresh.on_conflict_do_update(
+        index_elements=["session_id", "name"], set_={**fields, "created_at": func.now()}
+    )
+    row = transaction.scalars(replaced.returning(CallRow), execution_options={"populate_existing": True}).one()
+    old = func.now() - func.make_interval(0, 0, 0, KEPT_DAYS)
+    transaction.execute(delete(CallRow).where(CallRow.session_id == session_id, CallRow.created_at < old))
+    return row
+
+
+def find(transaction: Transaction, session_id: str, name: str) -> Call | None:
+    """Return a session's call by its name."""
+    row = transaction.get(CallRow, (session_id, name), populate_existing=True)
+    return None if row is None else _with_jobs(transaction, row)
+
+
+def recent(transaction: Transaction, session_id: str, *, limit: int) -> list[Call]:
+    """List a session's calls, newest first."""
+    return [_with_jobs(transaction, row) for row in transaction.scalars(_newest(session_id).limit(limit))]
+
+
+def unfinished(transaction: Transaction, session_id: str) -> list[Call]:
+    """List a session's calls that are under way, oldest first."""
+    ids = func.unnest(CallRow.job_ids)
+    newest = select(ids.label("id")).where(CallRow.session_id == session_id)
+    newest = newest.order_by(CallRow.created_at.desc()).limit(MOST_RECENT)
+    waiting = set(transaction.scalars(select(JobRow.id).where(JobRow.id.in_(newest), JobRow.state.in_(UNFINISHED))))
+    if not waiting:
+        return []
+    rows = transaction.scalars(_newest(session_id).where(CallRow.job_ids.overlap(list(waiting)))).all()
+    return [_with_jobs(transaction, row) for row in reversed(rows)]
+
+
+def current(transaction: Transaction, session_id: str) -> Call | None:
+    """Return the call that a session means when it names none: the first that runs, else the first that waits."""
+    under_way = unfinished(transaction, session_id)
+    return next((call for call in under_way if call.is_running), under_way[0] if under_way else None)
+
+
+def cancel(desk: Desk, made: Sequence[JobRow]) -> None:
+    """Cancel those jobs that have not ended."""
+    for job in made:
+        if JobState(job.state).is_final:
+            continue
+        try:
+            with desk.db.transaction() as transaction:
+                row = jobs.cancel(transaction, job.id)
+        except JobAlreadyFinal:
+            continue
+        events.publish(desk.redis, JobEvent(row.id, JobState(row.state), row.version))
+
+
+def _newest(session_id: str) -> Any:
+    return select(CallRow).where(CallRow.session_id == session_id).order_by(CallRow.created_at.desc())
+
+
+def _with_jobs(transaction: Transaction, row: CallRow) -> Call:
+    found = jobs.rows(transaction, row.job_ids)
+    return Call(row, tuple(found[job_id] for job_id in row.job_ids if job_id in found))

@@ -1,0 +1,88 @@
+"""Field types that take what the dialect's clients really send: numbers as text, 12.5 for an int, "true", null and "" anywhere.
+
+Bounds are not here: they are the farm's, and hold once a request has been translated.
+"""
+
+import json
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+MAX_NUMBER_CHARS = 40
+
+
+def _whole(value: Any) -> int:
+    number = _number(value)
+    return int(number)
+
+
+def _number(value: Any) -> float:
+    """Keep ints as ints: strict clients read them back."""
+    if isinstance(value, str) and len(value) <= MAX_NUMBER_CHARS:
+        try:
+            value = float(value) if set(value) & set(".eEnN") else int(value)
+        except ValueError:
+            raise ValueError("value is not a valid number") from None
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise ValueError("value is not a valid number")
+
+
+_TRUTH = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, str) and value.strip().lower() in _TRUTH:
+        return _TRUTH[value.strip().lower()]
+    if isinstance(value, (bool, int, float)):
+        return bool(value)
+    raise ValueError("value could not be parsed to a boolean")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (int, float)):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError("value is not a string")  # noqa: TRY004 - pydantic reports ValueError
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    # Clients written in languages without a difference send [] for {}.
+    return _plain(value) if isinstance(value, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    try:
+        json.dumps(value, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise ValueError("value is not valid JSON") from None
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[int | float, BeforeValidator(_number)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Text = Annotated[str, BeforeValidator(_text)]
+Mapping = Annotated[dict[str, Any], BeforeValidator(_mapping)]
+Plain = Annotated[Any, BeforeValidator(_plain)]
+
+
+class Lax(BaseModel):
+    """A request in which every field may be missing, null or empty, and whatever is unknown is ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_says_nothing(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None and value != ""}

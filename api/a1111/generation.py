@@ -1,0 +1,172 @@
+"""Text to image and image to image, as calls that are held open while the farm renders.
+
+Whoever waits holds no thread. The call's name is the client's `force_task_id` or drawn; its jobs stand in the answer's headers.
+"""
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import structlog
+from fastapi import APIRouter, Request, Response
+from sqlalchemy.orm import Session as Transaction
+from starlette.concurrency import run_in_threadpool
+
+from api import problems
+from api.a1111 import answers, calls, sessions, styles, translate
+from api.a1111.calls import Call
+from api.a1111.refusals import TooLate
+from api.a1111.requests import Img2Img, Txt2Img
+from api.a1111.sessions import SessionId
+from api.a1111.translate import Farm, Plan
+from api.admission import admit
+from api.callers import Caller, Submitter
+from api.deps import Desk, DeskDep
+from api.v1.submissions import WebhookChoice
+from api.waiting import while_connected
+from shared.db import JobRow
+from shared.errors import FarmError, InvalidRequest, OutOfMemory, RenderFailed, UnknownCheckpoint
+from shared.states import JobState
+
+router = APIRouter(strict_content_type=False)
+
+MAX_NAME_CHARS = 200
+JOB_IDS, CALL, IGNORED = "X-Farm-Job-Id", "X-Farm-Task-Id", "X-Farm-Ignored"
+
+R = TypeVar("R", Txt2Img, Img2Img)
+log = structlog.get_logger(__name__)
+
+
+@router.post("/sdapi/v1/txt2img", summary="Text to image", response_class=Response)
+async def txt2img(body: Txt2Img, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId) -> Response:
+    """Render, and answer with the pictures."""
+    call = await run_in_threadpool(begin, desk, caller, session_id, body, translate.txt2img)
+    return await _held(request, desk, call, body)
+
+
+@router.post("/sdapi/v1/img2img", summary="Image to image", response_class=Response)
+async def img2img(body: Img2Img, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId) -> Response:
+    """Render on top of a picture, under a mask if there is one, and answer with the pictures."""
+    call = await run_in_threadpool(begin, desk, caller, session_id, body, translate.img2img)
+    return await _held(request, desk, call, body)
+
+
+def begin(
+    desk: Desk,
+    caller: Caller,
+    session_id: str,
+    body: R,
+    translated: Callable[[R, Farm], Plan],
+    *,
+    changes: dict[str, Any] | None = None,
+    webhook: WebhookChoice | None = None,
+) -> Call:
+    """Queue the jobs of a request. The same request again under the same name leads to the jobs that it already has.
+
+    `changes` act as what the session has chosen. Raises what `admit` raises; then no job is left behind.
+    """
+    name, fingerprint = _name(body.force_task_id), _fingerprint(body, changes)
+    with desk.db.transaction() as transaction:
+        known = calls.find(transaction, session_id, name)
+        if known and known.row.fingerprint == fingerprint and not known.has_failed:
+            return known
+        farm = _farm(transaction, desk, session_id, changes or {})
+    plan = translated(body, farm)
+    made = _admitted(desk, caller, plan, webhook)
+    about = {**plan.about, "ignored": list(plan.ignored)}
+    with desk.db.transaction() as transaction:
+        row = calls.record(
+            transaction, session_id=session_id, name=name, made=made, fingerprint=fingerprint, about=about
+        )
+    return Call(row, tuple(made))
+
+
+def headers_of(call: Call) -> dict[str, str]:
+    """Return the headers that name a call, its jobs, and what was ignored of it."""
+    headers = {JOB_IDS: ", ".join(str(job.id) for job in call.jobs), CALL: call.row.name}
+    if call.row.about["ignored"]:
+        headers[IGNORED] = ", ".join(call.row.about["ignored"])[:2000].encode("ascii", "replace").decode()
+    return {name: "".join(char if char.isprintable() else "?" for char in text) for name, text in headers.items()}
+
+
+async def _held(request: Request, desk: Desk, call: Call, body: Txt2Img | Img2Img) -> Response:
+    """Wait for a call to end while its client does, and answer."""
+    headers = headers_of(call)
+    try:
+        jobs = await while_connected(request, lambda: _ended(desk, call))
+        if jobs is None:
+            await _abandon(desk, call)
+            return Response(status_code=499, headers=headers)
+        ended = Call(call.row, tuple(jobs))
+        raise_failure(ended)
+        content = await run_in_threadpool(answers.body, desk, ended, body.echo())
+    except FarmError as error:
+        response = problems.of(request, error)
+        response.headers.update(headers)
+        return response
+    return Response(content, media_type="application/json", headers=headers)
+
+
+async def _ended(desk: Desk, call: Call) -> list[JobRow]:
+    limit_s = desk.settings.call_seconds
+    found = await asyncio.gather(*(desk.waiting.final(job.id, limit_s) for job in call.jobs))
+    rows = [row for row in found if row is not None]
+    if not all(JobState(row.state).is_final for row in rows):
+        raise TooLate(f"The call has been held for {limit_s:g} s; its jobs go on, see /v1/jobs.")
+    return rows
+
+
+async def _abandon(desk: Desk, call: Call) -> None:
+    log.info("call.abandoned", jobs=[str(job.id) for job in call.jobs], kept=desk.settings.keep_abandoned)
+    if not desk.settings.keep_abandoned:
+        await run_in_threadpool(calls.cancel, desk, call.jobs)
+
+
+def raise_failure(call: Call) -> None:
+    """Raise what the first job that failed or expired failed of."""
+    for job in call.jobs:
+        if job.state == JobState.FAILED:
+            kind = OutOfMemory if job.error_code == OutOfMemory.code else RenderFailed
+            raise kind(job.error_message or "")
+        if job.state == JobState.EXPIRED:
+            raise RenderFailed(f"Job {job.id} has expired in the queue.")
+
+
+def _name(wanted: str | None) -> str:
+    name = wanted or f"task({secrets.token_hex(8)})"
+    if len(name) > MAX_NAME_CHARS or "\0" in name:
+        raise InvalidRequest(f"force_task_id has at most {MAX_NAME_CHARS} characters, and no NUL among them.")
+    return name
+
+
+def _fingerprint(body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> str:
+    said = json.dumps([type(body).__name__, body.model_dump(), changes], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[str, Any]) -> Farm:
+    known = sessions.checkpoints(transaction, desk)
+    if not known:
+        raise UnknownCheckpoint("No gpu worker has announced a checkpoint yet; start one, then ask again.")
+    chosen = {**sessions.options(transaction, session_id), **changes}
+    return Farm(
+        options=sessions.in_use(chosen, known),
+        checkpoints=known,
+        styles=styles.read(desk.settings.styles_file),
+        draw=lambda last: secrets.randbelow(last + 1),
+    )
+
+
+def _admitted(desk: Desk, caller: Caller, plan: Plan, webhook: WebhookChoice | None) -> list[JobRow]:
+    """Queue all jobs of a plan or, where one is refused, none."""
+    made: list[JobRow] = []
+    try:
+        for submission in plan.submissions:
+            made.append(admit(desk, caller, submission.model_copy(update={"webhook": webhook})))  # noqa: PERF401 - needed if one fails
+    except BaseException:
+        calls.cancel(desk, made)
+        raise
+    return made

@@ -1,0 +1,158 @@
+"""What the dialect's clients ask for before they render: names to choose from, and what kind of server this is."""
+
+import os
+from typing import Any
+
+from fastapi import APIRouter
+
+from api.a1111 import names, sessions, styles
+from api.callers import Reader
+from api.deps import Desk, DeskDep
+from shared import fleet
+from shared.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, TWO_CALLS_A_STEP, Sampler, Schedule
+from shared.weights import Kind
+
+router = APIRouter(prefix="/sdapi/v1")
+
+SD15_WIDTH = 768
+# Their noise levels come from the checkpoint itself.
+_NEED_CHECKPOINT = frozenset({Schedule.UNIFORM, Schedule.SGM_UNIFORM, Schedule.SIMPLE, Schedule.BETA})
+
+
+@router.get("/sd-models", summary="List checkpoints")
+def sd_models(desk: DeskDep, _caller: Reader) -> list[dict[str, Any]]:
+    """List the checkpoints of the farm, the one that sessions begin with first. Hashes are not known here."""
+    with desk.db.transaction() as transaction:
+        known = sessions.checkpoints(transaction, desk)
+    return [
+        {
+            "title": names.title(name),
+            "model_name": name,
+            "hash": None,
+            "sha256": None,
+            "filename": names.title(name),
+            "config": None,
+        }
+        for name in known
+    ]
+
+
+@router.get("/samplers", summary="List samplers")
+async def samplers(_caller: Reader) -> list[dict[str, Any]]:
+    """List the samplers that the farm has."""
+    return [
+        {"name": SAMPLER_LABELS[sampler], "aliases": list(aliases), "options": _sampler_options(sampler)}
+        for sampler, aliases in names.ALIASES.items()
+    ]
+
+
+@router.get("/schedulers", summary="List schedules")
+async def schedulers(_caller: Reader) -> list[dict[str, Any]]:
+    """List the schedules that the farm has, after the one that leaves it to the sampler."""
+    automatic = {"name": names.AUTOMATIC, "label": "Automatic", "aliases": None, "default_rho": -1.0}
+    return [
+        {**automatic, "need_inner_model": False},
+        *(
+            {
+                "name": names.SCHEDULE_NAMES[schedule],
+                "label": label,
+                "aliases": ["SGMUniform"] if schedule is Schedule.SGM_UNIFORM else None,
+                "default_rho": 7.0 if schedule is Schedule.KARRAS else -1.0,
+                "need_inner_model": schedule in _NEED_CHECKPOINT,
+            }
+            for schedule, label in SCHEDULE_LABELS.items()
+        ),
+    ]
+
+
+@router.get("/upscalers", summary="List upscalers of pixels")
+async def upscalers(_caller: Reader) -> list[dict[str, Any]]:
+    """List the upscalers of pixels, none first."""
+    nothing = {"model_name": None, "model_path": None, "model_url": None}
+    return [{"name": name, **nothing, "scale": 4.0} for name in names.PIXEL_UPSCALERS]
+
+
+@router.get("/latent-upscale-modes", summary="List upscalers of latents")
+async def latent_upscale_modes(_caller: Reader) -> list[dict[str, str]]:
+    """List the ways in which hires fix enlarges latents."""
+    return [{"name": name} for name in names.LATENT_UPSCALERS]
+
+
+@router.get("/sd-vae", summary="List VAEs")
+def sd_vae(desk: DeskDep, _caller: Reader) -> list[dict[str, str]]:
+    """List the VAEs of the farm."""
+    return [{"model_name": names.title(name), "filename": names.title(name)} for name, _ in _weights(desk, Kind.VAE)]
+
+
+@router.get("/loras", summary="List LoRAs")
+def loras(desk: DeskDep, _caller: Reader) -> list[dict[str, Any]]:
+    """List the LoRAs of the farm."""
+    return [
+        {"name": name, "alias": alias or name, "path": names.title(name), "metadata": {}}
+        for name, alias in _weights(desk, Kind.LORA)
+    ]
+
+
+@router.get("/embeddings", summary="List embeddings")
+def embeddings(desk: DeskDep, _caller: Reader) -> dict[str, Any]:
+    """List the textual-inversion embeddings of the farm."""
+    what = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": SD15_WIDTH, "vectors": 1}
+    return {"loaded": {name: what for name, _ in _weights(desk, Kind.EMBEDDING)}, "skipped": {}}
+
+
+@router.get("/prompt-styles", summary="List prompt styles")
+def prompt_styles(desk: DeskDep, _caller: Reader) -> list[dict[str, str]]:
+    """List the styles that requests may name."""
+    known = styles.read(desk.settings.styles_file).values()
+    return [{"name": one.name, "prompt": one.prompt, "negative_prompt": one.negative_prompt} for one in known]
+
+
+@router.get("/scripts", summary="List scripts")
+async def scripts(_caller: Reader) -> dict[str, list[str]]:
+    """List no scripts: the farm has none."""
+    return {"txt2img": [], "img2img": []}
+
+
+@router.get("/hypernetworks", summary="List nothing")
+@router.get("/face-restorers", summary="List nothing")
+@router.get("/realesrgan-models", summary="List nothing")
+@router.get("/script-info", summary="List nothing")
+@router.get("/extensions", summary="List nothing")
+@router.get("/sd-modules", summary="List nothing")
+async def nothing(_caller: Reader) -> list[Any]:
+    """List nothing: the farm has none of it."""
+    return []
+
+
+@router.get("/cmd-flags", summary="Tell how the server was started")
+async def cmd_flags(_caller: Reader) -> dict[str, Any]:
+    """Tell what clients look for, and no secret."""
+    return {"api": True, "nowebui": True, "api_auth": None, "gradio_auth": None, "listen": True, "port": None}
+
+
+@router.get("/memory", summary="Tell how much memory there is")
+async def memory(_caller: Reader) -> dict[str, Any]:
+    """Tell of this machine's memory. The devices are on others: their figures are zero, for clients that read them."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
+    unknown = {"current": 0, "peak": 0}
+    return {
+        "ram": {"free": free, "used": total - free, "total": total},
+        "cuda": {
+            "system": {"free": 0, "used": 0, "total": 0},
+            **dict.fromkeys(("active", "allocated", "reserved", "inactive"), unknown),
+            "events": {"retries": 0, "oom": 0},
+        },
+    }
+
+
+def _sampler_options(sampler: Sampler) -> dict[str, str]:
+    default = SCHEDULES[sampler][0]
+    options = {} if default is Schedule.UNIFORM else {"scheduler": names.SCHEDULE_NAMES[default]}
+    return {**options, "second_order": "True"} if sampler in TWO_CALLS_A_STEP else options
+
+
+def _weights(desk: Desk, kind: Kind) -> list[tuple[str, str | None]]:
+    with desk.db.transaction() as transaction:
+        rows = fleet.weights(transaction, kind, silent_after_s=desk.settings.lease_seconds)
+        return [(row.name, row.alias) for row in rows]

@@ -1,0 +1,136 @@
+"""The dialect's names for samplers, schedules, upscalers and checkpoints, in all their historical forms."""
+
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from api.a1111.refusals import Impossible, SamplerNotFound
+from shared.params import Upscaler
+from shared.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, Sampler, Schedule
+
+AUTOMATIC = "automatic"
+NO_UPSCALER = "None"
+# In the order of the original, which clients show; samplers that it lacks come last.
+ALIASES: Mapping[Sampler, tuple[str, ...]] = MappingProxyType(
+    {
+        Sampler.DPMPP_2M: ("k_dpmpp_2m",),
+        Sampler.DPMPP_SDE: ("k_dpmpp_sde",),
+        Sampler.DPMPP_2M_SDE: ("k_dpmpp_2m_sde",),
+        Sampler.DPMPP_3M_SDE: ("k_dpmpp_3m_sde",),
+        Sampler.EULER_A: ("k_euler_a", "k_euler_ancestral"),
+        Sampler.EULER: ("k_euler",),
+        Sampler.LMS: ("k_lms",),
+        Sampler.HEUN: ("k_heun",),
+        Sampler.DPM2: ("k_dpm_2",),
+        Sampler.DPM2_A: ("k_dpm_2_a",),
+        Sampler.DDIM: ("ddim",),
+        Sampler.PLMS: ("plms",),
+        Sampler.UNIPC: ("unipc",),
+        Sampler.LCM: ("k_lcm",),
+        Sampler.DDPM: ("ddpm",),
+        Sampler.DEIS: ("deis",),
+        Sampler.TCD: ("tcd",),
+    }
+)
+SCHEDULE_NAMES: Mapping[Schedule, str] = MappingProxyType(
+    {schedule: "align_your_steps" if schedule is Schedule.AYS else schedule.value for schedule in Schedule}
+)
+# Known elsewhere, not here: they fall back to automatic, as unknown ones do in the original.
+OTHER_SCHEDULES = ("polyexponential", "kl optimal", "kl_optimal", "normal", "turbo")
+LATENT_UPSCALERS: Mapping[str, Upscaler] = MappingProxyType(
+    {
+        "Latent": Upscaler.LATENT,
+        "Latent (antialiased)": Upscaler.LATENT_ANTIALIASED,
+        "Latent (bicubic)": Upscaler.LATENT_BICUBIC,
+        "Latent (bicubic antialiased)": Upscaler.LATENT_BICUBIC_ANTIALIASED,
+        "Latent (nearest)": Upscaler.LATENT_NEAREST,
+        "Latent (nearest-exact)": Upscaler.LATENT_NEAREST_EXACT,
+    }
+)
+# None first: clients skip the first one.
+PIXEL_UPSCALERS = (NO_UPSCALER, "Lanczos", "Nearest")
+SUFFIXES = (".safetensors", ".ckpt")
+_HASH = re.compile(r"\s*\[([0-9a-f]{8,64})\]\s*$", re.IGNORECASE)
+
+_SAMPLERS = {
+    name.casefold(): sampler
+    for sampler, label in SAMPLER_LABELS.items()
+    for name in (label, sampler.value, *ALIASES[sampler])
+}
+_SCHEDULES: dict[str, Schedule | None] = {
+    **dict.fromkeys((AUTOMATIC, *OTHER_SCHEDULES)),
+    **{
+        name.casefold(): schedule
+        for schedule, label in SCHEDULE_LABELS.items()
+        for name in (label, schedule.value, SCHEDULE_NAMES[schedule], label.replace(" ", ""))
+    },
+}
+
+
+def walk(sampler_name: str, scheduler: str | None) -> tuple[Sampler, Schedule | None]:
+    """Return the sampler, by name, alias or with a schedule's name behind it as of old, and the schedule; None is automatic.
+
+    What the schedule's own field says wins. A schedule that the sampler cannot walk, or that nobody knows, is automatic too.
+    Raises `SamplerNotFound`.
+    """
+    name, schedule = _split(" ".join(sampler_name.casefold().split()))
+    sampler = _SAMPLERS.get(name)
+    if sampler is None:
+        raise SamplerNotFound
+    schedule = _SCHEDULES.get((scheduler or "").strip().casefold()) or schedule
+    return sampler, schedule if schedule in SCHEDULES[sampler] else None
+
+
+def is_schedule(scheduler: str, sampler: Sampler) -> bool:
+    """Say whether a schedule's name is one that the sampler walks, or automatic."""
+    known = _SCHEDULES.get(scheduler.strip().casefold())
+    return scheduler.strip().casefold() == AUTOMATIC or known in SCHEDULES[sampler]
+
+
+def _split(name: str) -> tuple[str, Schedule | None]:
+    if name not in _SAMPLERS:
+        for suffix, schedule in _SCHEDULES.items():
+            if name.endswith(f" {suffix}"):
+                return name.removesuffix(f" {suffix}"), schedule
+    return name, None
+
+
+def upscaler(name: str | None) -> Upscaler:
+    """Return how hires fix enlarges; pixels are all enlarged by Lanczos. Raises `Impossible` for names that are not listed."""
+    if not name:
+        return Upscaler.LATENT
+    for latent, found in LATENT_UPSCALERS.items():
+        if latent.casefold() == name.casefold():
+            return found
+    pixel_upscaler(name)
+    return Upscaler.LANCZOS
+
+
+def pixel_upscaler(name: str) -> str:
+    """Return an upscaler of pixels as it is listed. Raises `Impossible`."""
+    for known in PIXEL_UPSCALERS:
+        if known.casefold() == name.casefold():
+            return known
+    raise Impossible(f"could not find upscaler named {name[:100]}")
+
+
+def title(checkpoint: str) -> str:
+    """Return how lists call a checkpoint."""
+    return f"{checkpoint}{SUFFIXES[0]}"
+
+
+def checkpoint(wanted: str, known: Sequence[str]) -> str:
+    """Return the checkpoint that a title, file name or stem means, with or without a hash behind it. Raises `Impossible`."""
+    plain = stem(_HASH.sub("", wanted).strip()).casefold()
+    for name in known:
+        if plain in {name.casefold(), stem(name).casefold()}:
+            return name
+    raise Impossible(f"model {wanted[:200]!r} not found")
+
+
+def stem(file: str) -> str:
+    """Return a weights file's name without its ending."""
+    for suffix in SUFFIXES:
+        if file.casefold().endswith(suffix):
+            return file[: -len(suffix)]
+    return file

@@ -1,0 +1,107 @@
+"""The settings that the dialect's clients read and write. Few of them act here; the others show how the farm is."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from api.a1111 import names
+from api.a1111.fields import Lax, Number, Text
+
+CHECKPOINT = "sd_model_checkpoint"
+VAE = "sd_vae"
+CLIP_SKIP = "CLIP_stop_at_last_layers"
+# What a client that asks for no VAE of its own says.
+NO_VAE = frozenset({"", "automatic", "none"})
+
+# Ints are floats, as in the original. No key that makes clients take the server for another one.
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        CHECKPOINT: "",
+        "sd_checkpoint_hash": "",
+        VAE: "Automatic",
+        CLIP_SKIP: 1.0,
+        "samples_format": "png",
+        "samples_save": False,
+        "grid_save": False,
+        "return_grid": True,
+        "enable_pnginfo": True,
+        "send_seed": True,
+        "inpainting_mask_weight": 1.0,
+        "initial_noise_multiplier": 1.0,
+        "img2img_color_correction": False,
+        "img2img_fix_steps": False,
+        "img2img_background_color": "#ffffff",
+        "eta_noise_seed_delta": 0.0,
+        "eta_ddim": 0.0,
+        "eta_ancestral": 1.0,
+        "ddim_discretize": "uniform",
+        "face_restoration": False,
+        "face_restoration_model": "CodeFormer",
+        "sd_hypernetwork": "None",
+        "sd_lora": "None",
+        "comma_padding_backtrack": 20.0,
+        "emphasis": "Original",
+        "randn_source": "CPU",
+        "tiling": False,
+        "outdir_samples": "",
+        "outdir_txt2img_samples": "",
+        "outdir_img2img_samples": "",
+        "outdir_extras_samples": "",
+        "outdir_grids": "",
+        "outdir_txt2img_grids": "",
+        "outdir_img2img_grids": "",
+        "outdir_save": "",
+        "live_previews_enable": True,
+        "show_progress_every_n_steps": 10.0,
+        "upscaler_for_img2img": None,
+        "hires_fix_use_firstpass_conds": False,
+        "use_scale_latent_for_hires_fix": False,
+    }
+)
+# What one session may set for itself. The others show how the farm is and keep what they say.
+SETTABLE = frozenset({CHECKPOINT, VAE, CLIP_SKIP, "send_seed", "show_progress_every_n_steps", "live_previews_enable"})
+_MAX_TEXT_CHARS = 300
+
+
+class Chosen(Lax):
+    """The settings that act on a job."""
+
+    sd_model_checkpoint: Text = ""
+    sd_vae: Text = ""
+    CLIP_stop_at_last_layers: Number = 1
+
+
+def changes(body: Mapping[str, Any], checkpoints: Sequence[str]) -> dict[str, Any]:
+    """Return what of a body is to be remembered; a checkpoint by its title. Raises `Impossible` for an unknown one.
+
+    Unknown keys, and keys that nobody can set, are ignored: clients send back all that they were given.
+    """
+    chosen = {name: value for name, value in body.items() if name in SETTABLE and _fits(name, value)}
+    wanted = chosen.pop(CHECKPOINT, None)
+    if wanted:
+        chosen[CHECKPOINT] = names.title(names.checkpoint(wanted, checkpoints))
+    return chosen
+
+
+def whole(remembered: Mapping[str, Any], checkpoint: str | None) -> dict[str, Any]:
+    """Return every setting, as one session sees them; `checkpoint` is what it uses while it has chosen none."""
+    shown = {CHECKPOINT: names.title(checkpoint)} if checkpoint else {}
+    return {**DEFAULTS, **shown, **remembered}
+
+
+def ignored(overrides: Mapping[str, Any]) -> list[str]:
+    """Return the names among the overrides that change nothing here."""
+    return [name for name, value in overrides.items() if name not in _ACTING and DEFAULTS.get(name, _NEVER) != value]
+
+
+_ACTING = frozenset({CHECKPOINT, VAE, CLIP_SKIP})
+_NEVER = object()
+
+
+def _fits(name: str, value: Any) -> bool:
+    default = DEFAULTS[name]
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1000
+    return isinstance(value, str) and len(value) <= _MAX_TEXT_CHARS and "\0" not in value

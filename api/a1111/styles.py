@@ -1,0 +1,45 @@
+"""Prompt styles: named texts that requests add to their prompts, read from a CSV file as the original keeps them."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import Unavailable
+
+MAX_BYTES = 2**20
+PLACE = "{prompt}"
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A name, and what it adds to the prompt and to the negative prompt."""
+
+    name: str
+    prompt: str
+    negative_prompt: str
+
+
+def read(path: Path | None) -> Mapping[str, Style]:
+    """Read the file with the columns name, prompt and negative_prompt; no file, no styles. Raises `Unavailable`."""
+    if path is None:
+        return {}
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES).decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise Unavailable(f"The file of prompt styles cannot be read ({error.strerror}).") from error
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    styles = [Style(row.get("name") or "", row.get("prompt") or "", row.get("negative_prompt") or "") for row in rows]
+    return {style.name: style for style in styles if style.name}
+
+
+def applied(prompt: str, texts: Sequence[str]) -> str:
+    """Add the texts of styles: each takes the prompt into its place, or stands behind it."""
+    for text in texts:
+        if PLACE in text:
+            prompt = text.replace(PLACE, prompt)
+        else:
+            prompt = ", ".join(part for part in (prompt.strip(), text.strip()) if part)
+    return prompt

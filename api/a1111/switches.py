@@ -1,0 +1,46 @@
+"""Settings of a session, and the buttons of a single server that mean nothing on a farm."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from api.a1111 import options, sessions
+from api.a1111.fields import Mapping
+from api.a1111.sessions import SessionId
+from api.callers import Reader, Submitter
+from api.deps import DeskDep
+
+router = APIRouter(prefix="/sdapi/v1", strict_content_type=False)
+
+
+@router.get("/options", summary="Show the session's settings")
+def get_options(desk: DeskDep, session_id: SessionId) -> dict[str, Any]:
+    """Show every setting as this session sees it."""
+    with desk.db.transaction() as transaction:
+        chosen = sessions.options(transaction, session_id)
+        known = sessions.checkpoints(transaction, desk)
+    return options.whole(chosen, known[0] if known else None)
+
+
+@router.post("/options", summary="Change the session's settings")
+def set_options(body: Mapping, desk: DeskDep, _caller: Submitter, session_id: SessionId) -> None:
+    """Change settings of this session alone, the checkpoint above all. What cannot be set is ignored."""
+    with desk.db.transaction() as transaction:
+        chosen = options.changes(body, sessions.checkpoints(transaction, desk))
+        if chosen:
+            sessions.choose(transaction, session_id, chosen)
+
+
+@router.post("/refresh-checkpoints", summary="Do nothing")
+@router.post("/refresh-vae", summary="Do nothing")
+@router.post("/refresh-loras", summary="Do nothing")
+@router.post("/refresh-embeddings", summary="Do nothing")
+async def refresh(_caller: Reader) -> None:
+    """Do nothing: workers announce what they have by themselves."""
+
+
+@router.post("/unload-checkpoint", summary="Do nothing")
+@router.post("/reload-checkpoint", summary="Do nothing")
+async def reload(_caller: Submitter) -> dict[str, Any]:
+    """Do nothing: each worker keeps its checkpoint."""
+    return {}

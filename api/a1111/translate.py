@@ -1,0 +1,287 @@
+"""From the dialect's requests to the farm's submissions. Pure: what the farm has is handed in, what it refuses is raised.
+
+A call is one job for each iteration of it, or more where a job cannot hold so many images. Image `i` of a call has the seed
+`seed + i`, whatever job it falls into.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from api.a1111 import generation_text, names, neutral, options, styles
+from api.a1111.refusals import Impossible, InitImageMissing, ScriptNotFound
+from api.a1111.requests import Img2Img, Picture, Txt2Img
+from api.a1111.styles import Style
+from api.v1.submissions import Submission
+from shared.params import MAX_IMAGES, MAX_SEED, SIDE_MULTIPLE_PX, MaskFill, ResizeMode
+from shared.prompt import split_loras
+
+MAX_CALL_IMAGES = 64
+DEFAULT_STRENGTH = 0.75
+# What the original draws from.
+LAST_DRAWN_SEED = 2**32 - 3
+_FILLS = (MaskFill.FILL, MaskFill.ORIGINAL, MaskFill.NOISE, MaskFill.NOTHING)
+_RESIZES = (ResizeMode.STRETCH, ResizeMode.CROP, ResizeMode.FILL, ResizeMode.STRETCH)
+_SAME = frozenset({"", "use same checkpoint", "use same sampler", "use same scheduler", "none"})
+
+# What the farm calls what a client knows under another name.
+_THEIR_NAMES = {
+    "guidance_scale": "cfg_scale",
+    "num_images": "batch_size",
+    "clip_skip": options.CLIP_SKIP,
+    "strength": "denoising_strength",
+    "vae": options.VAE,
+    "init_image": "init_images",
+    "mask_image": "mask",
+    "variation.seed": "subseed",
+    "variation.strength": "subseed_strength",
+    "inpaint.mask_blur": "mask_blur",
+    "inpaint.padding": "inpaint_full_res_padding",
+    "hires.width": "hr_scale",
+    "hires.height": "hr_scale",
+    "hires.steps": "hr_second_pass_steps",
+    "hires.strength": "denoising_strength",
+    "hires.prompt": "hr_prompt",
+    "hires.negative_prompt": "hr_negative_prompt",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Farm:
+    """What translation must know: what the session has chosen, what the farm has, and how to draw a seed up to a number."""
+
+    options: Mapping[str, Any]
+    checkpoints: Sequence[str]
+    styles: Mapping[str, Style]
+    draw: Callable[[int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The jobs that make up a call, in the order of its images; what its answer repeats; and what is ignored of it."""
+
+    submissions: tuple[Submission, ...]
+    about: dict[str, Any]
+    ignored: tuple[str, ...]
+
+
+def txt2img(request: Txt2Img, farm: Farm) -> Plan:
+    """Translate a text-to-image request. Raises `RequestValidationError` and the dialect's refusals."""
+    request = generation_text.filled(request)
+    if request.firstphase_width or request.firstphase_height:
+        size = {"width": request.firstphase_width, "height": request.firstphase_height}
+        request = request.model_copy(update={name: side for name, side in size.items() if side})
+    fields = _fields(request, farm)
+    if request.enable_hr:
+        fields["hires"] = _hires(request, farm)
+    return _plan("txt2img", request, farm, fields, [{}] * request.batch_size)
+
+
+def img2img(request: Img2Img, farm: Farm) -> Plan:
+    """Translate an image-to-image request. Raises `RequestValidationError` and the dialect's refusals."""
+    request = generation_text.filled(request)
+    if not request.init_images:
+        raise InitImageMissing
+    pictures = request.init_images
+    if len(pictures) > max(request.batch_size, 1):
+        raise Impossible(f"bad number of images passed: {len(pictures)}; expecting {request.batch_size} or less")
+    fields = {**_fields(request, farm), "strength": _number(request.denoising_strength), **_canvas(request)}
+    if len(pictures) == 1:
+        return _plan("img2img", request, farm, {**fields, "init_image": pictures[0]}, [{}] * request.batch_size)
+    request = request.model_copy(update={"batch_size": len(pictures)})
+    return _plan("img2img", request, farm, fields, [{"init_image": picture} for picture in pictures])
+
+
+def _plan(
+    kind: str,
+    request: Txt2Img | Img2Img,
+    farm: Farm,
+    fields: dict[str, Any],
+    batch: Sequence[dict[str, Any]],
+) -> Plan:
+    _check_scripts(request)
+    _check_count(request)
+    seed, subseed = (_seed(number, farm) for number in (request.seed, request.subseed))
+    submissions = [
+        _submission({**fields, **part, **_seeds(request, seed, subseed, offset), "num_images": count})
+        for offset, count, part in _jobs(batch, request.n_iter)
+    ]
+    about = {
+        "kind": kind,
+        "seed": seed,
+        "subseed": subseed,
+        "batch_size": request.batch_size,
+        "n_iter": request.n_iter,
+        "styles": [name for name in request.styles or [] if name in farm.styles],
+        "send_images": request.send_images,
+        "grid": request.save_images,
+    }
+    return Plan(tuple(submissions), about, tuple(neutral.ignored(request)))
+
+
+def _jobs(batch: Sequence[dict[str, Any]], iterations: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yield each job's first image, its number of images and what it has of its own."""
+    alike = all(part == batch[0] for part in batch)
+    longest = MAX_IMAGES if alike else 1
+    for iteration in range(iterations):
+        for first in range(0, len(batch), longest):
+            yield iteration * len(batch) + first, min(longest, len(batch) - first), batch[first]
+
+
+def _fields(request: Txt2Img | Img2Img, farm: Farm) -> dict[str, Any]:
+    """Return what both kinds of request say of every job."""
+    overrides = request.override_settings or {}
+    try:
+        chosen = options.Chosen.model_validate({**farm.options, **overrides})
+    except ValidationError as error:
+        raise _invalid(error) from None
+    sampler, schedule = names.walk(request.sampler_name or request.sampler_index, request.scheduler)
+    wanted = [farm.styles[name] for name in request.styles or [] if name in farm.styles]
+    return {
+        "prompt": _prompt(request, styles.applied(request.prompt, [style.prompt for style in wanted])),
+        "negative_prompt": styles.applied(request.negative_prompt, [style.negative_prompt for style in wanted]),
+        "steps": request.steps,
+        "guidance_scale": _number(request.cfg_scale),
+        "width": request.width // SIDE_MULTIPLE_PX * SIDE_MULTIPLE_PX,
+        "height": request.height // SIDE_MULTIPLE_PX * SIDE_MULTIPLE_PX,
+        "sampler": sampler,
+        "schedule": schedule,
+        "checkpoint": names.checkpoint(chosen.sd_model_checkpoint, farm.checkpoints),
+        "vae": None if chosen.sd_vae.casefold() in options.NO_VAE else names.stem(chosen.sd_vae),
+        "clip_skip": max(1, int(chosen.CLIP_stop_at_last_layers)),
+    }
+
+
+def _hires(request: Txt2Img, farm: Farm) -> dict[str, Any]:
+    if (request.hr_checkpoint_name or "").casefold() not in _SAME:
+        name = names.checkpoint(str(request.hr_checkpoint_name), farm.checkpoints)
+        raise Impossible(f"both passes are rendered with one checkpoint; leave out hr_checkpoint_name {name!r}")
+    width, height = _enlarged(request)
+    hires: dict[str, Any] = {
+        "width": width // SIDE_MULTIPLE_PX * SIDE_MULTIPLE_PX,
+        "height": height // SIDE_MULTIPLE_PX * SIDE_MULTIPLE_PX,
+        "upscaler": names.upscaler(request.hr_upscaler),
+        "steps": request.hr_second_pass_steps or None,
+        "strength": _number(DEFAULT_STRENGTH if request.denoising_strength is None else request.denoising_strength),
+    }
+    own_sampler = (request.hr_sampler_name or "").casefold() not in _SAME
+    own_schedule = (request.hr_scheduler or "").casefold() not in _SAME
+    if own_sampler or own_schedule:
+        first = request.sampler_name or request.sampler_index
+        hires["sampler"], hires["schedule"] = names.walk(
+            str(request.hr_sampler_name) if own_sampler else first,
+            request.hr_scheduler if own_schedule else request.scheduler,
+        )
+    wanted = [farm.styles[name] for name in request.styles or [] if name in farm.styles]
+    if request.hr_prompt:
+        hires["prompt"] = _prompt(request, styles.applied(request.hr_prompt, [style.prompt for style in wanted]))
+    if request.hr_negative_prompt:
+        of_styles = [style.negative_prompt for style in wanted]
+        hires["negative_prompt"] = styles.applied(request.hr_negative_prompt, of_styles)
+    return hires
+
+
+def _enlarged(request: Txt2Img) -> tuple[int, int]:
+    """Return the size that hires fix asks for: by a factor, or by one or both of the sides."""
+    width, height = request.hr_resize_x, request.hr_resize_y
+    if width and height:
+        return width, height
+    if width:
+        return width, width * request.height // max(request.width, 1)
+    if height:
+        return height * request.width // max(request.height, 1), height
+    return int(request.width * request.hr_scale), int(request.height * request.hr_scale)
+
+
+def _canvas(request: Img2Img) -> dict[str, Any]:
+    """Return what is said of the picture to start from, and of the mask."""
+    fields: dict[str, Any] = {"resize_mode": _chosen("resize_mode", request.resize_mode, _RESIZES)}
+    if not request.mask:
+        return fields
+    blur = max(request.mask_blur_x, request.mask_blur_y) if request.mask_blur is None else request.mask_blur
+    return {
+        **fields,
+        "mask_image": request.mask,
+        "inpaint": {
+            "mask_blur": blur,
+            "mask_fill": _chosen("inpainting_fill", request.inpainting_fill, _FILLS),
+            "mask_invert": bool(request.inpainting_mask_invert),
+            "only_masked": request.inpaint_full_res,
+            "padding": request.inpaint_full_res_padding,
+        },
+    }
+
+
+def _chosen(field: str, number: int, among: Sequence[Any]) -> Any:
+    if 0 <= number < len(among):
+        return among[number]
+    raise _refused(field, f"Input should be between 0 and {len(among) - 1}")
+
+
+def _check_scripts(request: Txt2Img | Img2Img) -> None:
+    name = request.script_name
+    if name and name.casefold() != "none":
+        raise ScriptNotFound(f"Script {name[:100]!r} not found")
+    for name, wanted in request.alwayson_scripts.items():
+        if not neutral.is_idle(wanted):
+            raise ScriptNotFound(f"always on script {name[:100]} not found")
+
+
+def _check_count(request: Picture) -> None:
+    for field in ("batch_size", "n_iter"):
+        if not 1 <= getattr(request, field) <= MAX_CALL_IMAGES:
+            raise _refused(field, f"Input should be between 1 and {MAX_CALL_IMAGES}")
+    if request.batch_size * request.n_iter > MAX_CALL_IMAGES:
+        raise _refused("n_iter", f"batch_size times n_iter should be less than or equal to {MAX_CALL_IMAGES}")
+
+
+def _seed(wanted: int, farm: Farm) -> int:
+    return farm.draw(LAST_DRAWN_SEED) if wanted < 0 else wanted
+
+
+def _seeds(request: Picture, seed: int, subseed: int, offset: int) -> dict[str, Any]:
+    """Return the seeds of a job that begins at image `offset`. With a variation the seed stays and the subseed counts."""
+    if not request.subseed_strength:
+        return {"seed": _later(seed, offset)}
+    strength = _number(request.subseed_strength)
+    return {"seed": seed, "variation": {"seed": _later(subseed, offset), "strength": strength}}
+
+
+def _later(seed: int, offset: int) -> int:
+    # One that is out of bounds stays so, to be refused.
+    return (seed + offset) % (MAX_SEED + 1) if seed <= MAX_SEED else seed
+
+
+def _prompt(request: Picture, prompt: str) -> str:
+    return split_loras(prompt)[0] if request.disable_extra_networks else prompt
+
+
+def _number(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return float("inf")
+
+
+def _submission(fields: dict[str, Any]) -> Submission:
+    try:
+        return Submission.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> RequestValidationError:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return RequestValidationError([{**one, "loc": ("body", _theirs(one["loc"]))} for one in found])
+
+
+def _theirs(loc: tuple[int | str, ...]) -> str:
+    path = ".".join(str(part) for part in loc)
+    return _THEIR_NAMES.get(path, path)
+
+
+def _refused(field: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": ("body", field), "msg": message}])
