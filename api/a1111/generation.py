@@ -36,7 +36,7 @@ router = APIRouter(strict_content_type=False)
 MAX_NAME_CHARS = 200
 JOB_IDS, CALL, IGNORED = "X-Farm-Job-Id", "X-Farm-Task-Id", "X-Farm-Ignored"
 
-R = TypeVar("R", Txt2Img, Img2Img)
+R = TypeVar("R", bound=Txt2Img | Img2Img)
 log = structlog.get_logger(__name__)
 
 

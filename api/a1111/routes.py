@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from api.a1111 import generation, listings, switches
+from api.a1111 import generation, listings, pictures, scheduler, switches, underway
 
 
 class Refusal(BaseModel):
@@ -39,5 +39,5 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 router = APIRouter(tags=["AUTOMATIC1111 dialect"], responses=RESPONSES, strict_content_type=False)
-for part in (generation, switches, listings):
+for part in (generation, underway, switches, listings, pictures, scheduler):
     router.include_router(part.router)

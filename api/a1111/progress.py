@@ -1,0 +1,94 @@
+"""How far a call is, counted as the original counts: iterations as jobs, and their steps. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from api.a1111.answers import stamp
+from api.a1111.calls import Call
+from shared.db import JobRow
+from shared.params import GenerationParams
+from shared.states import JobState
+
+# What the original shows of a job that has just begun.
+FIRST = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a call is: a share of its steps, and seconds left as far as can be told."""
+
+    share: float
+    eta_s: float
+    job_no: int
+    job_count: int
+    step: int
+    steps: int
+    name: str
+    began: str
+
+    def state(self) -> dict[str, Any]:
+        """Return the original's `state`."""
+        return {
+            "skipped": False,
+            "interrupted": False,
+            "stopping_generation": False,
+            "job": self.name,
+            "job_count": self.job_count,
+            "job_timestamp": self.began,
+            "job_no": self.job_no,
+            "sampling_step": self.step,
+            "sampling_steps": self.steps,
+        }
+
+
+IDLE = Progress(share=0, eta_s=0, job_no=0, job_count=0, step=0, steps=0, name="", began="0")
+
+
+def of(call: Call | None, now: datetime) -> Progress:
+    """Say how far a call is at `now`; `IDLE` for none, and for one that has ended."""
+    if call is None or call.is_final:
+        return IDLE
+    done = sum(1 for job in call.jobs if JobState(job.state).is_final)
+    share = _share(call.jobs)
+    steps = GenerationParams.model_validate(call.jobs[0].params).steps
+    at = running(call)
+    return Progress(
+        share=share,
+        eta_s=_eta_s(call.jobs, share, now),
+        job_no=done,
+        job_count=len(call.jobs),
+        step=int(steps * at.steps_done / at.steps_total) if at and at.steps_total else 0,
+        steps=steps,
+        name=_name(call, done),
+        began=stamp(call.row.created_at),
+    )
+
+
+def running(call: Call) -> JobRow | None:
+    """Return the job of a call that clients watch: the first that runs."""
+    return next((job for job in call.jobs if job.state == JobState.RUNNING), None)
+
+
+def _share(jobs: Sequence[JobRow]) -> float:
+    total = sum(job.steps_total for job in jobs)
+    done = sum(job.steps_total if JobState(job.state).is_final else job.steps_done for job in jobs)
+    has_begun = any(job.state != JobState.QUEUED for job in jobs)
+    return min(1.0, done / max(total, 1) + FIRST) if has_begun else 0.0
+
+
+def _eta_s(jobs: Sequence[JobRow], share: float, now: datetime) -> float:
+    began = min((job.started_at for job in jobs if job.started_at), default=None)
+    if began is None or not share:
+        return 0.0
+    elapsed_s = max(0.0, (now - began).total_seconds())
+    return elapsed_s / share - elapsed_s
+
+
+def _name(call: Call, done: int) -> str:
+    iterations = call.row.about["n_iter"]
+    if iterations == 1:
+        return f"scripts_{call.row.about['kind']}"
+    each = max(1, len(call.jobs) // iterations)
+    return f"Batch {min(done // each + 1, iterations)} out of {iterations}"
