@@ -71,6 +71,7 @@ class Plan:
 def txt2img(request: Txt2Img, farm: Farm) -> Plan:
     """Translate a text-to-image request. Raises `RequestValidationError` and the dialect's refusals."""
     request = generation_text.filled(request)
+    _check_count(request)
     if request.firstphase_width or request.firstphase_height:
         size = {"width": request.firstphase_width, "height": request.firstphase_height}
         request = request.model_copy(update={name: side for name, side in size.items() if side})
@@ -83,10 +84,11 @@ def txt2img(request: Txt2Img, farm: Farm) -> Plan:
 def img2img(request: Img2Img, farm: Farm) -> Plan:
     """Translate an image-to-image request. Raises `RequestValidationError` and the dialect's refusals."""
     request = generation_text.filled(request)
+    _check_count(request)
     if not request.init_images:
         raise InitImageMissing
     pictures = request.init_images
-    if len(pictures) > max(request.batch_size, 1):
+    if len(pictures) > request.batch_size:
         raise Impossible(f"bad number of images passed: {len(pictures)}; expecting {request.batch_size} or less")
     fields = {**_fields(request, farm), "strength": _number(request.denoising_strength), **_canvas(request)}
     if len(pictures) == 1:
@@ -103,7 +105,6 @@ def _plan(
     batch: Sequence[dict[str, Any]],
 ) -> Plan:
     _check_scripts(request)
-    _check_count(request)
     seed, subseed = (_seed(number, farm) for number in (request.seed, request.subseed))
     submissions = [
         _submission({**fields, **part, **_seeds(request, seed, subseed, offset), "num_images": count})
