@@ -4,6 +4,7 @@ Reads headers only, never weights, and nothing but safetensors. A checkpoint is 
 diffusers folder. A single file `NAME.safetensors` with a folder `NAME.config/` beside it has sizes of its own, described there.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -66,6 +67,16 @@ def inspect(path: Path) -> CheckpointFile:
         raise BadCheckpoint(f"{path}: cannot be read ({error.strerror}).") from error
     except RuntimeError as error:  # what expanduser raises for a user that does not exist
         raise BadCheckpoint(f"{path}: cannot be read ({error}).") from error
+
+
+def digest(file: CheckpointFile) -> str:
+    """Return the SHA-256 of a checkpoint's weights, in hexadecimal. Reads all of it."""
+    files = [file.path] if file.layout == "single_file" else sorted(file.path.rglob("*.safetensors"))
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()
 
 
 def scan(folder: Path) -> tuple[list[CheckpointFile], list[BadCheckpoint]]:

@@ -171,6 +171,24 @@ class WorkerRow(Base):
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
     # Since when the worker is asked to finish and leave.
     draining_at: Mapped[datetime | None]
+    # Why it took itself out of service; a process that starts in its place and is well clears it.
+    unfit: Mapped[str | None]
+    # What NVML says of its GPU.
+    temperature_c: Mapped[float | None]
+    ecc_errors: Mapped[int | None]
+    xid: Mapped[int | None]
+
+
+class CanaryRow(Base):
+    """What a worker showed when it examined itself last: its weights' fingerprint, a small raw picture."""
+
+    __tablename__ = "canaries"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    worker_id: Mapped[str] = mapped_column(primary_key=True)
+    weights: Mapped[str]
+    picture: Mapped[bytes]
+    shown_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class CheckpointRow(Base):

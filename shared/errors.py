@@ -38,6 +38,7 @@ FarmError
 │   └── EngineStopped       retryable: the worker went away under the request
 ├── WorkerLost 500          retryable: the lease ran out
 ├── ObjectMissing 500       a picture that the storage does not have
+├── WorkerUnfit 500         retryable: the worker computes wrongly, or its weights have changed
 ├── RunTimeout 500          the attempt took longer than its job allows
 └── Unavailable 503         retryable: a dependency does not answer
     ├── DatabaseUnavailable
@@ -290,6 +291,13 @@ class WorkerLost(FarmError):
     """The worker that ran the job went silent and its lease ran out."""
 
     code = "worker_lost"
+    retryable = True
+
+
+class WorkerUnfit(FarmError):
+    """The worker cannot be trusted to render what it is asked for."""
+
+    code = "worker_unfit"
     retryable = True
 
 

@@ -1,9 +1,10 @@
 """The gpu workers that are alive, their checkpoints and the other weights they have. Nothing else writes those tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from difflib import get_close_matches
+from types import MappingProxyType
 
 from sqlalchemy import Float, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -34,6 +35,11 @@ class Seen:
     tick_s: float | None
     batch_fill: float | None
     running: int
+    unfit: str | None
+    temperature_c: float | None
+    ecc_errors: int | None
+    xid: int | None
+    draining_at: datetime | None
     # The cost of the steps that its running jobs have made: what would be lost if it died now.
     at_stake: float
     is_alive: bool
@@ -60,22 +66,31 @@ def announce(
         .on_conflict_do_update(index_elements=["name"], set_={"size_bytes": size_bytes})
     )
     worker = {"checkpoint": checkpoint, "hostname": hostname, "device": device, "slots": slots}
+    fresh = {**worker, "started_at": func.now(), "seen_at": func.now(), "unfit": None}
     session.execute(
-        insert(WorkerRow)
-        .values(id=worker_id, **worker)
-        .on_conflict_do_update(index_elements=["id"], set_={**worker, "started_at": func.now(), "seen_at": func.now()})
+        insert(WorkerRow).values(id=worker_id, **worker).on_conflict_do_update(index_elements=["id"], set_=fresh)
     )
 
 
-def beat(session: Session, worker_id: str, *, speed: float = 0.0, tick_s: float = 0.0, batch_fill: float = 0.0) -> bool:
+def beat(
+    session: Session,
+    worker_id: str,
+    *,
+    speed: float = 0.0,
+    tick_s: float = 0.0,
+    batch_fill: float = 0.0,
+    vitals: Mapping[str, float | None] = MappingProxyType({}),
+) -> bool:
     """Say that a worker is still there, and how fast it goes: cost a second, seconds a tick, images a UNet call.
+
+    `vitals` are the columns that tell how its GPU is.
 
     Returns whether it is asked to drain.
     """
     beaten = session.execute(
         update(WorkerRow)
         .where(WorkerRow.id == worker_id)
-        .values(seen_at=func.now(), speed=speed or None, tick_s=tick_s or None, batch_fill=batch_fill or None)
+        .values(seen_at=func.now(), speed=speed or None, tick_s=tick_s or None, batch_fill=batch_fill or None, **vitals)
         .returning(WorkerRow.draining_at)
     )
     return beaten.scalar() is not None
@@ -92,9 +107,15 @@ def drain(session: Session, worker_id: str, *, is_draining: bool) -> None:
         raise WorkerNotFound(f"No worker has the id {worker_id!r}; GET /v1/workers lists them.")
 
 
+def condemn(session: Session, worker_id: str, reason: str) -> None:
+    """Record why a worker takes itself out of service. It counts for nothing more, and is announced again once it is well."""
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(unfit=reason))
+
+
 def retire(session: Session, worker_id: str) -> None:
-    """Take a worker that is leaving off the list, unless it was drained: it must not forget that when it comes back."""
-    session.execute(delete(WorkerRow).where(WorkerRow.id == worker_id, WorkerRow.draining_at.is_(None)))
+    """Take a worker that is leaving off the list, unless it was drained, which it must not forget, or is unfit, to be seen."""
+    is_remembered = WorkerRow.draining_at.is_not(None) | WorkerRow.unfit.is_not(None)
+    session.execute(delete(WorkerRow).where(WorkerRow.id == worker_id, ~is_remembered))
 
 
 def forget(session: Session) -> None:
@@ -123,6 +144,11 @@ def workers(session: Session, *, silent_after_s: float) -> Sequence[Seen]:
             WorkerRow.speed,
             WorkerRow.tick_s,
             WorkerRow.batch_fill,
+            WorkerRow.unfit,
+            WorkerRow.temperature_c,
+            WorkerRow.ecc_errors,
+            WorkerRow.xid,
+            WorkerRow.draining_at,
             func.coalesce(running.c.jobs, 0).label("running"),
             func.coalesce(running.c.done, 0.0).label("at_stake"),
             (WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)).label("is_alive"),
@@ -135,7 +161,7 @@ def workers(session: Session, *, silent_after_s: float) -> Sequence[Seen]:
 
 def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[Served]:
     """List every checkpoint ever announced, by name. A worker silent for longer than `silent_after_s` does not count."""
-    alive = WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)
+    alive = (WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)) & WorkerRow.unfit.is_(None)
     rows = session.execute(
         select(
             CheckpointRow.name,

@@ -92,7 +92,7 @@ def _hands(session: Session, silent_after_s: float, *, checkpoint: str | None = 
     speed = func.sum(WorkerRow.speed) * func.count() / func.nullif(measured, 0)
     query = (
         select(WorkerRow.checkpoint, func.count(), func.sum(WorkerRow.slots), speed)
-        .where(WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s))
+        .where(WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s), WorkerRow.unfit.is_(None))
         .group_by(WorkerRow.checkpoint)
     )
     if checkpoint is not None:

@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     preview_seconds: Annotated[float, Field(ge=0)] = 1.0
     preview_decoder: Path | None = None
     hang_seconds: Seconds = 120.0
+    canary_seconds: Annotated[float, Field(ge=0)] = 3600.0
     preemption_file: Path | None = None
     preemption_url: str | None = None
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
+from shared import catalog
 from shared.catalog import CheckpointFile
 from shared.settings import Settings
 from shared.weights import Shelves
 from worker.diffusion import checkpoint as checkpoints
 from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.fingerprint import fingerprint
 from worker.diffusion.preview import Previewer, load_tiny
 from worker.diffusion.safety import SafetyChecker
 from worker.engine.draft import Library
@@ -19,6 +21,7 @@ from worker.engine.limits import BatchLimits
 from worker.engine.profile import free_bytes, learn
 from worker.engine.runner import DiffusionRunner
 from worker.equipment import Equipment
+from worker.fitness import Proof
 
 DEFAULT_CACHE_DIR = Path(".farm/cache")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -43,7 +46,21 @@ def equip(settings: Settings, file: CheckpointFile) -> Equipment:
         device_name=device_name(device),
         safety=SafetyChecker.load(safety, device, loaded.dtype) if safety else None,
         memory=lambda: memory(device),
+        proof=proof(file, loaded),
+        gpu_uuid=gpu_uuid(device),
     )
+
+
+def proof(file: CheckpointFile, loaded: Checkpoint) -> Proof:
+    """Return what the worker is examined by. The key names all that a picture depends on beyond the code."""
+    kind = f"{device_name(loaded.device)} {loaded.dtype} torch {torch.__version__}"
+    modules = (loaded.unet, loaded.vae, loaded.text_encoder)
+    return Proof(f"{file.name} {catalog.digest(file)} {kind}", lambda: fingerprint(modules))
+
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """Return the name by which the driver knows a GPU; None for a CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
 
 
 def open_limits(settings: Settings, checkpoint: Checkpoint) -> BatchLimits:

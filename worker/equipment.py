@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from shared.weights import Shelves
 from worker.engine.engine import Engine
 from worker.engine.request import Pixels
+from worker.fitness import Proof
 
 
 class Judge(Protocol):
@@ -18,10 +19,12 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """The engine has not been started. `memory` tells of the device's, in bytes by kind."""
+    """The engine has not been started. `memory` is the device's, in bytes by kind. Without a `proof` nothing is examined."""
 
     engine: Engine[Any, Any]
     shelves: Shelves
     device_name: str
     safety: Judge | None = None
     memory: Callable[[], Mapping[str, float]] = dict
+    proof: Proof | None = None
+    gpu_uuid: str | None = None

@@ -4,6 +4,7 @@ import os
 import platform
 import signal
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -16,13 +17,15 @@ from redis import Redis
 from shared import broker, catalog, events, fleet, upkeep
 from shared.catalog import CheckpointFile
 from shared.db import Database
-from shared.errors import BadCheckpoint, FarmError
+from shared.errors import BadCheckpoint, FarmError, WorkerUnfit
 from shared.events import Listener
 from shared.settings import Settings
 from shared.storage import Storage
 from worker import device
 from worker.company import Company
 from worker.engine.engine import Engine
+from worker.equipment import Equipment
+from worker.fitness import Fitness
 from worker.leases import Leases
 from worker.meters import Meters
 from worker.periodic import Periodic
@@ -30,6 +33,7 @@ from worker.preemption import POLL_S, Notices
 from worker.render import Renderer
 from worker.showing import Showing
 from worker.stock import RESCAN_S, Stock
+from worker.vitals import Monitor, monitor
 from worker.watchdog import Watchdog
 
 WATCH_S = 1.0
@@ -48,6 +52,7 @@ class Floor:
         self._has_worked = False
         self._is_leaving = False
         self.is_draining = False
+        self.is_condemned = False
         self.renderer: Renderer | None = None
         self._leases: Leases | None = None
 
@@ -63,6 +68,8 @@ class Floor:
         equipment = device.equip(settings, file)
         engine = equipment.engine
         self._run(engine)
+        fitness = self._examined(db, file, equipment, worker_id=worker_id, slots=slots)
+        gpu = self._monitor(equipment.gpu_uuid, fitness)
         leases = Leases(
             db,
             settings,
@@ -70,6 +77,7 @@ class Floor:
             pace=lambda: engine.pace,
             on_drain=self._heed,
             tell=partial(events.publish, redis),
+            vitals=lambda: asdict(gpu.vitals) if gpu else {},
         )
         self._company.rest(True)  # until the first beat has told whether to work
         self._run(leases)
@@ -89,9 +97,12 @@ class Floor:
             safety=equipment.safety,
             ended=meters.ended,
             company=self._company,
+            trust=fitness,
         )
         self._leases = leases
         self._announce(db, file, worker_id=worker_id, device_name=equipment.device_name, slots=slots)
+        if fitness and settings.canary_seconds:
+            self._run(Periodic("canary", fitness.look, every_s=settings.canary_seconds))
         self._run(Periodic("stock", Stock(db, equipment.shelves).announce, every_s=RESCAN_S))
         if settings.metrics_port:
             self._closing.callback(meters.board.serve(settings.metrics_port))
@@ -120,6 +131,45 @@ class Floor:
     def close(self) -> None:
         """Close everything, last opened first."""
         self._closing.close()
+
+    def _examined(
+        self, db: Database, file: CheckpointFile, equipment: Equipment, *, worker_id: str, slots: int
+    ) -> Fitness | None:
+        """Examine the worker before it may claim. One that is wrong is announced as unfit; raises `WorkerUnfit` then."""
+        if equipment.proof is None:
+            return None
+        condemn = partial(self._condemn, db, worker_id)
+        fitness = Fitness(equipment.engine, equipment.proof, db, worker_id, condemn, self._settings.hang_seconds)
+        try:
+            fitness.open()
+        except WorkerUnfit as error:
+            self._announce(db, file, worker_id=worker_id, device_name=equipment.device_name, slots=slots)
+            with db.transaction() as session:
+                fleet.condemn(session, worker_id, str(error))
+            raise
+        return fitness
+
+    def _monitor(self, gpu_uuid: str | None, fitness: Fitness | None) -> Monitor | None:
+        found = monitor(gpu_uuid, alarm=fitness.look if fitness else lambda: None) if gpu_uuid else None
+        if found:
+            self._run(Periodic("vitals", found.look, every_s=self._settings.heartbeat_seconds))
+        return found
+
+    def _condemn(self, db: Database, worker_id: str, reason: str) -> None:
+        """Leave at once: claim nothing more, hand back what runs, and say why."""
+        log.critical(
+            "worker.unfit", reason=reason, fix="its supervisor starts it anew; if that repeats, replace the GPU"
+        )
+        self.is_condemned = True
+        self._company.close()
+        try:
+            with db.transaction() as session:
+                fleet.condemn(session, worker_id, reason)
+        except FarmError as error:
+            log.warning("worker.not_condemned", error=str(error))
+        if self._leases is not None:
+            self._leases.drain()
+        self.leave()
 
     def _take_over(self, db: Database, redis: Redis, worker_id: str, checkpoint: str) -> None:
         """Put back what a former process of this worker still held, before the checkpoint is loaded: others may be idle."""

@@ -23,6 +23,7 @@ from worker.floor import Floor, chosen_checkpoint
 SWITCH_INTERVAL_SECONDS = 0.001
 
 FORCED_EXIT_STATUS = 1
+UNFIT_EXIT_STATUS = 69  # EX_UNAVAILABLE: the supervisor starts another process
 
 log = structlog.get_logger(__name__)
 
@@ -73,8 +74,10 @@ def _drain(**_: Any) -> None:
 
 
 @signals.worker_shutdown.connect(weak=False)
-def _close(**_: Any) -> None:
+def _close(sender: Any, **_: Any) -> None:
     floor.close()
+    if floor.is_condemned:
+        sender.exitcode = UNFIT_EXIT_STATUS
 
 
 @contextmanager

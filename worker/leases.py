@@ -101,6 +101,7 @@ class Leases:
         pace: Callable[[], Pace] = Pace,
         on_drain: Callable[[bool], None] = lambda _is_draining: None,
         tell: Callable[..., None] = lambda *_: None,
+        vitals: Callable[[], Mapping[str, float | None]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db = db
@@ -109,6 +110,7 @@ class Leases:
         self._pace = pace
         self._on_drain = on_drain
         self._tell = tell
+        self._vitals = vitals
         self._clock = clock
         self._running: dict[UUID, Running] = {}
         self._lock = Lock()
@@ -180,7 +182,12 @@ class Leases:
             if worker_is_due:
                 pace = self._pace()
                 is_draining = fleet.beat(
-                    session, self._worker_id, speed=pace.speed, tick_s=pace.tick_s, batch_fill=pace.batch_fill
+                    session,
+                    self._worker_id,
+                    speed=pace.speed,
+                    tick_s=pace.tick_s,
+                    batch_fill=pace.batch_fill,
+                    vitals=self._vitals(),
                 )
                 self._seen_at = now
         self._tell_progress(due, held)

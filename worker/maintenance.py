@@ -4,7 +4,7 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, events, fleet, outbox, shares, upkeep
+from shared import broker, canaries, events, fleet, outbox, shares, upkeep
 from shared.db import Database
 from shared.states import JobState
 
@@ -19,6 +19,7 @@ def rescue(db: Database, redis: Redis, *, lease_s: float) -> list[JobState]:
     with db.transaction() as session:
         rescued = upkeep.rescue(session, lease_s=lease_s)
         fleet.forget(session)
+        canaries.forget(session)
         shares.unpark(session)
     for job_id, state in rescued:
         log.warning("job.rescued", job_id=str(job_id), state=state)

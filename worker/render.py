@@ -17,7 +17,15 @@ from redis import Redis
 
 from shared import broker, events, infotext, jobs, tracing
 from shared.db import Database
-from shared.errors import Canceled, DatabaseUnavailable, FarmError, RenderFailed, StorageUnavailable
+from shared.errors import (
+    Canceled,
+    DatabaseUnavailable,
+    FarmError,
+    NotANumber,
+    RenderFailed,
+    StorageUnavailable,
+    WorkerUnfit,
+)
 from shared.params import GenerationParams
 from shared.settings import Settings
 from shared.states import JobState
@@ -46,6 +54,16 @@ class Counted(Protocol):
         """Count one; `code` says why it failed, `images` how many pictures it gave."""
 
 
+class Trust(Protocol):
+    """Says whether what was rendered may be handed out."""
+
+    def vouch(self) -> None:
+        """Raise `WorkerUnfit` if it may not."""
+
+    def examine(self) -> bool:
+        """Look closely, after something strange. Returns whether all is well."""
+
+
 class Renderer:
     """Everything that the slots of one worker share."""
 
@@ -64,6 +82,7 @@ class Renderer:
         safety: Judge | None = None,
         ended: Counted = lambda *_, **__: None,
         company: Company | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self._settings = settings
         self._checkpoint = checkpoint
@@ -77,6 +96,7 @@ class Renderer:
         self._safety = safety
         self._ended = ended
         self._company = company or Company()
+        self._trust = trust
         # The first claim that looks after the lowest priority is not the very first one.
         self._claims = count(1)
 
@@ -123,7 +143,11 @@ class Renderer:
         except Canceled:
             self._end_aborted(running)
         except FarmError as error:
-            self._fail(running, error)
+            if self._is_unfit(error):
+                running.was_drained = True  # it is the worker's fault, not the job's
+                self._end_aborted(running)
+            else:
+                self._fail(running, error)
         except Exception as error:
             log.exception("job.crashed")
             self._fail(
@@ -140,12 +164,25 @@ class Renderer:
             for spec in order.specs():
                 running.add(self._engine.submit(spec))
             return [
-                self._store(running, index, order.finished(request.result(timeout=None)))
+                self._store(running, index, order.finished(self._trusted(request.result(timeout=None))))
                 for index, request in enumerate(running.requests)
             ]
         except BaseException:
             running.abort()
             raise
+
+    def _trusted(self, pixels: Pixels) -> Pixels:
+        """Return pixels that were rendered by the weights that were loaded. Raises `WorkerUnfit`."""
+        if self._trust is not None:
+            self._trust.vouch()
+        return pixels
+
+    def _is_unfit(self, error: FarmError) -> bool:
+        """Whether an attempt failed because of this worker."""
+        if isinstance(error, WorkerUnfit):
+            return True
+        is_strange = type(error) in {RenderFailed, NotANumber}
+        return is_strange and self._trust is not None and not self._trust.examine()
 
     def _store(self, running: Running, index: int, pixels: Pixels) -> jobs.FinishedImage:
         claim = running.claim

@@ -24,6 +24,11 @@ class Worker(BaseModel):
     slots: int
     running: Annotated[int, Field(description="Jobs that it runs now.")]
     is_alive: Annotated[bool, Field(description="Whether it was heard of within the lease.")]
+    unfit: Annotated[str | None, Field(description="Why it took itself out of service; null while it is well.")]
+    draining_at: Annotated[datetime | None, Field(description="Since when it is asked to finish and leave.")]
+    temperature_c: Annotated[float | None, Field(description="Of its GPU, where the driver tells.")]
+    ecc_errors: Annotated[int | None, Field(description="Memory errors of its GPU beyond correction.")]
+    xid: Annotated[int | None, Field(description="The Xid that the driver reported of its GPU last.")]
     started_at: datetime
     seen_at: datetime
     tick_s: Annotated[float | None, Field(description="Mean seconds of one engine tick, which is one UNet call.")]

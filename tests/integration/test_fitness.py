@@ -1,0 +1,253 @@
+"""Workers that compute wrongly: found by their weights and their canary before a client sees a picture of theirs."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from celery import Celery
+from redis import Redis
+from sqlalchemy import select
+
+from api.v1.workers import Workers, listing
+from shared import canaries, catalog, fleet, jobs
+from shared.canaries import Shown
+from shared.db import CanaryRow, Database, JobRow
+from shared.errors import WorkerUnfit
+from shared.settings import Settings
+from shared.states import JobState
+from shared.storage import Storage
+from tests import studio
+from tests.factories import DEMO, params
+from tests.studio import DemoEngine
+from worker import device
+from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.fingerprint import fingerprint
+from worker.engine.runner import DiffusionRunner
+from worker.fitness import CANARY, Fitness, Proof, contradiction
+from worker.gpu import UNFIT_EXIT_STATUS
+from worker.leases import Leases
+from worker.render import Renderer
+from worker.vitals import Monitor, Vitals, is_alarming
+
+WELL = Shown("weights", bytes([100] * 48))
+CLOSE = Shown("weights", bytes([102] * 48))
+WRONG = Shown("weights", bytes([160] * 48))
+FLIPPED = Shown("flipped", WELL.picture)
+
+
+@pytest.fixture
+def loaded() -> Checkpoint:
+    """A demo checkpoint of the test's own, to be damaged."""
+    whole = studio.demo()
+    return replace(whole, unet=copy.deepcopy(whole.unet))
+
+
+@pytest.fixture
+def engine(loaded: Checkpoint) -> Iterator[DemoEngine]:
+    with studio.running(DiffusionRunner.of(loaded)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def fitness(engine: DemoEngine, loaded: Checkpoint, db: Database) -> Fitness:
+    return Fitness(engine, proof(loaded), db, "w", condemned(db), timeout_s=60)
+
+
+def proof(loaded: Checkpoint) -> Proof:
+    return device.proof(catalog.inspect(studio.DEMO), loaded)
+
+
+def condemned(db: Database) -> Any:
+    def condemn(reason: str) -> None:
+        with db.transaction() as session:
+            fleet.condemn(session, "w", reason)
+
+    return condemn
+
+
+def flip(loaded: Checkpoint) -> None:
+    """Turn one bit of one weight of the UNet."""
+    weight = next(loaded.unet.parameters()).data.view(torch.int32)
+    weight[0, 0, 0, 0] ^= 1 << 29
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "is_new", "is_wrong"),
+    [
+        (WELL, [], True, False),
+        (WELL, [CLOSE], True, False),
+        (WRONG, [WELL], True, True),
+        (FLIPPED, [WELL], True, True),
+        (WELL, [WRONG], False, False),  # one word against another: who is at work stays
+        (WELL, [WRONG, CLOSE], True, False),
+        (WELL, [WRONG, WRONG], False, True),
+        (WELL, [WRONG, WRONG, CLOSE], False, False),
+    ],
+)
+def test_more_voices_win(mine: Shown, others: list[Shown], is_new: bool, is_wrong: bool) -> None:
+    assert (contradiction(mine, others, is_new=is_new) is not None) is is_wrong
+
+
+def test_any_flipped_bit_changes_the_fingerprint(loaded: Checkpoint) -> None:
+    before = fingerprint([loaded.unet])
+    loaded.unet.to(memory_format=torch.channels_last)
+    assert fingerprint([loaded.unet]) == before
+    flip(loaded)
+    assert fingerprint([loaded.unet]) != before
+
+
+def test_a_well_worker_stays_well_and_shows_it(fitness: Fitness, db: Database) -> None:
+    fitness.open()
+    assert fitness.examine()
+    fitness.vouch()
+    with db.transaction() as session:
+        shown = session.scalars(select(CanaryRow)).one()
+    assert np.frombuffer(shown.picture, np.uint8).size == CANARY.passes[0].width * CANARY.passes[0].height * 3
+
+
+def test_no_client_gets_a_picture_of_flipped_weights(
+    settings: Settings,
+    db: Database,
+    redis: Redis,
+    celery: Celery,
+    storage: Storage,
+    fitness: Fitness,
+    loaded: Checkpoint,
+) -> None:
+    with db.transaction() as session:
+        fleet.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="h", device="d", slots=1)
+        job_id = jobs.submit(session, params(num_images=2), max_attempts=1).id
+    fitness.open()
+    flip(loaded)
+    worker = Renderer(
+        settings,
+        checkpoint=DEMO,
+        worker_id="w",
+        engine=fitness.engine,
+        db=db,
+        storage=storage,
+        redis=redis,
+        celery=celery,
+        leases=Leases(db, settings, "w"),
+        trust=fitness,
+    )
+    worker.answer()
+    with db.transaction() as session:
+        job = jobs.get(session, job_id)
+    # Handed back, by no fault of its own: the next worker renders it.
+    assert (job.state, job.faults, job.images) == (JobState.QUEUED, 0, [])
+    assert not storage_keys(storage, job)
+    (seen,) = workers(settings, db).workers
+    assert seen.unfit == "The weights in memory are no longer those that were loaded."
+    with pytest.raises(WorkerUnfit):
+        fitness.vouch()
+    with db.transaction() as session:
+        (served,) = fleet.checkpoints(session, silent_after_s=60)
+    assert served.ready_workers == 0
+
+
+def test_a_worker_that_starts_wrong_never_begins(fitness: Fitness, loaded: Checkpoint, db: Database) -> None:
+    with db.transaction() as session:
+        canaries.show(session, fitness.proof.key, "other", Shown(fingerprint([loaded.unet]), b"?"))
+    with pytest.raises(WorkerUnfit):
+        fitness.open()
+
+
+@pytest.mark.usefixtures("redis")
+def test_a_worker_that_is_outvoted_leaves_with_an_error(settings: Settings, db: Database) -> None:
+    """The real process: it serves, two others come to contradict it, and it takes itself out of service."""
+    env = {
+        **os.environ,
+        "FARM_CHECKPOINT": str(studio.DEMO),
+        "FARM_CANARY_SECONDS": "0.5",
+        "FARM_PROFILE_SECONDS": "0",
+        "FARM_DEVICE": "cpu",
+        "FARM_DRAIN_SECONDS": "1",
+    }
+    command = [sys.executable, "-m", "celery", "-A", "worker.gpu", "worker", "--pool", "threads", "--concurrency", "1"]
+    process = subprocess.Popen(
+        [*command, "-n", "w@here"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not workers(settings, db).workers:
+            assert process.poll() is None
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.1)
+        with db.transaction() as session:
+            key = session.scalars(select(CanaryRow.key)).one()
+            for other in ("a", "b"):
+                canaries.show(session, key, other, WRONG)
+        assert process.wait(60) == UNFIT_EXIT_STATUS
+    finally:
+        process.kill()
+        process.wait()
+    (seen,) = workers(settings, db).workers
+    assert seen.unfit == "The weights in memory are not those of the same file elsewhere."
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "alarming"),
+    [
+        (Vitals(), Vitals(), False),
+        (Vitals(40, 0), Vitals(90, 0), False),
+        (Vitals(40, 0), Vitals(40, 1), True),
+        (Vitals(), Vitals(xid=13), False),  # a client's kernel went astray, not the GPU
+        (Vitals(), Vitals(xid=79), True),
+        (Vitals(xid=79), Vitals(xid=79), False),
+    ],
+)
+def test_what_of_a_gpu_is_alarming(before: Vitals, now: Vitals, alarming: bool) -> None:
+    assert is_alarming(before, now) is alarming
+
+
+def test_a_gpu_without_ecc_still_has_a_temperature() -> None:
+    class NVMLError(Exception):
+        pass
+
+    def absent(*_: object) -> None:
+        raise NVMLError
+
+    events = iter([79])
+
+    def next_event(*_: object) -> object:
+        try:
+            return SimpleNamespace(eventData=next(events))
+        except StopIteration:
+            raise NVMLError from None
+
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        NVML_TEMPERATURE_GPU=0,
+        NVML_MEMORY_ERROR_TYPE_UNCORRECTED=1,
+        NVML_VOLATILE_ECC=0,
+        nvmlEventTypeXidCriticalError=8,
+        nvmlDeviceGetTemperature=lambda *_: 61,
+        nvmlDeviceGetTotalEccErrors=absent,
+        nvmlEventSetCreate=lambda: 1,
+        nvmlDeviceRegisterEvents=lambda *_: None,
+        nvmlEventSetWait_v2=next_event,
+    )
+    alarms: list[bool] = []
+    monitor = Monitor(nvml, "gpu", alarm=lambda: alarms.append(True))
+    monitor.look()
+    monitor.look()
+    assert (monitor.vitals, alarms) == (Vitals(61.0, None, 79), [True])
+
+
+def workers(settings: Settings, db: Database) -> Workers:
+    desk: Any = SimpleNamespace(db=db, settings=settings)
+    caller: Any = None
+    return listing(desk, caller)
+
+
+def storage_keys(storage: Storage, job: JobRow) -> list[str]:
+    found = storage._client.list_objects_v2(Bucket=storage._bucket, Prefix=f"jobs/{job.id}")
+    return [one["Key"] for one in found.get("Contents", [])]

@@ -1,0 +1,161 @@
+"""Whether this worker can be trusted: its weights are the bits that it loaded, and its canary looks as the others' do.
+
+Weights are summed again before any picture is handed out, which on a GPU takes milliseconds; the canary is rendered at the start,
+now and then, and after anything strange. A worker that fails either is condemned, once, and vouches for nothing any more.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import structlog
+
+from shared import canaries
+from shared.canaries import Shown
+from shared.db import Database
+from shared.errors import DatabaseUnavailable, EngineStopped, WorkerUnfit
+from shared.samplers import Sampler, Schedule
+from worker.engine.engine import Engine
+from worker.engine.request import ImageSpec, Pass
+
+# Of 255. Kernels of one device differ by less than one level in the mean; a broken multiplication by tens.
+TOLERANCE_LEVELS = 4.0
+CANARY = ImageSpec(
+    passes=(
+        Pass(
+            prompt="a lighthouse on a cliff, morning light",
+            negative_prompt="",
+            width=128,
+            height=128,
+            steps=4,
+            guidance_scale=7.0,
+            sampler=Sampler.DDIM,
+            schedule=Schedule.UNIFORM,
+        ),
+    ),
+    seed=15,
+)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a device brings to be examined by: `key` is the same wherever the same must come out, `weights` sums them now."""
+
+    key: str
+    weights: Callable[[], str]
+
+
+@dataclass(slots=True)
+class Fitness:
+    """Examines one worker. `condemn` is told why it must leave; `timeout_s` bounds one canary."""
+
+    engine: Engine[Any, Any]
+    proof: Proof
+    db: Database
+    worker_id: str
+    condemn: Callable[[str], None]
+    timeout_s: float
+    clock: Callable[[], float] = time.monotonic
+    _first: Shown | None = None
+    _reason: str | None = None
+    _summed_at: float = float("-inf")
+    _summing: Lock = field(default_factory=Lock)
+    _examining: Lock = field(default_factory=Lock)
+
+    def open(self) -> None:
+        """Examine a worker that has not begun. Raises `WorkerUnfit`; where one stands against one, too."""
+        self._first = shown = self._shown()
+        if reason := contradiction(shown, self._others(shown), is_new=True):
+            raise WorkerUnfit(reason)
+
+    def look(self) -> None:
+        """Examine the worker again, and condemn it if it is wrong."""
+        self.examine()
+
+    def examine(self) -> bool:
+        """Do as `look`, and return whether the worker is fit."""
+        with self._examining:
+            if self._reason is None and (reason := self._fault()):
+                self._convict(reason)
+            return self._reason is None
+
+    def vouch(self) -> None:
+        """Raise `WorkerUnfit` unless the weights, now that the pictures are rendered, are still those that were loaded."""
+        asked_at = self.clock()
+        with self._summing:
+            # A sum that began after the question answers it, too: slots that wait here share one.
+            if self._reason is None and self._summed_at <= asked_at:
+                began = self.clock()
+                if reason := self._changed_weights():
+                    self._convict(reason)
+                self._summed_at = began
+        if self._reason is not None:
+            raise WorkerUnfit(self._reason)
+
+    def _changed_weights(self) -> str | None:
+        try:
+            is_same = self._first is None or self.proof.weights() == self._first.weights
+        except Exception as error:  # noqa: BLE001 - a device that cannot add up has no error of its own
+            return f"The weights in memory cannot be read ({type(error).__name__})."
+        return None if is_same else "The weights in memory are no longer those that were loaded."
+
+    def _fault(self) -> str | None:
+        try:
+            shown = self._shown()
+        except EngineStopped:
+            return None
+        except TimeoutError:
+            log.warning("canary.not_finished", timeout_s=self.timeout_s)  # a device that hangs is the watchdog's
+            return None
+        except Exception as error:  # noqa: BLE001 - whatever a broken device raises
+            return f"The canary could not be rendered: {error}"
+        own = _fault_between(shown, self._first) if self._first else None
+        return own or contradiction(shown, self._others(shown))
+
+    def _shown(self) -> Shown:
+        picture = self.engine.submit(CANARY).result(self.timeout_s)
+        if not np.ptp(picture):
+            raise WorkerUnfit("The canary is one flat colour.")
+        return Shown(self.proof.weights(), picture.tobytes())
+
+    def _others(self, shown: Shown) -> Sequence[Shown]:
+        try:
+            with self.db.transaction() as session:
+                return canaries.show(session, self.proof.key, self.worker_id, shown)
+        except DatabaseUnavailable:
+            # What it showed when it started is known without.
+            log.warning("canary.not_compared")
+            return []
+
+    def _convict(self, reason: str) -> None:
+        self._reason = reason
+        self.condemn(reason)
+
+
+def contradiction(mine: Shown, others: Sequence[Shown], *, is_new: bool = False) -> str | None:
+    """Say what is wrong with what a worker shows, where more workers contradict it than agree with it; None is well.
+
+    The worker counts for itself. On a tie the one that is new yields.
+    """
+    faults = [fault for other in others if (fault := _fault_between(mine, other))]
+    agreeing = 1 + len(others) - len(faults)
+    is_outvoted = len(faults) > agreeing or (is_new and len(faults) == agreeing)
+    return faults[0] if faults and is_outvoted else None
+
+
+def _fault_between(mine: Shown, other: Shown) -> str | None:
+    if mine.weights != other.weights:
+        return "The weights in memory are not those of the same file elsewhere."
+    levels = _difference(mine.picture, other.picture)
+    return f"The canary is {levels:.1f} levels off." if levels > TOLERANCE_LEVELS else None
+
+
+def _difference(mine: bytes, other: bytes) -> float:
+    """Return the mean distance of two pictures' channels, of 255."""
+    first, second = (np.frombuffer(picture, np.uint8).astype(np.int16) for picture in (mine, other))
+    return float(np.abs(first - second).mean()) if first.size == second.size else 255.0

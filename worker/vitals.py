@@ -1,0 +1,96 @@
+"""How a GPU is, by NVML: its temperature, memory errors beyond correction, and the last Xid the driver reported of it.
+
+Without an NVIDIA driver there is nothing to read. NVML is asked for the device that this process was given, by its UUID.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+# Xids after which what a GPU computes cannot be trusted: memory, page retirement, links, falling off the bus.
+# docs.nvidia.com/deploy/xid-errors
+GRAVE_XIDS = frozenset({48, 63, 64, 74, 79, 92, 94, 95, 119, 140})
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """Degrees Celsius; double-bit memory errors since the driver started; the Xid seen last. None where it is not known."""
+
+    temperature_c: float | None = None
+    ecc_errors: int | None = None
+    xid: int | None = None
+
+
+def is_alarming(before: Vitals, now: Vitals) -> bool:
+    """Whether something has happened to the GPU in between that its pictures should be examined after."""
+    has_new_errors = (now.ecc_errors or 0) > (before.ecc_errors or 0)
+    return has_new_errors or (now.xid != before.xid and now.xid in GRAVE_XIDS)
+
+
+class Monitor:
+    """Reads one GPU. `nvml` is the module pynvml, initialised; `alarm` is called when the GPU needs an examination."""
+
+    def __init__(self, nvml: Any, handle: Any, *, alarm: Callable[[], None] = lambda: None) -> None:
+        self._nvml = nvml
+        self._handle = handle
+        self._alarm = alarm
+        self._events: Any = self._subscribe()
+        self.vitals = Vitals()
+
+    def look(self) -> None:
+        """Read the GPU, and sound the alarm if something has happened to it."""
+        before, self.vitals = self.vitals, self._read()
+        if is_alarming(before, self.vitals):
+            log.warning("gpu.alarming", ecc_errors=self.vitals.ecc_errors, xid=self.vitals.xid)
+            self._alarm()
+
+    def _read(self) -> Vitals:
+        nvml, handle = self._nvml, self._handle
+        temperature = errors = None
+        # Each of these is absent from some GPUs.
+        with suppress(nvml.NVMLError):
+            temperature = float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+        with suppress(nvml.NVMLError):
+            errors = int(
+                nvml.nvmlDeviceGetTotalEccErrors(
+                    handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+                )
+            )
+        return Vitals(temperature, errors, self._last_xid())
+
+    def _subscribe(self) -> Any:
+        nvml = self._nvml
+        with suppress(nvml.NVMLError):
+            events = nvml.nvmlEventSetCreate()
+            nvml.nvmlDeviceRegisterEvents(self._handle, nvml.nvmlEventTypeXidCriticalError, events)
+            return events
+        return None
+
+    def _last_xid(self) -> int | None:
+        xid = self.vitals.xid
+        if self._events is None:
+            return xid
+        # It raises a timeout once there is no further event.
+        with suppress(self._nvml.NVMLError):
+            while True:
+                xid = int(self._nvml.nvmlEventSetWait_v2(self._events, 0).eventData)
+        return xid
+
+
+def monitor(uuid: str, *, alarm: Callable[[], None]) -> Monitor | None:
+    """Return a monitor of the GPU with this UUID, or None where NVML or its driver is missing."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return Monitor(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid), alarm=alarm)
+    except pynvml.NVMLError as error:
+        log.info("gpu.no_vitals", reason=str(error))
+        return None
