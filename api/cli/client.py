@@ -64,6 +64,14 @@ class FarmClient:
         """Return the checkpoints that jobs may name."""
         return self._line.carry(talks.listing("/v1/checkpoints", "checkpoints"))
 
+    def listing(self, path: str, name: str) -> list[dict[str, Any]]:
+        """Return one of the API's lists."""
+        return self._line.carry(talks.listing(path, name))
+
+    def document(self, path: str) -> dict[str, Any]:
+        """Return one of the API's single answers."""
+        return self._line.carry(talks.document(path))
+
     def readiness(self) -> dict[str, Any]:
         """Return what /readyz says, whether ready or not."""
         return self._line.carry(talks.readiness())

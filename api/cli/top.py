@@ -1,0 +1,145 @@
+"""`farm top`: the queue, the workers and the newest jobs, renewed as one looks. Reads what any client with the key may read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from api.cli.bars import steps
+from api.cli.client import ClientError, FarmClient, Front, JobBody
+from api.cli.console import printable, say, shortened
+from api.cli.jobs import age
+from api.cli.watch import Interrupted, Outage, interruptible
+
+NEWEST_JOBS = 12
+PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One table of the view."""
+
+    headers: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def top(
+    context: typer.Context,
+    every_s: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one look, tab-separated, and end.")] = False,
+) -> None:
+    """Show the queue, the workers and the newest jobs, live; Ctrl-C ends it."""
+    front: Front = context.obj
+    with front.connect() as client:
+        if once:
+            _print(sections(client))
+            return
+        with interruptible() as interrupted:
+            _live(client, every_s, interrupted)
+
+
+def sections(client: FarmClient) -> list[Section]:
+    """Ask for everything that is shown. A key that may not see the workers sees the rest."""
+    now = datetime.now(UTC)
+    queue = client.document("/v1/queue").get("checkpoints", [])
+    return [
+        Section(
+            ("CHECKPOINT", "QUEUED", "RUNNING", "OLDEST", "WORKERS", "WAIT"), [_queue_row(one, now) for one in queue]
+        ),
+        Section(
+            ("WORKER", "STATE", "JOBS", "FILL", "TICK", "GPU", "DEVICE"), [_worker_row(one) for one in _workers(client)]
+        ),
+        Section(
+            ("JOB", "STATE", "STEPS", "AGE", "WORKER", "PROMPT"),
+            [_job_row(one, now) for one in client.jobs(limit=NEWEST_JOBS)],
+        ),
+    ]
+
+
+def _live(client: FarmClient, every_s: float, interrupted: Interrupted) -> None:
+    outage = Outage(PATIENCE_S)
+    with Live(console=Console(), screen=True, auto_refresh=False) as live:
+        while not interrupted.is_set():
+            try:
+                live.update(_drawn(sections(client)), refresh=True)
+                outage.over()
+            except ClientError as error:
+                outage.bear(error)
+            interrupted.wait(every_s)
+
+
+def _print(shown: Sequence[Section]) -> None:
+    for section in shown:
+        for row in [section.headers, *section.rows]:
+            say("\t".join(row))
+        say("")
+
+
+def _drawn(shown: Sequence[Section]) -> Group:
+    tables = []
+    for section in shown:
+        table = Table(*section.headers, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for row in section.rows:
+            table.add_row(*(Text(printable(cell), overflow="ellipsis", no_wrap=True) for cell in row))
+        tables += [table, Text()]
+    return Group(*tables)
+
+
+def _workers(client: FarmClient) -> list[dict[str, Any]]:
+    try:
+        return client.listing("/v1/workers", "workers")
+    except ClientError as error:
+        if error.code != "scope_missing":
+            raise
+        return []
+
+
+def _queue_row(one: dict[str, Any], now: datetime) -> tuple[str, ...]:
+    oldest, wait = one.get("oldest_queued_at"), one.get("predicted_wait_s")
+    return (
+        shortened(str(one.get("checkpoint")), 40),
+        str(one.get("queued")),
+        str(one.get("running")),
+        age(oldest, now) if oldest else "-",
+        f"{one.get('workers')}×{one.get('slots')}",
+        "?" if wait is None else f"{wait:g} s",
+    )
+
+
+def _worker_row(one: dict[str, Any]) -> tuple[str, ...]:
+    fill, tick, warmth = one.get("batch_fill"), one.get("tick_s"), one.get("temperature_c")
+    return (
+        shortened(str(one.get("id")), 40),
+        _worker_state(one),
+        f"{one.get('running')}/{one.get('slots')}",
+        "-" if fill is None else f"{fill:.1f}",
+        "-" if tick is None else f"{tick * 1000:.0f} ms",
+        "-" if warmth is None else f"{warmth:.0f} °C",
+        shortened(str(one.get("device")), 30),
+    )
+
+
+def _worker_state(one: dict[str, Any]) -> str:
+    if reason := one.get("unfit"):
+        return shortened(f"unfit: {reason}", 60)
+    if not one.get("is_alive"):
+        return "silent"
+    return "draining" if one.get("draining_at") else "working" if one.get("running") else "idle"
+
+
+def _job_row(job: JobBody, now: datetime) -> tuple[str, ...]:
+    done, total = steps(job)
+    return (
+        job["id"],
+        job["state"],
+        f"{done}/{total}",
+        age(job.get("timings", {}).get("created_at"), now),
+        shortened(str(job.get("worker") or "-"), 24),
+        shortened(str(job.get("params", {}).get("prompt")), 60),
+    )
