@@ -82,7 +82,7 @@ def _print(shown: Sequence[Section]) -> None:
 
 
 def _drawn(shown: Sequence[Section]) -> Group:
-    tables = []
+    tables: list[Table | Text] = []
     for section in shown:
         table = Table(*section.headers, box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for row in section.rows:
