@@ -73,4 +73,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
+    @app.head("/", include_in_schema=False)
+    def present() -> None:
+        """Answer clients that ask whether there is a server."""
+
     return app

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ARRAY, Uuid, cast, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session as Transaction
 
@@ -87,7 +87,8 @@ def unfinished(transaction: Transaction, session_id: str) -> list[Call]:
     waiting = set(transaction.scalars(select(JobRow.id).where(JobRow.id.in_(newest), JobRow.state.in_(UNFINISHED))))
     if not waiting:
         return []
-    rows = transaction.scalars(_newest(session_id).where(CallRow.job_ids.overlap(list(waiting)))).all()
+    concerned = CallRow.job_ids.op("&&")(cast(list(waiting), ARRAY(Uuid)))
+    rows = transaction.scalars(_newest(session_id).where(concerned)).all()
     return [_with_jobs(transaction, row) for row in reversed(rows)]
 
 
