@@ -20,6 +20,7 @@ from shared.weights import Shelves
 from tests.ceiling import Ceiling
 from worker.engine.engine import Engine
 from worker.engine.request import ImageSpec, Pixels
+from worker.engine.snapshot import Snapshot
 from worker.equipment import Equipment
 
 POISON = "poison"
@@ -54,6 +55,9 @@ class Sketch:
     @property
     def is_over(self) -> bool:
         return self.steps_done >= self.draft.steps_total
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(0, self.steps_done, self.steps_done, {"x": np.zeros(1, np.float32)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +97,8 @@ class SketchRunner:
         self._ambush.pass_by("claimed")
         return Draft(spec)
 
-    def begin(self, draft: Draft) -> Sketch:
-        return Sketch(draft)
+    def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Sketch:
+        return Sketch(draft, snapshot.steps_done if snapshot else 0)
 
     def denoise(self, batch: Sequence[Sketch]) -> None:
         time.sleep(self._step_s / 2)

@@ -13,6 +13,7 @@ from shared.errors import Canceled, EngineStopped, NotANumber, OutOfMemory, Rend
 from tests.ceiling import Ceiling
 from worker.engine.engine import Engine, run_alone
 from worker.engine.request import Pixels, Request
+from worker.engine.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Toy:
     def is_over(self) -> bool:
         return self.steps_done >= self.steps_total
 
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.passes_begun - 1, 0, self.steps_done, {"value": np.float32(self.value)})
+
 
 class Film:
     """Pixels that a slow device has not finished; the engine learns so by looking."""
@@ -98,7 +102,10 @@ class ToyDevice:
             raise ValueError("cannot be read")
         return Toy(spec, spec.seed)
 
-    def begin(self, draft: Toy) -> Toy:
+    def begin(self, draft: Toy, snapshot: Snapshot | None = None) -> Toy:
+        if snapshot:
+            draft.value, draft.steps_done = int(snapshot.latents["value"]), snapshot.steps_done
+            draft.passes_begun = snapshot.leg + 1
         if draft.spec.prompt == "poison":
             raise ValueError("cannot be prepared")
         return draft

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -97,6 +98,7 @@ class Walk:
         self._fresh = fresh
         self.x = x
         self.calls_done = 0
+        self._reach = plan.reach
         kept = plan.reach + 1
         self._history: dict[Source, deque[Tensor]] = {
             "x": deque(maxlen=kept),
@@ -111,8 +113,8 @@ class Walk:
 
     @property
     def call(self) -> Call:
-        """The call to make now."""
-        return self._plan.calls[self.calls_done]
+        """The call to make now; the last one when all have been made."""
+        return self._plan.calls[min(self.calls_done, len(self._plan.calls) - 1)]
 
     def model_input(self) -> Tensor:
         """Return the latents as the UNet is to see them."""
@@ -141,6 +143,26 @@ class Walk:
         if self._plan.predicts_velocity:
             return noisy * signal - prediction * (call.sigma * signal)
         return noisy / signal - prediction * call.sigma
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that the calls to come depend on. No tensor of it is ever written to again."""
+        if self.is_over:
+            return {"x": self.x}
+        kept = max(1, self._reach)  # a preview shows the last call's
+        past = {
+            f"{source}.{lag}": latents
+            for source, history in self._history.items()
+            for lag, latents in enumerate(islice(history, kept))
+        }
+        return {"x": self.x, **past}
+
+    def resume(self, calls_done: int, state: Mapping[str, Tensor]) -> None:
+        """Stand where a walk along the same plan stood when it told its `state`."""
+        self.calls_done = calls_done
+        self.x = state["x"]
+        for source, history in self._history.items():
+            lags = range(sum(name.startswith(f"{source}.") for name in state))
+            history.extend(state[f"{source}.{lag}"] for lag in lags)
 
     def _sum(self, terms: Sequence[Term]) -> Tensor:
         first, *rest = terms

@@ -16,6 +16,7 @@ from shared.errors import Canceled, EngineStopped, FarmError, OutOfMemory, Rende
 from worker.engine.pace import Pace
 from worker.engine.request import Developing, Draft, ImageSpec, Pixels, Rendering, Request
 from worker.engine.scheduler import BatchScheduler, Limits
+from worker.engine.snapshot import Snapshot
 
 D = TypeVar("D", bound=Draft)
 R = TypeVar("R", bound=Rendering)
@@ -29,8 +30,8 @@ class Runner(Protocol[D, R]):
     def draft(self, spec: ImageSpec) -> D:
         """Do all that needs no device, on any thread: read prompts, load weights, plan the steps, draw the noise."""
 
-    def begin(self, draft: D) -> R:
-        """Encode prompts and the picture to start from, and stand at the first step."""
+    def begin(self, draft: D, snapshot: Snapshot | None = None) -> R:
+        """Encode prompts and the picture to start from, and stand at the first step, or where the snapshot was taken."""
 
     def denoise(self, batch: Sequence[R]) -> None:
         """Make one UNet call for the whole batch and advance each image by one step."""
@@ -85,12 +86,12 @@ class Engine(Generic[D, R]):
             self._thread.join()
         self._abandon()
 
-    def submit(self, spec: ImageSpec) -> Request:
+    def submit(self, spec: ImageSpec, snapshot: Snapshot | None = None) -> Request:
         """Make an image ready on this thread, then let it join from the next tick on. What is wrong with it shows in the result.
 
-        Raises `EngineStopped`.
+        With a snapshot of the same image it goes on from there. Raises `EngineStopped`.
         """
-        request = Request(spec)
+        request = Request(spec, snapshot)
         try:
             draft = self._runner.draft(spec)
         except Exception as error:  # noqa: BLE001 - whoever waits for the result must hear of it
@@ -154,7 +155,7 @@ class Engine(Generic[D, R]):
                 request.fail(Canceled())
                 continue
             try:
-                image = self._runner.begin(draft)
+                image = self._runner.begin(draft, request.snapshot)
             except Exception as error:  # noqa: BLE001 - one bad request must not end the others
                 request.fail(_as_render_error(error))
                 continue
@@ -182,7 +183,7 @@ class Engine(Generic[D, R]):
         image = self._images.get(request)
         if image is None:
             return
-        request.steps_done = image.steps_done
+        request.steps_done, request.snapshot = image.steps_done, image.snapshot()
         if request.is_canceled:  # it is dropped at the next tick's start; more would be work for nobody
             return
         try:

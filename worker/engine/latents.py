@@ -9,6 +9,7 @@ from torch import Tensor
 from worker.diffusion.conditioning import Conditions
 from worker.diffusion.plan import Walk
 from worker.engine.draft import Draft, Leg
+from worker.engine.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,20 @@ class Latents:
         self.leg, self.walk, self.conditions = other.leg, other.walk, other.conditions
         self.extra, self.inpainting, self.prediction = other.extra, None, None
         self.legs_left = legs_left
+
+    def snapshot(self) -> Snapshot:
+        """Say where the image stands, with what has been made of it. Copies nothing."""
+        leg = len(self.draft.legs) - len(self.legs_left) - 1
+        return Snapshot(leg, self.walk.calls_done, self.steps_done, self.walk.state())
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on where a snapshot of the same image stood in the same pass."""
+        self.steps_before = snapshot.steps_done - snapshot.calls_done
+        device = self.walk.x.device
+        self.walk.resume(
+            snapshot.calls_done,
+            {name: torch.from_numpy(latents).to(device) for name, latents in snapshot.arrays().items()},
+        )
 
     def model_input(self) -> Tensor:
         """Return what the UNet sees in each of the image's rows, (1, channels, height/8, width/8) float32."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from shared.params import Lora, MaskFill, Upscaler
 from shared.samplers import Sampler, Schedule
+from worker.engine.snapshot import Snapshot
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 Mask = NDArray[np.float32]  # (height, width), 1 where the picture is painted anew
@@ -98,6 +99,9 @@ class Rendering(Protocol):
     def is_over(self) -> bool:
         """Whether there is nothing left but to decode."""
 
+    def snapshot(self) -> Snapshot:
+        """Say where the image stands. Costs next to nothing: it is asked for after every step."""
+
 
 class Developing(Protocol):
     """Pixels on their way from the device."""
@@ -111,12 +115,16 @@ class Developing(Protocol):
 
 
 class Request:
-    """A submitted image. Any thread may ask for its result or cancel it; only the engine moves it on."""
+    """A submitted image. Any thread may ask for its result or cancel it; only the engine moves it on.
 
-    def __init__(self, spec: ImageSpec) -> None:
+    `snapshot` is where the image stood after its last step, or where it is to go on; None before it has begun.
+    """
+
+    def __init__(self, spec: ImageSpec, snapshot: Snapshot | None = None) -> None:
         self.spec = spec
+        self.snapshot = snapshot
         self.steps_total = 0  # until the samplers have counted theirs
-        self.steps_done = 0
+        self.steps_done = snapshot.steps_done if snapshot else 0
         self.is_canceled = False
         self.wants_preview = False
         self.preview: Developing | None = None

@@ -20,6 +20,7 @@ from worker.diffusion.preview import Previewer
 from worker.engine.draft import Draft, Drafter, Leg, Library
 from worker.engine.latents import Inpainting, Latents
 from worker.engine.request import Developing, ImageSpec, Mask, Start
+from worker.engine.snapshot import Snapshot
 from worker.engine.stack import Stack
 
 
@@ -72,15 +73,18 @@ class DiffusionRunner:
         return self._drafter.draft(spec)
 
     @torch.inference_mode()
-    def begin(self, draft: Draft) -> Latents:
-        """Encode prompts and the picture to start from, and stand at the first step."""
+    def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Latents:
+        """Encode prompts and the picture to start from, and stand at the first step, or where the snapshot was taken."""
         with _memory_errors():
-            leg, *left = draft.legs
-            clean = self._clean(draft, leg, draft.start) if draft.start else None
+            leg, *left = draft.legs[snapshot.leg if snapshot else 0 :]
+            start = draft.start if leg is draft.legs[0] else None
+            clean = self._clean(draft, leg, start) if start else None
             image = self._stand(draft, leg, clean)
             image.legs_left = tuple(left)
-            if draft.start and draft.start.mask is not None and clean is not None:
-                image.inpainting = self._inpainting(draft.start.mask, clean, leg)
+            if start and start.mask is not None and clean is not None:
+                image.inpainting = self._inpainting(start.mask, clean, leg)
+            if snapshot:
+                image.resume(snapshot)
             return image
 
     @torch.inference_mode()
