@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format bench chaos images audit clean
+.PHONY: help demo test up check format bench chaos simulate images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ bench: $(DEV_STAMP) ## Time the engine against a bare pipeline; BENCH="--device 
 
 chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that nothing is lost; CHAOS="--seed 2"
 	@$(BIN)/python -m tests.chaos $(CHAOS)
+
+simulate: $(DEV_STAMP) ## Play a day of bursts and spot interruptions on up to 1,000 machines; SIMULATE="--seed 2"
+	@$(BIN)/python -m tests.simulate $(SIMULATE)
 
 images: $(DEV_STAMP) ## Install what each Dockerfile does, in a clean environment, and import what it starts
 	@$(BIN)/python -m tests.images $(IMAGES)

@@ -1,0 +1,55 @@
+"""The claim order of `shared.shares` in memory: what Postgres does row by row, for millions of claims.
+
+`test_claims_go_in_the_databases_order` holds it against the database.
+"""
+
+from collections import defaultdict
+from heapq import heappop, heappush
+
+from tests.simulate.day import Job
+
+
+class Turns:
+    """The queue of one checkpoint."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, list[tuple[float, int, Job]]] = defaultdict(list)
+        self._shares: dict[tuple[int, str], float] = {}
+        self._clocks: dict[int, float] = defaultdict(float)
+        self._oldest: list[tuple[int, Job]] = []
+        self._waiting: set[int] = set()
+        self.cost = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, job: Job) -> None:
+        """Give a job its turn."""
+        share = (job.priority, job.owner)
+        now = self._clocks[job.priority]
+        job.virtual_start = max(self._shares.get(share, now), now)
+        self._shares[share] = job.virtual_start + job.cost / job.weight
+        self.give_back(job)
+
+    def give_back(self, job: Job) -> None:
+        """Put a job (back) into its place."""
+        heappush(self._levels[job.priority], (job.virtual_start, job.id, job))
+        heappush(self._oldest, (job.id, job))
+        self._waiting.add(job.id)
+        self.cost += job.cost
+
+    def claim(self, *, oldest_level: bool = False) -> Job | None:
+        """Take the next job."""
+        if not self._waiting:
+            return None
+        level = self._oldest_level() if oldest_level else max(at for at, jobs in self._levels.items() if jobs)
+        start, number, job = heappop(self._levels[level])
+        self._waiting.discard(number)
+        self.cost -= job.cost
+        self._clocks[level] = max(self._clocks[level], start)
+        return job
+
+    def _oldest_level(self) -> int:
+        while self._oldest[0][0] not in self._waiting:
+            heappop(self._oldest)
+        return self._oldest[0][1].priority
