@@ -72,4 +72,4 @@ def _cost(width: int, height: int, steps: int, images: int) -> int:
 
 def _job(number: int, at_s: float, kind: tuple[object, ...]) -> Job:
     owner, weight, priority, *size = kind
-    return Job(number, str(owner), float(str(weight)), int(str(priority)), _cost(*size), at_s)  # type: ignore[arg-type]
+    return Job(number, str(owner), float(str(weight)), int(str(priority)), _cost(*size), at_s)

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from itertools import count
 from random import Random
 
-from shared.forecast import Ahead, Load, forecast_queued
+from shared.forecast import Load, forecast_queued
 from shared.scaling import Candidate, Goal, desired_workers, scale_in_order
 from tests.simulate.day import Job
 from tests.simulate.fleet import SLOTS, Machine
@@ -94,10 +94,9 @@ class Simulation:
         heappush(self._events, (at_s, next(self._order), act))
 
     def _submit(self, job: Job) -> None:
-        if job.id % FORETOLD_EVERY == 0:
-            ahead = Ahead(len(self._turns), self._turns.cost)
-            job.foretold_s = forecast_queued(self._load(), ahead, job.cost).start_s
         self._turns.submit(job)
+        if job.id % FORETOLD_EVERY == 0:
+            job.foretold_s = forecast_queued(self._load(), self._turns.ahead(job), job.cost).start_s
         if self._with_room:
             self._fill(next(iter(self._with_room)))
 

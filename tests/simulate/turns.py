@@ -6,6 +6,8 @@
 from collections import defaultdict
 from heapq import heappop, heappush
 
+from shared.forecast import Ahead
+from shared.queue import FARTHEST_COUNTED
 from tests.simulate.day import Job
 
 
@@ -48,6 +50,17 @@ class Turns:
         self.cost -= job.cost
         self._clocks[level] = max(self._clocks[level], start)
         return job
+
+    def ahead(self, job: Job) -> Ahead:
+        """Return what is claimed before a waiting job, as `shared.queue.ahead` counts it."""
+        levels = [(level, queue) for level, queue in self._levels.items() if level >= job.priority]
+        costs = [
+            other.cost
+            for level, queue in levels
+            for start, number, other in queue
+            if level > job.priority or (start, number) < (job.virtual_start, job.id)
+        ]
+        return Ahead(min(len(costs), FARTHEST_COUNTED), sum(costs), is_all=len(costs) <= FARTHEST_COUNTED)
 
     def _oldest_level(self) -> int:
         while self._oldest[0][0] not in self._waiting:
