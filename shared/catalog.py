@@ -70,13 +70,16 @@ def inspect(path: Path) -> CheckpointFile:
 
 
 def digest(file: CheckpointFile) -> str:
-    """Return the SHA-256 of a checkpoint's weights, in hexadecimal. Reads all of it."""
-    files = [file.path] if file.layout == "single_file" else sorted(file.path.rglob("*.safetensors"))
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            whole.update(hashlib.file_digest(stream, "sha256").digest())
-    return whole.hexdigest()
+    """Return the SHA-256 of a single file, or of its files' own for a folder, in hexadecimal. Reads all of it."""
+    if file.layout == "single_file":
+        return _sha256(file.path).hex()
+    parts = sorted(file.path.rglob("*.safetensors"))
+    return hashlib.sha256(b"".join(_sha256(path) for path in parts)).hexdigest()
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def scan(folder: Path) -> tuple[list[CheckpointFile], list[BadCheckpoint]]:

@@ -198,6 +198,7 @@ class CheckpointRow(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None]
     announced_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

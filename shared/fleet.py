@@ -54,16 +54,25 @@ class Served:
     ready_workers: int
     slots: int
     announced_at: datetime
+    sha256: str | None = None
 
 
 def announce(
-    session: Session, *, worker_id: str, checkpoint: str, size_bytes: int, hostname: str, device: str, slots: int
+    session: Session,
+    *,
+    worker_id: str,
+    checkpoint: str,
+    size_bytes: int,
+    hostname: str,
+    device: str,
+    slots: int,
+    sha256: str | None = None,
 ) -> None:
     """Record that a worker is ready with a checkpoint in memory; again after a restart is fine."""
     session.execute(
         insert(CheckpointRow)
-        .values(name=checkpoint, size_bytes=size_bytes)
-        .on_conflict_do_update(index_elements=["name"], set_={"size_bytes": size_bytes})
+        .values(name=checkpoint, size_bytes=size_bytes, sha256=sha256)
+        .on_conflict_do_update(index_elements=["name"], set_={"size_bytes": size_bytes, "sha256": sha256})
     )
     worker = {"checkpoint": checkpoint, "hostname": hostname, "device": device, "slots": slots}
     fresh = {**worker, "started_at": func.now(), "seen_at": func.now(), "unfit": None}
@@ -169,6 +178,7 @@ def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[Served]:
             func.count(WorkerRow.id),
             func.coalesce(func.sum(WorkerRow.slots), 0),
             CheckpointRow.announced_at,
+            CheckpointRow.sha256,
         )
         .join(WorkerRow, (WorkerRow.checkpoint == CheckpointRow.name) & alive, isouter=True)
         .group_by(CheckpointRow.name)

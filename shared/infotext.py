@@ -24,14 +24,15 @@ _UPSCALER_LABELS = {
 
 # Whose rules the text, and what it tells of, follow: readers treat texts without a version as years old.
 VERSION = "v1.10.1"
+HASH_CHARS = 10
 
 
-def encode(params: GenerationParams, index: int) -> str:
+def encode(params: GenerationParams, index: int, *, checkpoint_sha256: str | None = None) -> str:
     """Return the text for image `index` of a job."""
     lines = [params.prompt]
     if params.negative_prompt:
         lines.append(f"Negative prompt: {params.negative_prompt}")
-    facts = {**_facts(params, index), **extras(params), "Version": VERSION}
+    facts = {**_facts(params, index, checkpoint_sha256), **extras(params), "Version": VERSION}
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in facts.items()))
     return "\n".join(lines)
 
@@ -51,7 +52,7 @@ def extras(params: GenerationParams) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _facts(params: GenerationParams, index: int) -> dict[str, Any]:
+def _facts(params: GenerationParams, index: int, checkpoint_sha256: str | None) -> dict[str, Any]:
     strength = params.hires.strength if params.hires else params.strength
     facts = {
         "Steps": params.steps,
@@ -60,6 +61,7 @@ def _facts(params: GenerationParams, index: int) -> dict[str, Any]:
         "CFG scale": params.guidance_scale,
         "Seed": params.seeds[index],
         "Size": f"{params.width}x{params.height}",
+        "Model hash": checkpoint_sha256[:HASH_CHARS] if checkpoint_sha256 else None,
         "Model": params.checkpoint,
         "VAE": params.vae,
         "Variation seed": params.variation_seeds[index] if params.variation else None,

@@ -11,7 +11,7 @@ import uvicorn
 
 from api import serve
 from api.main import create_app
-from shared import broker
+from shared import broker, catalog
 from shared.db import Database
 from shared.events import Listener
 from shared.settings import Settings
@@ -74,6 +74,7 @@ def working(settings: Settings, *, slots: int = 4) -> Iterator[None]:
             redis=redis,
             celery=celery,
             leases=leases,
+            checkpoint_sha256=catalog.digest(catalog.inspect(studio.DEMO)),
         )
         over = Event()
 

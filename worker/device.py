@@ -39,23 +39,24 @@ def equip(settings: Settings, file: CheckpointFile) -> Equipment:
         vaes=settings.vae_dir,
         context_width=loaded.unet.config.cross_attention_dim,
     )
-    safety = settings.safety_checker
+    safety, sha256 = settings.safety_checker, catalog.digest(file)
     return Equipment(
         engine=_engine(settings, loaded, shelves),
         shelves=shelves,
         device_name=device_name(device),
         safety=SafetyChecker.load(safety, device, loaded.dtype) if safety else None,
         memory=lambda: memory(device),
-        proof=proof(file, loaded),
+        proof=proof(f"{file.name} {sha256}", loaded),
         gpu_uuid=gpu_uuid(device),
+        sha256=sha256,
     )
 
 
-def proof(file: CheckpointFile, loaded: Checkpoint) -> Proof:
-    """Return what the worker is examined by. The key names all that a picture depends on beyond the code."""
+def proof(weights: str, loaded: Checkpoint) -> Proof:
+    """Return what a worker with these weights is examined by. The key names all that a picture depends on beyond the code."""
     kind = f"{device_name(loaded.device)} {loaded.dtype} torch {torch.__version__}"
     modules = (loaded.unet, loaded.vae, loaded.text_encoder)
-    return Proof(f"{file.name} {catalog.digest(file)} {kind}", lambda: fingerprint(modules))
+    return Proof(f"{weights} {kind}", lambda: fingerprint(modules))
 
 
 def gpu_uuid(device: torch.device) -> str | None:

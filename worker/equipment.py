@@ -28,3 +28,5 @@ class Equipment:
     memory: Callable[[], Mapping[str, float]] = dict
     proof: Proof | None = None
     gpu_uuid: str | None = None
+    # The checkpoint's; its beginning is the name by which people know it.
+    sha256: str | None = None

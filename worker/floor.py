@@ -98,9 +98,10 @@ class Floor:
             ended=meters.ended,
             company=self._company,
             trust=fitness,
+            checkpoint_sha256=equipment.sha256,
         )
         self._leases = leases
-        self._announce(db, file, worker_id=worker_id, device_name=equipment.device_name, slots=slots)
+        self._announce(db, file, equipment, worker_id=worker_id, slots=slots)
         if fitness and settings.canary_seconds:
             self._run(Periodic("canary", fitness.look, every_s=settings.canary_seconds))
         self._run(Periodic("stock", Stock(db, equipment.shelves).announce, every_s=RESCAN_S))
@@ -143,7 +144,7 @@ class Floor:
         try:
             fitness.open()
         except WorkerUnfit as error:
-            self._announce(db, file, worker_id=worker_id, device_name=equipment.device_name, slots=slots)
+            self._announce(db, file, equipment, worker_id=worker_id, slots=slots)
             with db.transaction() as session:
                 fleet.condemn(session, worker_id, str(error))
             raise
@@ -204,19 +205,22 @@ class Floor:
         part.start()
         self._closing.callback(part.stop)
 
-    def _announce(self, db: Database, file: CheckpointFile, *, worker_id: str, device_name: str, slots: int) -> None:
+    def _announce(
+        self, db: Database, file: CheckpointFile, equipment: Equipment, *, worker_id: str, slots: int
+    ) -> None:
         with db.transaction() as session:
             fleet.announce(
                 session,
                 worker_id=worker_id,
                 checkpoint=file.name,
                 size_bytes=file.size_bytes,
+                sha256=equipment.sha256,
                 hostname=platform.node(),
-                device=device_name,
+                device=equipment.device_name,
                 slots=slots,
             )
         self._closing.callback(self._retire, db, worker_id)
-        log.info("worker.ready", checkpoint=file.name, device=device_name, slots=slots)
+        log.info("worker.ready", checkpoint=file.name, device=equipment.device_name, slots=slots)
 
     def _retire(self, db: Database, worker_id: str) -> None:
         try:

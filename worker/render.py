@@ -83,6 +83,7 @@ class Renderer:
         ended: Counted = lambda *_, **__: None,
         company: Company | None = None,
         trust: Trust | None = None,
+        checkpoint_sha256: str | None = None,
     ) -> None:
         self._settings = settings
         self._checkpoint = checkpoint
@@ -97,6 +98,7 @@ class Renderer:
         self._ended = ended
         self._company = company or Company()
         self._trust = trust
+        self._checkpoint_sha256 = checkpoint_sha256
         # The first claim that looks after the lowest priority is not the very first one.
         self._claims = count(1)
 
@@ -189,7 +191,7 @@ class Renderer:
         flagged = self._safety is not None and self._safety.flags(pixels)
         if flagged:
             pixels = np.zeros_like(pixels)
-        data = encode_png(pixels, claim.params, index)
+        data = encode_png(pixels, claim.params, index, checkpoint_sha256=self._checkpoint_sha256)
         key = image_key(claim.job_id, claim.attempt, index)
         with tracing.span("image.store", index=index, bytes=len(data)):
             self._persist(running, lambda: self._storage.put(key, data, content_type=PNG))
@@ -297,7 +299,8 @@ def _pauses() -> Iterator[float]:
     yield from repeat(4.0)
 
 
-def encode_png(pixels: Pixels, params: GenerationParams, index: int) -> bytes:
+def encode_png(pixels: Pixels, params: GenerationParams, index: int, *, checkpoint_sha256: str | None = None) -> bytes:
     """Encode uint8 pixels (height, width, 3) with the parameters inside: A1111's text and the farm's own JSON."""
+    text = infotext.encode(params, index, checkpoint_sha256=checkpoint_sha256)
     own = {**params.model_dump(mode="json"), "image": index, "image_seed": params.seeds[index]}
-    return png.encode(pixels, {"parameters": infotext.encode(params, index), "farm": json.dumps(own)})
+    return png.encode(pixels, {"parameters": text, "farm": json.dumps(own)})

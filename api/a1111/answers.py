@@ -78,7 +78,7 @@ def info(call: Call, *, texts: Sequence[str], pictures_from: int = 0) -> dict[st
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": first.checkpoint,
-        "sd_model_hash": None,
+        "sd_model_hash": about["checkpoint_hash"],
         "sd_vae_name": first.vae,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
@@ -104,12 +104,19 @@ def _of(desk: Desk, job: JobRow) -> Iterator[Shown]:
     params = GenerationParams.model_validate(job.params)
     if job.state == JobState.SUCCEEDED:
         for image in job.images:
-            yield Shown(desk.storage.get(image.key), infotext.encode(params, image.index))
+            file = desk.storage.get(image.key)
+            yield Shown(file, _text(file))
     elif job.state == JobState.CANCELED:
         for index in range(params.num_images):
             preview = previews.get(desk.redis, job.id, index)
             if preview is not None:
                 yield _unfinished(preview, params, infotext.encode(params, index))
+
+
+def _text(file: bytes) -> str:
+    """Return the text inside a picture of the farm's own, which stands before the pixels."""
+    with Image.open(io.BytesIO(file)) as picture:
+        return str(picture.info["parameters"])
 
 
 def _unfinished(preview: bytes, params: GenerationParams, text: str) -> Shown:

@@ -21,19 +21,19 @@ _NEED_CHECKPOINT = frozenset({Schedule.UNIFORM, Schedule.SGM_UNIFORM, Schedule.S
 
 @router.get("/sd-models", summary="List checkpoints")
 def sd_models(desk: DeskDep, _caller: Reader) -> list[dict[str, Any]]:
-    """List the checkpoints of the farm, the one that sessions begin with first. Hashes are not known here."""
+    """List the checkpoints of the farm, the one that sessions begin with first."""
     with desk.db.transaction() as transaction:
         known = sessions.checkpoints(transaction, desk)
     return [
         {
-            "title": names.title(name),
+            "title": names.title(name, sha256),
             "model_name": name,
-            "hash": None,
-            "sha256": None,
-            "filename": names.title(name),
+            "hash": sha256[: names.HASH_CHARS] if sha256 else None,
+            "sha256": sha256,
+            "filename": names.file(name),
             "config": None,
         }
-        for name in known
+        for name, sha256 in known.items()
     ]
 
 
@@ -81,14 +81,14 @@ async def latent_upscale_modes(_caller: Reader) -> list[dict[str, str]]:
 @router.get("/sd-vae", summary="List VAEs")
 def sd_vae(desk: DeskDep, _caller: Reader) -> list[dict[str, str]]:
     """List the VAEs of the farm."""
-    return [{"model_name": names.title(name), "filename": names.title(name)} for name, _ in _weights(desk, Kind.VAE)]
+    return [{"model_name": names.file(name), "filename": names.file(name)} for name, _ in _weights(desk, Kind.VAE)]
 
 
 @router.get("/loras", summary="List LoRAs")
 def loras(desk: DeskDep, _caller: Reader) -> list[dict[str, Any]]:
     """List the LoRAs of the farm."""
     return [
-        {"name": name, "alias": alias or name, "path": names.title(name), "metadata": {}}
+        {"name": name, "alias": alias or name, "path": names.file(name), "metadata": {}}
         for name, alias in _weights(desk, Kind.LORA)
     ]
 

@@ -1,7 +1,7 @@
 """The dialect's names for samplers, schedules, upscalers and checkpoints, in all their historical forms."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from api.a1111.refusals import Impossible, SamplerNotFound
@@ -50,6 +50,10 @@ LATENT_UPSCALERS: Mapping[str, Upscaler] = MappingProxyType(
 # None first: clients skip the first one.
 PIXEL_UPSCALERS = (NO_UPSCALER, "Lanczos", "Nearest")
 SUFFIXES = (".safetensors", ".ckpt")
+HASH_CHARS = 10
+# Checkpoints by name with their SHA-256, as far as it is known.
+Checkpoints = Mapping[str, str | None]
+_HEX = re.compile("[0-9a-f]{8,64}")
 _HASH = re.compile(r"\s*\[([0-9a-f]{8,64})\]\s*$", re.IGNORECASE)
 
 _SAMPLERS = {
@@ -114,23 +118,40 @@ def pixel_upscaler(name: str) -> str:
     raise Impossible(f"could not find upscaler named {name[:100]}")
 
 
-def title(checkpoint: str) -> str:
+def file(weights: str) -> str:
+    """Return weights as a file is called."""
+    return f"{weights}{SUFFIXES[0]}"
+
+
+def title(checkpoint: str, sha256: str | None) -> str:
     """Return how lists call a checkpoint."""
-    return f"{checkpoint}{SUFFIXES[0]}"
+    return f"{file(checkpoint)} [{sha256[:HASH_CHARS]}]" if sha256 else file(checkpoint)
 
 
-def checkpoint(wanted: str, known: Sequence[str]) -> str:
-    """Return the checkpoint that a title, file name or stem means, with or without a hash behind it. Raises `Impossible`."""
+def checkpoint(wanted: str, known: Checkpoints) -> str:
+    """Return the checkpoint that a title, file name, stem or hash means. A name with another's hash is none.
+
+    Raises `Impossible`.
+    """
+    said = _HASH.search(wanted)
     plain = stem(_HASH.sub("", wanted).strip()).casefold()
-    for name in known:
-        if plain in {name.casefold(), stem(name).casefold()}:
+    for name, sha256 in known.items():
+        is_named = plain in {name.casefold(), stem(name).casefold()}
+        if is_named and (said is None or _may_be(said[1].lower(), sha256)):
+            return name
+        if sha256 and _HEX.fullmatch(plain) and sha256.startswith(plain):
             return name
     raise Impossible(f"model {wanted[:200]!r} not found")
 
 
-def stem(file: str) -> str:
+def _may_be(hexadecimal: str, sha256: str | None) -> bool:
+    """Say whether a hash can be that of a file; the old ones, of eight digits, were made of parts of it."""
+    return sha256 is None or len(hexadecimal) < HASH_CHARS or sha256.startswith(hexadecimal)
+
+
+def stem(name: str) -> str:
     """Return a weights file's name without its ending."""
     for suffix in SUFFIXES:
-        if file.casefold().endswith(suffix):
-            return file[: -len(suffix)]
-    return file
+        if name.casefold().endswith(suffix):
+            return name[: -len(suffix)]
+    return name

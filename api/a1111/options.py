@@ -1,6 +1,6 @@
 """The settings that the dialect's clients read and write. Few of them act here; the others show how the farm is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -71,7 +71,7 @@ class Chosen(Lax):
     CLIP_stop_at_last_layers: Number = 1
 
 
-def changes(body: Mapping[str, Any], checkpoints: Sequence[str]) -> dict[str, Any]:
+def changes(body: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str, Any]:
     """Return what of a body is to be remembered; a checkpoint by its title. Raises `Impossible` for an unknown one.
 
     Unknown keys, and keys that nobody can set, are ignored: clients send back all that they were given.
@@ -79,14 +79,15 @@ def changes(body: Mapping[str, Any], checkpoints: Sequence[str]) -> dict[str, An
     chosen = {name: value for name, value in body.items() if name in SETTABLE and _fits(name, value)}
     wanted = chosen.pop(CHECKPOINT, None)
     if wanted:
-        chosen[CHECKPOINT] = names.title(names.checkpoint(wanted, checkpoints))
+        found = names.checkpoint(wanted, checkpoints)
+        chosen[CHECKPOINT] = names.title(found, checkpoints[found])
     return chosen
 
 
-def whole(remembered: Mapping[str, Any], checkpoint: str | None) -> dict[str, Any]:
-    """Return every setting, as one session sees them; `checkpoint` is what it uses while it has chosen none."""
-    shown = {CHECKPOINT: names.title(checkpoint)} if checkpoint else {}
-    return {**DEFAULTS, **shown, **remembered}
+def whole(chosen: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str, Any]:
+    """Return every setting, as one session sees them that has chosen a checkpoint, or for which there is none."""
+    known = {names.title(name, sha256): sha256 for name, sha256 in checkpoints.items()}
+    return {**DEFAULTS, "sd_checkpoint_hash": known.get(chosen.get(CHECKPOINT, "")) or "", **chosen}
 
 
 def ignored(overrides: Mapping[str, Any]) -> list[str]:

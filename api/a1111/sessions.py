@@ -43,16 +43,16 @@ def choose(transaction: Transaction, session_id: str, chosen: dict[str, Any]) ->
     transaction.execute(delete(SessionRow).where(SessionRow.changed_at < old))
 
 
-def checkpoints(transaction: Transaction, desk: Desk) -> list[str]:
-    """List the checkpoints of the farm, the one that sessions begin with first."""
+def checkpoints(transaction: Transaction, desk: Desk) -> dict[str, str | None]:
+    """Return the checkpoints of the farm with their SHA-256, the one that sessions begin with first."""
     served = fleet.checkpoints(transaction, silent_after_s=desk.settings.lease_seconds)
     preferred = desk.settings.default_checkpoint
     ranked = sorted(served, key=lambda one: (one.name != preferred, not one.ready_workers, one.name))
-    return [one.name for one in ranked]
+    return {one.name: one.sha256 for one in ranked}
 
 
-def in_use(chosen: dict[str, Any], known: list[str]) -> dict[str, Any]:
-    """Return a session's choice with a checkpoint in it, the farm's first if it has chosen none; raises if there is none."""
-    if chosen.get(CHECKPOINT):
+def in_use(chosen: dict[str, Any], known: names.Checkpoints) -> dict[str, Any]:
+    """Return a session's choice with a checkpoint in it, the farm's first if it has chosen none."""
+    if chosen.get(CHECKPOINT) or not known:
         return chosen
-    return {**chosen, CHECKPOINT: names.title(known[0])} if known else chosen
+    return {**chosen, CHECKPOINT: names.title(*next(iter(known.items())))}

@@ -19,7 +19,7 @@ def get_options(desk: DeskDep, session_id: SessionId) -> dict[str, Any]:
     with desk.db.transaction() as transaction:
         chosen = sessions.options(transaction, session_id)
         known = sessions.checkpoints(transaction, desk)
-    return options.whole(chosen, known[0] if known else None)
+    return options.whole(sessions.in_use(chosen, known), known)
 
 
 @router.post("/options", summary="Change the session's settings")

@@ -54,7 +54,7 @@ class Farm:
     """What translation must know: what the session has chosen, what the farm has, and how to draw a seed up to a number."""
 
     options: Mapping[str, Any]
-    checkpoints: Sequence[str]
+    checkpoints: names.Checkpoints
     styles: Mapping[str, Style]
     draw: Callable[[int], int]
 
@@ -110,8 +110,10 @@ def _plan(
         _submission({**fields, **part, **_seeds(request, seed, subseed, offset), "num_images": count})
         for offset, count, part in _jobs(batch, request.n_iter)
     ]
+    sha256 = farm.checkpoints[str(fields["checkpoint"])]
     about = {
         "kind": kind,
+        "checkpoint_hash": sha256[: names.HASH_CHARS] if sha256 else None,
         "seed": seed,
         "subseed": subseed,
         "batch_size": request.batch_size,

@@ -22,9 +22,10 @@ from api.a1111 import dialect
 from api.a1111.requests import Txt2Img
 from api.keys import NewKey, Scope
 from api.main import create_app
-from shared import fleet
+from shared import catalog, fleet
 from shared.db import Database
 from shared.settings import Settings
+from tests import studio
 from tests.workshop import serving, working
 
 SMALL: dict[str, Any] = {
@@ -212,6 +213,23 @@ def test_9_an_unknown_checkpoint_is_refused_by_name(farm: httpx.Client) -> None:
     assert farm.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "farm-demo.safetensors"
     body = {**SMALL, "override_settings": {"sd_model_checkpoint": "nope"}}
     assert farm.post("/sdapi/v1/txt2img", json=body).json()["errors"] == "model 'nope' not found"
+
+
+def test_9_titles_carry_hashes_where_workers_have_told_them(farm: httpx.Client, db: Database) -> None:
+    sha256 = catalog.digest(catalog.inspect(studio.DEMO))
+    demo = {"worker_id": "gpu0@test", "checkpoint": "farm-demo", "hostname": "test", "device": "test"}
+    with db.transaction() as session:
+        fleet.announce(session, **demo, size_bytes=1, slots=4, sha256=sha256)
+    (listed,) = farm.get("/sdapi/v1/sd-models").json()
+    assert listed["title"] == f"farm-demo.safetensors [{sha256[:10]}]"
+    assert (listed["model_name"], listed["hash"], listed["sha256"]) == ("farm-demo", sha256[:10], sha256)
+    for wanted in (listed["title"], listed["model_name"], "farm-demo.safetensors", sha256, sha256[:10]):
+        farm.post("/sdapi/v1/options", json={"sd_model_checkpoint": wanted}).raise_for_status()
+        options = farm.get("/sdapi/v1/options").json()
+        assert (options["sd_model_checkpoint"], options["sd_checkpoint_hash"]) == (listed["title"], sha256)
+    info = json.loads(rendered(farm)["info"])
+    assert info["sd_model_hash"] == sha256[:10]
+    assert f"Size: 64x64, Model hash: {sha256[:10]}, Model: farm-demo, " in info["infotexts"][0]
 
 
 def test_10_an_unknown_sampler(farm: httpx.Client) -> None:

@@ -22,7 +22,7 @@ from tests.factories import params
 
 FARM = Farm(
     options={"sd_model_checkpoint": "farm-demo.safetensors"},
-    checkpoints=["farm-demo", "other"],
+    checkpoints={"farm-demo": None, "other": "0123456789ab" + "0" * 52},
     styles={"warm": Style("warm", "warm {prompt}, soft", "cold"), "plain": Style("plain", "flat", "")},
     draw=lambda last: last,
 )
@@ -170,6 +170,14 @@ def test_a_checkpoint_by_title_name_or_stem(wanted: str) -> None:
 def test_an_unknown_checkpoint_is_never_another() -> None:
     with pytest.raises(Impossible, match="model 'nope' not found"):
         txt2img(override_settings={"sd_model_checkpoint": "nope"})
+
+
+@pytest.mark.parametrize("wanted", ["other [0123456789]", "0123456789", "01234567", "other.safetensors [ffffffff]"])
+def test_a_checkpoint_by_its_hash(wanted: str) -> None:
+    (one,) = txt2img(override_settings={"sd_model_checkpoint": wanted}).submissions
+    assert one.checkpoint == "other"
+    with pytest.raises(Impossible):
+        txt2img(override_settings={"sd_model_checkpoint": "other [ffffffffff]"})
 
 
 def test_seeds_count_over_batches_and_iterations() -> None:
