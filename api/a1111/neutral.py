@@ -59,8 +59,14 @@ def _is_walked(request: Txt2Img | Img2Img, scheduler: str) -> bool:
 
 
 def _of_hires(request: Txt2Img) -> Iterator[str]:
-    if request.enable_hr and (request.hr_upscaler or "").casefold() == "nearest":
+    if not request.enable_hr:
+        return
+    if (request.hr_upscaler or "").casefold() == "nearest":
         yield "hr_upscaler"
+    width, height = request.hr_resize_x, request.hr_resize_y
+    # The original cuts off what does not fit; here the picture is stretched.
+    if width and height and width * request.height != height * request.width:
+        yield "hr_resize crop"
 
 
 def _of_canvas(request: Img2Img) -> Iterator[str]:

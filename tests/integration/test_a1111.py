@@ -268,6 +268,16 @@ def test_13_hanging_up_cancels_the_job_unless_it_is_kept(idle: Settings, keeps: 
         assert farm.get(f"/v1/jobs/{job['id']}?wait={wait_s}").json()["state"] == state
 
 
+def test_13_hanging_up_stops_what_is_being_rendered(farm: httpx.Client) -> None:
+    long = {**SMALL, "steps": 150, "width": 512, "height": 512}
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(farm.post, "/sdapi/v1/txt2img", json=long, timeout=2)
+        _until(farm, lambda seen: seen["progress"] > 0)
+        assert isinstance(call.exception(timeout=60), httpx.ReadTimeout)
+    (job,) = farm.get("/v1/jobs").json()["jobs"]
+    assert farm.get(f"/v1/jobs/{job['id']}?wait=30").json()["state"] == "canceled"
+
+
 def test_14_the_same_task_again_is_the_same_job(farm: httpx.Client) -> None:
     body = {**SMALL, "force_task_id": "task(abc)", "seed": -1}
     first, again = (farm.post("/sdapi/v1/txt2img", json=body) for _ in range(2))

@@ -208,6 +208,11 @@ def test_hires_fix_by_scale_or_side() -> None:
     assert size(hr_resize_x=640, hr_resize_y=960, hr_scale=4) == (640, 960)
 
 
+def test_a_second_pass_of_another_shape_is_not_cropped_and_says_so() -> None:
+    assert txt2img(enable_hr=True, hr_resize_x=1024, hr_resize_y=768).ignored == ("hr_resize crop",)
+    assert txt2img(enable_hr=True, hr_resize_x=1024, hr_resize_y=1024).ignored == ()
+
+
 def test_hires_fix_takes_over_what_it_does_not_say() -> None:
     (one,) = txt2img(enable_hr=True, denoising_strength=None, steps=20).submissions
     assert one.hires
