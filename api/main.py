@@ -16,7 +16,7 @@ from api.deps import open_desk
 from api.gate import Gate
 from api.v1 import choices, deliveries, feed, jobs, keys, queue, webhooks, workers
 from shared.metrics import Board
-from shared.settings import Settings
+from shared.settings import Settings, load
 from shared.telemetry import configure_logging
 from shared.tracing import configure_tracing
 
@@ -41,7 +41,7 @@ Every error is problem JSON (RFC 9457) with a stable `code`.
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the api. Settings come from the environment unless given."""
-    settings = settings or Settings()
+    settings = settings or load()
     configure_logging(settings)
     configure_tracing("api")
 

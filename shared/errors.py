@@ -31,6 +31,8 @@ FarmError
 │   └── ImagesNotReady
 ├── BadWeights 422          a weights file that cannot be loaded
 │   └── BadCheckpoint       … as a whole SD1.5
+├── NoDevice 500            the worker has no device to render on
+├── NoBucket 500            the storage has no such bucket
 ├── RenderFailed 500        the engine could not make this image
 │   ├── OutOfMemory         retryable
 │   ├── NotANumber
@@ -252,6 +254,18 @@ class BadCheckpoint(BadWeights):
     """The file is not a Stable Diffusion 1.5 checkpoint that can be loaded."""
 
     code = "bad_checkpoint"
+
+
+class NoDevice(FarmError):
+    """The worker has no device to render on."""
+
+    code = "no_device"
+
+
+class NoBucket(FarmError):
+    """The image storage has no such bucket."""
+
+    code = "no_bucket"
 
 
 class RenderFailed(FarmError):

@@ -6,9 +6,23 @@ Read once by an entry point and handed on; nothing here touches the environment 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+
+def _spelled(*schemes: str) -> AfterValidator:
+    """Accept URLs that begin with one of these schemes. What was given is never repeated: it has a password in it."""
+
+    def check(url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(tuple(f"{scheme}://" for scheme in schemes)):
+            raise ValueError(f"is no URL of the kind {schemes[0]}://...")
+        return url
+
+    return AfterValidator(check)
+
+
+DatabaseUrl = Annotated[SecretStr, _spelled("postgresql", "postgres", "postgresql+psycopg")]
+RedisUrl = Annotated[SecretStr, _spelled("redis", "rediss", "unix")]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -18,8 +32,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FARM_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     # Where the parts are.
-    database_url: SecretStr = SecretStr("postgresql+psycopg://farm:farm@127.0.0.1:5432/farm")
-    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    database_url: DatabaseUrl = SecretStr("postgresql+psycopg://farm:farm@127.0.0.1:5432/farm")
+    redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
     s3_endpoint_url: str | None = None
     s3_public_url: str | None = None
     s3_region: str = "us-east-1"
@@ -91,3 +105,12 @@ class Settings(BaseSettings):
 
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load() -> Settings:
+    """Read the settings of a process that cannot start without them: end it with one line that names what is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(f"FARM_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
+        raise SystemExit(f"farm: {wrong} (.env.example explains every setting)") from None

@@ -7,8 +7,23 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shared.errors import ObjectMissing, StorageUnavailable
+from shared.errors import NoBucket, ObjectMissing, StorageUnavailable
 from shared.settings import Settings
+
+# What mends a store's refusal, by its code; HEAD requests have only the status.
+ADVICE = {
+    "NoSuchBucket": "create the bucket, or mend FARM_S3_BUCKET",
+    "404": "create the bucket, or mend FARM_S3_BUCKET",
+    "InvalidAccessKeyId": "mend FARM_S3_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "mend FARM_S3_SECRET_ACCESS_KEY",
+    "AccessDenied": "let the key do this; deploy/s3-policy has what is needed",
+    "403": "mend the S3 key, or let it do this; deploy/s3-policy has what is needed",
+    "301": "mend FARM_S3_REGION",
+    "PermanentRedirect": "mend FARM_S3_REGION",
+    "AuthorizationHeaderMalformed": "mend FARM_S3_REGION",
+    "RequestTimeTooSkewed": "set this machine's clock: timedatectl set-ntp true",
+    "ExpiredToken": "renew the credentials of this machine",
+}
 
 
 def image_key(job_id: UUID, attempt: int, index: int) -> str:
@@ -66,6 +81,14 @@ class Storage:
         """Raise `StorageUnavailable` unless the bucket is there."""
         self._call("head_bucket")
 
+    def check(self) -> None:
+        """Raise `NoBucket` where the store answers that there is none; whatever else is wrong may pass, or be meant."""
+        try:
+            self.ping()
+        except StorageUnavailable as error:
+            if _code(error.__cause__) in {"404", "NoSuchBucket"}:
+                raise NoBucket(f"There is no bucket {self._bucket!r}: create it, or mend FARM_S3_BUCKET.") from error
+
     def ensure_bucket(self) -> None:
         """Create the bucket unless it exists."""
         try:
@@ -77,9 +100,15 @@ class Storage:
         try:
             return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
         except (BotoCoreError, ClientError) as error:
-            if isinstance(error, ClientError) and error.response.get("Error", {}).get("Code") == "NoSuchKey":
+            code = _code(error)
+            if code == "NoSuchKey":
                 raise ObjectMissing(f"The image storage has no object {arguments.get('Key')}.") from error
-            raise StorageUnavailable(f"The image storage refused {operation}: {error}") from error
+            advice = f"; {ADVICE[code]}" if code in ADVICE else ""
+            raise StorageUnavailable(f"The image storage refused {operation}: {error}{advice}.") from error
+
+
+def _code(error: BaseException | None) -> str:
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
 def _client(settings: Settings, endpoint_url: str | None) -> Any:

@@ -11,7 +11,7 @@ from shared.errors import FarmError
 from shared.events import Listener
 from shared.metrics import Board
 from shared.outside import Outside
-from shared.settings import Settings
+from shared.settings import load
 from shared.telemetry import configure_logging
 from shared.tracing import configure_tracing
 from worker import maintenance
@@ -21,7 +21,7 @@ FORGET_SECONDS = 600.0
 
 log = structlog.get_logger(__name__)
 
-settings = Settings()
+settings = load()
 app = broker.celery_app(settings)
 app.conf.update(
     # The schedule is two periods; nothing about it is worth a file on disk.

@@ -8,6 +8,7 @@ import torch
 
 from shared import catalog
 from shared.catalog import CheckpointFile
+from shared.errors import NoDevice
 from shared.settings import Settings
 from shared.weights import Shelves
 from worker.diffusion import checkpoint as checkpoints
@@ -80,6 +81,11 @@ def chosen_device(settings: Settings) -> torch.device:
     """Return the device to render on; `auto` is the GPU where there is one."""
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise NoDevice(
+            "FARM_DEVICE=cuda, but torch sees no GPU: mend the NVIDIA driver (nvidia-smi must list it) or install"
+            " a CUDA build of torch; FARM_DEVICE=cpu renders without."
+        )
     return torch.device(settings.device)
 
 

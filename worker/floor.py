@@ -64,6 +64,8 @@ class Floor:
         self._closing.callback(db.close)
         redis = broker.connect(settings)
         self._closing.callback(redis.close)
+        storage = Storage(settings)
+        storage.check()
         self._take_over(db, redis, worker_id, file.name)
         equipment = device.equip(settings, file)
         engine = equipment.engine
@@ -90,7 +92,7 @@ class Floor:
             worker_id=worker_id,
             engine=engine,
             db=db,
-            storage=Storage(settings),
+            storage=storage,
             redis=redis,
             celery=self._celery,
             leases=leases,

@@ -14,7 +14,7 @@ from celery import signals
 
 from shared import broker
 from shared.errors import FarmError
-from shared.settings import Settings
+from shared.settings import load
 from shared.telemetry import configure_logging
 from shared.tracing import configure_tracing
 from worker.floor import Floor, chosen_checkpoint
@@ -25,9 +25,16 @@ SWITCH_INTERVAL_SECONDS = 0.001
 FORCED_EXIT_STATUS = 1
 UNFIT_EXIT_STATUS = 69  # EX_UNAVAILABLE: the supervisor starts another process
 
+# What mends an error that its own message, written for clients, leaves open.
+FIXES = {
+    "database_unavailable": "start Postgres, or mend FARM_DATABASE_URL",
+    "broker_unavailable": "start Redis, or mend FARM_REDIS_URL",
+    "worker_unfit": "its supervisor starts it anew; if that repeats, fetch the checkpoint again or replace the GPU",
+}
+
 log = structlog.get_logger(__name__)
 
-settings = Settings()
+settings = load()
 app = broker.celery_app(settings)
 floor = Floor(settings, app)
 
@@ -86,7 +93,10 @@ def _fatal_errors() -> Iterator[None]:
     try:
         yield
     except FarmError as error:
-        log.critical("worker.cannot_start", code=error.code, error=str(error))
+        cause = str(error.__cause__ or "").strip().split("\n", maxsplit=1)[0]
+        log.critical(
+            "worker.cannot_start", code=error.code, error=str(error), cause=cause, fix=FIXES.get(error.code, "")
+        )
         raise SystemExit(1) from error
     except Exception as error:  # a worker that is only half open would answer doorbells and render nothing
         log.critical("worker.cannot_start", exc_info=error)

@@ -13,10 +13,12 @@ def migrate() -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from shared import migrations
-    from shared.settings import Settings
+    from shared.settings import load
 
     try:
-        migrations.upgrade(Settings().database_url.get_secret_value())
+        migrations.upgrade(load().database_url.get_secret_value())
     except SQLAlchemyError as error:
-        raise Failure(f"the database was not migrated: {str(error).splitlines()[0]}") from error
+        raise Failure(
+            f"the database was not migrated: {str(error).splitlines()[0]}; mend FARM_DATABASE_URL, or start it"
+        ) from error
     say(f"the schema is at revision {migrations.head()}")

@@ -1,0 +1,65 @@
+"""What each process says when it is started wrongly: one line with the fix, and an exit status that its supervisor heeds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.errors import NoBucket
+from shared.settings import Settings
+from shared.storage import Storage
+from tests import studio
+
+CELERY = ("-m", "celery", "-A")
+SLOTS = ("worker", "--pool", "threads", "--concurrency", "1", "-n", "bad@here")
+WORKER, COURIER = (*CELERY, "worker.gpu", *SLOTS), (*CELERY, "worker.cpu", *SLOTS)
+API = ("-m", "api.serve")
+MIGRATE = ("-c", "import sys; from api.cli import main; sys.exit(main(['migrate']))")
+NOWHERE = "postgresql://farm:s3same@127.0.0.1:9/farm"
+
+
+@pytest.mark.parametrize(
+    ("process", "name", "value", "says"),
+    [
+        (WORKER, "FARM_DATABASE_URL", NOWHERE, "mend FARM_DATABASE_URL"),
+        (COURIER, "FARM_REDIS_URL", "nonsense", "FARM_REDIS_URL"),
+        (API, "FARM_LEASE_SECONDS", "-1", "FARM_LEASE_SECONDS"),
+        (MIGRATE, "FARM_DATABASE_URL", NOWHERE, "mend FARM_DATABASE_URL"),
+    ],
+)
+@pytest.mark.usefixtures("settings")
+def test_a_process_says_what_is_wrong_and_ends(process: tuple[str, ...], name: str, value: str, says: str) -> None:
+    status, said = started(process, **{name: value})
+    assert status == 1
+    assert says in said
+    assert "Traceback" not in said
+    assert "s3same" not in said
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_half_downloaded_checkpoint_ends_its_worker(tmp_path: Path) -> None:
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(studio.DEMO.read_bytes()[:100_000])
+    status, said = started(WORKER, FARM_CHECKPOINT=str(half))
+    assert (status, str(half) in said, "Traceback" in said) == (1, True, False)
+
+
+def test_a_missing_bucket_is_named(settings: Settings) -> None:
+    Storage(settings).check()
+    with pytest.raises(NoBucket, match="FARM_S3_BUCKET"):
+        Storage(settings.model_copy(update={"s3_bucket": "another"})).check()
+
+
+def started(process: tuple[str, ...], **changes: str) -> tuple[int, str]:
+    """Start a process of the farm with settings changed; return its status and all that it said."""
+    env = {
+        **os.environ,
+        "FARM_CHECKPOINT": str(studio.DEMO),
+        "FARM_DEVICE": "cpu",
+        "FARM_CONNECT_SECONDS": "2",
+        **changes,
+    }
+    done = subprocess.run([sys.executable, *process], env=env, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
