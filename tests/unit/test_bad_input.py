@@ -1,6 +1,7 @@
 """What is wrong with a setting or a store, said in one line that names the fix and repeats no secret."""
 
 import pytest
+import torch
 from botocore.exceptions import ClientError
 
 from shared.errors import NoDevice, StorageUnavailable
@@ -41,7 +42,7 @@ def test_a_refusing_store_is_told_of_with_the_fix(monkeypatch: pytest.MonkeyPatc
     assert str(said.value).endswith(f"; {advice}.")
 
 
-@pytest.mark.skipif(device.torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_driver_is_named() -> None:
     with pytest.raises(NoDevice, match="nvidia-smi"):
         device.chosen_device(Settings(device="cuda"))
