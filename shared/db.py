@@ -173,7 +173,6 @@ class WorkerRow(Base):
     draining_at: Mapped[datetime | None]
     # Why it took itself out of service; a process that starts in its place and is well clears it.
     unfit: Mapped[str | None]
-    # What NVML says of its GPU.
     temperature_c: Mapped[float | None]
     ecc_errors: Mapped[int | None]
     xid: Mapped[int | None]

@@ -5,7 +5,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from shared.errors import StorageUnavailable
+from shared.errors import ObjectMissing, StorageUnavailable
 from shared.settings import Settings
 from shared.storage import Storage, image_key
 
@@ -18,7 +18,7 @@ def test_put_get_url_delete(storage: Storage) -> None:
     assert httpx.get(url).content == b"bytes"
     storage.delete(key)
     storage.delete(key)
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(ObjectMissing):
         storage.get(key)
 
 
