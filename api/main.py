@@ -4,17 +4,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import metrics, ops, problems
+from api import console, metrics, ops, problems
 from api.a1111 import dialect
 from api.a1111 import routes as a1111
 from api.body import BodyLimit
 from api.deps import open_desk
 from api.gate import Gate
-from api.v1 import choices, deliveries, feed, jobs, keys, queue, webhooks, workers
+from api.v1 import choices, deliveries, feed, images, jobs, keys, queue, webhooks, workers
 from shared.metrics import Board
 from shared.settings import Settings, load
 from shared.telemetry import configure_logging
@@ -22,6 +21,7 @@ from shared.tracing import configure_tracing
 
 PARTS = (
     jobs,
+    images,
     choices,
     keys,
     queue,
@@ -32,6 +32,7 @@ PARTS = (
     a1111,
     ops,
     metrics,
+    console,
 )
 DESCRIPTION = """
 Submit txt2img jobs for Stable Diffusion 1.5, follow them step by step, fetch the images.
@@ -69,12 +70,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for part in PARTS:
         app.include_router(part.router)
 
-    @app.get("/", include_in_schema=False)
-    def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
-    @app.head("/", include_in_schema=False)
-    def present() -> None:
-        """Answer clients that ask whether there is a server."""
-
+    console.install(app)
     return app

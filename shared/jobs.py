@@ -144,6 +144,7 @@ def listing(
     after: UUID | None = None,
     state: JobState | None = None,
     checkpoint: str | None = None,
+    prompt: str | None = None,
     owner: str | None = None,
 ) -> Sequence[JobRow]:
     """Return up to `limit` jobs, newest first, that are older than the job `after`."""
@@ -154,6 +155,8 @@ def listing(
         query = query.where(JobRow.state == state)
     if checkpoint is not None:
         query = query.where(JobRow.checkpoint == checkpoint)
+    if prompt is not None:
+        query = query.where(JobRow.params["prompt"].astext.icontains(prompt, autoescape=True))
     if owner is not None:
         query = query.where(JobRow.owner == owner)
     return session.scalars(query).all()

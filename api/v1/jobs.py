@@ -4,8 +4,7 @@ from contextlib import suppress
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import AfterValidator, BaseModel
 from starlette.concurrency import run_in_threadpool
 
@@ -18,10 +17,10 @@ from api.v1.queue import outlook
 from api.v1.submissions import Submission
 from api.v1.waits import WaitS
 from api.waiting import while_connected
-from shared import events, jobs, previews
-from shared.db import ImageRow, JobRow
-from shared.errors import DatabaseUnavailable, ImageNotFound, ImagesNotReady, JobNotFound, PreviewNotFound
-from shared.params import MAX_IMAGES, reject_nul
+from shared import events, jobs
+from shared.db import JobRow
+from shared.errors import DatabaseUnavailable, JobNotFound
+from shared.params import reject_nul
 from shared.states import JobState
 from shared.wire import Job
 
@@ -58,6 +57,9 @@ def listing(
     caller: Reader,
     state: Annotated[JobState | None, Query()] = None,
     checkpoint: Annotated[Name | None, Query(max_length=100)] = None,
+    prompt: Annotated[
+        Name | None, Query(max_length=200, description="Words that the prompt contains, in any case.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
 ) -> JobPage:
@@ -66,7 +68,13 @@ def listing(
     with desk.db.transaction() as session:
         # One more than asked for tells whether there is a next page.
         rows = jobs.listing(
-            session, limit=limit + 1, after=after, state=state, checkpoint=checkpoint, owner=caller.sees_only
+            session,
+            limit=limit + 1,
+            after=after,
+            state=state,
+            checkpoint=checkpoint,
+            prompt=prompt,
+            owner=caller.sees_only,
         )
     page = rows[:limit]
     return JobPage(
@@ -100,43 +108,6 @@ def cancel(job_id: JobId, desk: DeskDep, caller: Submitter) -> Job:
     return Job.of(row)
 
 
-@router.get(
-    "/{job_id}/images/{index}",
-    status_code=307,
-    summary="Fetch an image",
-    response_class=RedirectResponse,
-    responses=documented(404, 409),
-)
-def image(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep, caller: Reader) -> Response:
-    """Redirect to a presigned URL of one image's bytes; an api that hides its storage answers with the bytes themselves."""
-    found = _image(_row(desk, caller, job_id), index)
-    if desk.settings.image_delivery == "proxy":
-        headers = {"Cache-Control": "private, max-age=31536000, immutable", "ETag": f'"{found.sha256}"'}
-        return Response(desk.storage.get(found.key), media_type=found.content_type, headers=headers)
-    url = desk.storage.url(
-        found.key,
-        ttl_s=desk.settings.image_url_seconds,
-        filename=f"{job_id}-{index}.png",
-        content_type=found.content_type,
-    )
-    return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
-
-
-@router.get(
-    "/{job_id}/images/{index}/preview",
-    summary="Show an image taking shape",
-    response_class=Response,
-    responses={200: {"content": {previews.JPEG: {}}}, **documented(404)},
-)
-def preview(job_id: JobId, index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)], desk: DeskDep, caller: Reader) -> Response:
-    """Return the latest live preview of a running job's image: small, rough, and gone soon after the job has ended."""
-    _row(desk, caller, job_id)
-    data = previews.get(desk.redis, job_id, index)
-    if data is None:
-        raise PreviewNotFound(f"Job {job_id} shows no preview of image {index} now.")
-    return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
-
-
 async def _awaited(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
     """Return the row that a wait begins with; a crowd's are read together."""
     row = await desk.waiting.row(job_id)
@@ -152,17 +123,3 @@ async def _settled(desk: Desk, request: Request, row: JobRow, wait_s: float) -> 
     with suppress(DatabaseUnavailable):
         return await while_connected(request, lambda: desk.waiting.final(row.id, wait_s)) or row
     return row
-
-
-def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
-    with desk.db.transaction() as session:
-        return jobs.get(session, job_id, owner=caller.sees_only)
-
-
-def _image(row: JobRow, index: int) -> ImageRow:
-    if row.state != JobState.SUCCEEDED:
-        raise ImagesNotReady(f"Job {row.id} is {row.state}; images appear when it has succeeded.")
-    for found in row.images:
-        if found.index == index:
-            return found
-    raise ImageNotFound(f"Job {row.id} has {len(row.images)} images; there is no index {index}.")

@@ -1,0 +1,108 @@
+"""The pictures of a job: finished, small, and taking shape."""
+
+import io
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import RedirectResponse
+from PIL import Image
+
+from api.callers import Caller, Reader
+from api.deps import Desk, DeskDep, JobId
+from api.problems import documented
+from shared import jobs, previews
+from shared.db import ImageRow, JobRow
+from shared.errors import ImageNotFound, ImagesNotReady, PreviewNotFound
+from shared.params import MAX_IMAGES
+from shared.states import JobState
+
+THUMBNAIL_PX = 320  # twice what a tile shows, for dense screens
+THUMBNAIL_QUALITY = 80
+# An image's bytes never change under its address.
+_FOREVER = "private, max-age=31536000, immutable"
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/images/{index}", tags=["jobs"], responses=documented(404, 422, 503))
+
+Index = Annotated[int, Path(ge=0, lt=MAX_IMAGES)]
+
+
+@router.get("", status_code=307, summary="Fetch an image", response_class=RedirectResponse, responses=documented(409))
+def image(
+    job_id: JobId,
+    index: Index,
+    desk: DeskDep,
+    caller: Reader,
+    inline: Annotated[bool, Query(description="The bytes from this address, without a redirect.")] = False,
+) -> Response:
+    """Redirect to a presigned URL of one image's bytes; an api that hides its storage answers with the bytes themselves."""
+    found = _image(desk, caller, job_id, index)
+    if inline or desk.settings.image_delivery == "proxy":
+        return _lasting(desk.storage.get(found.key), found.content_type, f'"{found.sha256}"')
+    url = desk.storage.url(
+        found.key,
+        ttl_s=desk.settings.image_url_seconds,
+        filename=f"{job_id}-{index}.png",
+        content_type=found.content_type,
+    )
+    return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
+
+
+@router.get(
+    "/thumbnail",
+    summary="Fetch an image, small",
+    response_class=Response,
+    responses={200: {"content": {"image/webp": {}}}, **documented(409)},
+)
+def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
+    """Return an image with sides of at most 320 px, for lists of many."""
+    found = _image(desk, caller, job_id, index)
+    data = desk.storage.get(found.key)
+    with desk.intake.decoding():
+        small = shrunk(data)
+    return _lasting(small, "image/webp", f'"{found.sha256}-{THUMBNAIL_PX}"')
+
+
+@router.get(
+    "/preview",
+    summary="Show an image taking shape",
+    response_class=Response,
+    responses={200: {"content": {previews.JPEG: {}}}},
+)
+def preview(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
+    """Return the latest live preview of a running job's image: small, rough, and gone soon after the job has ended."""
+    _row(desk, caller, job_id)
+    data = previews.get(desk.redis, job_id, index)
+    if data is None:
+        raise PreviewNotFound(f"Job {job_id} shows no preview of image {index} now.")
+    return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
+
+
+def shrunk(png: bytes) -> bytes:
+    """Return one of the farm's own pictures as a WebP of at most `THUMBNAIL_PX` a side."""
+    # Our own worker made it: its size is bounded by what a job may ask for, not by Pillow's guess at bombs.
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), reducing_gap=2.0)
+    out = io.BytesIO()
+    small.save(out, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
+    return out.getvalue()
+
+
+def _lasting(data: bytes, content_type: str, etag: str) -> Response:
+    return Response(data, media_type=content_type, headers={"Cache-Control": _FOREVER, "ETag": etag})
+
+
+def _image(desk: Desk, caller: Caller, job_id: UUID, index: int) -> ImageRow:
+    row = _row(desk, caller, job_id)
+    if row.state != JobState.SUCCEEDED:
+        raise ImagesNotReady(f"Job {row.id} is {row.state}; images appear when it has succeeded.")
+    for found in row.images:
+        if found.index == index:
+            return found
+    raise ImageNotFound(f"Job {row.id} has {len(row.images)} images; there is no index {index}.")
+
+
+def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
+    with desk.db.transaction() as session:
+        return jobs.get(session, job_id, owner=caller.sees_only)

@@ -1,0 +1,126 @@
+/** The public /v1 API, and nothing but it. Every failure is an ApiError that says what to do. */
+
+import { words } from "./words.js";
+
+const KEY = "farm.key";
+const listeners = new Set();
+let reachable = true;
+
+export class ApiError extends Error {
+  constructor(status, code, message, retryAfter) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.retryAfter = retryAfter;
+  }
+}
+
+/** The API key of this tab; it leaves with the tab. */
+export const key = {
+  get: () => sessionStorage.getItem(KEY) ?? "",
+  set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
+};
+
+/** Hear whether the farm can be reached: called with true or false when that changes. */
+export function onReachable(listener) {
+  listeners.add(listener);
+  listener(reachable);
+}
+
+function tellReachable(now) {
+  if (now === reachable) return;
+  reachable = now;
+  for (const listener of listeners) listener(now);
+}
+
+function headers(extra = {}) {
+  const token = key.get();
+  return token ? { ...extra, Authorization: `Bearer ${token}` } : extra;
+}
+
+async function exchange(method, path, { body, signal, ...extra } = {}) {
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      signal,
+      headers: headers(body === undefined ? extra.headers : { "Content-Type": "application/json", ...extra.headers }),
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    tellReachable(false);
+    throw new ApiError(0, "unreachable", words.errors.unreachable);
+  }
+  tellReachable(response.status !== 502 && response.status !== 504);
+  if (!response.ok) throw await refusal(response);
+  return response;
+}
+
+async function refusal(response) {
+  const problem = await response.json().catch(() => ({}));
+  const retryAfter = Number(response.headers.get("Retry-After")) || null;
+  const advice = words.errors[problem.code] ?? words.errors[response.status];
+  const detail = problem.detail ?? `${response.status} ${response.statusText}`;
+  if (response.status === 401) dispatchEvent(new CustomEvent("farm:key-needed"));
+  return new ApiError(
+    response.status,
+    problem.code ?? `http_${response.status}`,
+    advice ? `${detail} ${advice}` : detail,
+    retryAfter,
+  );
+}
+
+/** GET JSON. */
+export async function get(path, options) {
+  return (await exchange("GET", path, options)).json();
+}
+
+/** POST JSON and read JSON. */
+export async function post(path, body = {}, options = {}) {
+  const response = await exchange("POST", path, { body, ...options });
+  return response.status === 204 ? null : response.json();
+}
+
+/** Change part of a thing. */
+export async function patch(path, body) {
+  return (await exchange("PATCH", path, { body })).json();
+}
+
+/** Delete a thing. */
+export async function remove(path) {
+  await exchange("DELETE", path);
+}
+
+/** GET bytes, with the key that an <img> could not send. */
+export async function blob(path, options) {
+  return (await exchange("GET", path, options)).blob();
+}
+
+/** Follow a server-sent event stream until it ends: `hear(event, data)` for each event. */
+export async function stream(path, hear, { signal } = {}) {
+  const response = await exchange("GET", path, { signal, headers: { Accept: "text/event-stream" } });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let pending = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    pending += value.replaceAll("\r", "");
+    const blocks = pending.split("\n\n");
+    pending = blocks.pop();
+    for (const block of blocks) {
+      const event = parsed(block);
+      if (event) hear(event.name, event.data);
+    }
+  }
+}
+
+function parsed(block) {
+  let name = "message";
+  const data = [];
+  for (const line of block.split("\n")) {
+    if (line.startsWith("event:")) name = line.slice(6).trim();
+    else if (line.startsWith("data:")) data.push(line.slice(5).trimStart());
+  }
+  return data.length ? { name, data: JSON.parse(data.join("\n")) } : null;
+}

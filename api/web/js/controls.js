@@ -1,0 +1,102 @@
+/** Labelled controls for the settings of `fields.js`. Each says in one line what it does. */
+
+import { el, fill, freshId } from "./dom.js";
+import { FIELDS, tidied } from "./fields.js";
+import { words } from "./words.js";
+
+/** A control for one field: { element, read, write, options }. `changed` is called after the user has changed it. */
+export function control(name, changed) {
+  const [label, help] = words.fields[name];
+  const field = FIELDS[name];
+  const id = freshId(name);
+  const input = INPUTS[field.kind](name, field, id, changed);
+  input.node.setAttribute("aria-describedby", `${id}-help`);
+  const element = el(
+    "div",
+    { class: `field ${field.kind}`, dataset: { field: name } },
+    el("label", { htmlFor: id }, label),
+    el("div", { class: "inputs" }, input.all ?? input.node),
+    el("small", { id: `${id}-help` }, help),
+  );
+  return { element, ...input };
+}
+
+const INPUTS = {
+  number(name, field, id, changed) {
+    const node = el("input", {
+      id, type: "number", min: field.low, max: field.high, step: field.step, inputMode: "decimal",
+      placeholder: field.start === null ? words.create.random : "",
+    });
+    const slider = field.start === null ? null : el("input", { type: "range", min: field.low, max: field.high, step: field.step, tabIndex: -1, "aria-hidden": "true" });
+    const write = (value) => {
+      node.value = value ?? "";
+      if (slider) slider.value = value ?? field.start;
+    };
+    const settle = (text) => {
+      write(tidied(name, text));
+      changed(name);
+    };
+    node.addEventListener("change", () => settle(node.value));
+    slider?.addEventListener("input", () => settle(slider.value));
+    return { node, all: slider ? [node, slider] : [node], read: () => tidied(name, node.value), write };
+  },
+  choice(name, field, id, changed) {
+    const node = el("select", { id, onchange: () => changed(name) });
+    const offer = (options) => {
+      const before = node.value;
+      fill(node, options.map(({ value, label }) => el("option", { value }, label)));
+      node.value = options.some(({ value }) => value === before) ? before : (options[0]?.value ?? "");
+    };
+    if (field.options) offer(field.options.map((value) => ({ value, label: words.options[value] ?? value.replaceAll("_", " ") })));
+    const write = (value) => {
+      // A name that is not offered (any more) is shown as it is: the farm refuses it with the names it knows.
+      if (value && ![...node.options].some((option) => option.value === value)) node.append(el("option", { value }, value));
+      node.value = value ?? "";
+    };
+    return { node, offer, read: () => node.value, write };
+  },
+  flag(name, _field, id, changed) {
+    const node = el("input", { id, type: "checkbox", onchange: () => changed(name) });
+    return { node, read: () => node.checked, write: (value) => (node.checked = Boolean(value)) };
+  },
+};
+
+/** A text area for a prompt, with a count of its tokens. */
+export function promptBox(name, { rows, changed, emphasized, chunks }) {
+  const id = freshId(name);
+  const said = words.create;
+  const isMain = name === "prompt";
+  const count = el("span", { class: "count", "aria-live": "off" });
+  const tell = () => {
+    const parts = chunks(node.value);
+    count.textContent = said.tokens(parts.reduce((sum, part) => sum + part, 0), parts.length);
+    count.title = parts.join(" + ");
+  };
+  const weigh = (event) => {
+    const direction = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+    if (!direction || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    const next = emphasized({ text: node.value, start: node.selectionStart, end: node.selectionEnd }, direction);
+    node.value = next.text;
+    node.setSelectionRange(next.start, next.end);
+    tell();
+    changed(name);
+  };
+  const node = el("textarea", {
+    id, rows, maxLength: 10_000, dir: "auto", spellcheck: false, "aria-describedby": `${id}-help`,
+    onkeydown: weigh, oninput: tell, onchange: () => changed(name),
+  });
+  const element = el(
+    "div",
+    { class: "field prompt" },
+    el("div", { class: "line" }, el("label", { htmlFor: id }, isMain ? said.prompt : said.negative), count),
+    node,
+    el("small", { id: `${id}-help` }, isMain ? said.promptHelp : said.negativeHelp),
+  );
+  const write = (text) => {
+    node.value = text ?? "";
+    tell();
+  };
+  write("");
+  return { element, node, read: () => node.value, write };
+}

@@ -1,0 +1,161 @@
+/** The settings of a picture: their kinds, ranges and starting values, and how they become a submission. Pure. */
+
+const number = (low, high, step, start) => ({ kind: "number", low, high, step, start });
+const choice = (start, options = null) => ({ kind: "choice", start, options });
+
+export const FIELDS = {
+  checkpoint: choice(""),
+  steps: number(1, 150, 1, 20),
+  guidance_scale: number(0, 50, 0.5, 7),
+  sampler: choice("euler_a"),
+  schedule: choice(""),
+  width: number(64, 2048, 8, 512),
+  height: number(64, 2048, 8, 512),
+  seed: number(0, 4294967295, 1, null),
+  num_images: number(1, 16, 1, 1),
+  clip_skip: number(1, 12, 1, 1),
+  vae: choice(""),
+  upscale: number(1, 4, 0.25, 1),
+  variation_seed: number(0, 4294967295, 1, null),
+  variation_strength: number(0, 1, 0.05, 0),
+  priority: number(-100, 100, 1, 0),
+  hires_scale: number(1, 4, 0.05, 2),
+  hires_steps: number(0, 150, 1, 0),
+  hires_strength: number(0, 1, 0.05, 0.5),
+  hires_upscaler: choice("latent", [
+    "latent", "latent_antialiased", "latent_bicubic", "latent_bicubic_antialiased", "latent_nearest", "latent_nearest_exact", "lanczos",
+  ]),
+  strength: number(0, 1, 0.05, 0.75),
+  resize_mode: choice("stretch", ["stretch", "crop", "fill"]),
+  mask_blur: number(0, 64, 1, 4),
+  mask_fill: choice("original", ["fill", "original", "noise", "nothing"]),
+  only_masked: { kind: "flag", start: false },
+  padding: number(0, 256, 4, 32),
+};
+
+export const TEXTS = ["prompt", "negative_prompt"];
+export const FLAGS = ["hires"];
+
+/** What people are taught to start with. */
+export const PRESETS = {
+  fast: { steps: 20, guidance_scale: 7, sampler: "euler_a", schedule: "", width: 512, height: 512 },
+  quality: { steps: 30, guidance_scale: 10, sampler: "dpmpp_2m", schedule: "karras", width: 768, height: 768 },
+  artistic: { steps: 25, guidance_scale: 9, sampler: "ddim", schedule: "", width: 512, height: 768 },
+};
+
+export const RATIOS = [[1, 1], [2, 3], [3, 2], [3, 4], [4, 3], [9, 16], [16, 9]];
+
+/** The sides of a ratio with about as many pixels as now, in multiples of 8. */
+export function sides([across, down], width, height) {
+  const area = width * height;
+  const side = (pixels) => Math.min(2048, Math.max(64, Math.round(pixels / 8) * 8));
+  return [side(Math.sqrt((area * across) / down)), side(Math.sqrt((area * down) / across))];
+}
+
+/** A form as it is first shown. */
+export function fresh() {
+  const values = { prompt: "", negative_prompt: "", hires: false, loras: [] };
+  for (const [name, field] of Object.entries(FIELDS)) values[name] = field.start;
+  return values;
+}
+
+/** The value of a number field within its range, on its step; null where the field may be empty and is. */
+export function tidied(name, text) {
+  const field = FIELDS[name];
+  if (text === "" || text === null || text === undefined) return field.start === null ? null : field.start;
+  const value = Number(text);
+  if (!Number.isFinite(value)) return field.start;
+  const stepped = field.step >= 1 ? Math.round(value / field.step) * field.step : value;
+  return Math.min(field.high, Math.max(field.low, stepped));
+}
+
+/** The body of POST /v1/jobs. `pictures` holds the init image and mask in base64, if there are any. */
+export function submission(values, pictures = {}) {
+  const body = {
+    prompt: values.prompt,
+    negative_prompt: values.negative_prompt,
+    steps: values.steps,
+    guidance_scale: values.guidance_scale,
+    sampler: values.sampler,
+    width: values.width,
+    height: values.height,
+    num_images: values.num_images,
+    clip_skip: values.clip_skip,
+    upscale: values.upscale,
+  };
+  for (const name of ["checkpoint", "schedule", "vae"]) if (values[name]) body[name] = values[name];
+  if (values.seed !== null) body.seed = values.seed;
+  if (values.priority) body.priority = values.priority;
+  if (values.loras.length) body.loras = values.loras.map(({ name, weight }) => ({ name, weight }));
+  if (values.variation_strength > 0) {
+    body.variation = { strength: values.variation_strength };
+    if (values.variation_seed !== null) body.variation.seed = values.variation_seed;
+  }
+  if (pictures.init) return { ...body, ...fromPicture(values, pictures) };
+  return values.hires ? { ...body, hires: hires(values) } : body;
+}
+
+function hires(values) {
+  const found = { scale: values.hires_scale, strength: values.hires_strength, upscaler: values.hires_upscaler };
+  return values.hires_steps ? { ...found, steps: values.hires_steps } : found;
+}
+
+function fromPicture(values, pictures) {
+  const found = { init_image: pictures.init, strength: values.strength, resize_mode: values.resize_mode };
+  if (!pictures.mask) return found;
+  const { mask_blur, mask_fill, only_masked, padding } = values;
+  return { ...found, mask_image: pictures.mask, inpaint: { mask_blur, mask_fill, only_masked, padding } };
+}
+
+/** Form values from the parameters of a job, or of a PNG of the farm. */
+export function fromParams(params) {
+  const values = fresh();
+  for (const name of [...TEXTS, ...Object.keys(FIELDS)]) {
+    if (params[name] !== undefined && params[name] !== null) values[name] = params[name];
+  }
+  values.loras = (params.loras ?? []).map(({ name, weight }) => ({ name, weight }));
+  if (params.variation) {
+    values.variation_seed = params.variation.seed;
+    values.variation_strength = params.variation.strength;
+  }
+  if (params.hires) {
+    values.hires = true;
+    values.hires_scale = Math.round((100 * params.hires.width) / params.width) / 100;
+    values.hires_steps = params.hires.steps;
+    values.hires_strength = params.hires.strength;
+    values.hires_upscaler = params.hires.upscaler;
+  }
+  if (params.inpaint) Object.assign(values, pick(params.inpaint, ["mask_blur", "mask_fill", "only_masked", "padding"]));
+  return values;
+}
+
+function pick(from, names) {
+  return Object.fromEntries(names.filter((name) => name in from).map((name) => [name, from[name]]));
+}
+
+/** What of a form differs from a fresh one, as a query string; short enough for an address bar. */
+export function toQuery(values) {
+  const start = fresh();
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(values)) {
+    if (name === "loras") value.forEach((lora) => query.append("lora", `${lora.name}:${lora.weight}`));
+    else if (value !== start[name] && value !== null) query.set(name, String(value));
+  }
+  return query.toString();
+}
+
+/** The form that a query string stands for; what it does not know stays as it starts. */
+export function fromQuery(text) {
+  const query = new URLSearchParams(text);
+  const values = fresh();
+  for (const [name, value] of query) {
+    if (name === "lora") {
+      const colon = value.lastIndexOf(":");
+      values.loras.push({ name: value.slice(0, colon), weight: Number(value.slice(colon + 1)) || 1 });
+    } else if (TEXTS.includes(name)) values[name] = value;
+    else if (FLAGS.includes(name) || FIELDS[name]?.kind === "flag") values[name] = value === "true";
+    else if (FIELDS[name]?.kind === "number") values[name] = tidied(name, value);
+    else if (FIELDS[name]) values[name] = value;
+  }
+  return values;
+}

@@ -1,0 +1,171 @@
+/** Everything that was made, newest first, as far back as one scrolls. */
+
+import { blob, get, remove } from "./api.js";
+import { announce, download, el, fill, freshId } from "./dom.js";
+import { fromParams, toQuery } from "./fields.js";
+import { Picture } from "./picture.js";
+import { openViewer } from "./viewer.js";
+import { words } from "./words.js";
+import { zip } from "./zip.js";
+
+const PAGE = 60;
+const said = words.gallery;
+
+class GalleryPage extends HTMLElement {
+  #cursor = null;
+  #shown = [];
+  #selected = new Map();
+  #asked = 0;
+  #loading = false;
+
+  connectedCallback() {
+    if (!this.firstChild) this.#build();
+    this.#again();
+  }
+
+  disconnectedCallback() {
+    this.end?.disconnect();
+  }
+
+  #build() {
+    const field = (label, input) => {
+      input.id = freshId("filter");
+      return el("div", { class: "field" }, el("label", { htmlFor: input.id }, label), input);
+    };
+    let soon;
+    this.search = el("input", { type: "search", maxLength: 200, oninput: () => {
+      clearTimeout(soon);
+      soon = setTimeout(() => this.#again(), 300);
+    } });
+    this.checkpoint = el("select", { onchange: () => this.#again() }, el("option", { value: "" }, said.any));
+    this.state = el("select", { onchange: () => this.#again() }, ["succeeded", "running", "queued", "failed", "canceled", "expired"].map((state) => el("option", { value: state }, words.job.states[state])));
+    this.chosen = el("div", { class: "row", hidden: true, role: "status" });
+    this.tiles = el("div", { class: "tiles" });
+    this.foot = el("p", { class: "hint" });
+    fill(this, el("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() }, field(said.search, this.search), field(said.checkpoint, this.checkpoint), field(said.state, this.state)), this.chosen, this.tiles, this.foot);
+    this.end = new IntersectionObserver(([entry]) => entry.isIntersecting && this.#more(), { rootMargin: "600px" });
+    this.end.observe(this.foot);
+    get("/v1/checkpoints").then(({ checkpoints }) => this.checkpoint.append(...checkpoints.map(({ name }) => el("option", { value: name }, name))), () => null);
+  }
+
+  async #again() {
+    this.#asked += 1;
+    this.#cursor = null;
+    this.#shown = [];
+    this.#selected.clear();
+    this.#tellChosen();
+    fill(this.tiles);
+    this.#loading = false;
+    await this.#more();
+  }
+
+  async #more() {
+    if (this.#loading || (this.#cursor === null && this.#shown.length)) return;
+    this.#loading = true;
+    const asked = this.#asked;
+    this.foot.textContent = said.loading;
+    const query = new URLSearchParams({ limit: PAGE, state: this.state.value });
+    if (this.checkpoint.value) query.set("checkpoint", this.checkpoint.value);
+    if (this.search.value.trim()) query.set("prompt", this.search.value.trim());
+    if (this.#cursor) query.set("cursor", this.#cursor);
+    try {
+      const page = await get(`/v1/jobs?${query}`);
+      if (asked !== this.#asked) return;
+      this.#cursor = page.next_cursor;
+      for (const job of page.jobs) this.#add(job);
+      this.foot.textContent = this.#cursor ? said.loading : this.#shown.length || page.jobs.length ? said.end : said.nothing;
+    } catch (error) {
+      announce(error.message, { error: true });
+      this.foot.textContent = "";
+    } finally {
+      if (asked === this.#asked) this.#loading = false;
+    }
+    // What came may not fill the screen; the observer only tells of changes.
+    if (this.#cursor && this.foot.getBoundingClientRect().top < innerHeight + 600) this.#more();
+  }
+
+  #add(job) {
+    if (!job.images.length) {
+      this.tiles.append(el("div", { class: "tile text", dataset: { job: job.id } }, el("p", { dir: "auto" }, job.params.prompt), el("small", {}, job.error?.message ?? words.job.states[job.state])));
+      return;
+    }
+    for (const image of job.images) {
+      const entry = { job, image };
+      this.#shown.push(entry);
+      const name = words.job.picture(job.params.prompt.slice(0, 80));
+      const mark = el("input", { type: "checkbox", "aria-label": `${said.select}: ${name}`, onchange: (event) => this.#choose(entry, event.target.checked) });
+      const open = el("button", { type: "button", class: "picture", title: job.params.prompt, onclick: () => this.#open(entry) }, new Picture(image.url, name, { width: image.width, height: image.height, thumbnail: true }));
+      this.tiles.append(el("div", { class: "tile", dataset: { job: job.id } }, open, mark));
+    }
+  }
+
+  #open(entry) {
+    openViewer(entry, {
+      list: () => this.#shown,
+      reuse: (params) => (location.hash = `#create?${toQuery(fromParams(params))}`),
+      removed: (id) => this.#drop(id),
+    });
+  }
+
+  #choose(entry, isChosen) {
+    const id = `${entry.job.id}-${entry.image.index}`;
+    if (isChosen) this.#selected.set(id, entry);
+    else this.#selected.delete(id);
+    this.#tellChosen();
+  }
+
+  #tellChosen() {
+    this.chosen.hidden = this.#selected.size === 0;
+    fill(
+      this.chosen,
+      el("span", {}, said.selected(this.#selected.size)),
+      el("button", { type: "button", onclick: () => this.#zip() }, said.zip),
+      el("button", { type: "button", class: "plain", onclick: () => this.#removeChosen() }, said.remove),
+    );
+  }
+
+  async #zip() {
+    const files = [];
+    try {
+      for (const [id, { image }] of this.#selected) {
+        this.chosen.firstChild.textContent = said.zipping(files.length, this.#selected.size);
+        const picture = await blob(`${image.url}?inline=true`);
+        files.push({ name: `${id}.png`, bytes: new Uint8Array(await picture.arrayBuffer()) });
+      }
+      download(zip(files), "pictures.zip");
+    } catch (error) {
+      announce(error.message, { error: true });
+    }
+    this.#tellChosen();
+  }
+
+  async #removeChosen() {
+    const ids = [...new Set([...this.#selected.values()].map(({ job }) => job.id))];
+    if (!confirm(said.removeSure(ids.length))) return;
+    for (const id of ids) {
+      try {
+        await remove(`/v1/jobs/${id}`);
+      } catch (error) {
+        // Deleted elsewhere is deleted.
+        if (error.status !== 404 && error.status !== 410) {
+          announce(error.message, { error: true });
+          continue;
+        }
+      }
+      this.#drop(id);
+    }
+  }
+
+  #drop(id) {
+    this.#shown = this.#shown.filter(({ job }) => job.id !== id);
+    for (const [name, { job }] of this.#selected) if (job.id === id) this.#selected.delete(name);
+    for (const tile of this.tiles.querySelectorAll(`[data-job="${id}"]`)) tile.remove();
+    this.#tellChosen();
+  }
+}
+
+customElements.define("gallery-page", GalleryPage);
+
+export function page() {
+  return new GalleryPage();
+}

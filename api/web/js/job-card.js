@@ -1,0 +1,129 @@
+/** One job: its picture as it takes shape, how far it is, why it waits, and what can be done with it. */
+
+import { blob, post, remove } from "./api.js";
+import { announce, el, fill } from "./dom.js";
+import { ACTIVE, jobs } from "./jobs.js";
+import { Picture } from "./picture.js";
+import { words } from "./words.js";
+
+const PREVIEW_MS = 1000;
+const said = words.job;
+
+export class JobCard extends HTMLElement {
+  #job = null;
+  #parts = null;
+  #previewing = null;
+
+  /** Show a job as it is now. */
+  set job(job) {
+    const was = this.#job;
+    this.#job = job;
+    if (!this.#parts) this.#build();
+    this.#render(was);
+  }
+
+  get job() {
+    return this.#job;
+  }
+
+  disconnectedCallback() {
+    clearTimeout(this.#previewing);
+    this.#previewing = null;
+  }
+
+  #build() {
+    const { width, height } = this.#job.params;
+    const parts = {
+      frame: el("div", { class: "frame" }),
+      bar: el("progress", { max: 1, value: 0 }),
+      state: el("p", { class: "state", role: "status" }),
+      prompt: el("p", { class: "text", dir: "auto" }, this.#job.params.prompt),
+      actions: el("div", { class: "actions" }),
+    };
+    this.#parts = parts;
+    // Its shape is known before its pixels are: nothing moves when they come.
+    parts.frame.style.aspectRatio = `${width} / ${height}`;
+    this.setAttribute("role", "article");
+    this.setAttribute("aria-label", said.picture(this.#job.params.prompt.slice(0, 80)));
+    fill(this, parts.frame, parts.bar, parts.state, parts.prompt, parts.actions);
+  }
+
+  #render(was) {
+    const job = this.#job;
+    const { steps_done: done, steps_total: total } = job.progress;
+    this.dataset.state = job.state;
+    this.#parts.bar.value = job.state === "succeeded" ? 1 : total ? done / total : 0;
+    this.#parts.bar.hidden = !ACTIVE.has(job.state);
+    this.#parts.bar.setAttribute("aria-label", said.steps(done, total));
+    const line = status(job);
+    if (this.#parts.state.textContent !== line) this.#parts.state.textContent = line;
+    if (was?.state === job.state) return;
+    fill(this.#parts.actions, this.#actions());
+    if (job.state === "succeeded") fill(this.#parts.frame, job.images.map((image) => this.#picture(image)));
+    else if (job.state === "running") this.#preview();
+    else fill(this.#parts.frame);
+    this.#parts.frame.classList.toggle("many", job.images.length > 1);
+  }
+
+  #picture(image) {
+    const open = () => this.dispatchEvent(new CustomEvent("open-picture", { bubbles: true, detail: { job: this.#job, image } }));
+    const picture = new Picture(image.url, said.picture(this.#job.params.prompt.slice(0, 80)), { width: image.width, height: image.height, thumbnail: true });
+    return el("button", { type: "button", class: "picture", onclick: open }, picture);
+  }
+
+  async #preview() {
+    if (this.#previewing || !this.isConnected || this.#job.state !== "running") return;
+    this.#previewing = setTimeout(() => {
+      this.#previewing = null;
+      this.#preview();
+    }, PREVIEW_MS);
+    const index = this.#current();
+    const found = await blob(`/v1/jobs/${this.#job.id}/images/${index}/preview`).catch(() => null);
+    if (!found || this.#job.state !== "running") return;
+    const url = URL.createObjectURL(found);
+    const image = el("img", { src: url, alt: said.preview, class: "preview", onload: () => URL.revokeObjectURL(url) });
+    fill(this.#parts.frame, image);
+  }
+
+  /** The first image that is not done yet, by the steps that are. */
+  #current() {
+    const { steps_done: done, steps_total: total } = this.#job.progress;
+    const images = this.#job.params.num_images;
+    return total ? Math.min(images - 1, Math.floor((done * images) / total)) : 0;
+  }
+
+  #actions() {
+    const button = (label, act) => el("button", { type: "button", class: "plain", onclick: () => act().catch((error) => announce(error.message, { error: true })) }, label);
+    const { id, state } = this.#job;
+    const reuse = async () => this.dispatchEvent(new CustomEvent("reuse", { bubbles: true, detail: { params: this.#job.params } }));
+    const cancel = async () => jobs.take(await post(`/v1/jobs/${id}/cancel`));
+    const retry = async () => jobs.take(await post(`/v1/jobs/${id}/retry`));
+    const drop = async () => {
+      await remove(`/v1/jobs/${id}`);
+      this.remove();
+    };
+    if (ACTIVE.has(state)) return [button(said.cancel, cancel)];
+    if (state === "succeeded") return [button(said.reuse, reuse)];
+    return [button(said.retry, retry), button(said.reuse, reuse), button(words.viewer.remove, drop)];
+  }
+}
+
+/** What a job's card says of it. */
+export function status(job) {
+  const { steps_done: done, steps_total: total } = job.progress;
+  const outlook = job.outlook ?? {};
+  const parts = [said.states[job.state] ?? job.state];
+  if (job.state === "queued") {
+    if (outlook.reason && outlook.reason !== "waits_its_turn") parts.push(said.reasons[outlook.reason] ?? outlook.reason.replaceAll("_", " "));
+    else if (Number.isInteger(outlook.position)) parts.push(said.position(outlook.position));
+    if (outlook.start_s) parts.push(said.startsIn(said.seconds(outlook.start_s)));
+  }
+  if (job.state === "running") parts.push(said.steps(done, total));
+  if (ACTIVE.has(job.state) && outlook.finish_s) parts.push(said.doneIn(said.seconds(outlook.finish_s)));
+  if (ACTIVE.has(job.state) && job.attempt > 1) parts.push(said.attempt(job.attempt, job.max_attempts));
+  if (job.error && job.state === "failed") parts.push(job.error.message);
+  if (job.state === "succeeded" && job.timings.render_s) parts.push(said.seconds(job.timings.render_s));
+  return parts.join(" · ");
+}
+
+customElements.define("job-card", JobCard);

@@ -1,0 +1,114 @@
+/** The newest jobs, kept true: listed every second while something moves, followed by events where one is on screen.
+
+Every tab asks the farm itself, so a reload and a second tab show the same.
+*/
+
+import { get, stream } from "./api.js";
+
+const QUICK_MS = 1000;
+const CALM_MS = 5000;
+const LISTED = 40;
+// Streams hold connections, of which a browser has six for one host.
+const STREAMS = 2;
+
+export const ACTIVE = new Set(["queued", "running"]);
+
+class Jobs extends EventTarget {
+  #jobs = new Map();
+  #streams = new Map();
+  #timer = null;
+  #watchers = 0;
+
+  /** Newest first. */
+  list() {
+    return [...this.#jobs.values()].sort((a, b) => (a.id < b.id ? 1 : -1));
+  }
+
+  /** Keep the list true until the returned function is called. */
+  watch() {
+    this.#watchers += 1;
+    if (this.#watchers === 1) this.#tick();
+    return () => {
+      this.#watchers -= 1;
+      if (this.#watchers > 0) return;
+      clearTimeout(this.#timer);
+      for (const stopper of this.#streams.values()) stopper.abort();
+      this.#streams.clear();
+    };
+  }
+
+  /** Take in a job that was just answered. */
+  take(job) {
+    const known = this.#jobs.get(job.id);
+    if (known && known.version > job.version) return;
+    // Lists and events carry no outlook; the last one known is better than none while the job waits.
+    this.#jobs.set(job.id, { ...job, outlook: job.outlook ?? (ACTIVE.has(job.state) ? known?.outlook : null) });
+    this.dispatchEvent(new CustomEvent("job", { detail: this.#jobs.get(job.id) }));
+  }
+
+  /** Look now. */
+  refresh() {
+    clearTimeout(this.#timer);
+    if (this.#watchers) this.#tick();
+  }
+
+  async #tick() {
+    try {
+      await this.#list();
+      await this.#outlooks();
+      this.#follow();
+    } catch {
+      // The connection tells of it; here the next time may do.
+    }
+    const isActive = this.list().some((job) => ACTIVE.has(job.state));
+    clearTimeout(this.#timer);
+    if (this.#watchers) this.#timer = setTimeout(() => this.#tick(), isActive && !document.hidden ? QUICK_MS : CALM_MS);
+  }
+
+  async #list() {
+    const { jobs } = await get(`/v1/jobs?limit=${LISTED}`);
+    const listed = new Set(jobs.map((job) => job.id));
+    jobs.forEach((job) => this.take(job));
+    const oldest = jobs.at(-1)?.id ?? "";
+    for (const id of this.#jobs.keys()) {
+      // Within the listed range and not listed: deleted elsewhere. Older than it: out of sight.
+      if (!listed.has(id) && (id > oldest || jobs.length === LISTED)) {
+        this.#jobs.delete(id);
+        this.dispatchEvent(new CustomEvent("gone", { detail: id }));
+      }
+    }
+  }
+
+  async #outlooks() {
+    const active = this.list().filter((job) => ACTIVE.has(job.state));
+    await Promise.all(active.slice(-4).map(async (job) => this.take(await get(`/v1/jobs/${job.id}`))));
+  }
+
+  #follow() {
+    const running = this.list().filter((job) => job.state === "running").slice(-STREAMS);
+    for (const job of running) {
+      if (this.#streams.has(job.id)) continue;
+      const stopper = new AbortController();
+      this.#streams.set(job.id, stopper);
+      stream(`/v1/jobs/${job.id}/events`, (name, data) => this.#hear(name, data), { signal: stopper.signal })
+        .catch(() => null)
+        .finally(() => {
+          this.#streams.delete(job.id);
+          if (!stopper.signal.aborted) this.refresh();
+        });
+    }
+  }
+
+  #hear(_name, data) {
+    if (data.params) {
+      this.take(data);
+      return;
+    }
+    const known = this.#jobs.get(data.job_id ?? data.id);
+    if (known && data.steps_done !== undefined) {
+      this.take({ ...known, version: data.version ?? known.version, progress: { ...known.progress, steps_done: data.steps_done } });
+    }
+  }
+}
+
+export const jobs = new Jobs();

@@ -1,0 +1,71 @@
+/** X/Y sweeps: every combination of the values of one or two settings, as one job each. */
+
+import { announce, el, fill, freshId } from "./dom.js";
+import { FIELDS, submission, tidied } from "./fields.js";
+import { words } from "./words.js";
+
+const MOST = 100;
+const SWEPT = ["steps", "guidance_scale", "sampler", "schedule", "seed", "clip_skip", "checkpoint", "vae", "variation_strength"];
+const said = words.create;
+
+/** Every form that the two axes make of `values`, row by row. An axis is { name, values }. Pure. */
+export function combinations(values, across, down) {
+  const along = (axis) => (axis.name ? axis.values : [undefined]);
+  const put = (form, axis, value) => (axis.name ? { ...form, [axis.name]: value } : form);
+  return along(down).flatMap((low) => along(across).map((high) => put(put(values, down, low), across, high)));
+}
+
+/** The values of an axis as typed: numbers tidied to their field, "20-30 (5)" is 20, 25, 30. Pure. */
+export function axisValues(name, text) {
+  const parts = text.split(",").map((part) => part.trim()).filter(Boolean);
+  return parts.flatMap((part) => {
+    if (FIELDS[name]?.kind !== "number") return [part];
+    const range = /^(-?[\d.]+)\s*-\s*([\d.]+)\s*(?:\(([\d.]+)\))?$/.exec(part);
+    if (!range) return [tidied(name, part)];
+    const [low, high, step] = [Number(range[1]), Number(range[2]), Number(range[3] ?? 1)];
+    const count = step > 0 ? Math.min(MOST, Math.floor((high - low) / step + 1e-9) + 1) : 0;
+    return Array.from({ length: Math.max(0, count) }, (_, index) => tidied(name, low + index * step));
+  });
+}
+
+/** The panel. `read` gives the form's values; `run` submits the bodies of POST /v1/jobs. */
+export function sweepPanel({ read, run }) {
+  const button = el("button", { type: "button" });
+  const axes = { across: { name: "", values: [] }, down: { name: "", values: [] } };
+  const tell = () => {
+    const count = combinations({}, axes.across, axes.down).length;
+    button.textContent = said.sweepRun(count);
+    button.disabled = !axes.across.name && !axes.down.name;
+  };
+  const axis = (which, label) => {
+    const id = freshId(which);
+    const values = el("input", { "aria-label": `${label}: ${said.sweepValues}`, placeholder: "20, 30, 40-60 (10)" });
+    const choice = el("select", { id }, el("option", { value: "" }, said.sweepNone), SWEPT.map((name) => el("option", { value: name }, words.fields[name][0])));
+    const read = () => {
+      axes[which] = { name: choice.value, values: choice.value ? axisValues(choice.value, values.value) : [] };
+      tell();
+    };
+    choice.addEventListener("change", read);
+    values.addEventListener("input", read);
+    return el("div", { class: "row" }, el("label", { htmlFor: id }, label), choice, values);
+  };
+  button.addEventListener("click", () => {
+    const forms = combinations(read(), axes.across, axes.down);
+    if (forms.length > MOST) {
+      announce(said.sweepTooMany(forms.length), { error: true });
+      return;
+    }
+    // One seed for all, or the settings would not be what differs.
+    const seed = read().seed ?? Math.floor(Math.random() * 2 ** 32);
+    run(forms.map((form) => submission({ ...form, seed: form.seed ?? seed })));
+  });
+  tell();
+  return el("div", {}, el("small", {}, said.sweepHelp), axis("across", said.sweepAcross), axis("down", said.sweepDown), button);
+}
+
+/** Lay jobs out as the sweep was. */
+export function grid(cells, columns) {
+  const table = el("div", { class: "sweep" });
+  table.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
+  return fill(table, cells);
+}

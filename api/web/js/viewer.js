@@ -1,0 +1,103 @@
+/** One picture large, with everything that made it. */
+
+import { blob, post, remove } from "./api.js";
+import { announce, download, el, fill } from "./dom.js";
+import { jobs } from "./jobs.js";
+import { Picture } from "./picture.js";
+import { asCurl, asPython, asText, body } from "./recipes.js";
+import { words } from "./words.js";
+
+const said = words.viewer;
+
+/** Open { job, image }. `list` gives the pictures to leaf through, `reuse` and `send` lead back to the form. */
+export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
+  const dialog = el("dialog", { class: "viewer", "aria-label": said.details });
+  const stage = el("div", { class: "stage" });
+  const side = el("div", { class: "side" });
+  const close = () => dialog.close();
+  const step = (by) => {
+    const all = list();
+    const at = all.findIndex(({ job, image }) => job.id === shown.job.id && image.index === shown.image.index);
+    if (all[at + by]) {
+      shown = all[at + by];
+      show();
+    }
+  };
+  const show = () => {
+    const { job, image } = shown;
+    const name = words.job.picture(job.params.prompt.slice(0, 80));
+    fill(stage, new Picture(image.url, name, { width: image.width, height: image.height }));
+    fill(side, el("p", { class: "text", dir: "auto" }, job.params.prompt), actions(), facts());
+  };
+  const copy = (label, make) =>
+    button(label, async () => {
+      await navigator.clipboard.writeText(make(shown.job.params, shown.image.seed, location.origin));
+      announce(said.copied);
+    });
+  const again = (changes) => async () => {
+    jobs.take(await post("/v1/jobs", { ...body(shown.job.params, shown.image.seed), ...changes() }));
+    jobs.refresh();
+    close();
+  };
+  const reused = (then) => async () => {
+    close();
+    await then();
+  };
+  const bytes = () => blob(`${shown.image.url}?inline=true`);
+  const actions = () =>
+    el(
+      "div",
+      { class: "actions" },
+      button(said.download, async () => download(await bytes(), `${shown.job.id}-${shown.image.index}.png`)),
+      button(said.reuse, reused(async () => reuse({ ...shown.job.params, seed: shown.image.seed }))),
+      button(said.vary, again(() => ({ variation: { seed: Math.floor(Math.random() * 2 ** 32), strength: 0.15 } }))),
+      button(said.upscale, again(() => ({ upscale: 2 }))),
+      send && button(said.send, async () => {
+        const picture = await bytes();
+        close();
+        await send(new File([picture], "picture.png", { type: "image/png" }));
+      }),
+      copy(said.copyText, asText),
+      copy(said.copyCurl, asCurl),
+      copy(said.copyPython, asPython),
+      button(said.remove, async () => {
+        if (!confirm(words.gallery.removeSure(1))) return;
+        await remove(`/v1/jobs/${shown.job.id}`);
+        removed(shown.job.id);
+        close();
+      }),
+    );
+  const facts = () =>
+    el(
+      "dl",
+      {},
+      Object.entries({ ...shown.job.params, seed: shown.image.seed, job: shown.job.id, worker: shown.job.worker })
+        .filter(([name, value]) => name !== "prompt" && value !== null && value !== "" && !(Array.isArray(value) && !value.length))
+        .map(([name, value]) => el("div", {}, el("dt", {}, label(name)), el("dd", { dir: "auto" }, typeof value === "object" ? JSON.stringify(value) : String(value)))),
+    );
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") step(-1);
+    if (event.key === "ArrowRight") step(1);
+  });
+  dialog.addEventListener("close", () => dialog.remove());
+  dialog.addEventListener("click", (event) => event.target === dialog && close());
+  fill(
+    dialog,
+    el("div", { class: "tools" },
+      el("button", { type: "button", class: "plain", "aria-label": said.previous, onclick: () => step(-1) }, "‹"),
+      el("button", { type: "button", class: "plain", "aria-label": said.next, onclick: () => step(1) }, "›"),
+      el("button", { type: "button", class: "plain", "aria-label": said.close, onclick: close }, "×")),
+    el("div", { class: "halves" }, stage, side),
+  );
+  document.body.append(dialog);
+  show();
+  dialog.showModal();
+}
+
+function button(name, act) {
+  return el("button", { type: "button", onclick: () => act().catch((error) => announce(error.message, { error: true })) }, name);
+}
+
+function label(name) {
+  return words.fields[name]?.[0] ?? name.replaceAll("_", " ");
+}
