@@ -255,10 +255,8 @@ class CallRow(Base):
     session_id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     job_ids: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid))
-    # Of what was asked: a repetition of the same call leads to the same jobs.
-    fingerprint: Mapped[str]
-    # What its answer says beyond what the jobs know.
-    about: Mapped[dict[str, Any]]
+    fingerprint: Mapped[str]  # of what was asked: the same call again leads to the same jobs
+    about: Mapped[dict[str, Any]]  # what its answer says beyond what the jobs know
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
