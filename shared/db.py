@@ -69,6 +69,7 @@ class JobRow(Base):
         Index("jobs_by_checkpoint", "checkpoint", text("id DESC")),
         Index("jobs_by_error", "error_code", text("id DESC"), postgresql_where=text("error_code IS NOT NULL")),
         Index("jobs_retries", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
+        Index("jobs_snapshots", "id", postgresql_where=text("snapshot_attempt IS NOT NULL")),
         Index("jobs_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
     )
 
@@ -100,6 +101,8 @@ class JobRow(Base):
     timeout_s: Mapped[float | None]
     retry_of: Mapped[UUID | None]
     steps_done: Mapped[int] = mapped_column(server_default="0")
+    snapshot_attempt: Mapped[int | None]  # the one that kept the latest snapshot; null for none
+    resumed_from_step: Mapped[int] = mapped_column(server_default="0")
     steps_total: Mapped[int]
     # `GenerationParams.cost`: what forecasts and shares are counted in.
     cost: Mapped[int] = mapped_column(BigInteger, server_default="0")
@@ -370,10 +373,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """One transaction: committed when the block ends, rolled back when it raises.
-
-        A connection that cannot be had or breaks becomes `DatabaseUnavailable`.
-        """
+        """One transaction: committed when the block ends, rolled back when it raises; `DatabaseUnavailable` when it cannot be."""
         try:
             with self._sessions.begin() as session:
                 yield session

@@ -54,6 +54,8 @@ class Claim(Attempt):
     is_limited: bool = False
     # A worker was lost while it ran this job: it must run alone.
     suspect: bool = False
+    # The attempt that kept the latest snapshot, if any did.
+    snapshot_attempt: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ def claim_next(
         return None
     outbox.record(session, taken.id)
     params = GenerationParams.model_validate(taken.params)
-    return Claim(taken.id, taken.attempt, params, taken.is_limited, taken.suspect)
+    return Claim(taken.id, taken.attempt, params, taken.is_limited, taken.suspect, taken.snapshot_attempt)
 
 
 def claim_statement(checkpoint: str, worker_id: str, lease_s: float, *, oldest_level: bool = False) -> Executable:
@@ -195,16 +197,18 @@ def claim_statement(checkpoint: str, worker_id: str, lease_s: float, *, oldest_l
             not_before=None,
             started_at=func.now(),
             steps_done=0,
+            resumed_from_step=0,
         )
         .returning(
-            *(JobRow.id, JobRow.attempt, JobRow.params, JobRow.suspect),
+            *(JobRow.id, JobRow.attempt, JobRow.params, JobRow.suspect, JobRow.snapshot_attempt),
             *(JobRow.owner, JobRow.checkpoint, JobRow.priority, JobRow.virtual_start),
         )
         .cte("taken")
     )
     also = shares.advance(taken).cte("clock"), shares.move_up(taken).cte("moved")
     is_limited = shares.is_limited(taken.c.owner).label("is_limited")
-    return select(taken.c.id, taken.c.attempt, taken.c.params, taken.c.suspect, is_limited).add_cte(*also)
+    found = taken.c.id, taken.c.attempt, taken.c.params, taken.c.suspect, taken.c.snapshot_attempt
+    return select(*found, is_limited).add_cte(*also)
 
 
 def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> Mapping[UUID, int]:
@@ -231,6 +235,17 @@ def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> Map
         .execution_options(synchronize_session=False)
     )
     return dict(held.all())
+
+
+def note_snapshot(session: Session, run: Attempt) -> bool:
+    """Say that the attempt keeps a snapshot, before it is written. False when it no longer holds the job."""
+    held = update(JobRow).where(*_is(run), JobRow.state == JobState.RUNNING)
+    return _matched(session, held.values(snapshot_attempt=run.attempt))
+
+
+def resume(session: Session, run: Attempt, steps_done: int) -> bool:
+    """Say that the attempt goes on after so many steps. False when it no longer holds the job."""
+    return _move(session, run, JobState.RUNNING, resumed_from_step=steps_done, steps_done=steps_done)
 
 
 def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> bool:

@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     retry_seconds: Annotated[float, Field(ge=0)] = 2.0
     upload_seconds: Annotated[float, Field(ge=0)] = 600.0
     run_seconds: Annotated[float, Field(ge=0)] = 3600.0
+    snapshot_seconds: Annotated[float, Field(ge=0)] = 5.0
     drain_seconds: Annotated[float, Field(ge=0)] = 25.0
     rescue_seconds: Seconds = 2.0
 

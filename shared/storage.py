@@ -31,20 +31,25 @@ def image_key(job_id: UUID, attempt: int, index: int) -> str:
     return f"jobs/{job_id}/{attempt}/{index}.png"
 
 
+def snapshot_key(job_id: UUID, attempt: int) -> str:
+    """Name what an attempt keeps of a job that is not finished."""
+    return f"snapshots/{job_id}/{attempt}.safetensors"
+
+
 def input_key(sha256: str) -> str:
     """Name a client's picture by its content."""
     return f"inputs/{sha256}.png"
 
 
 class Storage:
-    """One bucket. Every call has a timeout and a few retries, then raises `StorageUnavailable`."""
+    """One bucket. Every call is tried a few times, for `read_s` seconds each, then raises `StorageUnavailable`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, tries: int = 4, read_s: float = 20.0) -> None:
         self._bucket = settings.s3_bucket
-        self._client = _client(settings, settings.s3_endpoint_url)
+        self._client = _client(settings, settings.s3_endpoint_url, tries, read_s)
         # Presigned URLs carry the host in their signature, so they are signed for the address that clients use.
         public = settings.s3_public_url
-        self._public = _client(settings, public) if public else self._client
+        self._public = _client(settings, public, tries, read_s) if public else self._client
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
         """Store an object, replacing what was there."""
@@ -111,7 +116,7 @@ def _code(error: BaseException | None) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
-def _client(settings: Settings, endpoint_url: str | None) -> Any:
+def _client(settings: Settings, endpoint_url: str | None, tries: int, read_s: float) -> Any:
     secret = settings.s3_secret_access_key
     return boto3.session.Session().client(
         "s3",
@@ -122,8 +127,8 @@ def _client(settings: Settings, endpoint_url: str | None) -> Any:
         config=Config(
             signature_version="s3v4",
             connect_timeout=settings.connect_seconds,
-            read_timeout=20,
-            retries={"mode": "standard", "max_attempts": 4},
+            read_timeout=read_s,
+            retries={"mode": "standard", "max_attempts": tries},
             max_pool_connections=32,
             # Stores older than 2025 do not know the newer default checksums.
             request_checksum_calculation="when_required",

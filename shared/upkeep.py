@@ -18,6 +18,8 @@ from shared.errors import RunTimeout, WorkerLost
 from shared.jobs import Attempt
 from shared.states import JobState
 
+# Longer than one write to the storage may take.
+LATE_WRITE = timedelta(seconds=60)
 Moved = list[tuple[UUID, JobState]]
 
 
@@ -78,6 +80,23 @@ def expire(session: Session, *, limit: int = 500) -> Sequence[UUID]:
     outbox.record(session, *expired)
     shares.give_back(session, expired)
     return expired
+
+
+def ended_with_snapshots(session: Session, *, limit: int) -> Sequence[tuple[UUID, int]]:
+    """Return jobs that ended a while ago and the last attempt that kept a snapshot. An earlier write may still be under way."""
+    ended = JobRow.finished_at < func.now() - LATE_WRITE
+    kept = select(JobRow.id, JobRow.snapshot_attempt).where(JobRow.snapshot_attempt.is_not(None), ended)
+    return [(job_id, attempt) for job_id, attempt in session.execute(kept.limit(limit)) if attempt]
+
+
+def forget_snapshots(session: Session, job_ids: Sequence[UUID]) -> None:
+    """Say that nothing is kept of these jobs any more."""
+    session.execute(
+        update(JobRow)
+        .where(JobRow.id.in_(job_ids))
+        .values(snapshot_attempt=None)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def backlog(session: Session) -> Mapping[str, int]:

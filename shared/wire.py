@@ -134,6 +134,9 @@ class Job(BaseModel):
     images: list[Image]
     params: GenerationParams
     timings: Timings
+    resumed_from_step: Annotated[
+        int, Field(description="The step at which the present or last attempt went on with an earlier one's work.")
+    ] = 0
     attempt: Annotated[int, Field(description="How often a worker has claimed the job.")]
     max_attempts: int
     timeout_s: Annotated[float | None, Field(description="How long one attempt may run. Null: for ever.")]
@@ -158,6 +161,7 @@ class Job(BaseModel):
             images=[_image(image) for image in row.images],
             params=params,
             timings=_timings(row),
+            resumed_from_step=row.resumed_from_step,
             attempt=row.attempt,
             max_attempts=row.max_attempts,
             timeout_s=row.timeout_s,

@@ -12,6 +12,7 @@ from shared.events import Listener
 from shared.metrics import Board
 from shared.outside import Outside
 from shared.settings import load
+from shared.storage import Storage
 from shared.telemetry import configure_logging
 from shared.tracing import configure_tracing
 from worker import maintenance
@@ -43,6 +44,7 @@ app.conf.update(
 
 db = Database(settings, pool_size=8)
 redis = broker.connect(settings)
+storage = Storage(settings)
 
 board = Board()
 webhooks_sent = board.counter(metrics.WEBHOOKS_SENT)
@@ -75,9 +77,10 @@ def upkeep() -> None:
 
 @app.task(name="courier.forget")
 def forget() -> None:
-    """Forget events that are older than anyone may still ask for."""
+    """Forget events that are older than anyone may still ask for, and what was kept of jobs that have ended."""
     try:
         maintenance.forget_events(db, older_than_s=settings.event_retention_seconds)
+        maintenance.sweep_snapshots(db, storage)
     except FarmError as error:
         log.warning("forget.failed", code=error.code, error=str(error))
 

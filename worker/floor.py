@@ -32,6 +32,7 @@ from worker.periodic import Periodic
 from worker.preemption import POLL_S, Notices
 from worker.render import Renderer
 from worker.showing import Showing
+from worker.snapshots import Snapshots
 from worker.stock import RESCAN_S, Stock
 from worker.vitals import Monitor, monitor
 from worker.watchdog import Watchdog
@@ -101,6 +102,7 @@ class Floor:
             company=self._company,
             trust=fitness,
             checkpoint_sha256=equipment.sha256,
+            snapshots=Snapshots(db, settings, weights=equipment.sha256 or ""),
         )
         self._leases = leases
         self._announce(db, file, equipment, worker_id=worker_id, slots=slots)

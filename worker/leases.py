@@ -31,6 +31,11 @@ class Running:
     claim: jobs.Claim
     requests: list[Request] = field(default_factory=list)
     was_drained: bool = False
+    # Rendered by a worker that turned out to be unfit.
+    is_spoiled: bool = False
+    # When a snapshot was last kept, and how many steps it held.
+    kept_at: float = field(default_factory=time.monotonic)
+    kept_steps: int = 0
     _aborted: Event = field(default_factory=Event)
     _aborted_at: float = field(default=0.0)
     _reported: int = field(default=-1)

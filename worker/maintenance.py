@@ -7,9 +7,11 @@ from redis import Redis
 from shared import broker, canaries, events, fleet, outbox, shares, upkeep
 from shared.db import Database
 from shared.states import JobState
+from shared.storage import Storage, snapshot_key
 
 # Enough to wake every slot of a large fleet at once; the next round rings for the rest.
 MAX_RINGS = 1000
+SWEPT_AT_ONCE = 200
 
 log = structlog.get_logger(__name__)
 
@@ -67,3 +69,19 @@ def forget_events(db: Database, *, older_than_s: float) -> int:
         forgotten += batch
         if batch < outbox.PURGE_BATCH:
             return forgotten
+
+
+def sweep_snapshots(db: Database, storage: Storage) -> int:
+    """Delete what was kept of jobs that have ended. Returns of how many."""
+    swept = 0
+    while True:
+        with db.transaction() as session:
+            ended = upkeep.ended_with_snapshots(session, limit=SWEPT_AT_ONCE)
+        for job_id, last in ended:
+            for attempt in range(1, last + 1):
+                storage.delete(snapshot_key(job_id, attempt))
+        with db.transaction() as session:
+            upkeep.forget_snapshots(session, [job_id for job_id, _ in ended])
+        swept += len(ended)
+        if len(ended) < SWEPT_AT_ONCE:
+            return swept

@@ -33,10 +33,11 @@ from shared.storage import Storage, image_key
 from worker import png
 from worker.company import Company
 from worker.engine.engine import Engine
-from worker.engine.request import Pixels
+from worker.engine.request import Pixels, Request
 from worker.equipment import Judge
 from worker.leases import Leases, Running
 from worker.order import Order
+from worker.snapshots import Snapshots
 
 PNG = "image/png"
 # One claim in so many begins with the priority of the job that waits longest: with high priorities always waiting, the rest
@@ -84,6 +85,7 @@ class Renderer:
         company: Company | None = None,
         trust: Trust | None = None,
         checkpoint_sha256: str | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._settings = settings
         self._checkpoint = checkpoint
@@ -99,6 +101,7 @@ class Renderer:
         self._company = company or Company()
         self._trust = trust
         self._checkpoint_sha256 = checkpoint_sha256
+        self._snapshots = snapshots
         # The first claim that looks after the lowest priority is not the very first one.
         self._claims = count(1)
 
@@ -147,6 +150,7 @@ class Renderer:
         except FarmError as error:
             if self._is_unfit(error):
                 running.was_drained = True  # it is the worker's fault, not the job's
+                running.is_spoiled = True
                 self._end_aborted(running)
             else:
                 self._fail(running, error)
@@ -163,15 +167,26 @@ class Renderer:
     def _render(self, running: Running) -> list[jobs.FinishedImage]:
         order = self._persist(running, lambda: Order.of(running.claim.params, self._storage.get))
         try:
-            for spec in order.specs():
-                running.add(self._engine.submit(spec))
+            kept = self._snapshots.recall(running.claim) if self._snapshots else {}
+            for index, spec in enumerate(order.specs()):
+                running.add(self._engine.submit(spec, kept.get(index)))
             return [
-                self._store(running, index, order.finished(self._trusted(request.result(timeout=None))))
+                self._store(running, index, order.finished(self._trusted(self._pixels(running, request))))
                 for index, request in enumerate(running.requests)
             ]
         except BaseException:
             running.abort()
             raise
+
+    def _pixels(self, running: Running, request: Request) -> Pixels:
+        """Wait for an image, and keep now and then where the whole job stands."""
+        if self._snapshots is None:
+            return request.result(timeout=None)
+        while True:
+            try:
+                return request.result(timeout=self._snapshots.due_s(running))
+            except TimeoutError:
+                self._snapshots.keep(running)
 
     def _trusted(self, pixels: Pixels) -> Pixels:
         """Return pixels that were rendered by the weights that were loaded. Raises `WorkerUnfit`."""
@@ -247,6 +262,11 @@ class Renderer:
         self._ended("released" if running.was_drained else "aborted")
         if not running.was_drained:
             return  # canceled or rescued: the row has already moved on without us
+        if self._snapshots is not None:
+            if running.is_spoiled:
+                self._snapshots.discard(running.claim)
+            else:
+                self._snapshots.keep(running)
 
         def act() -> bool:
             with self._db.transaction() as session:

@@ -1,0 +1,113 @@
+"""Where running jobs are kept while they run, so that another attempt, on any worker, goes on where one was interrupted.
+
+One object per attempt in the storage, which outlives Redis and its memory. The row names the attempt before the object is
+written, guarded as every act of an attempt: what a zombie writes, nobody reads. A snapshot that cannot be kept or read costs the
+steps that it would have saved and never the job.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import structlog
+
+from shared import jobs
+from shared.db import Database
+from shared.errors import FarmError, StorageUnavailable
+from shared.jobs import Attempt, Claim
+from shared.settings import Settings
+from shared.storage import Storage, snapshot_key
+from worker.engine.snapshot import BadSnapshot, Snapshot, pack, unpack
+from worker.leases import Running
+
+CONTENT_TYPE = "application/octet-stream"
+READ_S = 5.0  # a slot that waits for the storage delivers nothing
+LOOK_BACK = 3  # attempts: the last may have died between its row and its object
+LIBRARIES = ("torch", "diffusers", "transformers")
+
+log = structlog.get_logger(__name__)
+
+
+class Snapshots:
+    """The snapshots of one worker's jobs. `weights` is the digest of its checkpoint's."""
+
+    def __init__(self, db: Database, settings: Settings, *, weights: str, storage: Storage | None = None) -> None:
+        self._db = db
+        self._every_s = settings.snapshot_seconds
+        self._storage = storage or Storage(settings, tries=1, read_s=READ_S)
+        self._origin = f"{weights} {code()}"
+
+    def due_s(self, running: Running) -> float | None:
+        """Return in how many seconds a job is to be kept again; None for never."""
+        return max(0.0, running.kept_at + self._every_s - time.monotonic()) if self._every_s else None
+
+    def keep(self, running: Running) -> None:
+        """Keep where a job's images stand, unless nothing has moved since the last time."""
+        running.kept_at = time.monotonic()
+        taken = {index: request.snapshot for index, request in enumerate(running.requests) if request.snapshot}
+        steps = sum(snapshot.steps_done for snapshot in taken.values())
+        if steps <= running.kept_steps:
+            return
+        try:
+            size_bytes = self._write(running.claim, taken)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the job
+            log.warning("snapshot.not_kept", error=str(error))
+            return
+        running.kept_steps = steps
+        log.info("snapshot.kept", steps=steps, bytes=size_bytes)
+
+    def recall(self, claim: Claim) -> Mapping[int, Snapshot]:
+        """Return where the images of a job stood, by index, and note in its row that it goes on from there. Empty: start over."""
+        kept = self._read(claim)
+        steps = sum(snapshot.steps_done for snapshot in kept.values())
+        if not steps:
+            return {}
+        log.info("job.resumed", steps=steps)
+        try:
+            with self._db.transaction() as session:
+                jobs.resume(session, claim, steps)
+        except FarmError as error:
+            log.warning("job.resumed_unseen", error=str(error))
+        return kept
+
+    def discard(self, run: Attempt) -> None:
+        """Delete what an attempt has kept: its worker turned out to be unfit."""
+        try:
+            self._storage.delete(snapshot_key(run.job_id, run.attempt))
+        except StorageUnavailable as error:
+            log.warning("snapshot.not_discarded", error=str(error))
+
+    def _write(self, claim: Claim, taken: Mapping[int, Snapshot]) -> int:
+        """Write an attempt's snapshot over its former one. Returns its bytes, 0 for one that is not to be kept."""
+        data = pack(taken, self._mark(claim))
+        if data is None:
+            return 0
+        with self._db.transaction() as session:
+            if not jobs.note_snapshot(session, claim):
+                return 0
+        self._storage.put(snapshot_key(claim.job_id, claim.attempt), data, content_type=CONTENT_TYPE)
+        return len(data)
+
+    def _read(self, claim: Claim) -> Mapping[int, Snapshot]:
+        last = claim.snapshot_attempt or 0
+        for attempt in range(last, max(0, last - LOOK_BACK), -1):
+            try:
+                return unpack(self._storage.get(snapshot_key(claim.job_id, attempt)), self._mark(claim))
+            except (FarmError, BadSnapshot) as error:
+                log.warning("snapshot.unusable", kept_by=attempt, error=str(error))
+        return {}
+
+    def _mark(self, claim: Claim) -> bytes:
+        """Return what a snapshot must be of to be gone on from: the job, its parameters, the checkpoint and the code."""
+        return f"{claim.job_id} {self._origin} {claim.params.model_dump_json()}".encode()
+
+
+def code() -> str:
+    """Return a digest of all that decides what a step makes of latents: the engine's and the maths' source, their libraries."""
+    digest = hashlib.sha256(" ".join(metadata.version(library) for library in LIBRARIES).encode())
+    for part in ("diffusion", "engine"):
+        for source in sorted((Path(__file__).parent / part).rglob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
