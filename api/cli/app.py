@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import checkpoints, demo, doctor, jobs, keys, migrate, render, top, up
+from api.cli import checkpoints, demo, doctor, drain, jobs, keys, migrate, render, top, up
 from api.cli.client import DEFAULT_URL, ClientError, Front
 from api.cli.console import Failure, complain, forgive_encoding
 from shared.errors import FarmError
@@ -32,6 +32,7 @@ app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(keys.app, name="keys")
 app.command("migrate")(migrate.migrate)
 app.command("top")(top.top)
+app.command("drain")(drain.drain)
 app.command("doctor")(doctor.doctor)
 
 

@@ -60,6 +60,10 @@ class FarmClient:
         """Ask for a job to stop."""
         return self._line.carry(talks.cancel(job_id))
 
+    def drain(self, worker_id: str, *, resume: bool = False) -> None:
+        """Ask a worker to finish and leave, or to work again. Asking twice is harmless."""
+        self._line.carry(talks.drain(worker_id, resume=resume))
+
     def checkpoints(self) -> list[dict[str, Any]]:
         """Return the checkpoints that jobs may name."""
         return self._line.carry(talks.listing("/v1/checkpoints", "checkpoints"))

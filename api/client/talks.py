@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from uuid import UUID
 
 import httpx
@@ -126,6 +126,12 @@ def jobs(*, limit: int, **filters: str | None) -> Talk[list[JobBody]]:
 def cancel(job_id: str) -> Talk[JobBody]:
     """Ask for a job to stop. Asking twice is harmless, so this is repeated like a read."""
     return _job((yield from exchange(Call("POST", f"{_path(job_id)}/cancel"))))
+
+
+def drain(worker_id: str, *, resume: bool = False) -> Talk[None]:
+    """Ask a worker to finish and leave, or to work again."""
+    act = "resume" if resume else "drain"
+    yield from exchange(Call("POST", f"/v1/workers/{quote(worker_id, safe='')}/{act}"))
 
 
 def listing(path: str, name: str) -> Talk[list[dict[str, Any]]]:

@@ -67,3 +67,12 @@ def test_live_it_fills_the_terminal_until_it_is_stopped(url: str) -> None:
 def test_nobody_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--url", "http://127.0.0.1:9", "top", "--once"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_worker_is_drained_and_taken_back(url: str, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, is_draining in (([], True), (["--resume"], False)):
+        assert main(["--url", url, "drain", *arguments, "gpu0@test"]) == 0
+        with db.transaction() as session:
+            assert fleet.beat(session, "gpu0@test") is is_draining
+    assert main(["--url", url, "drain", "nobody@nowhere"]) == 1
+    assert "worker_not_found" in capsys.readouterr().err
