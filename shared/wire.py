@@ -56,6 +56,7 @@ EXAMPLE: dict[str, JsonValue] = {
         "render_s": None,
         "total_s": None,
     },
+    "resumed_from_step": 0,
     "attempt": 1,
     "max_attempts": 3,
     "timeout_s": 3600,
