@@ -186,13 +186,28 @@ class Renderer:
             try:
                 return request.result(timeout=self._snapshots.due_s(running))
             except TimeoutError:
+                self._vouch()
                 self._snapshots.keep(running)
 
     def _trusted(self, pixels: Pixels) -> Pixels:
         """Return pixels that were rendered by the weights that were loaded. Raises `WorkerUnfit`."""
+        self._vouch()
+        return pixels
+
+    def _vouch(self) -> None:
         if self._trust is not None:
             self._trust.vouch()
-        return pixels
+
+    def _keep(self, running: Running, snapshots: Snapshots) -> None:
+        """Leave to the next worker where the job stands, unless this one spoiled it."""
+        try:
+            self._vouch()
+        except WorkerUnfit:
+            running.is_spoiled = True
+        if running.is_spoiled:
+            snapshots.discard(running.claim)
+        else:
+            snapshots.keep(running)
 
     def _is_unfit(self, error: FarmError) -> bool:
         """Whether an attempt failed because of this worker."""
@@ -263,10 +278,7 @@ class Renderer:
         if not running.was_drained:
             return  # canceled or rescued: the row has already moved on without us
         if self._snapshots is not None:
-            if running.is_spoiled:
-                self._snapshots.discard(running.claim)
-            else:
-                self._snapshots.keep(running)
+            self._keep(running, self._snapshots)
 
         def act() -> bool:
             with self._db.transaction() as session:

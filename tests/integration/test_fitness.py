@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,7 @@ from worker.fitness import CANARY, Fitness, Proof, contradiction
 from worker.gpu import UNFIT_EXIT_STATUS
 from worker.leases import Leases
 from worker.render import Renderer
+from worker.snapshots import Snapshots
 from worker.vitals import Monitor, Vitals, is_alarming
 
 WELL = Shown("weights", bytes([100] * 48))
@@ -152,6 +154,53 @@ def test_no_client_gets_a_picture_of_flipped_weights(
     with db.transaction() as session:
         (served,) = fleet.checkpoints(session, silent_after_s=60)
     assert served.ready_workers == 0
+
+
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_no_other_worker_goes_on_from_what_flipped_weights_made(
+    settings: Settings,
+    db: Database,
+    redis: Redis,
+    celery: Celery,
+    storage: Storage,
+    fitness: Fitness,
+    loaded: Checkpoint,
+    is_flipped: bool,
+) -> None:
+    leases = Leases(db, settings, "w")
+    worker = Renderer(
+        settings,
+        checkpoint=DEMO,
+        worker_id="w",
+        engine=fitness.engine,
+        db=db,
+        storage=storage,
+        redis=redis,
+        celery=celery,
+        leases=leases,
+        trust=fitness,
+        snapshots=Snapshots(db, settings, weights="w"),
+    )
+    with db.transaction() as session:
+        job_id = jobs.submit(session, params(steps=150, width=256, height=256), max_attempts=1).id
+    fitness.open()
+    slot = Thread(target=worker.answer)
+    slot.start()
+    steps = 0
+    while steps < 3:  # the engine's own work is what passes the time
+        leases.beat()
+        with db.transaction() as session:
+            job = jobs.get(session, job_id)
+        assert job.state in {JobState.QUEUED, JobState.RUNNING}
+        steps = job.steps_done
+    if is_flipped:
+        flip(loaded)
+    leases.drain()
+    slot.join(60)
+    with db.transaction() as session:
+        assert jobs.get(session, job_id).state == JobState.QUEUED
+    found = storage._client.list_objects_v2(Bucket=settings.s3_bucket, Prefix=f"snapshots/{job_id}").get("Contents", [])
+    assert bool(found) is not is_flipped
 
 
 def test_a_worker_that_starts_wrong_never_begins(fitness: Fitness, loaded: Checkpoint, db: Database) -> None:
