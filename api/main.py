@@ -13,7 +13,7 @@ from api.a1111 import routes as a1111
 from api.body import BodyLimit
 from api.deps import open_desk
 from api.gate import Gate
-from api.v1 import choices, deliveries, feed, images, jobs, keys, queue, webhooks, workers
+from api.v1 import choices, deliveries, endings, feed, images, jobs, keys, queue, webhooks, workers
 from shared.metrics import Board
 from shared.settings import Settings, load
 from shared.telemetry import configure_logging
@@ -21,6 +21,7 @@ from shared.tracing import configure_tracing
 
 PARTS = (
     jobs,
+    endings,
     images,
     choices,
     keys,

@@ -71,6 +71,14 @@ class JobRow(Base):
         Index("jobs_retries", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
         Index("jobs_snapshots", "id", postgresql_where=text("snapshot_attempt IS NOT NULL")),
         Index("jobs_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        # Those that ended and may have left objects that nobody sees.
+        Index(
+            "jobs_litter",
+            "finished_at",
+            postgresql_where=text(
+                "finished_at IS NOT NULL AND NOT is_swept AND attempt > 0 AND (attempt > 1 OR state <> 'succeeded')"
+            ),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -114,8 +122,20 @@ class JobRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    # Whether the objects of attempts that came to nothing are gone from the storage.
+    is_swept: Mapped[bool] = mapped_column(server_default=text("false"))
 
     images: Mapped[list["ImageRow"]] = relationship(order_by="ImageRow.index", lazy="selectin")
+
+
+class RemovedJobRow(Base):
+    """A job that there was: its id answers 410, to its owner."""
+
+    __tablename__ = "removed_jobs"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    removed_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class ShareRow(Base):

@@ -14,7 +14,7 @@ FarmError
 │   ├── ImageNotFound
 │   ├── PreviewNotFound
 │   ├── WorkerNotFound
-│   ├── Gone 410            removed after its time
+│   ├── Gone 410            deleted, or removed after its time
 │   ├── EndpointNotFound    a receiver of webhooks
 │   └── DeliveryNotFound    … and what is sent to it
 ├── Unauthenticated 401     no valid key came with the request
@@ -26,6 +26,8 @@ FarmError
 │   └── QueueFullForKey
 ├── Conflict 409
 │   ├── JobAlreadyFinal
+│   ├── JobNotFinal         what must end before it is deleted
+│   ├── NothingToRetry
 │   ├── TooManyEndpoints
 │   ├── EndpointIsGone
 │   └── ImagesNotReady
@@ -206,7 +208,7 @@ class WorkerNotFound(NotFound):
 
 
 class Gone(NotFound):
-    """The job was removed: it is older than the farm keeps its jobs."""
+    """The job was deleted, or is older than the farm keeps its jobs."""
 
     status = 410
     code = "gone"
@@ -217,6 +219,18 @@ class Conflict(FarmError):
 
     status = 409
     code = "conflict"
+
+
+class JobNotFinal(Conflict):
+    """The job has not ended yet."""
+
+    code = "job_not_final"
+
+
+class NothingToRetry(Conflict):
+    """The job has not failed."""
+
+    code = "nothing_to_retry"
 
 
 class JobAlreadyFinal(Conflict):

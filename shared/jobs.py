@@ -29,8 +29,8 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from shared import outbox, shares
-from shared.db import ImageRow, JobRow
-from shared.errors import FarmError, JobAlreadyFinal, JobNotFound
+from shared.db import ImageRow, JobRow, RemovedJobRow
+from shared.errors import FarmError, Gone, JobAlreadyFinal, JobNotFound
 from shared.params import GenerationParams
 from shared.states import JobState, sources
 
@@ -122,11 +122,19 @@ def submit(
 
 
 def get(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:
-    """Return the job or raise `JobNotFound`, also for a job of another owner than the one given."""
+    """Return the job or raise `JobNotFound`, also for a job of another owner than the one given, or `Gone` for one removed."""
     row = session.get(JobRow, job_id, populate_existing=True)
+    if row is None:
+        _refuse_removed(session, job_id, owner)
     if row is None or owner not in {None, row.owner}:
         raise JobNotFound(f"No job has ever had the id {job_id}.")
     return row
+
+
+def _refuse_removed(session: Session, job_id: UUID, owner: str | None) -> None:
+    removed = session.get(RemovedJobRow, job_id)
+    if removed is not None and owner in {None, removed.owner}:
+        raise Gone(f"Job {job_id} was removed with its images at {removed.removed_at:%Y-%m-%d %H:%M} UTC.")
 
 
 def rows(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, JobRow]:
@@ -147,6 +155,7 @@ def listing(
     state: JobState | None = None,
     checkpoint: str | None = None,
     prompt: str | None = None,
+    error_code: str | None = None,
     owner: str | None = None,
 ) -> Sequence[JobRow]:
     """Return up to `limit` jobs, newest first, that are older than the job `after`."""
@@ -159,6 +168,8 @@ def listing(
         query = query.where(JobRow.checkpoint == checkpoint)
     if prompt is not None:
         query = query.where(JobRow.params["prompt"].astext.icontains(prompt, autoescape=True))
+    if error_code is not None:
+        query = query.where(JobRow.error_code == error_code)
     if owner is not None:
         query = query.where(JobRow.owner == owner)
     return session.scalars(query).all()

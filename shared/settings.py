@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     webhook_suspend_seconds: Seconds = 86_400.0
     webhook_probe_seconds: Seconds = 900.0
     event_retention_seconds: Seconds = 30 * 86_400.0
+    retention_days: Annotated[float, Field(ge=0)] = 0.0
 
     # Scaling and watching.
     target_wait_seconds: Seconds = 60.0

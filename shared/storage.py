@@ -1,5 +1,6 @@
 """Images in an S3-compatible store. Keys are built here alone; vendor errors become the farm's at this border."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -9,6 +10,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from shared.errors import NoBucket, ObjectMissing, StorageUnavailable
 from shared.settings import Settings
+
+DELETED_AT_ONCE = 1000  # what S3 takes in one request
 
 # What mends a store's refusal, by its code; HEAD requests have only the status.
 ADVICE = {
@@ -67,6 +70,17 @@ class Storage:
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is fine."""
         self._call("delete_object", Key=key)
+
+    def delete_all(self, keys: Sequence[str]) -> None:
+        """Remove objects, in requests of at most a thousand; those that are not there are fine.
+
+        Raises `StorageUnavailable` also when a single one was refused.
+        """
+        for start in range(0, len(keys), DELETED_AT_ONCE):
+            wanted = {"Objects": [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]], "Quiet": True}
+            refused = self._call("delete_objects", Delete=wanted).get("Errors", [])
+            if refused:
+                raise StorageUnavailable(f"The image storage kept {len(refused)} objects: {refused[0].get('Message')}.")
 
     def url(self, key: str, *, ttl_s: float, filename: str, content_type: str) -> str:
         """Return a presigned GET URL that works for `ttl_s` seconds without credentials."""

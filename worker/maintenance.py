@@ -4,7 +4,7 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, canaries, events, fleet, outbox, shares, upkeep
+from shared import broker, canaries, events, fleet, outbox, removal, shares, upkeep
 from shared.db import Database
 from shared.states import JobState
 from shared.storage import Storage, snapshot_key
@@ -69,6 +69,35 @@ def forget_events(db: Database, *, older_than_s: float) -> int:
         forgotten += batch
         if batch < outbox.PURGE_BATCH:
             return forgotten
+
+
+def remove_aged(db: Database, storage: Storage, *, days: float) -> int:
+    """Remove the jobs that ended more than `days` ago, objects first, in small batches; 0 keeps all. Returns how many."""
+    removed = 0
+    while days:
+        with db.transaction() as session:
+            rows = removal.aged(session, days=days)
+        storage.delete_all([key for row in rows for key in removal.objects(row)])
+        with db.transaction() as session:
+            removal.remove(session, rows)
+        removed += len(rows)
+        if len(rows) < removal.BATCH:
+            break
+    return removed
+
+
+def sweep_litter(db: Database, storage: Storage) -> int:
+    """Delete the objects of attempts that came to nothing, once their jobs have ended. Returns of how many jobs."""
+    swept = 0
+    while True:
+        with db.transaction() as session:
+            rows = removal.littered(session)
+        storage.delete_all([key for row in rows for key in removal.litter(row)])
+        with db.transaction() as session:
+            removal.mark_swept(session, rows)
+        swept += len(rows)
+        if len(rows) < removal.BATCH:
+            return swept
 
 
 def sweep_snapshots(db: Database, storage: Storage) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import checkpoints, demo, doctor, drain, jobs, keys, migrate, render, top, up
+from api.cli import checkpoints, demo, doctor, drain, endings, jobs, keys, migrate, render, top, up
 from api.cli.client import DEFAULT_URL, ClientError, Front
 from api.cli.console import Failure, complain, forgive_encoding
 from shared.errors import FarmError
@@ -28,6 +28,8 @@ app.command("render")(render.render)
 app.command("jobs")(jobs.list_jobs)
 app.command("job")(jobs.show_job)
 app.command("cancel")(jobs.cancel_jobs)
+app.command("retry")(endings.retry)
+app.command("delete")(endings.delete)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(keys.app, name="keys")
 app.command("migrate")(migrate.migrate)

@@ -60,6 +60,18 @@ class FarmClient:
         """Ask for a job to stop."""
         return self._line.carry(talks.cancel(job_id))
 
+    def retry(self, job_id: JobId) -> JobBody:
+        """Have a dead job rendered once more, as the new job that this returns."""
+        return self._line.carry(talks.retry(job_id))
+
+    def retry_many(self, **wanted: Any) -> dict[str, str]:
+        """Have dead jobs rendered once more; the new ids by the old."""
+        return self._line.carry(talks.retry_many(wanted))
+
+    def delete(self, job_id: JobId) -> None:
+        """Delete a final job with its images."""
+        self._line.carry(talks.delete(job_id))
+
     def drain(self, worker_id: str, *, resume: bool = False) -> None:
         """Ask a worker to finish and leave, or to work again. Asking twice is harmless."""
         self._line.carry(talks.drain(worker_id, resume=resume))

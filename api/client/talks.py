@@ -128,6 +128,22 @@ def cancel(job_id: str) -> Talk[JobBody]:
     return _job((yield from exchange(Call("POST", f"{_path(job_id)}/cancel"))))
 
 
+def retry(job_id: str) -> Talk[JobBody]:
+    """Have a dead job rendered once more. A repeated wish makes no second job, so this is repeated like a read."""
+    return _job((yield from exchange(Call("POST", f"{_path(job_id)}/retry"))))
+
+
+def retry_many(wanted: Mapping[str, Any]) -> Talk[dict[str, str]]:
+    """Have dead jobs rendered once more; the new ids by the old. What a lost answer had retried is not retried again."""
+    body = _body((yield from exchange(Call("POST", "/v1/jobs/retry", json=dict(wanted)))))
+    return dict(body["jobs"])
+
+
+def delete(job_id: str) -> Talk[None]:
+    """Delete a final job with its images."""
+    yield from exchange(Call("DELETE", _path(job_id)), tries=1)
+
+
 def drain(worker_id: str, *, resume: bool = False) -> Talk[None]:
     """Ask a worker to finish and leave, or to work again."""
     act = "resume" if resume else "drain"

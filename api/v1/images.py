@@ -22,7 +22,9 @@ THUMBNAIL_QUALITY = 80
 # An image's bytes never change under its address.
 _FOREVER = "private, max-age=31536000, immutable"
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/images/{index}", tags=["jobs"], responses=documented(404, 422, 503))
+router = APIRouter(
+    prefix="/v1/jobs/{job_id}/images/{index}", tags=["jobs"], responses=documented(401, 403, 404, 410, 422, 429, 503)
+)
 
 Index = Annotated[int, Path(ge=0, lt=MAX_IMAGES)]
 

@@ -19,7 +19,7 @@ from api.v1.waits import WaitS
 from api.waiting import while_connected
 from shared import events, jobs
 from shared.db import JobRow
-from shared.errors import DatabaseUnavailable, JobNotFound
+from shared.errors import DatabaseUnavailable
 from shared.params import reject_nul
 from shared.states import JobState
 from shared.wire import Job
@@ -60,6 +60,7 @@ def listing(
     prompt: Annotated[
         Name | None, Query(max_length=200, description="Words that the prompt contains, in any case.")
     ] = None,
+    error_code: Annotated[Name | None, Query(max_length=100, description="Of failed jobs.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
 ) -> JobPage:
@@ -74,6 +75,7 @@ def listing(
             state=state,
             checkpoint=checkpoint,
             prompt=prompt,
+            error_code=error_code,
             owner=caller.sees_only,
         )
     page = rows[:limit]
@@ -83,7 +85,7 @@ def listing(
     )
 
 
-@router.get("/{job_id}", summary="Show a job", responses=documented(404))
+@router.get("/{job_id}", summary="Show a job", responses=documented(404, 410))
 async def show(job_id: JobId, desk: DeskDep, caller: Reader, wait_s: WaitS, request: Request) -> Job:
     """Show one job as it is now, or after a wait, and when it will probably be done."""
     if wait_s:
@@ -99,7 +101,7 @@ def _shown(desk: Desk, caller: Caller, job_id: UUID) -> Job:
         return Job.of(row, outlook(session, desk, row))
 
 
-@router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409))
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409, 410))
 def cancel(job_id: JobId, desk: DeskDep, caller: Submitter) -> Job:
     """Cancel a queued or running job. No success can follow; a running job stops within one denoising step."""
     with desk.db.transaction() as session:
@@ -112,8 +114,13 @@ async def _awaited(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
     """Return the row that a wait begins with; a crowd's are read together."""
     row = await desk.waiting.row(job_id)
     if row is None or caller.sees_only not in {None, row.owner}:
-        raise JobNotFound(f"No job has ever had the id {job_id}.")
+        return await run_in_threadpool(_row, desk, caller, job_id)  # which tells why there is none
     return row
+
+
+def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
+    with desk.db.transaction() as session:
+        return jobs.get(session, job_id, owner=caller.sees_only)
 
 
 async def _settled(desk: Desk, request: Request, row: JobRow, wait_s: float) -> JobRow:

@@ -50,14 +50,14 @@ def listing(desk: DeskDep, _caller: Admin) -> Workers:
     return Workers(workers=[Worker.model_validate(row, from_attributes=True) for row in rows])
 
 
-@router.post("/{worker_id}/drain", status_code=204, responses=documented(404), summary="Drain a worker")
+@router.post("/{worker_id}/drain", status_code=204, responses=documented(404, 422), summary="Drain a worker")
 def drain(worker_id: str, desk: DeskDep, _caller: Admin) -> None:
     """Let a worker finish what it runs and leave. Started again, it stays idle until it is resumed."""
     with desk.db.transaction() as session:
         fleet.drain(session, worker_id, is_draining=True)
 
 
-@router.post("/{worker_id}/resume", status_code=204, responses=documented(404), summary="Take a worker back")
+@router.post("/{worker_id}/resume", status_code=204, responses=documented(404, 422), summary="Take a worker back")
 def resume(worker_id: str, desk: DeskDep, _caller: Admin) -> None:
     """Let a worker that was drained work again."""
     with desk.db.transaction() as session:

@@ -22,8 +22,8 @@ from tests.factories import params
 DEPLOY = Path(__file__).parents[2] / "deploy"
 POLICIES = {
     "worker": {"jobs/": {"Put"}, "inputs/": {"Get"}, "snapshots/": {"Put", "Get", "Delete"}},
-    "api": {"jobs/": {"Get"}, "inputs/": {"Put"}},
-    "courier": {"snapshots/": {"Delete"}},
+    "api": {"jobs/": {"Get", "Delete"}, "snapshots/": {"Delete"}, "inputs/": {"Put"}},
+    "courier": {"jobs/": {"Delete"}, "snapshots/": {"Delete"}},
 }
 
 

@@ -113,7 +113,7 @@ function workerRow(worker, look) {
   const kind = worker.unfit || !worker.is_alive ? "bad" : worker.draining_at ? "slow" : "good";
   const path = `/v1/workers/${encodeURIComponent(worker.id)}`;
   const button = worker.draining_at
-    ? act(`undrain-${worker.id}`, said.undrain, () => post(`${path}/undrain`), look)
+    ? act(`undrain-${worker.id}`, said.undrain, () => post(`${path}/resume`), look)
     : act(`drain-${worker.id}`, said.drain, () => post(`${path}/drain`), look);
   return [
     el("span", {}, el("span", { class: `dot ${kind}`, title: state }), `${worker.id} `, el("small", {}, state)),

@@ -1,0 +1,77 @@
+"""What can be done with jobs that have ended: render them again, or have them forgotten."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+from api.callers import Submitter
+from api.deps import DeskDep, JobId
+from api.problems import documented
+from shared import broker, removal, retries
+from shared.params import reject_nul
+from shared.retries import RETRIED_AT_ONCE, Dead
+from shared.wire import Job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
+
+
+class Wanted(BaseModel):
+    """Which dead jobs to render again: failed or expired ones that meet every condition, the oldest first."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"error_code": "worker_lost"}]})
+
+    error_code: Annotated[str | None, Field(max_length=100), AfterValidator(reject_nul)] = None
+    checkpoint: Annotated[str | None, Field(max_length=100), AfterValidator(reject_nul)] = None
+    since: AwareDatetime | None = None
+    limit: Annotated[int, Field(ge=1, le=RETRIED_AT_ONCE)] = RETRIED_AT_ONCE
+
+
+class Retried(BaseModel):
+    """The new jobs by the ids of those that they repeat. As many as were asked for: there may be more."""
+
+    jobs: dict[UUID, UUID]
+
+
+@router.post("/retry", status_code=202, summary="Retry dead jobs")
+def retry_many(wanted: Wanted, desk: DeskDep, caller: Submitter) -> Retried:
+    """Queue again what failed or expired, all or none of it; what was retried before is left alone."""
+    with desk.db.transaction() as session:
+        dead = retries.dead(session, Dead(caller.sees_only, **dict(wanted)))
+        for row in dead:
+            desk.quota.admit(session, row.owner, caller.max_queued)
+            retries.retry(session, row, max_attempts=desk.settings.max_attempts)
+        made = retries.made_of(session, [row.id for row in dead])
+    for row in dead:
+        broker.ring(desk.celery, row.checkpoint)
+    return Retried(jobs=made)
+
+
+@router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409, 410))
+def retry(job_id: JobId, desk: DeskDep, caller: Submitter, response: Response) -> Job:
+    """Queue a job that failed, expired or was canceled once more, as a new job with the same parameters and seed.
+
+    Asked twice, it answers with the job that it made before.
+    """
+    with desk.db.transaction() as session:
+        row = retries.lock(session, job_id, owner=caller.sees_only)
+        again = retries.of(session, job_id)
+        if again is None:
+            desk.quota.admit(session, row.owner, caller.max_queued)
+            again = retries.retry(session, row, max_attempts=desk.settings.max_attempts)
+        made = Job.of(again)
+    response.headers["Location"] = f"/v1/jobs/{made.id}"
+    broker.ring(desk.celery, row.checkpoint)
+    return made
+
+
+@router.delete("/{job_id}", status_code=204, summary="Delete a job", responses=documented(404, 409, 410))
+def delete(job_id: JobId, desk: DeskDep, caller: Submitter) -> None:
+    """Delete a job that has ended, with its images, for good. Its id answers 410 from then on."""
+    with desk.db.transaction() as session:
+        row = removal.removable(session, job_id, owner=caller.sees_only)
+    # Outside of any transaction: the storage may take its time. Should it fail, the job is still there to be deleted again.
+    desk.storage.delete_all(removal.objects(row))
+    with desk.db.transaction() as session:
+        removal.remove(session, [row])
