@@ -13,6 +13,7 @@ from redis import Redis
 from api.intake import Intake
 from api.keyring import KeyRing
 from api.quota import Quota
+from api.streams import Streams
 from api.throttle import Throttle
 from api.waiting import Waiting
 from shared import broker
@@ -37,6 +38,7 @@ class Desk:
     throttle: Throttle
     quota: Quota
     waiting: Waiting
+    streams: Streams
 
 
 @contextmanager
@@ -60,6 +62,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             Throttle(redis),
             Quota(settings.max_queued),
             Waiting(db, broker.connect_async(settings)),
+            Streams(),
         )
 
 

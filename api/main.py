@@ -13,7 +13,7 @@ from api.a1111 import routes as a1111
 from api.body import BodyLimit
 from api.deps import open_desk
 from api.gate import Gate
-from api.v1 import choices, deliveries, endings, feed, images, jobs, keys, queue, webhooks, workers
+from api.v1 import choices, deliveries, endings, feed, images, jobs, keys, queue, stream, webhooks, workers
 from shared.metrics import Board
 from shared.settings import Settings, load
 from shared.telemetry import configure_logging
@@ -22,6 +22,7 @@ from shared.tracing import configure_tracing
 PARTS = (
     jobs,
     endings,
+    stream,
     images,
     choices,
     keys,

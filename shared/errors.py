@@ -23,7 +23,8 @@ FarmError
 │   └── PriorityTooHigh
 ├── TooMany 429             retryable: the key has used up what it may
 │   ├── RateLimited
-│   └── QueueFullForKey
+│   ├── QueueFullForKey
+│   └── TooManyStreams
 ├── Conflict 409
 │   ├── JobAlreadyFinal
 │   ├── JobNotFinal         what must end before it is deleted
@@ -187,6 +188,12 @@ class QueueFullForKey(TooMany):
     """The API key has as many jobs waiting as it may."""
 
     code = "queue_full_for_key"
+
+
+class TooManyStreams(TooMany):
+    """The API key follows as many jobs as it may at once."""
+
+    code = "too_many_streams"
 
 
 class EndpointNotFound(NotFound):

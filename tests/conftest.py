@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from celery import Celery
 from redis import Redis
@@ -13,6 +14,10 @@ from shared.db import Base, Database
 from shared.settings import Settings
 from shared.storage import Storage
 from tests.factories import DEMO
+
+# How long an example takes is the machine's affair, not a property of the code.
+hypothesis.settings.register_profile("farm", deadline=None)
+hypothesis.settings.load_profile("farm")
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,7 @@ def listing(
 async def show(job_id: JobId, desk: DeskDep, caller: Reader, wait_s: WaitS, request: Request) -> Job:
     """Show one job as it is now, or after a wait, and when it will probably be done."""
     if wait_s:
-        row = await _settled(desk, request, await _awaited(desk, caller, job_id), wait_s)
+        row = await _settled(desk, request, await awaited(desk, caller, job_id), wait_s)
         if JobState(row.state).is_final:
             return Job.of(row)
     return await run_in_threadpool(_shown, desk, caller, job_id)
@@ -110,7 +110,7 @@ def cancel(job_id: JobId, desk: DeskDep, caller: Submitter) -> Job:
     return Job.of(row)
 
 
-async def _awaited(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
+async def awaited(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
     """Return the row that a wait begins with; a crowd's are read together."""
     row = await desk.waiting.row(job_id)
     if row is None or caller.sees_only not in {None, row.owner}:

@@ -1,0 +1,85 @@
+"""A job's story as server-sent events: its states whole, its progress in between, its end last.
+
+Costs one watch on the process's subscription and no thread. FastAPI writes the events, keep-alive comments, and ends the
+generator when the client has gone.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel
+
+from api.callers import Reader
+from api.deps import DeskDep, JobId
+from api.problems import documented
+from api.v1.jobs import awaited
+from shared.db import JobRow
+from shared.events import JobEvent
+from shared.states import JobState
+from shared.wire import Job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
+
+
+class Steps(BaseModel):
+    """The data of a `progress` event."""
+
+    job_id: UUID
+    version: int
+    steps_done: int
+    steps_total: int
+
+
+async def _followed(job_id: JobId, desk: DeskDep, caller: Reader) -> AsyncIterator[UUID]:
+    # A dependency, because a generator's own errors come after the status has been sent. What follows the yield runs after the
+    # stream.
+    row = await awaited(desk, caller, job_id)
+    desk.streams.enter(caller.owner)
+    try:
+        yield row.id
+    finally:
+        desk.streams.leave(caller.owner)
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job",
+    response_class=EventSourceResponse,
+    responses=documented(404, 410),
+)
+async def follow(
+    job_id: Annotated[UUID, Depends(_followed)],
+    desk: DeskDep,
+    last_event_id: Annotated[
+        str | None, Header(max_length=20, description="The `id` of the last event seen: what is older is left out.")
+    ] = None,
+) -> AsyncGenerator[ServerSentEvent]:
+    """Send `state` (data: the Job) now and at every change, `progress` (job_id, version, steps_done, steps_total) between.
+
+    `id` is the job's version. After the event of a final state the stream ends.
+    """
+    seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+    async with aclosing(desk.waiting.changes(job_id)) as changes:
+        async for change in changes:
+            if (change.version or 0) > seen or _is_end(change):
+                yield _event(change)
+
+
+def _is_end(change: JobRow | JobEvent) -> bool:
+    return isinstance(change, JobRow) and JobState(change.state).is_final
+
+
+def _event(change: JobRow | JobEvent) -> ServerSentEvent:
+    if isinstance(change, JobRow):
+        return ServerSentEvent(event="state", id=str(change.version), data=Job.of(change))
+    steps = Steps(
+        job_id=change.job_id,
+        version=change.version or 0,
+        steps_done=change.steps_done or 0,
+        steps_total=change.steps_total or 0,
+    )
+    return ServerSentEvent(event="progress", id=str(steps.version), data=steps)

@@ -1,0 +1,94 @@
+"""Server-sent events of a job, over HTTP from a real server, on the real engines."""
+
+import json
+import socket
+from collections.abc import Iterator
+from threading import Thread
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import uvicorn
+from httpx_sse import ServerSentEvent, connect_sse
+from redis import Redis
+
+from api.main import create_app
+from api.streams import MAX_STREAMS, Streams
+from shared import events, jobs
+from shared.db import Database
+from shared.errors import TooManyStreams
+from shared.events import JobEvent
+from shared.settings import Settings
+from shared.states import JobState
+from tests.factories import params
+
+
+@pytest.fixture(scope="module")
+def url(engines: Settings) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(create_app(engines), log_level="warning"))
+        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def client(url: str, redis: Redis) -> Iterator[httpx.Client]:
+    redis.ping()
+    with httpx.Client(base_url=url, timeout=20) as client:
+        yield client
+
+
+def submitted(db: Database) -> UUID:
+    with db.transaction() as session:
+        return jobs.submit(session, params(), max_attempts=3).id
+
+
+def canceled(db: Database, job_id: UUID) -> None:
+    with db.transaction() as session:
+        jobs.cancel(session, job_id)
+
+
+def test_a_stream_tells_state_progress_and_the_end_and_ends(client: httpx.Client, db: Database, redis: Redis) -> None:
+    job_id = submitted(db)
+    seen: list[ServerSentEvent] = []
+    with connect_sse(client, "GET", f"/v1/jobs/{job_id}/events") as source:
+        for event in source.iter_sse():
+            seen.append(event)
+            if len(seen) == 1:
+                events.publish(redis, JobEvent(job_id, JobState.QUEUED, 2, 1, 4))
+            elif event.event == "progress":
+                with db.transaction() as session:
+                    assert jobs.claim_next(session, "farm-demo", "w", lease_s=20)
+                canceled(db, job_id)
+    assert [event.event for event in seen[:2]] == ["state", "progress"]
+    assert seen[1].json() == {"job_id": str(job_id), "version": 2, "steps_done": 1, "steps_total": 4}
+    assert [int(event.id) for event in seen] == sorted(int(event.id) for event in seen)
+    assert (seen[-1].event, seen[-1].json()["state"]) == ("state", "canceled")
+    assert seen[-1].json() == client.get(f"/v1/jobs/{job_id}").json()
+
+
+def test_a_stream_resumes_after_the_last_event_seen(client: httpx.Client, db: Database, redis: Redis) -> None:
+    job_id = submitted(db)
+    with connect_sse(client, "GET", f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "1"}) as source:
+        canceled(db, job_id)
+        events.publish(redis, JobEvent(job_id, JobState.CANCELED, 2))
+        assert [json.loads(event.data)["state"] for event in source.iter_sse()] == ["canceled"]
+
+
+def test_no_stream_of_a_job_that_never_was(client: httpx.Client) -> None:
+    response = client.get(f"/v1/jobs/{uuid4()}/events")
+    assert (response.status_code, response.json()["code"]) == (404, "job_not_found")
+
+
+def test_an_owner_holds_so_many_streams_and_no_more() -> None:
+    streams = Streams()
+    for _ in range(MAX_STREAMS):
+        streams.enter("a")
+    with pytest.raises(TooManyStreams):
+        streams.enter("a")
+    streams.enter("b")
+    streams.leave("a")
+    streams.enter("a")
