@@ -1,5 +1,6 @@
 """The one way from a submission to a job that will be rendered, whichever dialect it came in."""
 
+import hashlib
 import time
 from functools import partial
 from uuid import UUID
@@ -11,23 +12,30 @@ from api.deps import Desk
 from api.v1 import inputs
 from api.v1.resolution import Inputs, resolve
 from api.v1.submissions import Submission
-from shared import broker, fleet, jobs, receivers, tracing
+from shared import broker, fleet, jobs, promises, receivers, tracing
 from shared.db import JobRow
 from shared.params import GenerationParams
 from shared.weights import Kind
 
 
-def admit(desk: Desk, caller: Caller, submission: Submission) -> JobRow:
+def admit(desk: Desk, caller: Caller, submission: Submission, *, key: str | None = None) -> JobRow:
     """Store a job and ring for it. Once this returns the job will reach a final state, whatever dies.
 
-    Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey` and `QueueFull`, and `Unavailable`
+    A `key` of the client's own that has made a job from the same submission before leads to that job.
+
+    Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey` and `QueueFull`, `KeyReused` and
+    `SubmissionInFlight`, and `Unavailable`
     while the database or the storage is away.
     """
     began_ns = time.time_ns()
     caller.may_rank(submission.priority)
     # Before the transaction: storing pictures takes longer than a connection should be held.
     received = inputs.receive(desk.storage, desk.intake, submission)
+    digest = hashlib.sha256(submission.model_dump_json().encode()).hexdigest() if key else ""
     with desk.db.transaction() as session:
+        earlier = promises.made(session, caller.owner, key, digest) if key else None
+        if earlier is not None:
+            return jobs.get(session, earlier)
         params = resolved(session, desk, submission, received)
         desk.quota.admit(session, caller.owner, caller.max_queued)
         row = jobs.submit(
@@ -40,6 +48,8 @@ def admit(desk: Desk, caller: Caller, submission: Submission) -> JobRow:
             expires_in_s=submission.expires_in,
             timeout_s=submission.timeout or desk.settings.run_seconds or None,
         )
+        if key:
+            promises.keep(session, caller.owner, key, digest, row.id)
     tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=params.num_images)
     # After the commit: a worker that hears the doorbell must find the row.
     broker.ring(desk.celery, row.checkpoint)

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from shared.errors import FarmError, TooMany, Unauthenticated, Unavailable
+from shared.errors import FarmError, SubmissionInFlight, TooMany, Unauthenticated, Unavailable
 
 RETRY_AFTER_SECONDS = 5
 _CODES = {
@@ -117,7 +117,7 @@ def _headers(error: FarmError) -> dict[str, str]:
     if isinstance(error, Unauthenticated):
         # Not Basic: in front of the console a browser would open a window of its own.
         return {"WWW-Authenticate": 'Bearer realm="farm"'}
-    if isinstance(error, (Unavailable, TooMany)):
+    if isinstance(error, (Unavailable, TooMany, SubmissionInFlight)):
         return {"Retry-After": str(math.ceil(error.retry_after_s or RETRY_AFTER_SECONDS))}
     return {}
 

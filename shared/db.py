@@ -128,6 +128,19 @@ class JobRow(Base):
     images: Mapped[list["ImageRow"]] = relationship(order_by="ImageRow.index", lazy="selectin")
 
 
+class PromiseRow(Base):
+    """The job that a client's own key for a submission has made (`shared.promises`)."""
+
+    __tablename__ = "promises"
+    __table_args__ = (Index("promises_by_age", "created_at"),)
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    job_id: Mapped[UUID]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class RemovedJobRow(Base):
     """A job that there was: its id answers 410, to its owner."""
 

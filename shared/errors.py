@@ -7,6 +7,7 @@ FarmError
 │   ├── BadPicture          an init image or a mask that is none
 │   ├── BlockedUrl          a URL that the farm does not call for clients
 │   ├── UrlUnreachable      … or called without success
+│   ├── KeyReused           an Idempotency-Key with another body
 │   └── BadCursor
 ├── NotFound 404
 │   ├── JobNotFound
@@ -27,6 +28,7 @@ FarmError
 │   └── TooManyStreams
 ├── Conflict 409
 │   ├── JobAlreadyFinal
+│   ├── SubmissionInFlight  retryable: the same one is being received
 │   ├── JobNotFinal         what must end before it is deleted
 │   ├── NothingToRetry
 │   ├── TooManyEndpoints
@@ -111,6 +113,12 @@ class BadCursor(InvalidRequest):
     """The cursor is not one that this listing handed out."""
 
     code = "bad_cursor"
+
+
+class KeyReused(InvalidRequest):
+    """The Idempotency-Key came with another body before."""
+
+    code = "idempotency_key_reused"
 
 
 class NotFound(FarmError):
@@ -226,6 +234,13 @@ class Conflict(FarmError):
 
     status = 409
     code = "conflict"
+
+
+class SubmissionInFlight(Conflict):
+    """The same submission is being received right now."""
+
+    code = "submission_in_flight"
+    retryable = True
 
 
 class JobNotFinal(Conflict):

@@ -162,16 +162,10 @@ def listing(
     query: Select[JobRow] = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
     if after is not None:
         query = query.where(JobRow.id < after)
-    if state is not None:
-        query = query.where(JobRow.state == state)
-    if checkpoint is not None:
-        query = query.where(JobRow.checkpoint == checkpoint)
     if prompt is not None:
         query = query.where(JobRow.params["prompt"].astext.icontains(prompt, autoescape=True))
-    if error_code is not None:
-        query = query.where(JobRow.error_code == error_code)
-    if owner is not None:
-        query = query.where(JobRow.owner == owner)
+    exactly = {JobRow.state: state, JobRow.checkpoint: checkpoint, JobRow.error_code: error_code, JobRow.owner: owner}
+    query = query.where(*(column == value for column, value in exactly.items() if value is not None))
     return session.scalars(query).all()
 
 

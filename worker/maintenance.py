@@ -4,7 +4,7 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, canaries, events, fleet, outbox, removal, shares, upkeep
+from shared import broker, canaries, events, fleet, outbox, promises, removal, shares, upkeep
 from shared.db import Database
 from shared.states import JobState
 from shared.storage import Storage, snapshot_key
@@ -21,6 +21,7 @@ def rescue(db: Database, redis: Redis, *, lease_s: float) -> list[JobState]:
     with db.transaction() as session:
         rescued = upkeep.rescue(session, lease_s=lease_s)
         fleet.forget(session)
+        promises.forget(session)
         canaries.forget(session)
         shares.unpark(session)
     for job_id, state in rescued:

@@ -45,7 +45,7 @@ def of_response(response: httpx.Response) -> ClientError:
         code,
         detail,
         status=status,
-        transient=status in {429, 502, 503, 504},
+        transient=status in {429, 502, 503, 504} or code == "submission_in_flight",
         retry_after_s=float(wait) if wait.isdecimal() else None,
     )
 

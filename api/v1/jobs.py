@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel
 from starlette.concurrency import run_in_threadpool
 
@@ -31,6 +31,17 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 4
 Name = Annotated[str, AfterValidator(reject_nul)]
 
 
+ClientsKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="A name of the client's own for this submission, a UUID say, that makes repeating it safe.",
+    ),
+]
+
+
 class JobPage(BaseModel):
     """One page of jobs, newest first. `next_cursor` is null on the last page."""
 
@@ -38,15 +49,23 @@ class JobPage(BaseModel):
     next_cursor: str | None
 
 
-@router.post("", status_code=202, summary="Submit a job", responses=documented(400, 413))
+@router.post("", status_code=202, summary="Submit a job", responses=documented(400, 409, 410, 413))
 async def submit(
-    submission: Submission, desk: DeskDep, caller: Submitter, wait_s: WaitS, request: Request, response: Response
+    submission: Submission,
+    desk: DeskDep,
+    caller: Submitter,
+    wait_s: WaitS,
+    request: Request,
+    response: Response,
+    idempotency_key: ClientsKey = None,
 ) -> Job:
     """Queue a job. Once this answers 202 the job is stored and will reach a final state, whatever dies.
 
+    Sent again with the same `Idempotency-Key` and body, within 48 hours, it answers with the job that it made before.
+
     With a wait the answer is held until the job is final or the time is up, and shows the job as it then is.
     """
-    row = await run_in_threadpool(admit, desk, caller, submission)
+    row = await run_in_threadpool(admit, desk, caller, submission, key=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{row.id}"
     return Job.of(await _settled(desk, request, row, wait_s))
 
