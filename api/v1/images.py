@@ -69,14 +69,19 @@ def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Res
     "/preview",
     summary="Show an image taking shape",
     response_class=Response,
-    responses={200: {"content": {previews.JPEG: {}}}},
+    responses={200: {"content": {previews.JPEG: {}}}, 204: {"description": "None yet"}},
 )
 def preview(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
-    """Return the latest live preview of a running job's image: small, rough, and gone soon after the job has ended."""
-    _row(desk, caller, job_id)
+    """Return the latest live preview of a running job's image: small, rough, and gone soon after the job has ended.
+
+    204 while there is none yet.
+    """
+    row = _row(desk, caller, job_id)
     data = previews.get(desk.redis, job_id, index)
+    if data is None and not JobState(row.state).is_final:
+        return Response(status_code=204)
     if data is None:
-        raise PreviewNotFound(f"Job {job_id} shows no preview of image {index} now.")
+        raise PreviewNotFound(f"Job {job_id} has ended; its previews are gone.")
     return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
 
 

@@ -325,7 +325,7 @@ def test_weights_that_no_live_worker_has_seen_lately_are_gone(stocked: TestClien
 
 def test_a_preview_is_shown_while_there_is_one(client: TestClient, redis: Redis) -> None:
     job_id = client.post("/v1/jobs", json=BODY).json()["id"]
-    problem(client.get(f"/v1/jobs/{job_id}/images/0/preview"), 404, "preview_not_found")
+    assert client.get(f"/v1/jobs/{job_id}/images/0/preview").status_code == 204
     previews.put(redis, uuid.UUID(job_id), 0, b"\xff\xd8 a picture")
     shown = client.get(f"/v1/jobs/{job_id}/images/0/preview")
     assert (shown.content, shown.headers["content-type"]) == (b"\xff\xd8 a picture", "image/jpeg")

@@ -79,7 +79,7 @@ export class JobCard extends HTMLElement {
     }, PREVIEW_MS);
     const index = this.#current();
     const found = await blob(`/v1/jobs/${this.#job.id}/images/${index}/preview`).catch(() => null);
-    if (!found || this.#job.state !== "running") return;
+    if (!found?.size || this.#job.state !== "running") return;
     const url = URL.createObjectURL(found);
     const image = el("img", { src: url, alt: said.preview, class: "preview", onload: () => URL.revokeObjectURL(url) });
     fill(this.#parts.frame, image);
