@@ -170,6 +170,12 @@ def test_losing_the_connection_is_told_and_healed(page: Page) -> None:
     expect(page.locator("farm-connection")).not_to_contain_text("cannot be reached")
 
 
+def test_on_a_narrow_screen_what_was_asked_for_is_in_view(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    generate(page, steps=1, width=64, height=64)
+    expect(page.locator("job-card")).to_be_in_viewport()
+
+
 @pytest.mark.parametrize("width", [360, 1280, 3840])
 def test_nothing_overflows(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})

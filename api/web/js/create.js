@@ -267,6 +267,8 @@ class CreatePage extends HTMLElement {
   async #submit(event) {
     event.preventDefault();
     await this.#send([submission(this.values, await this.picture.pictures())]);
+    // On a narrow screen the cards lie below the form: what was asked for must not come unseen.
+    if (this.list.getBoundingClientRect().top > innerHeight) this.list.parentElement.scrollIntoView();
   }
 
   async #send(bodies) {
