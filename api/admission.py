@@ -2,9 +2,11 @@
 
 import hashlib
 import time
+from dataclasses import replace
 from functools import partial
 from uuid import UUID
 
+from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from api.callers import Caller
@@ -14,46 +16,65 @@ from api.v1.resolution import Inputs, resolve
 from api.v1.submissions import Submission
 from shared import broker, fleet, jobs, promises, receivers, tracing
 from shared.db import JobRow
+from shared.jobs import Order
 from shared.params import GenerationParams
 from shared.weights import Kind
 
 
-def admit(desk: Desk, caller: Caller, submission: Submission, *, key: str | None = None) -> JobRow:
+def admit(
+    desk: Desk, caller: Caller, submission: Submission, *, key: str | None = None, job_id: UUID | None = None
+) -> JobRow:
     """Store a job and ring for it. Once this returns the job will reach a final state, whatever dies.
 
-    A `key` of the client's own that has made a job from the same submission before leads to that job.
+    A `key` or `job_id` of the client's own that has made a job from the same submission before leads to that job.
 
     Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey` and `QueueFull`, `KeyReused` and
-    `SubmissionInFlight`, and `Unavailable`
-    while the database or the storage is away.
+    `SubmissionInFlight`, and `Unavailable` while the database or the storage is away.
     """
     began_ns = time.time_ns()
     caller.may_rank(submission.priority)
     # Before the transaction: storing pictures takes longer than a connection should be held.
     received = inputs.receive(desk.storage, desk.intake, submission)
-    digest = hashlib.sha256(submission.model_dump_json().encode()).hexdigest() if key else ""
+    digest = digest_of(submission) if key or job_id else None
     with desk.db.transaction() as session:
-        earlier = promises.made(session, caller.owner, key, digest) if key else None
+        earlier = _earlier(session, caller, key, job_id, digest or "")
         if earlier is not None:
-            return jobs.get(session, earlier)
-        params = resolved(session, desk, submission, received)
+            return earlier
+        order = ordered(session, desk, caller, submission, received)
         desk.quota.admit(session, caller.owner, caller.max_queued)
-        row = jobs.submit(
-            session,
-            params,
-            max_attempts=desk.settings.max_attempts,
-            owner=caller.owner,
-            priority=submission.priority,
-            endpoint_id=_receiver(session, desk, caller, submission),
-            expires_in_s=submission.expires_in,
-            timeout_s=submission.timeout or desk.settings.run_seconds or None,
-        )
+        [row] = jobs.submit_all(session, [replace(order, job_id=job_id, digest=digest if job_id else None)])
         if key:
-            promises.keep(session, caller.owner, key, digest, row.id)
-    tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=params.num_images)
+            promises.keep(session, caller.owner, key, digest or "", row.id)
+    tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
     # After the commit: a worker that hears the doorbell must find the row.
     broker.ring(desk.celery, row.checkpoint)
     return row
+
+
+def digest_of(submission: BaseModel) -> str:
+    """Return what tells one submission from another, in hex."""
+    return hashlib.sha256(submission.model_dump_json().encode()).hexdigest()
+
+
+def _earlier(session: Session, caller: Caller, key: str | None, job_id: UUID | None, digest: str) -> JobRow | None:
+    """Return the job that was made under this name before. Raises as `promises.made` and `promises.chosen`."""
+    if job_id is not None:
+        return promises.chosen(session, caller.owner, job_id, digest)
+    made = promises.made(session, caller.owner, key, digest) if key else None
+    return jobs.get(session, made) if made else None
+
+
+def ordered(session: Session, desk: Desk, caller: Caller, submission: Submission, received: Inputs) -> Order:
+    """Find every name of a submission, and leave nothing of it open."""
+    return Order(
+        params=resolved(session, desk, submission, received),
+        max_attempts=desk.settings.max_attempts,
+        owner=caller.owner,
+        priority=submission.priority,
+        endpoint_id=_receiver(session, desk, caller, submission),
+        expires_in_s=submission.expires_in,
+        timeout_s=submission.timeout or desk.settings.run_seconds or None,
+    )
 
 
 def _receiver(session: Session, desk: Desk, caller: Caller, submission: Submission) -> UUID | None:

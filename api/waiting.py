@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from api.reading import Reader
-from shared import events, jobs
+from shared import events, lookup
 from shared.db import Database, JobRow
 from shared.errors import DatabaseUnavailable
 from shared.events import JobEvent
@@ -201,11 +201,11 @@ class Waiting:
 
     def _read(self, job_ids: Sequence[UUID]) -> Mapping[UUID, JobRow]:
         with self._db.transaction() as session:
-            return jobs.rows(session, job_ids)
+            return lookup.rows(session, job_ids)
 
     def _versions(self, job_ids: Sequence[UUID]) -> Mapping[UUID, int]:
         with self._db.transaction() as session:
-            return jobs.versions(session, job_ids)
+            return lookup.versions(session, job_ids)
 
 
 async def while_connected(request: Request, wait: Callable[[], Coroutine[Any, Any, T]]) -> T | None:

@@ -34,6 +34,7 @@ from shared.settings import Settings
 from shared.states import JobState
 
 _STATES = ", ".join(f"'{state}'" for state in JobState)
+_NEWEST = text("created_at DESC"), text("id DESC")
 
 
 class Base(DeclarativeBase):
@@ -55,7 +56,7 @@ class JobRow(Base):
             postgresql_where=text("state = 'queued' AND NOT parked"),
         ),
         # The oldest, for the claims that look after what waits longest.
-        Index("jobs_queued_by_age", "checkpoint", "id", postgresql_where=text("state = 'queued'")),
+        Index("jobs_queued_by_age", "checkpoint", "created_at", "id", postgresql_where=text("state = 'queued'")),
         # One owner's: to count them, and to find the next one parked.
         Index(
             "jobs_queued_by_owner",
@@ -65,9 +66,12 @@ class JobRow(Base):
         Index("jobs_running_by_owner", "owner", postgresql_where=text("state = 'running'")),
         Index("jobs_running", "lease_until", postgresql_where=text("state = 'running'")),
         Index("jobs_expiring", "expires_at", postgresql_where=text("state = 'queued' AND expires_at IS NOT NULL")),
-        Index("jobs_by_state", "state", text("id DESC")),
-        Index("jobs_by_checkpoint", "checkpoint", text("id DESC")),
-        Index("jobs_by_error", "error_code", text("id DESC"), postgresql_where=text("error_code IS NOT NULL")),
+        # For listings, newest first. By time, not by id: clients may choose ids of their own.
+        Index("jobs_by_age", *_NEWEST),
+        Index("jobs_by_owner", "owner", *_NEWEST),
+        Index("jobs_by_state", "state", *_NEWEST),
+        Index("jobs_by_checkpoint", "checkpoint", *_NEWEST),
+        Index("jobs_by_error", "error_code", *_NEWEST, postgresql_where=text("error_code IS NOT NULL")),
         Index("jobs_retries", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
         Index("jobs_snapshots", "id", postgresql_where=text("snapshot_attempt IS NOT NULL")),
         Index("jobs_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
@@ -108,6 +112,8 @@ class JobRow(Base):
     # How long one attempt may run, in seconds; null for ever.
     timeout_s: Mapped[float | None]
     retry_of: Mapped[UUID | None]
+    # Of the body that a client chose the id for: the same again is this job.
+    digest: Mapped[str | None]
     steps_done: Mapped[int] = mapped_column(server_default="0")
     snapshot_attempt: Mapped[int | None]  # the one that kept the latest snapshot; null for none
     resumed_from_step: Mapped[int] = mapped_column(server_default="0")

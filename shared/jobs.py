@@ -7,6 +7,7 @@ their ids. Callers commit, then ring doorbells and publish events.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,12 +16,12 @@ from sqlalchemy import (
     CursorResult,
     Executable,
     Integer,
-    Select,
     Update,
     Uuid,
     case,
     column,
     func,
+    insert,
     select,
     update,
     values,
@@ -32,6 +33,7 @@ from shared import outbox, shares
 from shared.db import ImageRow, JobRow, RemovedJobRow
 from shared.errors import FarmError, Gone, JobAlreadyFinal, JobNotFound
 from shared.params import GenerationParams
+from shared.shares import Lane, Turn
 from shared.states import JobState, sources
 
 MAX_RETRY_S = 300.0
@@ -80,45 +82,68 @@ class FinishedImage:
     flagged: bool = False
 
 
-def submit(
-    session: Session,
-    params: GenerationParams,
-    *,
-    max_attempts: int,
-    owner: str = "anonymous",
-    priority: int = 0,
-    endpoint_id: UUID | None = None,
-    expires_in_s: float | None = None,
-    timeout_s: float | None = None,
-    retry_of: UUID | None = None,
-) -> JobRow:
-    """Insert a queued job. Its id is time-ordered (UUID version 7), so ids sort by age. `endpoint_id` hears of it too.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a job is made of.
 
     It expires unless it is claimed within `expires_in_s`; an attempt that runs for longer than `timeout_s` fails it.
     """
-    turn = shares.take(session, owner=owner, checkpoint=params.checkpoint, priority=priority, cost=params.cost)
-    row = JobRow(
-        id=uuid7(),
-        owner=owner,
-        checkpoint=params.checkpoint,
-        priority=priority,
-        virtual_start=turn.start,
-        virtual_finish=turn.finish,
-        parked=turn.is_parked,
-        params=params.model_dump(mode="json"),
-        max_attempts=max_attempts,
-        steps_total=params.unet_calls,
-        cost=params.cost,
-        endpoint_id=endpoint_id,
-        expires_at=None if expires_in_s is None else _from_now(expires_in_s),
-        timeout_s=timeout_s,
-        retry_of=retry_of,
-        images=[],
-    )
-    session.add(row)
-    session.flush()
-    session.refresh(row)
-    return row
+
+    params: GenerationParams
+    max_attempts: int
+    owner: str = "anonymous"
+    priority: int = 0
+    # Who hears of it, besides its owner's registered receivers.
+    endpoint_id: UUID | None = None
+    expires_in_s: float | None = None
+    timeout_s: float | None = None
+    retry_of: UUID | None = None
+    # Its client's choice, and what the client sent, so that the same again is this job.
+    job_id: UUID | None = None
+    digest: str | None = None
+
+    @property
+    def lane(self) -> Lane:
+        """Return where it queues."""
+        return Lane(self.params.checkpoint, self.priority, self.owner)
+
+
+def submit(session: Session, params: GenerationParams, **about: Any) -> JobRow:
+    """Insert one queued job; `about` it is what an `Order` says beyond its params."""
+    return submit_all(session, [Order(params=params, **about)])[0]
+
+
+def submit_all(session: Session, orders: Sequence[Order]) -> Sequence[JobRow]:
+    """Insert queued jobs, in one statement, and return them in their order.
+
+    Ids are time-ordered (UUID version 7) where the client chose none.
+    """
+    turns = shares.take(session, [(order.lane, order.params.cost) for order in orders])
+    now = session.scalars(select(func.now())).one()
+    columns = [_columns(order, turn, now) for order, turn in zip(orders, turns, strict=True)]
+    inserted = insert(JobRow).returning(JobRow, sort_by_parameter_order=True)
+    return session.scalars(inserted, columns).all()
+
+
+def _columns(order: Order, turn: Turn, now: datetime) -> Mapping[str, Any]:
+    return {
+        "id": order.job_id or uuid7(),
+        "owner": order.owner,
+        "checkpoint": order.params.checkpoint,
+        "priority": order.priority,
+        "virtual_start": turn.start,
+        "virtual_finish": turn.finish,
+        "parked": turn.is_parked,
+        "params": order.params.model_dump(mode="json"),
+        "max_attempts": order.max_attempts,
+        "steps_total": order.params.unet_calls,
+        "cost": order.params.cost,
+        "endpoint_id": order.endpoint_id,
+        "expires_at": None if order.expires_in_s is None else now + timedelta(seconds=order.expires_in_s),
+        "timeout_s": order.timeout_s,
+        "retry_of": order.retry_of,
+        "digest": order.digest,
+    }
 
 
 def get(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:
@@ -135,38 +160,6 @@ def _refuse_removed(session: Session, job_id: UUID, owner: str | None) -> None:
     removed = session.get(RemovedJobRow, job_id)
     if removed is not None and owner in {None, removed.owner}:
         raise Gone(f"Job {job_id} was removed with its images at {removed.removed_at:%Y-%m-%d %H:%M} UTC.")
-
-
-def rows(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, JobRow]:
-    """Return those of the jobs that there are, whoever owns them."""
-    return {row.id: row for row in session.scalars(select(JobRow).where(JobRow.id.in_(job_ids)))}
-
-
-def versions(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, int]:
-    """Return the versions alone, which tell cheaply whether a row is worth reading again."""
-    return dict(session.execute(select(JobRow.id, JobRow.version).where(JobRow.id.in_(job_ids))).all())
-
-
-def listing(
-    session: Session,
-    *,
-    limit: int,
-    after: UUID | None = None,
-    state: JobState | None = None,
-    checkpoint: str | None = None,
-    prompt: str | None = None,
-    error_code: str | None = None,
-    owner: str | None = None,
-) -> Sequence[JobRow]:
-    """Return up to `limit` jobs, newest first, that are older than the job `after`."""
-    query: Select[JobRow] = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
-    if after is not None:
-        query = query.where(JobRow.id < after)
-    if prompt is not None:
-        query = query.where(JobRow.params["prompt"].astext.icontains(prompt, autoescape=True))
-    exactly = {JobRow.state: state, JobRow.checkpoint: checkpoint, JobRow.error_code: error_code, JobRow.owner: owner}
-    query = query.where(*(column == value for column, value in exactly.items() if value is not None))
-    return session.scalars(query).all()
 
 
 def claim_next(
@@ -335,14 +328,6 @@ def cancel(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRo
         raise JobAlreadyFinal(f"Job {job_id} has already {row.state}.")
     shares.give_back(session, [job_id])
     return row
-
-
-def count_queued(session: Session, *, at_most: int, owner: str | None = None) -> int:
-    """Count the queued jobs, of one owner or of all, but no further than `at_most`."""
-    queued = select(JobRow.owner).where(JobRow.state == JobState.QUEUED)
-    if owner is not None:
-        queued = queued.where(JobRow.owner == owner)
-    return session.scalar(select(func.count()).select_from(queued.limit(at_most).subquery())) or 0
 
 
 def _faults(session: Session, run: Attempt) -> int | None:

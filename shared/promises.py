@@ -1,7 +1,7 @@
-"""A client's own key for a submission: sent again, it leads to the job that it made and not to another.
+"""A client's own key for a submission, or id for its job: sent again, it leads to the job that it made and not to another.
 
 The key is written in the transaction that writes the job, so there is never one without the other, and a submission that was
-refused leaves its key free. Owners do not share keys.
+refused leaves its key free. Owners do not share keys; ids are everyone's, as long as the job is kept.
 """
 
 import hashlib
@@ -10,8 +10,9 @@ from uuid import UUID
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from shared.db import PromiseRow
-from shared.errors import KeyReused, SubmissionInFlight
+from shared import jobs
+from shared.db import JobRow, PromiseRow, RemovedJobRow
+from shared.errors import JobNotFound, KeyReused, SubmissionInFlight
 
 KEPT_S = 48 * 3600.0
 
@@ -21,18 +22,31 @@ def made(session: Session, owner: str, key: str, digest: str) -> UUID | None:
 
     Raises `KeyReused` when the key came with another body, `SubmissionInFlight` while another transaction has it.
     """
-    # Not a row lock: there is no row yet. The 64 bits of two keys that meet cost one of them a second try.
-    number = int.from_bytes(hashlib.sha256(f"{owner}\n{key}".encode()).digest()[:8], signed=True)
-    if not session.scalar(select(func.pg_try_advisory_xact_lock(number))):
-        raise SubmissionInFlight(
-            "A submission with this Idempotency-Key is being received; ask again.", retry_after_s=1.0
-        )
+    _hold(session, f"{owner}\n{key}")
     row = session.get(PromiseRow, (owner, key))
     if row is None:
         return None
     if row.digest != digest:
         raise KeyReused("This Idempotency-Key came with another body before; use a new key for a new job.")
     return row.job_id
+
+
+def chosen(session: Session, owner: str, job_id: UUID, digest: str) -> JobRow | None:
+    """Return the job that was submitted under a client's own id; None for a free id, this transaction's until it ends.
+
+    Raises `KeyReused` when the job came from another body, `SubmissionInFlight` while another transaction has the id,
+    `JobNotFound` for another owner's, `Gone` for that of a job that was removed.
+    """
+    _hold(session, job_id.hex)
+    try:
+        row = jobs.get(session, job_id, owner=owner)
+    except JobNotFound:
+        if session.get(JobRow, job_id) or session.get(RemovedJobRow, job_id):
+            raise
+        return None
+    if row.digest != digest:
+        raise KeyReused(f"Job {job_id} came from another body; choose a new id for a new job.")
+    return row
 
 
 def keep(session: Session, owner: str, key: str, digest: str, job_id: UUID) -> None:
@@ -45,3 +59,11 @@ def forget(session: Session) -> None:
     session.execute(
         delete(PromiseRow).where(PromiseRow.created_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, KEPT_S))
     )
+
+
+def _hold(session: Session, name: str) -> None:
+    """Keep others from submitting under a name until the transaction ends. Raises `SubmissionInFlight` when one is."""
+    # Not a row lock: there is no row yet. The 64 bits of two names that meet cost one of them a second try.
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+    if not session.scalar(select(func.pg_try_advisory_xact_lock(number))):
+        raise SubmissionInFlight("The same submission is being received just now; ask again.", retry_after_s=1.0)

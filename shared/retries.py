@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, aliased
 from shared import jobs
 from shared.db import JobRow
 from shared.errors import NothingToRetry
+from shared.jobs import Order
 from shared.params import GenerationParams
 from shared.states import JobState
 
@@ -55,7 +56,9 @@ def dead(session: Session, which: Dead) -> Sequence[JobRow]:
             query = query.where(column == value)
     if which.since is not None:
         query = query.where(JobRow.finished_at >= which.since)
-    locked = query.order_by(JobRow.id).limit(which.limit).with_for_update(skip_locked=True, of=JobRow)
+    locked = (
+        query.order_by(JobRow.created_at, JobRow.id).limit(which.limit).with_for_update(skip_locked=True, of=JobRow)
+    )
     return session.scalars(locked).all()
 
 
@@ -72,9 +75,8 @@ def made_of(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, UUID]:
 
 def retry(session: Session, row: JobRow, *, max_attempts: int) -> JobRow:
     """Queue a dead job once more. It has no time to expire by: what was too late once is wanted all the same."""
-    return jobs.submit(
-        session,
-        GenerationParams.model_validate(row.params),
+    again = Order(
+        params=GenerationParams.model_validate(row.params),
         max_attempts=max_attempts,
         owner=row.owner,
         priority=row.priority,
@@ -82,3 +84,4 @@ def retry(session: Session, row: JobRow, *, max_attempts: int) -> JobRow:
         timeout_s=row.timeout_s,
         retry_of=row.id,
     )
+    return jobs.submit_all(session, [again])[0]

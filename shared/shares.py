@@ -5,8 +5,10 @@ that is past; claims go by start. So backlogged owners are served by their weigh
 saves up. `shared.jobs` takes turns and walks them; a job that is handed back keeps its own.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +20,15 @@ from shared.forecast import Reason
 from shared.states import JobState
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Lane:
+    """Where an owner's jobs queue one behind the other."""
+
+    checkpoint: str
+    priority: int
+    owner: str
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """A job's place, in virtual time. Parked ones are not claimed until others of their owner have been."""
@@ -27,12 +38,23 @@ class Turn:
     is_parked: bool
 
 
-def take(session: Session, *, owner: str, checkpoint: str, priority: int, cost: float) -> Turn:
-    """Give the next turn to an owner. Until the transaction ends, its other submits at this checkpoint wait for it."""
-    turn = session.execute(
-        _TAKE, {"owner": owner, "checkpoint": checkpoint, "priority": priority, "cost": float(cost)}
-    ).one()
-    return Turn(turn.start, turn.finish, turn.is_parked)
+def take(session: Session, wanted: Sequence[tuple[Lane, int]]) -> Sequence[Turn]:
+    """Give the next turns, to jobs of these costs. Until the transaction ends, other submits of their lanes wait for it."""
+    costs: dict[Lane, list[int]] = {}
+    for lane, cost in wanted:
+        costs.setdefault(lane, []).append(cost)
+    # In one order, so that two who want several lanes wait for each other instead of for ever.
+    turns = {lane: _turns(session, lane, costs[lane]) for lane in sorted(costs)}
+    return [next(turns[lane]) for lane, _ in wanted]
+
+
+def _turns(session: Session, lane: Lane, costs: Sequence[int]) -> Iterator[Turn]:
+    """Take one long turn for all, and divide it."""
+    about = {"owner": lane.owner, "checkpoint": lane.checkpoint, "priority": lane.priority}
+    whole = session.execute(_TAKE, {**about, "cost": float(sum(costs))}).one()
+    parked_from = math.inf if whole.room is None else max(0, whole.room - whole.claimable)
+    ends = [whole.start, *(whole.start + whole.length * done / sum(costs) for done in accumulate(costs))]
+    return iter([Turn(start, finish, at >= parked_from) for at, (start, finish) in enumerate(pairwise(ends))])
 
 
 def give_back(session: Session, job_ids: Sequence[UUID]) -> None:
@@ -65,7 +87,7 @@ def best(checkpoint: str, *, at: Any = None) -> Any:
 def oldest_level(checkpoint: str) -> Any:
     """Choose the priority of the job of a checkpoint that waits longest."""
     queued = select(JobRow.priority).where(JobRow.state == JobState.QUEUED, JobRow.checkpoint == checkpoint)
-    return queued.order_by(JobRow.id).limit(1).scalar_subquery()
+    return queued.order_by(JobRow.created_at, JobRow.id).limit(1).scalar_subquery()
 
 
 def is_due() -> tuple[ColumnElement[bool], ...]:
@@ -159,13 +181,12 @@ INSERT INTO shares AS share (checkpoint, priority, owner, finish)
 SELECT :checkpoint, :priority, :owner, now + length FROM asked
 ON CONFLICT (checkpoint, priority, owner) DO UPDATE
 SET finish = greatest(share.finish, (SELECT now FROM asked)) + (SELECT length FROM asked)
-RETURNING share.finish - (SELECT length FROM asked) AS start, share.finish,
-  (SELECT CASE WHEN room IS NULL THEN false ELSE room <= (
-     SELECT count(*) FROM (
-       SELECT FROM jobs WHERE owner = :owner AND checkpoint = :checkpoint AND state = 'queued' AND NOT parked
-       AND priority >= :priority LIMIT room
-     ) AS claimable
-   ) END FROM asked) AS is_parked
+RETURNING share.finish - (SELECT length FROM asked) AS start, (SELECT length FROM asked) AS length,
+  (SELECT room FROM asked) AS room,
+  (SELECT count(*) FROM (
+     SELECT FROM jobs WHERE owner = :owner AND checkpoint = :checkpoint AND state = 'queued' AND NOT parked
+     AND priority >= :priority LIMIT (SELECT coalesce(room, 0) FROM asked)
+   ) AS waiting) AS claimable
 """)
 
 _GIVE_BACK = text("""

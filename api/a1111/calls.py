@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session as Transaction
 
 from api.deps import Desk
-from shared import events, jobs
+from shared import events, jobs, lookup
 from shared.db import CallRow, JobRow
 from shared.errors import JobAlreadyFinal
 from shared.events import JobEvent
@@ -116,5 +116,5 @@ def _newest(session_id: str) -> Any:
 
 
 def _with_jobs(transaction: Transaction, row: CallRow) -> Call:
-    found = jobs.rows(transaction, row.job_ids)
+    found = lookup.rows(transaction, row.job_ids)
     return Call(row, tuple(found[job_id] for job_id in row.job_ids if job_id in found))

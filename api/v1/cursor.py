@@ -1,38 +1,68 @@
-"""Cursors of listings: opaque to clients, an id inside, or a position in the feed of events."""
+"""Cursors of listings: opaque to clients; inside an id, a job's place, or a position in the feed of events."""
 
 import base64
 import binascii
 import struct
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
+from shared.db import JobRow
 from shared.errors import BadCursor
+from shared.lookup import Place
 from shared.outbox import Position
 
 
-def encode(job_id: UUID) -> str:
-    """Return the cursor of the page that follows this job."""
-    return base64.urlsafe_b64encode(job_id.bytes).rstrip(b"=").decode()
+def encode(row_id: UUID) -> str:
+    """Return the cursor of the page that follows this row."""
+    return _text(row_id.bytes)
 
 
 def decode(cursor: str) -> UUID:
-    """Return the job that a cursor follows, or raise `BadCursor`."""
+    """Return the row that a cursor follows, or raise `BadCursor`."""
+    return UUID(bytes=_fields(_ID, cursor)[0])
+
+
+def encode_place(row: JobRow) -> str:
+    """Return the cursor of the page that follows this job."""
+    return _text(_PLACE.pack(_micros(row.created_at), row.id.bytes))
+
+
+def decode_place(cursor: str) -> Place:
+    """Return the place that a cursor follows, or raise `BadCursor`."""
+    micros, job_id = _fields(_PLACE, cursor)
     try:
-        return UUID(bytes=base64.b64decode(cursor + "==", altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error) as error:
+        return Place(_EPOCH + timedelta(microseconds=micros), UUID(bytes=job_id))
+    except OverflowError as error:
         raise BadCursor from error
 
 
 def encode_position(position: Position) -> str:
     """Return the cursor of what follows a position in the feed."""
-    return base64.urlsafe_b64encode(_POSITION.pack(position.txid, position.id)).rstrip(b"=").decode()
+    return _text(_POSITION.pack(position.txid, position.id))
 
 
 def decode_position(cursor: str) -> Position:
     """Return the position that a cursor follows, or raise `BadCursor`."""
+    return Position(*_fields(_POSITION, cursor))
+
+
+_ID = struct.Struct(">16s")
+_PLACE = struct.Struct(">q16s")
+_POSITION = struct.Struct(">qq")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _micros(at: datetime) -> int:
+    return (at - _EPOCH) // timedelta(microseconds=1)
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _fields(layout: struct.Struct, cursor: str) -> tuple[Any, ...]:
     try:
-        return Position(*_POSITION.unpack(base64.b64decode(cursor + "==", altchars=b"-_", validate=True)))
+        return layout.unpack(base64.b64decode(cursor + "==", altchars=b"-_", validate=True))
     except (ValueError, binascii.Error, struct.error) as error:
         raise BadCursor from error
-
-
-_POSITION = struct.Struct(">qq")

@@ -17,7 +17,7 @@ from api.v1.queue import outlook
 from api.v1.submissions import Submission
 from api.v1.waits import WaitS
 from api.waiting import while_connected
-from shared import events, jobs
+from shared import events, jobs, lookup
 from shared.db import JobRow
 from shared.errors import DatabaseUnavailable
 from shared.params import reject_nul
@@ -70,6 +70,24 @@ async def submit(
     return Job.of(await _settled(desk, request, row, wait_s))
 
 
+@router.put(
+    "/{job_id}", status_code=202, summary="Submit a job under an id", responses=documented(400, 404, 409, 410, 413)
+)
+async def put(
+    job_id: JobId,
+    submission: Submission,
+    desk: DeskDep,
+    caller: Submitter,
+    wait_s: WaitS,
+    request: Request,
+    response: Response,
+) -> Job:
+    """Queue a job under an id of the client's choice, any UUID. Sent again with the same body, it answers with that job."""
+    row = await run_in_threadpool(admit, desk, caller, submission, job_id=job_id)
+    response.headers["Location"] = f"/v1/jobs/{row.id}"
+    return Job.of(await _settled(desk, request, row, wait_s))
+
+
 @router.get("", summary="List jobs")
 def listing(
     desk: DeskDep,
@@ -84,10 +102,10 @@ def listing(
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
 ) -> JobPage:
     """List jobs, newest first."""
-    after = cursors.decode(cursor) if cursor else None
+    after = cursors.decode_place(cursor) if cursor else None
     with desk.db.transaction() as session:
         # One more than asked for tells whether there is a next page.
-        rows = jobs.listing(
+        rows = lookup.listing(
             session,
             limit=limit + 1,
             after=after,
@@ -100,7 +118,7 @@ def listing(
     page = rows[:limit]
     return JobPage(
         jobs=[Job.of(row) for row in page],
-        next_cursor=cursors.encode(page[-1].id) if len(rows) > limit else None,
+        next_cursor=cursors.encode_place(page[-1]) if len(rows) > limit else None,
     )
 
 

@@ -47,7 +47,7 @@ def storage(settings: Settings) -> Storage:
 
 def submit(db: Database, **changes: object) -> UUID:
     with db.transaction() as session:
-        return jobs.submit(session, params(), max_attempts=2, **changes).id  # type: ignore[arg-type]
+        return jobs.submit(session, params(), max_attempts=2, **changes).id
 
 
 def claim(db: Database) -> jobs.Claim:

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, update
 
-from shared import jobs, upkeep
+from shared import jobs, lookup, upkeep
 from shared.db import Database, JobRow
 from shared.errors import JobAlreadyFinal, JobNotFound, OutOfMemory, RenderFailed
 from shared.states import JobState
@@ -240,14 +240,14 @@ def test_cancel_and_success_race_to_one_end(db: Database) -> None:
 def test_listing_pages_through_everything_once(db: Database) -> None:
     submitted = [submit(db) for _ in range(7)]
     seen: list[UUID] = []
-    after: UUID | None = None
+    after: lookup.Place | None = None
     while True:
         with db.transaction() as session:
-            page = jobs.listing(session, limit=3, after=after)
+            page = lookup.listing(session, limit=3, after=after)
         if not page:
             break
         seen += [one.id for one in page]
-        after = page[-1].id
+        after = lookup.Place(page[-1].created_at, page[-1].id)
     assert seen == submitted[::-1]
 
 
@@ -256,8 +256,8 @@ def test_listing_filters(db: Database) -> None:
     other = submit(db, checkpoint="other")
     claimed(db)
     with db.transaction() as session:
-        assert [one.id for one in jobs.listing(session, limit=9, checkpoint="other")] == [other]
-        assert [one.id for one in jobs.listing(session, limit=9, state=JobState.QUEUED)] == [other]
+        assert [one.id for one in lookup.listing(session, limit=9, checkpoint="other")] == [other]
+        assert [one.id for one in lookup.listing(session, limit=9, state=JobState.QUEUED)] == [other]
 
 
 def test_backlog_counts_what_waits(db: Database) -> None:

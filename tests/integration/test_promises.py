@@ -1,4 +1,4 @@
-"""A submission that is sent twice under one key makes one job."""
+"""A submission that is sent twice under one key, or one id of the client's, makes one job."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,3 +84,60 @@ def test_keys_are_kept_for_two_days(client: TestClient, db: Database) -> None:
             session.execute(update(PromiseRow).values(created_at=PromiseRow.created_at - timedelta(hours=hours)))
             promises.forget(session)
         assert (submit(client, "k").json()["id"] == first) is same
+
+
+CHOSEN = "6f1f0f5e-7f54-4a0b-9f0e-2f6d7c1f4b11"  # of version 4: not ordered by time
+
+
+def put(client: TestClient, job_id: str, **changes: Any) -> Any:
+    return client.put(f"/v1/jobs/{job_id}", json={**BODY, **changes})
+
+
+def test_a_job_under_a_clients_own_id(client: TestClient, db: Database) -> None:
+    first = put(client, CHOSEN)
+    assert (first.status_code, first.json()["id"], first.headers["location"]) == (202, CHOSEN, f"/v1/jobs/{CHOSEN}")
+    again = put(client, CHOSEN)
+    assert (again.status_code, again.json()["seeds"]) == (202, first.json()["seeds"])
+    problem(put(client, CHOSEN, steps=5), 422, "idempotency_key_reused")
+    assert client.get(f"/v1/jobs/{CHOSEN}").json()["state"] == "queued"
+    assert count(db) == 1
+
+
+def test_an_id_that_the_farm_gave_is_not_free(client: TestClient) -> None:
+    problem(put(client, client.post("/v1/jobs", json=BODY).json()["id"]), 422, "idempotency_key_reused")
+
+
+def test_an_id_of_a_removed_job_stays_gone(client: TestClient) -> None:
+    put(client, CHOSEN)
+    client.post(f"/v1/jobs/{CHOSEN}/cancel")
+    assert client.delete(f"/v1/jobs/{CHOSEN}").status_code == 204
+    problem(put(client, CHOSEN), 410, "gone")
+
+
+def test_a_refused_submission_leaves_its_id_free(client: TestClient) -> None:
+    problem(put(client, CHOSEN, checkpoint="nobody-has-it"), 422, "unknown_checkpoint")
+    assert put(client, CHOSEN).status_code == 202
+
+
+def test_a_hundred_at_once_under_one_id_make_one_job(client: TestClient, db: Database) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        statuses = {answer.status_code for answer in pool.map(lambda _: put(client, CHOSEN), range(100))}
+    assert 202 in statuses
+    assert statuses <= {202, 409}
+    assert count(db) == 1
+
+
+def test_chosen_ids_do_not_disturb_the_order_of_age(client: TestClient) -> None:
+    low, high = "00000000-0000-4000-8000-000000000000", "ffffffff-ffff-4fff-bfff-ffffffffffff"
+    ids = [
+        put(client, high).json()["id"],
+        client.post("/v1/jobs", json=BODY).json()["id"],
+        put(client, low).json()["id"],
+    ]
+    listed: list[str] = []
+    cursor = None
+    while len(listed) < len(ids):
+        page = client.get("/v1/jobs", params={"limit": 1} | ({"cursor": cursor} if cursor else {})).json()
+        listed += [job["id"] for job in page["jobs"]]
+        cursor = page["next_cursor"]
+    assert (listed, cursor) == (ids[::-1], None)

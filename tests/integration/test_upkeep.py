@@ -22,7 +22,7 @@ LEASE_S = 20.0
 
 def submit(db: Database, *, max_attempts: int = 3, **limits: float) -> UUID:
     with db.transaction() as session:
-        return jobs.submit(session, params(), max_attempts=max_attempts, **limits).id  # type: ignore[arg-type]
+        return jobs.submit(session, params(), max_attempts=max_attempts, **limits).id
 
 
 def claim(db: Database, worker: str = "w") -> jobs.Claim | None:
