@@ -28,7 +28,7 @@ PLACES = 128  # threads, made when needed
 AILING_PLACES = 32
 PER_LANE = 4
 SEND_SECONDS = 15.0
-LEASE_SECONDS = 60.0  # what a courier that died holds up a message for; must exceed any attempt
+LEASE_SECONDS = 30.0  # what a courier that died holds up a message for; must exceed any attempt
 SWEEP_SECONDS = 1.0
 MAX_RETRY_AFTER_S = 86_400.0
 # After each failed attempt, in seconds; 31 hours in all, which outlasts a night and a working day.

@@ -48,7 +48,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--faults", type=int, default=200)
-    parser.add_argument("--minutes", type=float, default=11.0, help="how long clients submit")
+    parser.add_argument("--minutes", type=float, default=14.0, help="how long clients submit")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--lease", type=float, default=20.0, help="seconds; 20 is the farm's default")
     parser.add_argument("--outage", type=float, default=6.0, help="seconds that a broken dependency stays broken")

@@ -12,8 +12,9 @@ from uuid import UUID
 from shared.states import TRANSITIONS, JobState
 from tests.chaos.history import History, Seen, Version
 
-OK, CONFLICT, CRASHED, UNAVAILABLE = 200, 409, 500, 503
+OK, REFUSED, CRASHED, UNAVAILABLE = 200, 400, 500, 503
 ACCEPTED = {200, 201, 202}
+FINAL = {state for state in JobState if state.is_final}
 # Whatever else is away, these are the only dependencies whose absence may refuse a request.
 EXCUSES = {"database_unavailable", "storage_unavailable"}
 
@@ -142,19 +143,71 @@ def every_end_is_told_once(history: History) -> Iterator[Violation]:
             yield Violation("told_wrongly", f"happened: {happened}, told: {sorted(told[job])}", job)
 
 
-def no_success_follows_a_cancel(history: History) -> Iterator[Violation]:
-    """3: an acknowledged cancel is the end."""
+def every_end_is_heard(history: History) -> Iterator[Violation]:
+    """6: whoever asked for a webhook of a job's end has got one, however often it or a courier was away."""
+    heard = {(one.job, one.version) for one in history.heard if one.accepted}
     jobs = history.by_job()
+    for job in history.hooked() & jobs.keys():
+        ends = [one for one in jobs[job] if JobState(one.state).is_final]
+        if ends and (job, ends[0].version) not in heard:
+            yield Violation("webhook_missing", f"{ends[0].state} and its receiver does not know", job)
+
+
+def what_is_heard_is_so(history: History) -> Iterator[Violation]:
+    """6: a webhook is signed, was asked for, and says what the row was when it was sent, and not before."""
+    rows: dict[tuple[UUID, int], Version] = {}
+    for version in sorted(history.versions, key=lambda one: one.seq):
+        rows.setdefault((version.job, version.version), version)
+    hooked = history.hooked()
+    for one in history.heard:
+        row = rows.get((one.job, one.version)) if one.job else None
+        if one.job is None:
+            yield Violation("webhook_forged", f"{one.message} is not signed, or says nothing")
+        elif one.job not in hooked:
+            yield Violation("webhook_unasked", f"{one.type} was told to one who had not asked", one.job)
+        elif row is None or (one.state, one.type) != (row.state, f"job.{row.state}"):
+            yield Violation("webhook_untrue", f"{one.type}, {one.state} at version {one.version}", one.job)
+        elif one.at < row.at:
+            yield Violation("webhook_early", f"{one.type} came before it was so", one.job)
+        elif row.state == JobState.SUCCEEDED and one.images != history.images_wanted.get(one.job, one.images):
+            yield Violation("webhook_incomplete", f"tells of {one.images} images", one.job)
+
+
+def one_end_is_heard(history: History) -> Iterator[Violation]:
+    """6: repeats are the same message, byte for byte, and no two messages tell of different ends."""
+    bodies, ends = defaultdict(set), defaultdict(set)
+    for one in history.heard:
+        bodies[one.message].add(one.sha256)
+        if one.job is not None and one.state in FINAL:
+            ends[one.job].add((one.message, one.state))
+    for message, digests in bodies.items():
+        if len(digests) > 1:
+            yield Violation("webhook_changed", f"{message} came with {len(digests)} bodies")
+    for job, told in ends.items():
+        if len(told) > 1:
+            yield Violation("webhook_two_ends", f"its receiver heard of {sorted(told)}", job)
+
+
+def no_success_follows_a_cancel(history: History) -> Iterator[Violation]:
+    """3: an acknowledged cancel is the end, to receivers of webhooks too."""
+    jobs = history.by_job()
+    cheered = {one.job for one in history.heard if one.state == JobState.SUCCEEDED}
     for one in history.seen:
         if one.act == "cancel" and one.status == OK and one.job in jobs:
             last = jobs[one.job][-1]
             if last.state != JobState.CANCELED:
                 yield Violation("canceled_in_vain", f"the cancel was acknowledged; it {last.state}", one.job)
+            if one.job in cheered:
+                yield Violation(
+                    "canceled_in_vain", "the cancel was acknowledged; a webhook tells of a success", one.job
+                )
 
 
 def clients_see_no_crash(history: History) -> Iterator[Violation]:
     """4: whatever is away, the answer is a 503 that says when to come back, and never because of Redis."""
     for one in history.seen:
+        if one.act == "submit" and one.status is not None and REFUSED <= one.status < CRASHED:
+            yield Violation("refused_without_need", f"a good submission was answered {one.status} {one.code}", one.job)
         if one.status is None or one.status < CRASHED or one.act == "fetch":
             continue
         if one.status != UNAVAILABLE:
@@ -199,6 +252,9 @@ RULES: tuple[Rule, ...] = (
     one_result_is_shown,
     shown_images_exist,
     every_end_is_told_once,
+    every_end_is_heard,
+    what_is_heard_is_so,
+    one_end_is_heard,
     no_success_follows_a_cancel,
     clients_see_no_crash,
     clients_see_time_pass,

@@ -5,6 +5,7 @@ import json
 import random
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,7 +19,7 @@ from tests.chaos.sketch import POISON
 
 TIMEOUT_S = 10.0
 PATIENCE_S = 0.5  # between tries; a real client would wait as long as Retry-After says
-CANCELED, FETCHED = 0.08, 0.05  # shares of all jobs
+CANCELED, FETCHED, HOOKED = 0.08, 0.05, 0.5  # shares of all jobs
 LONG = 0.05
 POLL_S = (0.5, 4.0)
 
@@ -35,11 +36,12 @@ class Errand:
 
 @dataclass(slots=True)
 class Plan:
-    """What one client is to do: how many jobs, over how long, in seconds."""
+    """What one client is to do: how many jobs, over how long, in seconds; `webhook` is where it wants to hear of some."""
 
     jobs: int
     duration_s: float
     poison: int = 0
+    webhook: Mapping[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -88,6 +90,7 @@ class Client:
         rng = self._random
         steps = rng.randint(80, 150) if rng.random() < LONG else rng.randint(1, 15)
         poison = number % max(1, self.plan.jobs // self.plan.poison) == 0 if self.plan.poison else False
+        hook = self.plan.webhook if rng.random() < HOOKED else None
         return {
             "prompt": f"{POISON if poison else 'a red circle'} {self.number} {number}",
             "width": 64,
@@ -96,6 +99,7 @@ class Client:
             "seed": rng.randrange(2**32),
             "num_images": rng.choice([1, 1, 1, 2]),
             "sampler": "euler",
+            **({"webhook": hook} if hook else {}),
         }
 
     def _follow(self, errands: list[Errand]) -> bool:
@@ -146,6 +150,7 @@ class Client:
                 began,
                 response.status,
                 key=key,
+                hooked=ok and body is not None and "webhook" in body,
                 job=UUID(found["id"]) if ok and found else job,
                 state=found.get("state") if ok else None,
                 version=found.get("version") if ok else None,

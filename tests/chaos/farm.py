@@ -116,7 +116,9 @@ def running(data_dir: Path, shape: Shape, on_event: Callable[[Event], None] = la
         stage = Stage(supervisor, f"http://{HOST}:{port}", proxies, Recorder(direct["FARM_DATABASE_URL"]), folder.path)
         stage.redis_url = direct["FARM_REDIS_URL"]
         stage.ambush.mkdir(exist_ok=True)
-        env = {**environ, **direct, **reached, **shape.settings, "FARM_LOG_FORMAT": "json"}
+        # The receiver of webhooks is on this machine.
+        loopback = {"FARM_ALLOW_PRIVATE_URLS": "true", "FARM_LOG_FORMAT": "json"}
+        env = {**environ, **direct, **reached, **loopback, **shape.settings}
         supervisor.start(processes.migration(env))
         stage.recorder.install()
         supervisor.start(*_programs(env, shape, port, stage))

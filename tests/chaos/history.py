@@ -26,7 +26,7 @@ class Version:
 class Seen:
     """One answer that a client got, or did not get: `status` None is an unknown outcome. Times are in seconds.
 
-    `key` names a submit across its retries. `order` counts within one client.
+    `key` names a submit across its retries, `hooked` one that asks for a webhook. `order` counts within one client.
     """
 
     client: int
@@ -42,6 +42,7 @@ class Seen:
     code: str | None = None
     retry_after: str | None = None
     sha256: str | None = None
+    hooked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,24 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """A webhook that reached its receiver at `at`, in seconds. Without a job: its signature or its body was not right.
+
+    `accepted` is false where the receiver asked for it again.
+    """
+
+    message: str
+    at: float
+    accepted: bool
+    sha256: str
+    job: UUID | None
+    type: str
+    version: int
+    state: str
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """What the nemesis did. `healed` is when the cause was gone: at once for a kill. `worker` is the gpu worker that it hit."""
 
@@ -83,6 +102,7 @@ class History:
     shown: Sequence[Shown]
     objects: Mapping[str, str]  # sha256 by key
     told: Sequence[Told] = ()
+    heard: Sequence[Heard] = ()
     faults: Sequence[Fault] = ()
     images_wanted: Mapping[UUID, int] = field(default_factory=dict)
     poisoned: frozenset[UUID] = frozenset()
@@ -93,3 +113,7 @@ class History:
         for version in sorted(self.versions, key=lambda one: one.seq):
             jobs.setdefault(version.job, []).append(version)
         return jobs
+
+    def hooked(self) -> set[UUID]:
+        """Return the jobs whose clients were promised a webhook."""
+        return {one.job for one in self.seen if one.hooked and one.job is not None}

@@ -29,6 +29,8 @@ END $$;
 CREATE TRIGGER chaos_record AFTER INSERT OR UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION chaos_record();
 """
 
+MOVES = "SELECT coalesce((SELECT max(seq) FROM chaos_versions), 0) + coalesce((SELECT sum(attempt) FROM deliveries), 0)"
+
 
 class Recorder:
     """The suite's own way to the database, past every proxy."""
@@ -46,10 +48,16 @@ class Recorder:
             row = connection.execute("SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')").fetchone()
         return int(row[0]) if row else 0
 
+    def undelivered(self) -> int:
+        """Count the webhooks that are still on their way."""
+        with self._connect() as connection:
+            row = connection.execute("SELECT count(*) FROM deliveries WHERE state = 'pending'").fetchone()
+        return int(row[0]) if row else 0
+
     def moves(self) -> int:
         """Count everything that has happened so far: as long as it grows, the farm is alive."""
         with self._connect() as connection:
-            row = connection.execute("SELECT coalesce(max(seq), 0) FROM chaos_versions").fetchone()
+            row = connection.execute(MOVES).fetchone()
         return int(row[0]) if row else 0
 
     def worker_of(self, job: UUID) -> str | None:

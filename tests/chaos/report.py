@@ -16,6 +16,7 @@ def report(history: History, violations: Sequence[Violation], **facts: Any) -> d
     """Return all figures as JSON values. Durations are in seconds."""
     jobs = history.by_job()
     kinds = Counter(violation.kind for violation in violations)
+    recovered = recoveries(history)
     return {
         **facts,
         "jobs": len(jobs),
@@ -34,8 +35,10 @@ def report(history: History, violations: Sequence[Violation], **facts: Any) -> d
         "reruns": sum(versions[-1].attempt > 1 for versions in jobs.values()),
         "objects": len(history.objects),
         "orphans": len(history.objects.keys() - {image.key for image in history.shown}),
-        "recovery_s": {kind: spread(times) for kind, times in sorted(recoveries(history).items())},
+        "recovery_s": {kind: spread(times) for kind, times in sorted(recovered.items())},
+        "kill_recovery_s": spread(_of_kills(recovered)),
         "drain_s": spread(drains(history)),
+        "webhooks": webhooks(history),
     }
 
 
@@ -70,6 +73,22 @@ def drains(history: History) -> list[float]:
     ]
 
 
+def webhooks(history: History) -> dict[str, Any]:
+    """Return how many ends were to be told, how many messages came, came again and were refused, and how late they were."""
+    ends = {(one.job, one.version): one.at for one in reversed(history.versions) if JobState(one.state).is_final}
+    first: dict[str, float] = {}
+    for one in history.heard:
+        if one.accepted and one.job and (one.job, one.version) in ends:
+            first.setdefault(one.message, one.at - ends[one.job, one.version])
+    return {
+        "asked": len(history.hooked()),
+        "arrived": len(first),
+        "repeats": len(history.heard) - len({one.message for one in history.heard}),
+        "refused": sum(not one.accepted for one in history.heard),
+        "delay_s": spread(list(first.values())),
+    }
+
+
 def spread(times: Sequence[float]) -> dict[str, float]:
     """Return p50, p95, max and the number of samples; empty for none."""
     if not times:
@@ -102,6 +121,9 @@ def _lines(figures: dict[str, Any]) -> Iterator[str]:
     for kind, count in figures["faults_by_kind"].items():
         yield _row(kind, count, figures["recovery_s"].get(kind, {}))
     yield _row("time to drain", figures["faults_by_kind"].get("gpu_drain", 0), figures["drain_s"])
+    webhooks = figures["webhooks"]
+    yield _row("any kill -9 of a worker", figures["kill_recovery_s"].get("n", 0), figures["kill_recovery_s"])
+    yield _row("webhooks, delay", webhooks["asked"], webhooks["delay_s"])
     yield from figures["violation_details"]
 
 
@@ -110,8 +132,10 @@ def _row(name: str, count: int, times: dict[str, float]) -> str:
     return f"{name:24}{count:8}{times.get('n', 0):8.0f}{cells}"
 
 
-def _rerun_after(fault: Fault, faults: Iterable[Fault], versions: Iterable[Version]) -> float | None:
+def _rerun_after(fault: Fault, faults: Iterable[Fault], versions: Sequence[Version]) -> float | None:
     """Return how long after a worker's fault a job that it took ran again or ended; None for a job that it did not take."""
+    if not versions[0].at <= fault.began < versions[-1].at:
+        return None
     held: Version | None = None
     claimed_at = 0.0
     for one in versions:
@@ -130,6 +154,10 @@ def _is_to_blame(fault: Fault, faults: Iterable[Fault], held: Version, claimed_a
     if (held.worker or "").split("@")[0] != fault.worker:
         return False
     return not any(other.worker == fault.worker and claimed_at < other.began < fault.began for other in faults)
+
+
+def _of_kills(recovered: dict[str, list[float]]) -> list[float]:
+    return [time for kind, times in recovered.items() if kind.startswith("gpu_kill") for time in times]
 
 
 def _answer(act: str, status: int | None) -> str:

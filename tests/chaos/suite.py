@@ -11,16 +11,17 @@ from typing import Any
 
 import psycopg
 
-from tests.chaos import farm, recorder
+from tests.chaos import farm, hooks, recorder
 from tests.chaos.checker import Violation, check
 from tests.chaos.clients import Client, Plan
 from tests.chaos.farm import Shape, Stage
-from tests.chaos.history import History, Seen, Version
+from tests.chaos.history import Heard, History, Seen, Version
+from tests.chaos.hooks import Receiver
 from tests.chaos.nemesis import Nemesis, Strength
 from tests.chaos.report import report
 from tests.chaos.sketch import POISON
 
-# A farm in which nothing at all has moved for so long is stuck.
+# A farm in which nothing at all has moved for so long is stuck; the lease of a webhook whose courier died lasts for half of it.
 STUCK_S = 60.0
 
 
@@ -47,15 +48,16 @@ class Verdict:
 
 
 def run(trial: Trial, folder: Path, say: Callable[[str], None]) -> Verdict:
-    """Return the verdict; what led to it stays in `folder`: logs, faults.jsonl, seen.jsonl, versions.jsonl."""
+    """Return the verdict; what led to it stays in `folder`: logs, faults.jsonl, seen.jsonl, versions.jsonl, heard.jsonl."""
     began = time.monotonic()
-    with farm.running(folder / "farm", trial.shape) as stage:
+    with hooks.receiving() as receiver, farm.running(folder / "farm", trial.shape) as stage:
         say(f"the farm is up after {time.monotonic() - began:.0f} s; seed {trial.seed}")
-        nemesis, clients, is_settled = _storm(trial, stage, folder, say)
-        history = _gathered(stage, nemesis, clients)
+        nemesis, clients, is_settled = _storm(trial, stage, receiver, folder, say)
+        history = _gathered(stage, nemesis, clients, receiver)
         refused = _refused(stage)
     _write(folder / "seen.jsonl", history.seen)
     _write(folder / "versions.jsonl", history.versions)
+    _write(folder / "heard.jsonl", history.heard)
     violations = check(history)
     if not is_settled:
         violations.append(Violation("stuck", f"nothing moved for {STUCK_S:.0f} s"))
@@ -69,7 +71,9 @@ def run(trial: Trial, folder: Path, say: Callable[[str], None]) -> Verdict:
     return Verdict(figures, violations)
 
 
-def _storm(trial: Trial, stage: Stage, folder: Path, say: Callable[[str], None]) -> tuple[Nemesis, list[Client], bool]:
+def _storm(
+    trial: Trial, stage: Stage, receiver: Receiver, folder: Path, say: Callable[[str], None]
+) -> tuple[Nemesis, list[Client], bool]:
     stop_faults, stop_clients = threading.Event(), threading.Event()
     log = folder / "faults.jsonl"
     log.unlink(missing_ok=True)
@@ -77,7 +81,13 @@ def _storm(trial: Trial, stage: Stage, folder: Path, say: Callable[[str], None])
     nemesis = Nemesis(stage, trial.seed, trial.faults, load_s * 0.9, trial.strength, log, stop_faults)
     share, rest = divmod(trial.jobs, trial.clients)
     clients = [
-        Client(number, stage.url, trial.seed, Plan(share + (number < rest), load_s, trial.poison), stop_clients)
+        Client(
+            number,
+            stage.url,
+            trial.seed,
+            Plan(share + (number < rest), load_s, trial.poison, receiver.choice),
+            stop_clients,
+        )
         for number in range(trial.clients)
     ]
     threads = [threading.Thread(target=client.run, name=f"client-{client.number}") for client in clients]
@@ -100,13 +110,13 @@ def _storm(trial: Trial, stage: Stage, folder: Path, say: Callable[[str], None])
 def _watch(
     stage: Stage, threads: list[threading.Thread], progress: Callable[[], str], say: Callable[[str], None]
 ) -> bool:
-    """Wait until load and faults are over and every job has ended; False when nothing moves any more."""
+    """Wait until load and faults are over, every job has ended and every webhook has arrived; False when nothing moves."""
     moves, moved_at, said_at = -1, time.monotonic(), time.monotonic()
     while True:
         now = time.monotonic()
         with suppress(psycopg.Error):  # the nemesis may be at the database right now
             alive = any(thread.is_alive() for thread in threads)
-            if not alive and stage.recorder.unfinished() == 0:
+            if not alive and stage.recorder.unfinished() == 0 == stage.recorder.undelivered():
                 return True
             found = stage.recorder.moves()
             if found != moves:
@@ -124,7 +134,7 @@ def _progress(nemesis: Nemesis, clients: list[Client]) -> str:
     return f"{submitted} jobs accepted, {len(nemesis.done)} faults done"
 
 
-def _gathered(stage: Stage, nemesis: Nemesis, clients: list[Client]) -> History:
+def _gathered(stage: Stage, nemesis: Nemesis, clients: list[Client], receiver: Receiver) -> History:
     record = stage.recorder
     return History(
         versions=record.versions(),
@@ -132,6 +142,7 @@ def _gathered(stage: Stage, nemesis: Nemesis, clients: list[Client]) -> History:
         shown=record.shown(),
         objects=recorder.stored(stage.bucket),
         told=record.told(),
+        heard=list(receiver.heard),
         faults=sorted(nemesis.done, key=lambda fault: fault.began),
         images_wanted=record.images_wanted(),
         poisoned=record.poisoned(POISON),
@@ -147,7 +158,7 @@ def _refused(stage: Stage) -> int:
     )
 
 
-def _write(file: Path, values: Sequence[Seen] | Sequence[Version]) -> None:
+def _write(file: Path, values: Sequence[Seen] | Sequence[Version] | Sequence[Heard]) -> None:
     with file.open("w") as out:
         for value in values:
             out.write(json.dumps(asdict(value), default=str) + "\n")

@@ -30,3 +30,5 @@ def test_nothing_is_lost_or_doubled_whatever_dies(tmp_path: Path) -> None:
     assert verdict.figures["jobs"] >= SHORT.jobs
     assert verdict.figures["faults"] == SHORT.faults
     assert verdict.figures["reruns"] > 0
+    assert verdict.figures["webhooks"]["arrived"] == verdict.figures["webhooks"]["asked"] > 0
+    assert verdict.figures["webhooks"]["repeats"] > 0

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from tests.chaos.checker import check
-from tests.chaos.history import Fault, History, Seen, Shown, Told, Version
+from tests.chaos.history import Fault, Heard, History, Seen, Shown, Told, Version
 from tests.chaos.report import recoveries, report, table
 
 JOB, OTHER = UUID(int=1), UUID(int=2)
@@ -33,12 +33,19 @@ def seen(order: int, act: str, status: int | None, job: UUID | None = JOB, **fie
     return Seen(0, order, act, float(order), order + 0.5, status, job=job, **fields)
 
 
+def heard(at: float, state: str = "succeeded", version: int = 5, job: UUID | None = JOB, **fields: Any) -> Heard:
+    message = Heard(
+        f"evt_{job}_{version}", at, True, f"{state} {version}", job, f"job.{state}", version, state, images=1
+    )
+    return replace(message, **fields)
+
+
 GOOD = History(
     versions=[*RERUN, *CANCELED],
     seen=[
         seen(1, "submit", None, None, key="a"),
         seen(2, "submit", 503, None, key="a", code="database_unavailable", retry_after="5"),
-        seen(3, "submit", 202, key="a", state="queued", version=1),
+        seen(3, "submit", 202, key="a", state="queued", version=1, hooked=True),
         seen(4, "poll", 200, state="running", version=2),
         seen(5, "poll", 200, state="succeeded", version=5),
         seen(6, "fetch", 200, sha256="ab"),
@@ -52,6 +59,7 @@ GOOD = History(
         *(Told(JOB, "job.started", 2), Told(JOB, "job.started", 4), Told(JOB, "job.succeeded", 5)),
         *(Told(OTHER, "job.started", 2), Told(OTHER, "job.canceled", 3)),
     ],
+    heard=[heard(5.2, accepted=False), heard(9.0), heard(9.1)],
     faults=[Fault("gpu_kill", 2.5, 2.5, "gpu1"), Fault("redis_kill", 4.0, 4.5)],
     images_wanted={JOB: 1, OTHER: 1},
 )
@@ -63,6 +71,10 @@ def with_rows(versions: list[Version]) -> History:
 
 def with_seen(*more: Seen) -> History:
     return replace(GOOD, seen=[*GOOD.seen, *more])
+
+
+def with_heard(*more: Heard) -> History:
+    return replace(GOOD, heard=[*GOOD.heard, *more])
 
 
 def failed(**last: Any) -> History:
@@ -109,12 +121,26 @@ BROKEN: dict[str, Callable[[], History]] = {
     "an end is told to nobody": lambda: replace(GOOD, told=GOOD.told[:-1]),
     "an end is told twice": lambda: replace(GOOD, told=[*GOOD.told, GOOD.told[-1]]),
     "an end is told that was not": lambda: replace(GOOD, told=[*GOOD.told[:-1], Told(OTHER, "job.succeeded", 3)]),
+    "a webhook never comes": lambda: replace(GOOD, heard=[]),
+    "a webhook is refused and not repeated": lambda: replace(GOOD, heard=GOOD.heard[:1]),
+    "a webhook of another change stands for the end": lambda: replace(GOOD, heard=[heard(6.0, "running", 4)]),
+    "a webhook is not signed": lambda: with_heard(heard(9.2, job=None)),
+    "a webhook goes to one who had not asked": lambda: with_heard(heard(13.0, "canceled", 3, OTHER)),
+    "a webhook tells another state than the row had": lambda: with_heard(heard(9.2, "failed")),
+    "a webhook calls the state by another name": lambda: with_heard(heard(9.2, type="job.failed")),
+    "a webhook tells of a version that never was": lambda: with_heard(heard(9.2, version=6)),
+    "a webhook comes before the change": lambda: with_heard(heard(4.9)),
+    "a webhook shows too few images": lambda: with_heard(heard(9.2, images=0)),
+    "a repeat says something else": lambda: with_heard(heard(9.2, sha256="other")),
+    "two ends are heard": lambda: with_heard(heard(9.2, "canceled", 6)),
+    "a webhook tells of a success after a cancel": lambda: with_heard(heard(13.0, "succeeded", 4, OTHER)),
     "a success follows a cancel": lambda: with_seen(seen(20, "cancel", 200)),
     "a client sees a crash": lambda: with_seen(seen(20, "poll", 500, code="internal")),
     "nobody says when to come back": lambda: with_seen(seen(20, "poll", 503, code="database_unavailable")),
     "Redis is away and a submit is refused": lambda: with_seen(
         seen(20, "submit", 503, None, code="broker_unavailable", retry_after="5")
     ),
+    "a good submission is refused": lambda: with_seen(seen(20, "submit", 422, None, code="invalid_request")),
     "a client sees an older version": lambda: with_seen(seen(20, "poll", 200, state="running", version=2)),
     "a client sees what was not": lambda: with_seen(seen(20, "poll", 200, state="failed", version=5)),
     "a repeated submit makes a second job": lambda: with_seen(
@@ -152,10 +178,24 @@ NAMED = {
     "an end is told to nobody": "told_wrongly",
     "an end is told twice": "told_wrongly",
     "an end is told that was not": "told_wrongly",
+    "a webhook never comes": "webhook_missing",
+    "a webhook is refused and not repeated": "webhook_missing",
+    "a webhook of another change stands for the end": "webhook_missing",
+    "a webhook is not signed": "webhook_forged",
+    "a webhook goes to one who had not asked": "webhook_unasked",
+    "a webhook tells another state than the row had": "webhook_untrue",
+    "a webhook calls the state by another name": "webhook_untrue",
+    "a webhook tells of a version that never was": "webhook_untrue",
+    "a webhook comes before the change": "webhook_early",
+    "a webhook shows too few images": "webhook_incomplete",
+    "a repeat says something else": "webhook_changed",
+    "two ends are heard": "webhook_two_ends",
+    "a webhook tells of a success after a cancel": "canceled_in_vain",
     "a success follows a cancel": "canceled_in_vain",
     "a client sees a crash": "crash_seen",
     "nobody says when to come back": "no_retry_after",
     "Redis is away and a submit is refused": "refused_without_need",
+    "a good submission is refused": "refused_without_need",
     "a client sees an older version": "went_back_in_time",
     "a client sees what was not": "saw_what_was_not",
     "a repeated submit makes a second job": "submitted_twice",
@@ -185,4 +225,12 @@ def test_the_report_counts_and_prints() -> None:
     assert (figures["jobs"], figures["faults"], figures["lost"], figures["double_visible"]) == (2, 2, 1, 0)
     assert figures["recovery_s"]["gpu_kill"] == {"p50": 1.5, "p95": 1.5, "max": 1.5, "n": 1}
     assert figures["orphans"] == 1
+    assert figures["kill_recovery_s"]["p95"] == 1.5
+    assert figures["webhooks"] == {
+        "asked": 1,
+        "arrived": 1,
+        "repeats": 2,
+        "refused": 1,
+        "delay_s": {"p50": 4.0, "p95": 4.0, "max": 4.0, "n": 1},
+    }
     assert "lost" in table(figures)
