@@ -12,9 +12,20 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from shared.errors import FarmError, SubmissionInFlight, TooMany, Unauthenticated, Unavailable
+from shared.errors import (
+    BrokerUnavailable,
+    DatabaseUnavailable,
+    FarmError,
+    StorageUnavailable,
+    SubmissionInFlight,
+    TooMany,
+    Unauthenticated,
+    Unavailable,
+)
 
 RETRY_AFTER_SECONDS = 5
+# What an operator has to mend; what else is unavailable is so by design.
+AWAY = (DatabaseUnavailable, BrokerUnavailable, StorageUnavailable)
 _CODES = {
     400: "malformed_body",
     401: "unauthenticated",
@@ -110,6 +121,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _farm_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, FarmError)  # noqa: S101 - registered for this class
+    if isinstance(error, AWAY):
+        cause = str(error.__cause__ or "").strip().split("\n", maxsplit=1)[0]
+        log.warning("request.unserved", path=request.url.path, code=error.code, error=str(error), cause=cause)
     return of(request, error)
 
 

@@ -19,6 +19,7 @@ from shared.settings import Settings
 RENDER_TASK = "render.answer"
 COURIER_QUEUE = "courier"
 _KEY_PREFIX = "farm:"
+_NO_ROOM = "Redis has no room left on its disk. Make room there; the farm goes on meanwhile, and more slowly."
 
 log = structlog.get_logger(__name__)
 
@@ -123,4 +124,4 @@ def ping(redis: Redis) -> None:
     try:
         redis.ping()
     except RedisError as error:
-        raise BrokerUnavailable from error
+        raise BrokerUnavailable(_NO_ROOM if "No space left" in str(error) else "") from error

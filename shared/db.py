@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from psycopg.errors import DiskFull
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -34,6 +35,7 @@ from shared.settings import Settings
 from shared.states import JobState
 
 _STATES = ", ".join(f"'{state}'" for state in JobState)
+_NO_ROOM = "The database has no room left on its disk; nothing was changed. Once there is room it goes on by itself."
 _NEWEST = text("created_at DESC"), text("id DESC")
 
 
@@ -417,7 +419,7 @@ class Database:
             with self._sessions.begin() as session:
                 yield session
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            raise DatabaseUnavailable from error
+            raise DatabaseUnavailable(_NO_ROOM if _is_full(error) else "") from error
 
     def ping(self) -> None:
         """Raise `DatabaseUnavailable` unless the database answers."""
@@ -427,6 +429,10 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(getattr(error, "orig", None), DiskFull)
 
 
 def normalized_url(url: str) -> str:

@@ -65,7 +65,8 @@ class Listener:
     def stop(self) -> None:
         """Stop listening and wait for the thread."""
         self._stopped.set()
-        self._thread.join(timeout=5)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
 
     def _run(self) -> None:
         while not self._stopped.is_set():

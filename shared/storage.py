@@ -25,6 +25,9 @@ ADVICE = {
     "PermanentRedirect": "mend FARM_S3_REGION",
     "AuthorizationHeaderMalformed": "mend FARM_S3_REGION",
     "RequestTimeTooSkewed": "set this machine's clock: timedatectl set-ntp true",
+    # What stores answer that have no room left.
+    "InternalError": "read the store's log, and make room where it keeps objects if its disk is full",
+    "XMinioStorageFull": "make room on the store's disks",
     "ExpiredToken": "renew the credentials of this machine",
 }
 

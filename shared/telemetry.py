@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from contextlib import suppress
+from typing import TextIO
 
 import structlog
 
@@ -27,7 +29,7 @@ def configure_logging(settings: Settings, **who: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Steady(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -43,3 +45,25 @@ def configure_logging(settings: Settings, **who: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+
+
+class _Steady(logging.StreamHandler[TextIO]):
+    """Writes records; while they cannot be written, as on a full disk, the process goes on, and says so once on stderr."""
+
+    _is_stuck = False
+
+    def flush(self) -> None:
+        super().flush()
+        self._is_stuck = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in the standard library
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_stuck:
+            self._is_stuck = True
+            with suppress(OSError):
+                sys.stderr.write(
+                    f"farm: logs are lost ({error.strerror}): make room where stdout goes; the process goes on\n"
+                )
+                sys.stderr.flush()

@@ -93,7 +93,8 @@ def _log(**_: Any) -> None:
 
 
 @signals.celeryd_init.connect(weak=False)
-def _begin(sender: str, **_: Any) -> None:
+def _begin(sender: str, instance: Any, **_: Any) -> None:
+    instance.quiet = True  # its banner is no log line, and on a full disk it would end the process
     configure_logging(settings, worker=sender)
     configure_tracing("courier")
 

@@ -55,7 +55,8 @@ def _log(**_: Any) -> None:
 
 
 @signals.celeryd_init.connect(weak=False)
-def _choose_queue(sender: str, **_: Any) -> None:
+def _choose_queue(sender: str, instance: Any, **_: Any) -> None:
+    instance.quiet = True  # its banner is no log line, and on a full disk it would end the process
     # Before `worker_init`, because Celery has settled which queues it consumes by then.
     configure_logging(settings, worker=sender)
     configure_tracing("worker")

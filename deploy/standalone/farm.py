@@ -22,6 +22,11 @@ from deploy.standalone.supervisor import Supervisor
 
 __all__ = ["Farm", "StartFailed", "UpOptions", "engines_only"]
 
+# A fresh database with its log takes half of it.
+START_BYTES = 200e6
+# Below, whatever dies has probably died of that.
+LITTLE_BYTES = 50e6
+
 Say = Callable[[str], None]
 
 
@@ -50,6 +55,7 @@ class Farm:
         self._say = on_progress
         self._open = ExitStack()
         self._supervisor: Supervisor | None = None
+        self._folder: DataFolder | None = None
         self._seen: set[str] = set()
         self._port = options.port
 
@@ -103,7 +109,9 @@ class Farm:
         options = self._options
         self._port = _checked_port(options)
         workers = serving.plan(options.checkpoint, options.workers, options.device, options.environ, self._say)
-        folder = self._open.enter_context(folders.hold(options.data_dir))
+        folder = self._folder = self._open.enter_context(folders.hold(options.data_dir))
+        if shortage := folder.shortage(START_BYTES):
+            raise StartFailed(shortage)
         engines = _engines(folder, options, self._say)
         self._supervisor = self._open.enter_context(Supervisor(folder.logs, folder.run_file, self._hear))
         env = {**options.environ, **_run(self._supervisor, engines)}
@@ -122,7 +130,8 @@ class Farm:
             self._seen.add(event.name)
             self._say(f"{event.name} ready{again}")
         elif event.kind in {"died", "failing"}:
-            self._say("\n    ".join((event.line, *event.tail)))
+            shortage = self._folder.shortage(LITTLE_BYTES) if self._folder else None
+            self._say("\n    ".join((event.line, *event.tail, *([shortage] if shortage else ()))))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,16 @@ class DataFolder:
     def run_file(self) -> Path:
         """Where the processes of the present run are recorded."""
         return self.path / "run.json"
+
+    def shortage(self, needed_bytes: float) -> str | None:
+        """Say what is wrong and what to do unless the disk has so much room left; None when it has."""
+        free = shutil.disk_usage(self.path).free
+        if free >= needed_bytes:
+            return None
+        return (
+            f"The disk of {self.path} is full: {free / 1e6:.0f} MB are left and the farm needs {needed_bytes / 1e6:.0f} MB. "
+            "Make room, or choose another folder with --data-dir."
+        )
 
     def subfolder(self, name: str) -> Path:
         """Return a folder inside that only this user may enter, made if need be."""

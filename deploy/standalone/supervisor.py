@@ -92,7 +92,9 @@ class Supervisor:
 
     def _hear(self, event: Event) -> None:
         if event.kind in {"started", "died", "failing"}:
-            self._record()
+            # On a full disk the record grows old; the part must start again all the same.
+            with suppress(OSError):
+                self._record()
         self._on_event(event)
         if event.kind in {"ready", "ended"}:
             self._mail.put(event)

@@ -1,0 +1,53 @@
+"""The farm's own processes for tests, each in the very command that deployments use; a gpu worker only sketches."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests import studio
+from tests.chaos import sketch
+
+ROOT = Path(__file__).parents[1]
+CELERY = ("-m", "celery", "-A")
+SLOTS = ("worker", "--pool", "threads", "--concurrency", "2", "--without-gossip", "--without-mingle", "-n")
+API = ("-m", "api.serve", "--port")
+COURIER = (*CELERY, "worker.cpu", *SLOTS, "courier@here", "--beat")
+STOP_S = 30.0
+
+
+def worker(name: str = "gpu0@here") -> tuple[str, ...]:
+    """Return the arguments of a gpu worker."""
+    return (*CELERY, "tests.chaos.gpu", *SLOTS, name)
+
+
+@contextmanager
+def running(
+    argv: tuple[str, ...], folder: Path, *, stdout: Path | None = None, **changes: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a process, with settings changed, while the block lasts. What it says is in `folder`; stdout may go elsewhere."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "FARM_CHECKPOINT": str(studio.DEMO),
+        "FARM_RESCUE_SECONDS": "0.2",
+        "FARM_HEARTBEAT_SECONDS": "0.5",
+        sketch.AMBUSH_VARIABLE: str(folder),
+        sketch.NAME_VARIABLE: "sketch",
+        sketch.STEP_VARIABLE: "0.01",
+        **changes,
+    }
+    with (stdout or folder / "stdout").open("ab") as out, (folder / "stderr").open("ab") as err:
+        process = subprocess.Popen([sys.executable, *argv], env=env, stdout=out, stderr=err)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
