@@ -1,9 +1,10 @@
-"""The one way from a submission to a job that will be rendered, whichever dialect it came in."""
+"""The one way from submissions to jobs that will be rendered, one or many at once, whichever dialect they came in."""
 
 import hashlib
 import time
+from collections import Counter
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -13,11 +14,13 @@ from api.callers import Caller
 from api.deps import Desk
 from api.v1 import inputs
 from api.v1.resolution import Inputs, resolve
-from api.v1.submissions import Submission
-from shared import broker, fleet, jobs, promises, receivers, tracing
-from shared.db import JobRow
+from api.v1.submissions import Submission, WebhookChoice
+from api.v1.sweeps import BatchSubmission
+from shared import batches, broker, fleet, jobs, promises, receivers, tracing
+from shared.db import BatchRow, JobRow
 from shared.jobs import Order
-from shared.params import GenerationParams
+from shared.outbox import EventType
+from shared.settings import Settings
 from shared.weights import Kind
 
 
@@ -34,13 +37,13 @@ def admit(
     began_ns = time.time_ns()
     caller.may_rank(submission.priority)
     # Before the transaction: storing pictures takes longer than a connection should be held.
-    received = inputs.receive(desk.storage, desk.intake, submission)
+    received = inputs.receive(desk, caller, submission)
     digest = digest_of(submission) if key or job_id else None
     with desk.db.transaction() as session:
         earlier = _earlier(session, caller, key, job_id, digest or "")
         if earlier is not None:
             return earlier
-        order = ordered(session, desk, caller, submission, received)
+        order = _order(session, desk, caller, submission, received, Names(session, desk.settings))
         desk.quota.admit(session, caller.owner, caller.max_queued)
         [row] = jobs.submit_all(session, [replace(order, job_id=job_id, digest=digest if job_id else None)])
         if key:
@@ -64,22 +67,81 @@ def _earlier(session: Session, caller: Caller, key: str | None, job_id: UUID | N
     return jobs.get(session, made) if made else None
 
 
-def ordered(session: Session, desk: Desk, caller: Caller, submission: Submission, received: Inputs) -> Order:
+def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, *, key: str | None = None) -> BatchRow:
+    """Store all jobs of a batch or none, in one transaction, and ring for them. Raises as `admit`."""
+    began_ns = time.time_ns()
+    caller.may_rank(max(one.priority for one in wanted.submissions))
+    received = inputs.receive_all(desk, caller, wanted.submissions)
+    digest = "batch " + digest_of(wanted) if key else ""
+    with desk.db.transaction() as session:
+        made = promises.made(session, caller.owner, key, digest) if key else None
+        if made is not None:
+            return batches.get(session, made, owner=caller.owner)
+        batch = _opened(session, desk, caller, wanted)
+        names = Names(session, desk.settings)
+        orders = [
+            replace(_order(session, desk, caller, one, pictures, names), batch_id=batch.id, batch_index=index)
+            for index, (one, pictures) in enumerate(zip(wanted.submissions, received, strict=True))
+        ]
+        desk.quota.admit(session, caller.owner, caller.max_queued, count=len(orders))
+        rows = jobs.submit_all(session, orders)
+        if key:
+            promises.keep(session, caller.owner, key, digest, batch.id)
+    for row, order in zip(rows, orders, strict=True):
+        tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
+    for checkpoint, count in Counter(row.checkpoint for row in rows).items():
+        broker.ring(desk.celery, checkpoint, count)
+    return batch
+
+
+def _opened(session: Session, desk: Desk, caller: Caller, wanted: BatchSubmission) -> BatchRow:
+    webhook = wanted.webhook
+    told = WebhookChoice(url=webhook.url, events=[EventType.BATCH_FINISHED], secret=webhook.secret) if webhook else None
+    return batches.add(
+        session,
+        owner=caller.owner,
+        name=wanted.name,
+        total=len(wanted.submissions),
+        axes=[{"parameter": name, "values": values} for name, values in wanted.axes.items()],
+        endpoint_id=_receiver(session, desk, caller, told),
+    )
+
+
+class Names:
+    """What names mean in this transaction: looked up once, however many jobs of a batch share them."""
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        silent_after_s = settings.lease_seconds
+        default = settings.default_checkpoint
+        find = partial(fleet.resolve_checkpoint, session, default=default, silent_after_s=silent_after_s)
+        self.checkpoint = cache(find)
+        self.weights = cache(partial(fleet.resolve_weights, session, silent_after_s=silent_after_s))
+
+
+def _order(
+    session: Session, desk: Desk, caller: Caller, submission: Submission, received: Inputs, names: Names
+) -> Order:
     """Find every name of a submission, and leave nothing of it open."""
+    params = resolve(
+        submission,
+        checkpoint=names.checkpoint(submission.checkpoint),
+        vae=names.weights(Kind.VAE, submission.vae) if submission.vae else None,
+        find_lora=partial(names.weights, Kind.LORA),
+        inputs=received,
+    )
     return Order(
-        params=resolved(session, desk, submission, received),
+        params=params,
         max_attempts=desk.settings.max_attempts,
         owner=caller.owner,
         priority=submission.priority,
-        endpoint_id=_receiver(session, desk, caller, submission),
+        endpoint_id=_receiver(session, desk, caller, submission.webhook),
         expires_in_s=submission.expires_in,
         timeout_s=submission.timeout or desk.settings.run_seconds or None,
     )
 
 
-def _receiver(session: Session, desk: Desk, caller: Caller, submission: Submission) -> UUID | None:
+def _receiver(session: Session, desk: Desk, caller: Caller, webhook: WebhookChoice | None) -> UUID | None:
     """Return the receiver that a submission names. Raises `BlockedUrl` and `InvalidRequest`."""
-    webhook = submission.webhook
     if webhook is None:
         return None
     return receivers.named(
@@ -89,20 +151,4 @@ def _receiver(session: Session, desk: Desk, caller: Caller, submission: Submissi
         events=webhook.events,
         secret=webhook.secret.get_secret_value() if webhook.secret else None,
         allow_private=desk.settings.allow_private_urls,
-    )
-
-
-def resolved(session: Session, desk: Desk, submission: Submission, received: Inputs) -> GenerationParams:
-    """Find every name of a submission in the fleet and leave nothing open."""
-    silent_after_s = desk.settings.lease_seconds
-    checkpoint = fleet.resolve_checkpoint(
-        session, submission.checkpoint, default=desk.settings.default_checkpoint, silent_after_s=silent_after_s
-    )
-    find = partial(fleet.resolve_weights, session, silent_after_s=silent_after_s)
-    return resolve(
-        submission,
-        checkpoint=checkpoint,
-        vae=find(Kind.VAE, submission.vae) if submission.vae else None,
-        find_lora=partial(find, Kind.LORA),
-        inputs=received,
     )

@@ -13,7 +13,21 @@ from api.a1111 import routes as a1111
 from api.body import BodyLimit
 from api.deps import open_desk
 from api.gate import Gate
-from api.v1 import choices, deliveries, endings, feed, images, jobs, keys, queue, stream, webhooks, workers
+from api.v1 import (
+    batches,
+    choices,
+    deliveries,
+    endings,
+    feed,
+    images,
+    jobs,
+    keys,
+    queue,
+    stream,
+    uploads,
+    webhooks,
+    workers,
+)
 from shared.metrics import Board
 from shared.settings import Settings, load
 from shared.telemetry import configure_logging
@@ -24,6 +38,8 @@ PARTS = (
     endings,
     stream,
     images,
+    batches,
+    uploads,
     choices,
     keys,
     queue,

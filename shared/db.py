@@ -74,6 +74,7 @@ class JobRow(Base):
         Index("jobs_by_state", "state", *_NEWEST),
         Index("jobs_by_checkpoint", "checkpoint", *_NEWEST),
         Index("jobs_by_error", "error_code", *_NEWEST, postgresql_where=text("error_code IS NOT NULL")),
+        Index("jobs_of_batch", "batch_id", "batch_index", postgresql_where=text("batch_id IS NOT NULL")),
         Index("jobs_retries", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
         Index("jobs_snapshots", "id", postgresql_where=text("snapshot_attempt IS NOT NULL")),
         Index("jobs_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
@@ -116,6 +117,8 @@ class JobRow(Base):
     retry_of: Mapped[UUID | None]
     # Of the body that a client chose the id for: the same again is this job.
     digest: Mapped[str | None]
+    batch_id: Mapped[UUID | None]
+    batch_index: Mapped[int | None]  # its place there, from 0
     steps_done: Mapped[int] = mapped_column(server_default="0")
     snapshot_attempt: Mapped[int | None]  # the one that kept the latest snapshot; null for none
     resumed_from_step: Mapped[int] = mapped_column(server_default="0")
@@ -136,8 +139,26 @@ class JobRow(Base):
     images: Mapped[list["ImageRow"]] = relationship(order_by="ImageRow.index", lazy="selectin")
 
 
+class BatchRow(Base):
+    """Jobs that were submitted together. Each transaction that ends some of them counts `unfinished` down."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("batches_of_owner", "owner", text("id DESC")),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    name: Mapped[str | None]
+    total: Mapped[int]
+    unfinished: Mapped[int]
+    # Of a sweep: each parameter and its values; the last changes fastest.
+    axes: Mapped[list[Any]] = mapped_column(JSONB)
+    endpoint_id: Mapped[UUID | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+
 class PromiseRow(Base):
-    """The job that a client's own key for a submission has made (`shared.promises`)."""
+    """The job or batch that a client's own key for a submission has made (`shared.promises`)."""
 
     __tablename__ = "promises"
     __table_args__ = (Index("promises_by_age", "created_at"),)
@@ -146,6 +167,18 @@ class PromiseRow(Base):
     key: Mapped[str] = mapped_column(primary_key=True)
     digest: Mapped[str]
     job_id: Mapped[UUID]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class UploadRow(Base):
+    """A picture that a client brings by itself, or is about to (`shared.uploads`)."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index("uploads_by_age", "created_at"), Index("uploads_of_owner", "owner"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -342,7 +375,7 @@ class OwnerSecretRow(Base):
 
 
 class EventRow(Base):
-    """One change of a job's state, written by the transaction that made it.
+    """One change of a job's state, or the end of a batch, which stands in `job_id` then. Written by what made it happen.
 
     Transactions end in another order than they take ids, so a reader goes by (`txid`, `id`), up to the oldest unfinished one.
     """

@@ -11,6 +11,8 @@ FarmError
 │   └── BadCursor
 ├── NotFound 404
 │   ├── JobNotFound
+│   ├── BatchNotFound
+│   ├── UploadNotFound
 │   ├── KeyNotFound
 │   ├── ImageNotFound
 │   ├── PreviewNotFound
@@ -25,7 +27,8 @@ FarmError
 ├── TooMany 429             retryable: the key has used up what it may
 │   ├── RateLimited
 │   ├── QueueFullForKey
-│   └── TooManyStreams
+│   ├── TooManyStreams
+│   └── TooManyUploads
 ├── Conflict 409
 │   ├── JobAlreadyFinal
 │   ├── SubmissionInFlight  retryable: the same one is being received
@@ -134,6 +137,18 @@ class JobNotFound(NotFound):
     code = "job_not_found"
 
 
+class BatchNotFound(NotFound):
+    """There is no batch of this id."""
+
+    code = "batch_not_found"
+
+
+class UploadNotFound(NotFound):
+    """There is no upload of this id, or its time is over."""
+
+    code = "upload_not_found"
+
+
 class KeyNotFound(NotFound):
     """There is no API key of this id."""
 
@@ -202,6 +217,12 @@ class TooManyStreams(TooMany):
     """The API key follows as many jobs as it may at once."""
 
     code = "too_many_streams"
+
+
+class TooManyUploads(TooMany):
+    """The API key has as many uploads as it may."""
+
+    code = "too_many_uploads"
 
 
 class EndpointNotFound(NotFound):

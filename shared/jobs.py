@@ -6,7 +6,7 @@ their ids. Callers commit, then ring doorbells and publish events.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -101,6 +101,8 @@ class Order:
     # Its client's choice, and what the client sent, so that the same again is this job.
     job_id: UUID | None = None
     digest: str | None = None
+    batch_id: UUID | None = None
+    batch_index: int | None = None
 
     @property
     def lane(self) -> Lane:
@@ -143,6 +145,8 @@ def _columns(order: Order, turn: Turn, now: datetime) -> Mapping[str, Any]:
         "timeout_s": order.timeout_s,
         "retry_of": order.retry_of,
         "digest": order.digest,
+        "batch_id": order.batch_id,
+        "batch_index": order.batch_index,
     }
 
 
@@ -253,21 +257,7 @@ def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> 
     """
     done = _finish(session, run, JobState.SUCCEEDED, steps_done=JobRow.steps_total, **_NO_BLAME)
     if done:
-        session.add_all(
-            ImageRow(
-                job_id=run.job_id,
-                index=image.index,
-                seed=image.seed,
-                key=image.key,
-                content_type=image.content_type,
-                width=image.width,
-                height=image.height,
-                size_bytes=image.size_bytes,
-                sha256=image.sha256,
-                flagged=image.flagged,
-            )
-            for image in images
-        )
+        session.add_all(ImageRow(job_id=run.job_id, **asdict(image)) for image in images)
         outbox.record(session, run.job_id)
         return True
     won = select(JobRow.id).where(*_is(run), JobRow.state == JobState.SUCCEEDED)
@@ -328,6 +318,24 @@ def cancel(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRo
         raise JobAlreadyFinal(f"Job {job_id} has already {row.state}.")
     shares.give_back(session, [job_id])
     return row
+
+
+def cancel_batch(session: Session, batch_id: UUID) -> Mapping[UUID, int]:
+    """Cancel all that is unfinished of a batch. Returns the versions of the jobs that this ended."""
+    is_open = JobRow.state.in_(sources(JobState.CANCELED))
+    # Locked in one order, so that two who cancel wait for each other instead of for ever.
+    chosen = select(JobRow.id).where(JobRow.batch_id == batch_id, is_open).order_by(JobRow.id).with_for_update()
+    ended = session.execute(
+        update(JobRow)
+        .where(JobRow.id.in_(chosen.scalar_subquery()), is_open)
+        .values(state=JobState.CANCELED, version=JobRow.version + 1, lease_until=None, finished_at=func.now())
+        .returning(JobRow.id, JobRow.version)
+        .execution_options(synchronize_session=False)
+    )
+    canceled = dict(ended.all())
+    outbox.record(session, *canceled)
+    shares.give_back(session, list(canceled))
+    return canceled
 
 
 def _faults(session: Session, run: Attempt) -> int | None:

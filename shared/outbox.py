@@ -5,6 +5,7 @@ INSERT. With listeners it also writes what the webhooks will say, and a delivery
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,9 +18,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 from uuid_utils.compat import uuid7
 
-from shared.db import DeliveryRow, EndpointRow, EventRow, JobRow
+from shared import batches
+from shared.db import BatchRow, DeliveryRow, EndpointRow, EventRow, JobRow
 from shared.states import JobState
-from shared.wire import Job
+from shared.wire import Batch, Job
 
 MAX_BODY_BYTES = 20_000  # what Standard Webhooks asks of payloads
 PURGE_BATCH = 10_000
@@ -27,7 +29,7 @@ _LONG_TEXT_CHARS = 500
 
 
 class EventType(StrEnum):
-    """What can be told of a job."""
+    """What can be told of jobs, and of those submitted together."""
 
     STARTED = "job.started"
     PROGRESS = "job.progress"
@@ -35,6 +37,12 @@ class EventType(StrEnum):
     FAILED = "job.failed"
     CANCELED = "job.canceled"
     EXPIRED = "job.expired"
+    BATCH_FINISHED = "batch.finished"
+
+    @property
+    def is_of_batch(self) -> bool:
+        """Whether it tells of a batch instead of one job."""
+        return self is EventType.BATCH_FINISHED
 
 
 ENDINGS = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED, EventType.EXPIRED)
@@ -52,7 +60,8 @@ class Position:
 def record(session: Session, *job_ids: UUID) -> None:
     """Write the events of jobs that this transaction has just brought into their present states.
 
-    A job that went back to the queue has none. Recording the same change twice is harmless.
+    A job that went back to the queue has none. Recording the same change twice is harmless. With the last job of a batch the
+    batch ends.
     """
     if job_ids:
         changed = select(JobRow.owner, JobRow.id, JobRow.version, case(_TYPES, value=JobRow.state)).where(
@@ -138,7 +147,7 @@ def _write(session: Session, changed: Any) -> int:
     )
     listener = _listeners()
     told = session.execute(
-        select(written, listener.c.id.label("endpoint_id"))
+        select(written, JobRow.batch_id, listener.c.id.label("endpoint_id"))
         .join(JobRow, JobRow.id == written.c.job_id)
         .outerjoin(listener, written.c.type == any_(listener.c.events))
     ).all()
@@ -149,7 +158,32 @@ def _write(session: Session, changed: Any) -> int:
         session.execute(update(EventRow).where(EventRow.id == event.id).values(body=body))
     if heard:
         session.execute(insert(DeliveryRow), [_delivery(row) for row in heard])
-    return len({row.id for row in told})
+    events = {row.id: row for row in told}
+    ended = Counter(row.batch_id for row in events.values() if row.batch_id is not None and row.type in ENDINGS)
+    for batch in batches.count_down(session, ended):
+        _end(session, batch)
+    return len(events)
+
+
+def _end(session: Session, batch: BatchRow) -> None:
+    """Write the event of a batch whose last job has just ended, and its deliveries."""
+    kind = EventType.BATCH_FINISHED
+    event = EventRow(owner=batch.owner, job_id=batch.id, version=1, type=kind, body=None)
+    session.add(event)
+    session.flush()
+    listeners = select(EndpointRow.id).where(
+        EndpointRow.state != "gone",
+        literal(kind.value) == any_(EndpointRow.events),
+        or_(and_(EndpointRow.owner == batch.owner, EndpointRow.registered), EndpointRow.id == batch.endpoint_id),
+    )
+    hearing = session.scalars(listeners).all()
+    if hearing:
+        session.refresh(event, ["at"])
+        told = Batch.of(batch, batches.tallies(session, [batch.id])[batch.id])
+        event.body = _dumped(kind, _stamp(event.at), told.model_dump(mode="json"))
+        session.flush()
+        about = {"owner": batch.owner, "job_id": batch.id, "event_id": event.id}
+        session.execute(insert(DeliveryRow), [{"id": uuid7(), **about, "endpoint_id": one} for one in hearing])
 
 
 def _listeners() -> Any:

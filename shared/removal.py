@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from shared import jobs
+from shared import batches, jobs
 from shared.db import JobRow, RemovedJobRow
 from shared.errors import JobNotFinal
 from shared.states import JobState
@@ -45,11 +45,12 @@ def remove(session: Session, rows: Sequence[JobRow]) -> None:
     gone = session.execute(
         delete(JobRow)
         .where(JobRow.id.in_(ids), JobRow.finished_at.is_not(None))
-        .returning(JobRow.id, JobRow.owner)
+        .returning(JobRow.id, JobRow.owner, JobRow.batch_id)
         .execution_options(synchronize_session=False)
     ).all()
     if gone:
-        session.execute(insert(RemovedJobRow), [{"id": job_id, "owner": owner} for job_id, owner in gone])
+        session.execute(insert(RemovedJobRow), [{"id": row.id, "owner": row.owner} for row in gone])
+    batches.forget_empty(session, {row.batch_id for row in gone if row.batch_id is not None})
 
 
 def littered(session: Session) -> Sequence[JobRow]:

@@ -47,6 +47,11 @@ def input_key(sha256: str) -> str:
     return f"inputs/{sha256}.png"
 
 
+def upload_key(upload_id: UUID) -> str:
+    """Name the file that a client brings by itself, as it came."""
+    return f"uploads/{upload_id}"
+
+
 class Storage:
     """One bucket. Every call is tried a few times, for `read_s` seconds each, then raises `StorageUnavailable`."""
 
@@ -69,6 +74,15 @@ class Storage:
         except (BotoCoreError, OSError) as error:
             raise StorageUnavailable(f"The image storage broke off while it sent an object: {error}") from error
         return body
+
+    def size(self, key: str) -> int:
+        """Return an object's size in bytes. Raises `ObjectMissing` when there is none."""
+        try:
+            return int(self._call("head_object", Key=key)["ContentLength"])
+        except StorageUnavailable as error:
+            if _code(error.__cause__) == "404":
+                raise ObjectMissing(f"The image storage has no object {key}.") from error
+            raise
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is fine."""
@@ -97,6 +111,12 @@ class Storage:
             },
             ExpiresIn=int(ttl_s),
         )
+        return url
+
+    def upload_url(self, key: str, *, size_bytes: int, ttl_s: float) -> str:
+        """Return a presigned URL to which exactly so many bytes can be PUT for `ttl_s` seconds without credentials."""
+        about = {"Bucket": self._bucket, "Key": key, "ContentLength": size_bytes}
+        url: str = self._public.generate_presigned_url("put_object", Params=about, ExpiresIn=int(ttl_s))
         return url
 
     def ping(self) -> None:

@@ -1,7 +1,7 @@
-"""The `Job` that clients see, the same wherever it travels: responses, events and webhooks."""
+"""The `Job` and the `Batch` that clients see, the same wherever they travel: responses, events and webhooks."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -11,7 +11,8 @@ from shared.params import GenerationParams
 from shared.states import JobState
 
 if TYPE_CHECKING:  # clients read jobs without a database
-    from shared.db import ImageRow, JobRow
+    from shared.batches import Tally
+    from shared.db import BatchRow, ImageRow, JobRow
 
 EXAMPLE: dict[str, JsonValue] = {
     "id": "019a96d0-5b1e-7c3f-9d2a-3f1c5d7e9b01",
@@ -61,9 +62,24 @@ EXAMPLE: dict[str, JsonValue] = {
     "max_attempts": 3,
     "timeout_s": 3600,
     "retry_of": None,
+    "batch_id": None,
     "worker": "gpu0.farm-demo@render-1",
     "error": None,
     "outlook": {"position": None, "reason": None, "start_s": 0.0, "finish_s": 3.2},
+}
+
+
+BATCH_EXAMPLE: dict[str, JsonValue] = {
+    "id": "019a96d0-5b1e-7c3f-9d2a-3f1c5d7e9c01",
+    "name": "how many steps are enough",
+    "state": "unfinished",
+    "total": 4,
+    "counts": {"queued": 2, "running": 1, "succeeded": 1, "failed": 0, "canceled": 0, "expired": 0},
+    "removed": 0,
+    "progress": {"steps_done": 14, "steps_total": 60},
+    "sweep": [{"parameter": "guidance_scale", "values": [5.0, 9.0]}, {"parameter": "steps", "values": [10, 20]}],
+    "created_at": "2026-11-23T12:00:00.000000Z",
+    "finished_at": None,
 }
 
 
@@ -142,6 +158,7 @@ class Job(BaseModel):
     max_attempts: int
     timeout_s: Annotated[float | None, Field(description="How long one attempt may run. Null: for ever.")]
     retry_of: Annotated[UUID | None, Field(description="The job that this one repeats.")]
+    batch_id: Annotated[UUID | None, Field(description="The batch that it came with.")] = None
     worker: str | None
     error: Problem | None
     outlook: Annotated[
@@ -167,9 +184,53 @@ class Job(BaseModel):
             max_attempts=row.max_attempts,
             timeout_s=row.timeout_s,
             retry_of=row.retry_of,
+            batch_id=row.batch_id,
             worker=row.worker_id,
             error=_problem(row),
             outlook=_outlook(forecast) if forecast else None,
+        )
+
+
+class Axis(BaseModel):
+    """One parameter of a sweep, and the values that it takes in turn."""
+
+    parameter: str
+    values: list[JsonValue]
+
+
+class Batch(BaseModel):
+    """Jobs that were submitted together, as they are now. Finished when each has ended, however it did."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [BATCH_EXAMPLE]})
+
+    id: UUID
+    name: str | None
+    state: Literal["unfinished", "finished"]
+    total: int
+    counts: Annotated[dict[JobState, int], Field(description="How many of its jobs are in each state.")]
+    removed: Annotated[int, Field(description="How many were deleted since.")]
+    progress: Annotated[Progress, Field(description="Of all its jobs together.")]
+    sweep: Annotated[
+        list[Axis],
+        Field(description="What varies: in a grid the last changes fastest, in a zip all change together. Else empty."),
+    ]
+    created_at: datetime
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, row: "BatchRow", tally: "Tally") -> "Batch":
+        """Show a row, with the sums over its jobs."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            state="unfinished" if row.unfinished else "finished",
+            total=row.total,
+            counts={state: tally.counts.get(state, 0) for state in JobState},
+            removed=row.total - sum(tally.counts.values()),
+            progress=Progress(steps_done=tally.steps_done, steps_total=tally.steps_total),
+            sweep=[Axis.model_validate(axis) for axis in row.axes],
+            created_at=row.created_at,
+            finished_at=row.finished_at,
         )
 
 

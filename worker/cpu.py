@@ -77,11 +77,12 @@ def upkeep() -> None:
 
 @app.task(name="courier.forget")
 def forget() -> None:
-    """Forget events and jobs that are older than anyone may still ask for, and what unfinished attempts left in the storage."""
+    """Forget what is older than anyone may still ask for: events, uploads, jobs; and what attempts left in the storage."""
     try:
         maintenance.forget_events(db, older_than_s=settings.event_retention_seconds)
         maintenance.sweep_snapshots(db, storage)
         maintenance.sweep_litter(db, storage)
+        maintenance.sweep_uploads(db, storage)
         maintenance.remove_aged(db, storage, days=settings.retention_days)
     except FarmError as error:
         log.warning("forget.failed", code=error.code, error=str(error))

@@ -4,10 +4,10 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, canaries, events, fleet, outbox, promises, removal, shares, upkeep
+from shared import broker, canaries, events, fleet, outbox, promises, removal, shares, upkeep, uploads
 from shared.db import Database
 from shared.states import JobState
-from shared.storage import Storage, snapshot_key
+from shared.storage import Storage, snapshot_key, upload_key
 
 # Enough to wake every slot of a large fleet at once; the next round rings for the rest.
 MAX_RINGS = 1000
@@ -114,4 +114,18 @@ def sweep_snapshots(db: Database, storage: Storage) -> int:
             upkeep.forget_snapshots(session, [job_id for job_id, _ in ended])
         swept += len(ended)
         if len(ended) < SWEPT_AT_ONCE:
+            return swept
+
+
+def sweep_uploads(db: Database, storage: Storage) -> int:
+    """Delete the files that clients brought more than a day ago. Returns how many."""
+    swept = 0
+    while True:
+        with db.transaction() as session:
+            over = uploads.over(session)
+        storage.delete_all([upload_key(upload_id) for upload_id in over])
+        with db.transaction() as session:
+            uploads.forget(session, over)
+        swept += len(over)
+        if len(over) < uploads.FORGOTTEN_AT_ONCE:
             return swept

@@ -36,7 +36,8 @@ class Delivery(BaseModel):
     id: UUID
     webhook_id: str
     type: EventType
-    job_id: UUID
+    job_id: UUID | None
+    batch_id: UUID | None = None
     endpoint_id: UUID
     url: str
     state: DeliveryState
@@ -48,11 +49,13 @@ class Delivery(BaseModel):
     @classmethod
     def of(cls, row: DeliveryRow) -> "Delivery":
         """Show a row."""
+        kind = EventType(row.event.type)
         return cls(
             id=row.id,
             webhook_id=deliveries.message_id(row.job_id, row.event.version),
-            type=EventType(row.event.type),
-            job_id=row.job_id,
+            type=kind,
+            job_id=None if kind.is_of_batch else row.job_id,
+            batch_id=row.job_id if kind.is_of_batch else None,
             endpoint_id=row.endpoint_id,
             url=row.endpoint.url,
             state=DeliveryState(row.state),

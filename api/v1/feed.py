@@ -12,6 +12,7 @@ from api.deps import DeskDep
 from api.problems import documented
 from api.v1 import cursor as cursors
 from shared import outbox
+from shared.db import EventRow
 from shared.deliveries import message_id
 from shared.outbox import EventType
 
@@ -21,13 +22,27 @@ router = APIRouter(prefix="/v1/events", tags=["webhooks"], responses=documented(
 
 
 class Happening(BaseModel):
-    """A change of a job's state. `id` is the `webhook-id` of its webhooks."""
+    """A change of a job's state, or the end of a batch. `id` is the `webhook-id` of its webhooks."""
 
     id: str
     type: EventType
     at: datetime
-    job_id: UUID
+    job_id: UUID | None
+    batch_id: UUID | None = None
     version: int
+
+    @classmethod
+    def of(cls, row: EventRow) -> "Happening":
+        """Show a row."""
+        kind = EventType(row.type)
+        return cls(
+            id=message_id(row.job_id, row.version),
+            type=kind,
+            at=row.at,
+            job_id=None if kind.is_of_batch else row.job_id,
+            batch_id=row.job_id if kind.is_of_batch else None,
+            version=row.version,
+        )
 
 
 class Feed(BaseModel):
@@ -56,16 +71,7 @@ def listing(
     page = rows[:limit]
     end = outbox.Position(page[-1].txid, page[-1].id) if page else position or outbox.Position(0, 0)
     return Feed(
-        events=[
-            Happening(
-                id=message_id(row.job_id, row.version),
-                type=EventType(row.type),
-                at=row.at,
-                job_id=row.job_id,
-                version=row.version,
-            )
-            for row in page
-        ],
+        events=[Happening.of(row) for row in page],
         next_cursor=cursors.encode_position(end),
         has_more=len(rows) > limit,
     )

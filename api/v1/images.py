@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import RedirectResponse
 from PIL import Image
+from PIL.Image import Image as Picture
 
 from api.callers import Caller, Reader
 from api.deps import Desk, DeskDep, JobId
@@ -60,9 +61,10 @@ def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Res
     """Return an image with sides of at most 320 px, for lists of many."""
     found = _image(desk, caller, job_id, index)
     data = desk.storage.get(found.key)
+    out = io.BytesIO()
     with desk.intake.decoding():
-        small = shrunk(data)
-    return _lasting(small, "image/webp", f'"{found.sha256}-{THUMBNAIL_PX}"')
+        shrunk(data, THUMBNAIL_PX).save(out, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
+    return _lasting(out.getvalue(), "image/webp", f'"{found.sha256}-{THUMBNAIL_PX}"')
 
 
 @router.get(
@@ -85,15 +87,13 @@ def preview(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Respo
     return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
 
 
-def shrunk(png: bytes) -> bytes:
-    """Return one of the farm's own pictures as a WebP of at most `THUMBNAIL_PX` a side."""
+def shrunk(png: bytes, side: int) -> Picture:
+    """Return one of the farm's own pictures with sides of at most so many pixels."""
     # Our own worker made it: its size is bounded by what a job may ask for, not by Pillow's guess at bombs.
     with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
         small = picture.convert("RGB")
-        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), reducing_gap=2.0)
-    out = io.BytesIO()
-    small.save(out, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
-    return out.getvalue()
+        small.thumbnail((side, side), reducing_gap=2.0)
+    return small
 
 
 def _lasting(data: bytes, content_type: str, etag: str) -> Response:

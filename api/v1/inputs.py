@@ -1,26 +1,70 @@
-"""Pictures that come inside a submission: checked, brought to one form and stored before the job is."""
+"""Pictures that come with a submission: checked, brought to one form and stored before the job is."""
 
 import hashlib
+from collections.abc import Sequence
+from uuid import UUID
 
 from PIL.Image import Image
 
-from api.intake import Intake
+from api.callers import Caller
+from api.deps import Desk
 from api.v1.resolution import Inputs
 from api.v1.submissions import Submission
-from shared import pictures
-from shared.storage import Storage, input_key
+from shared import pictures, uploads
+from shared.errors import InvalidRequest, ObjectMissing
+from shared.storage import Storage, input_key, upload_key
+
+# Different pictures in one batch: each takes up to a second of a thread while the client waits.
+MAX_PAIRS = 32
+_UUID_CHARS = 36
 
 
-def receive(storage: Storage, intake: Intake, submission: Submission) -> Inputs:
+def receive(desk: Desk, caller: Caller, submission: Submission) -> Inputs:
     """Store a submission's pictures. Raises `InvalidRequest` for one that cannot be had or read, `Unavailable`."""
     if submission.init_image is None:
         return Inputs()
-    init_file = intake.file(submission.init_image, "init_image")
-    mask_file = intake.file(submission.mask_image, "mask_image") if submission.mask_image is not None else None
-    with intake.decoding():
+    init_file = _file(desk, caller, submission.init_image, "init_image")
+    mask_file = _file(desk, caller, submission.mask_image, "mask_image") if submission.mask_image is not None else None
+    with desk.intake.decoding():
         init = pictures.decode(init_file, what="init_image")
         mask = pictures.decode_mask(mask_file) if mask_file is not None else None
-        return Inputs(_stored(storage, init), init.size, _stored(storage, mask) if mask else None)
+        return Inputs(_stored(desk.storage, init), init.size, _stored(desk.storage, mask) if mask else None)
+
+
+def receive_all(desk: Desk, caller: Caller, submissions: Sequence[Submission]) -> Sequence[Inputs]:
+    """Store the pictures of many submissions, each once, however many share it."""
+    pairs = [(one.init_image, one.mask_image) for one in submissions]
+    different = dict(zip(pairs, submissions, strict=True))
+    if len(different) - ((None, None) in different) > MAX_PAIRS:
+        raise InvalidRequest(f"A batch has at most {MAX_PAIRS} different pictures; send several batches.")
+    received = {pair: receive(desk, caller, one) for pair, one in different.items()}
+    return [received[pair] for pair in pairs]
+
+
+def _file(desk: Desk, caller: Caller, text: str, what: str) -> bytes:
+    """Return the file that a field holds or names."""
+    upload_id = _upload_id(text)
+    if upload_id is None:
+        return desk.intake.file(text, what)
+    with desk.db.transaction() as session:
+        row = uploads.get(session, upload_id, owner=caller.owner)
+    try:
+        # Not more than was announced, whatever the storage let through.
+        if desk.storage.size(upload_key(row.id)) > row.size_bytes:
+            raise InvalidRequest(f"{what}: upload {row.id} is larger than the {row.size_bytes} bytes announced.")
+        return desk.storage.get(upload_key(row.id))
+    except ObjectMissing as error:
+        raise InvalidRequest(f"{what}: upload {row.id} has no file yet; PUT it to its upload_url first.") from error
+
+
+def _upload_id(text: str) -> UUID | None:
+    """Tell an upload's id, which no base64 looks like, from the other ways to name a picture."""
+    if len(text) != _UUID_CHARS or text.count("-") != 4:
+        return None
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 def _stored(storage: Storage, picture: Image) -> str:

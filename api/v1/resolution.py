@@ -62,7 +62,7 @@ def resolve(
         guidance_scale=submission.guidance_scale,
         width=width,
         height=height,
-        seed=_drawn(submission.seed),
+        seed=drawn(submission.seed),
         num_images=submission.num_images,
         variation=_variation(submission),
         sampler=submission.sampler,
@@ -90,13 +90,14 @@ def _side(pixels: float) -> int:
     return min(max(whole, MIN_SIDE_PX), MAX_SIDE_PX)
 
 
-def _drawn(seed: int | None) -> int:
+def drawn(seed: int | None) -> int:
+    """Return a seed, drawn unless it is given."""
     return secrets.randbelow(MAX_SEED + 1) if seed is None or seed < 0 else seed
 
 
 def _variation(submission: Submission) -> Variation | None:
     choice = submission.variation
-    return Variation(seed=_drawn(choice.seed), strength=choice.strength) if choice else None
+    return Variation(seed=drawn(choice.seed), strength=choice.strength) if choice else None
 
 
 def _schedule(sampler: Sampler, choice: Schedule | None) -> Schedule:

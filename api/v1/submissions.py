@@ -40,7 +40,12 @@ Guidance = Annotated[float, Field(strict=True, ge=0, le=MAX_GUIDANCE_SCALE, allo
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Weight = Annotated[float, Field(strict=True, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False)]
 Picture = Annotated[
-    str, Field(strict=True, min_length=1, description="The file's bytes in base64, a data URI, or an http(s) URL.")
+    str,
+    Field(
+        strict=True,
+        min_length=1,
+        description="The file's bytes in base64, a data URI, an http(s) URL, or the id of an upload.",
+    ),
 ]
 # "automatic", A1111's word, is the sampler's own default, as is null.
 ScheduleChoice = Annotated[Schedule | None, BeforeValidator(lambda name: None if name == "automatic" else name)]
@@ -177,7 +182,8 @@ class Submission(_Strict):
     clip_skip: Annotated[int, Field(strict=True, ge=1, le=MAX_CLIP_SKIP, description="1 is CLIP's last layer.")] = 1
     loras: Annotated[list[LoraChoice], Field(max_length=MAX_LORAS)] = []
     init_image: Annotated[
-        Picture | None, Field(description="Makes it img2img. The file in base64, a data URI or a URL.")
+        Picture | None,
+        Field(description="Makes it img2img. The file in base64, a data URI, a URL, or the id of an upload."),
     ] = None
     resize_mode: Annotated[
         ResizeMode, Field(description="How an init image of another shape comes to width and height.")
@@ -209,6 +215,12 @@ class Submission(_Strict):
     _no_nul = field_validator("prompt", "negative_prompt", "checkpoint", "vae")(
         lambda text: text if text is None else reject_nul(text)
     )
+
+    @model_validator(mode="after")
+    def _webhook_hears_of_a_job(self) -> Self:
+        if self.webhook and any(event.is_of_batch for event in self.webhook.events):
+            raise ValueError("webhook: a job ends no batch; give the batch a webhook, or register an endpoint")
+        return self
 
     @model_validator(mode="after")
     def _schedules_fit_samplers(self) -> Self:

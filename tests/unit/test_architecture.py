@@ -34,7 +34,7 @@ def test_importing_shared_reads_no_environment() -> None:
 def test_files_stay_readable() -> None:
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     # One table, one error after another: long, but read an entry at a time.
-    assert not {path: n for path, n in lines.items() if n > (450 if path in LISTS else 400)}
+    assert not {path: n for path, n in lines.items() if n > (500 if path in LISTS else 400)}
 
 
 def test_functions_stay_readable() -> None:

@@ -1,0 +1,206 @@
+"""Many jobs at once: submit them together, watch and cancel the whole, and take the pictures as one sheet or one zip."""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from itertools import chain, product
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from api.admission import admit_batch
+from api.callers import Caller, Reader, Submitter
+from api.deps import Desk, DeskDep
+from api.problems import documented
+from api.v1 import archives, sheets
+from api.v1 import cursor as cursors
+from api.v1.images import shrunk
+from api.v1.jobs import ClientsKey
+from api.v1.sheets import Edges, Tile
+from api.v1.sweeps import MAX_JOBS, BatchSubmission
+from shared import batches, events, jobs
+from shared.db import BatchRow, JobRow
+from shared.errors import BatchNotFound, ImagesNotReady
+from shared.states import JobState
+from shared.wire import Batch, Job
+
+ON_A_SHEET = 256
+FETCHED_AT_ONCE = 8
+
+router = APIRouter(prefix="/v1/batches", tags=["batches"], responses=documented(401, 403, 422, 429, 503))
+
+
+def _batch_id(
+    batch_id: Annotated[str, Path(description="The batch's id.", examples=["0198c0de-0000-7000-8000-000000000001"])],
+) -> UUID:
+    try:
+        return UUID(batch_id)
+    except ValueError:
+        raise BatchNotFound(f"There is no batch {batch_id[:64]!r}.") from None
+
+
+BatchId = Annotated[UUID, Depends(_batch_id)]
+
+
+class BatchPage(BaseModel):
+    """One page of batches, newest first. `next_cursor` is null on the last page."""
+
+    batches: list[Batch]
+    next_cursor: str | None
+
+
+class BatchJobs(BaseModel):
+    """Jobs of a batch in their order. `next_start` is null with the last."""
+
+    jobs: list[Job]
+    next_start: int | None
+
+
+@router.post("", status_code=202, summary="Submit a batch", responses=documented(400, 404, 409, 410, 413))
+def submit(
+    wanted: BatchSubmission, desk: DeskDep, caller: Submitter, response: Response, idempotency_key: ClientsKey = None
+) -> Batch:
+    """Queue up to 1,000 jobs, all or none: a list, or every cell of a sweep. Each will reach a final state, whatever dies.
+
+    Sent again with the same `Idempotency-Key` and body, within 48 hours, it answers with the batch that it made before.
+    """
+    row = admit_batch(desk, caller, wanted, key=idempotency_key)
+    response.headers["Location"] = f"/v1/batches/{row.id}"
+    return _shown(desk, caller, row.id)
+
+
+@router.get("", summary="List batches")
+def listing(
+    desk: DeskDep,
+    caller: Reader,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
+) -> BatchPage:
+    """List batches, newest first."""
+    after = cursors.decode(cursor) if cursor else None
+    with desk.db.transaction() as session:
+        # One more than asked for tells whether there is a next page.
+        rows = batches.listing(session, owner=caller.sees_only, limit=limit + 1, after=after)
+        page = rows[:limit]
+        tallies = batches.tallies(session, [row.id for row in page])
+    return BatchPage(
+        batches=[Batch.of(row, tallies[row.id]) for row in page],
+        next_cursor=cursors.encode(page[-1].id) if len(rows) > limit else None,
+    )
+
+
+@router.get("/{batch_id}", summary="Show a batch", responses=documented(404))
+def show(batch_id: BatchId, desk: DeskDep, caller: Reader) -> Batch:
+    """Show the state of the whole."""
+    return _shown(desk, caller, batch_id)
+
+
+@router.get("/{batch_id}/jobs", summary="List the jobs of a batch", responses=documented(404))
+def listed(
+    batch_id: BatchId,
+    desk: DeskDep,
+    caller: Reader,
+    start: Annotated[int, Query(ge=0, le=MAX_JOBS, description="The place of the first one, from 0.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> BatchJobs:
+    """List the jobs of a batch in the order in which it named them."""
+    with desk.db.transaction() as session:
+        batches.get(session, batch_id, owner=caller.sees_only)
+        rows = batches.jobs(session, batch_id, start=start, limit=limit + 1)
+    following = rows[limit].batch_index if len(rows) > limit else None
+    return BatchJobs(jobs=[Job.of(row) for row in rows[:limit]], next_start=following)
+
+
+@router.post("/{batch_id}/cancel", summary="Cancel a batch", responses=documented(404))
+def cancel(batch_id: BatchId, desk: DeskDep, caller: Submitter) -> Batch:
+    """Cancel all that has not ended yet; what is running stops within one denoising step. Asking twice is harmless."""
+    with desk.db.transaction() as session:
+        batches.get(session, batch_id, owner=caller.sees_only)
+        canceled = jobs.cancel_batch(session, batch_id)
+    for job_id, version in canceled.items():
+        events.publish(desk.redis, events.JobEvent(job_id, JobState.CANCELED, version))
+    return _shown(desk, caller, batch_id)
+
+
+@router.get(
+    "/{batch_id}/sheet",
+    summary="Fetch a contact sheet",
+    response_class=Response,
+    responses={200: {"content": {sheets.WEBP: {}}}, **documented(404)},
+)
+def sheet(
+    batch_id: BatchId,
+    desk: DeskDep,
+    caller: Reader,
+    start: Annotated[int, Query(ge=0, le=MAX_JOBS, description="The place of the first job on it.")] = 0,
+) -> Response:
+    """Draw the first picture of up to 256 jobs into one, a sweep with its values along the edges. Shows what there is yet."""
+    with desk.db.transaction() as session:
+        batch = batches.get(session, batch_id, owner=caller.sees_only)
+        rows = batches.jobs(session, batch_id, start=start, limit=ON_A_SHEET)
+    columns, edges = layout(batch, start, len(rows))
+    px = sheets.tile_px(columns, -(-len(rows) // columns))
+    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+        tiles = list(pool.map(partial(_tile, desk, px), rows))
+    drawn = sheets.draw(tiles, columns=columns, edges=edges)
+    return Response(drawn, media_type=sheets.WEBP, headers={"Cache-Control": "no-store"})
+
+
+@router.get(
+    "/{batch_id}/images.zip",
+    summary="Fetch all images",
+    response_class=StreamingResponse,
+    responses={200: {"content": {archives.ZIP: {}}}, **documented(404, 409)},
+)
+def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingResponse:
+    """Send every image that is finished as one zip, with `jobs.json`. Names begin with the job's place in the batch."""
+    with desk.db.transaction() as session:
+        batch = batches.get(session, batch_id, owner=caller.sees_only)
+        rows = batches.jobs(session, batch_id)
+    if not any(row.images for row in rows):
+        raise ImagesNotReady(f"No job of batch {batch.id} has succeeded yet.")
+    chunks = archives.zipped(_files(desk, rows), at=datetime.now(UTC))
+    # The first picture is fetched before the status is sent: a storage that is away is a 503, not a broken zip.
+    begun = chain([next(chunks)], chunks)
+    named = {"Content-Disposition": f'attachment; filename="{batch.id}.zip"', "Cache-Control": "no-store"}
+    return StreamingResponse(begun, media_type=archives.ZIP, headers=named)
+
+
+def layout(batch: BatchRow, start: int, count: int) -> tuple[int, Edges]:
+    """Return how many columns a sheet has, and its edges: the last axis of a grid across, the others down; else a square."""
+    names = [axis["parameter"] for axis in batch.axes]
+    values = [[f"{name} {value}" for value in axis["values"]] for name, axis in zip(names, batch.axes, strict=True)]
+    across = len(values[-1]) if values else 0
+    is_grid = len(values) > 1 and batch.total == math.prod(map(len, values))
+    if is_grid and across <= ON_A_SHEET and start % across == 0:
+        down = [", ".join(cell) for cell in product(*values[:-1])][start // across :]
+        return across, Edges(values[-1], down)
+    columns = next(side for side in range(1, ON_A_SHEET + 1) if side * side >= count)
+    return columns, Edges((), ())
+
+
+def _tile(desk: Desk, px: int, row: JobRow) -> Tile:
+    if not row.images:
+        return Tile(None, row.state)
+    data = desk.storage.get(row.images[0].key)
+    with desk.intake.decoding():
+        return Tile(shrunk(data, px))
+
+
+def _files(desk: Desk, rows: Sequence[JobRow]) -> Iterator[archives.File]:
+    for row in rows:
+        for image in row.images:
+            yield f"{row.batch_index:04}-{image.index}-{image.seed}.png", partial(desk.storage.get, image.key)
+    told = BatchJobs(jobs=[Job.of(row) for row in rows], next_start=None)
+    yield "jobs.json", lambda: told.model_dump_json(indent=1, include={"jobs"}).encode()
+
+
+def _shown(desk: Desk, caller: Caller, batch_id: UUID) -> Batch:
+    with desk.db.transaction() as session:
+        row = batches.get(session, batch_id, owner=caller.sees_only)
+        return Batch.of(row, batches.tallies(session, [batch_id])[batch_id])

@@ -1,0 +1,88 @@
+"""Pictures too large for a JSON body, or wanted in many jobs: announced, brought to the storage, named by their id."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from api.callers import Caller, Submitter
+from api.deps import Desk, DeskDep
+from api.problems import documented
+from shared import uploads
+from shared.db import UploadRow
+from shared.errors import InvalidRequest, UploadNotFound
+from shared.storage import upload_key
+
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"], responses=documented(401, 403, 422, 429, 503))
+
+
+class Announced(BaseModel):
+    """What is about to come."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"size_bytes": 345678}]})
+
+    size_bytes: Annotated[int, Field(strict=True, ge=1, description="Of the file, exactly.")]
+
+
+class Upload(BaseModel):
+    """Where to PUT the file. From then on its `id` stands for the picture in `init_image` and `mask_image`, until `expires_at`.
+
+    `upload_url` needs no API key where it is an address of the storage; a path is one of this API, and needs the key.
+    """
+
+    id: UUID
+    upload_url: str
+    size_bytes: int
+    expires_at: datetime
+
+
+@router.post("", status_code=201, summary="Announce an upload")
+def announce(wanted: Announced, desk: DeskDep, caller: Submitter) -> Upload:
+    """Expect a picture and say where to PUT it, `curl -T picture.png "$upload_url"` say. It is kept for a day."""
+    most = desk.settings.max_body_bytes
+    if wanted.size_bytes > most:
+        raise InvalidRequest(f"size_bytes: a picture has at most {most} bytes.")
+    with desk.db.transaction() as session:
+        row = uploads.add(session, owner=caller.owner, size_bytes=wanted.size_bytes)
+    return Upload(
+        id=row.id, upload_url=_url(desk, row), size_bytes=row.size_bytes, expires_at=row.created_at + uploads.KEPT
+    )
+
+
+@router.put(
+    "/{upload_id}/content",
+    status_code=204,
+    summary="Upload through the api",
+    responses=documented(404, 408, 413),
+    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {}}}}},
+)
+async def content(upload_id: Annotated[str, Path()], desk: DeskDep, caller: Submitter, request: Request) -> Response:
+    """Take the file of an upload, where clients cannot reach the storage."""
+    data = await request.body()
+    await run_in_threadpool(_keep, desk, caller, _id(upload_id), data)
+    return Response(status_code=204)
+
+
+def _keep(desk: Desk, caller: Caller, upload_id: UUID, data: bytes) -> None:
+    with desk.db.transaction() as session:
+        row = uploads.get(session, upload_id, owner=caller.owner)
+    if len(data) != row.size_bytes:
+        raise InvalidRequest(f"The file has {len(data)} bytes; {row.size_bytes} were announced.")
+    desk.storage.put(upload_key(row.id), data, content_type="application/octet-stream")
+
+
+def _url(desk: Desk, row: UploadRow) -> str:
+    if desk.settings.image_delivery == "proxy":
+        return f"/v1/uploads/{row.id}/content"
+    ttl_s = desk.settings.image_url_seconds
+    return desk.storage.upload_url(upload_key(row.id), size_bytes=row.size_bytes, ttl_s=ttl_s)
+
+
+def _id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise UploadNotFound from None
