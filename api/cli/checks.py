@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from api.cli.client import DEFAULT_URL, ClientError, Front
 
@@ -35,6 +34,14 @@ class Level(StrEnum):
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
+
+
+class Role(StrEnum):
+    """Whose work a key is for."""
+
+    WORKER = "worker"
+    API = "api"
+    COURIER = "courier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +114,21 @@ def redis() -> Finding:
     return Finding("redis", Level.OK, "AOF on, noeviction")
 
 
-def storage() -> Finding:
-    """Put an object into the bucket, get it back and delete it."""
+def storage(role: Role | None = None) -> Finding:
+    """Do in the bucket what a role does there, or find out whose work the key is for."""
+    from api.cli import bucket
     from shared.errors import StorageUnavailable
     from shared.storage import Storage
 
-    store, key, probe = Storage(_settings()), f"doctor/{uuid4()}", b"farm doctor"
     try:
-        store.put(key, probe, content_type="text/plain")
-        same = store.get(key) == probe
-        store.delete(key)
+        refusals = bucket.able(Storage(_settings()), [role] if role else tuple(Role))
     except StorageUnavailable as error:
-        return Finding("storage", Level.FAIL, str(error), "start it, or mend FARM_S3_* and the bucket's permissions")
-    if not same:
-        return Finding(
-            "storage", Level.FAIL, "an object came back changed", "look at what stands between here and the store"
-        )
-    return Finding("storage", Level.OK, "put, get and delete work")
+        return Finding("storage", Level.FAIL, str(error), "start it, or mend FARM_S3_*")
+    able = [one for one, refusal in refusals.items() if refusal is None]
+    if not able:
+        said = "; ".join(f"as {one}: {refusal}" for one, refusal in refusals.items())
+        return Finding("storage", Level.FAIL, said, "give the key its policy of deploy/s3-policy")
+    return Finding("storage", Level.OK, f"may do there what {' and '.join(able)} do")
 
 
 def embedded_postgres() -> Finding:

@@ -1,26 +1,29 @@
 """`farm doctor`: looks at everything a farm needs from here and says what is wrong and how to mend it.
 
-Nothing is changed but one probe object, written to the storage and removed again.
+Nothing is changed but probe objects in the storage (`bucket`).
 """
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import typer
 
 from api.cli import checks
-from api.cli.checks import Finding, Level
+from api.cli.checks import Finding, Level, Role
 from api.cli.client import Front
 from api.cli.console import complain, table
 
 Check: TypeAlias = Callable[[], Finding]
 
 
-def doctor(context: typer.Context) -> None:
+def doctor(
+    context: typer.Context,
+    role: Annotated[Role | None, typer.Option(help="Whose work the S3 key here is for; any by default.")] = None,
+) -> None:
     """Check every dependency, the GPU and the checkpoint; exit 1 if anything fails."""
     front: Front = context.obj
-    findings = [_asked(check) for check in _all_checks(front)]
+    findings = [_asked(check) for check in _all_checks(front, role)]
     table(("CHECK", "STATUS", "FINDING", "FIX"), [(one.what, one.level, one.said, one.fix) for one in findings])
     failed = [one.what for one in findings if one.level is Level.FAIL]
     if failed:
@@ -28,11 +31,11 @@ def doctor(context: typer.Context) -> None:
         raise typer.Exit(1)
 
 
-def _all_checks(front: Front) -> Iterator[Check]:
+def _all_checks(front: Front, role: Role | None) -> Iterator[Check]:
     yield checks.python
     yield checks.postgres if checks.is_remote("DATABASE") else checks.embedded_postgres
     yield checks.redis if checks.is_remote("REDIS") else checks.embedded_redis
-    yield checks.storage if checks.is_remote("S3") else checks.embedded_storage
+    yield partial(checks.storage, role) if checks.is_remote("S3") else checks.embedded_storage
     yield partial(checks.api, front)
     yield partial(checks.workers, front)
     yield checks.gpu

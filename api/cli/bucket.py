@@ -1,0 +1,69 @@
+"""What each process does in the bucket, tried out: nothing that its own policy (deploy/s3-policy) would refuse.
+
+Probes have the keys of real objects. They are deleted again where the process may do that; else one small object stays, always
+the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from uuid import UUID, uuid4
+
+from api.cli.checks import Role
+from shared.errors import ObjectMissing, StorageUnavailable
+from shared.storage import Storage, image_key, input_key, snapshot_key
+
+PROBE = b"farm doctor"
+REFUSED = {"AccessDenied", "403"}
+_NOBODY = UUID(int=0)
+
+
+def able(storage: Storage, roles: Sequence[Role] = tuple(Role)) -> Mapping[Role, StorageUnavailable | None]:
+    """Try what each role does; returns what it was refused, or None. Raises `StorageUnavailable` for any other trouble."""
+    return {role: _refusal(storage, role) for role in roles}
+
+
+def _refusal(storage: Storage, role: Role) -> StorageUnavailable | None:
+    try:
+        _PROBES[role](storage)
+    except StorageUnavailable as error:
+        if not _is_refusal(error):
+            raise
+        return error
+    return None
+
+
+def _is_refusal(error: StorageUnavailable) -> bool:
+    response = getattr(error.__cause__, "response", {})
+    return response.get("Error", {}).get("Code") in REFUSED
+
+
+def _worker(storage: Storage) -> None:
+    storage.put(image_key(_NOBODY, 0, 0), PROBE, content_type="text/plain")
+    with suppress(ObjectMissing):
+        storage.get(input_key("doctor"))
+    key = snapshot_key(uuid4(), 0)
+    storage.put(key, PROBE, content_type="text/plain")
+    same = storage.get(key) == PROBE
+    storage.delete(key)
+    if not same:
+        raise StorageUnavailable("An object came back changed: look at what stands between here and the store.")
+
+
+def _api(storage: Storage) -> None:
+    storage.ping()
+    storage.put(input_key("doctor"), PROBE, content_type="text/plain")
+    with suppress(ObjectMissing):
+        storage.get(image_key(_NOBODY, 0, 0))
+    _courier(storage)
+
+
+def _courier(storage: Storage) -> None:
+    storage.delete(snapshot_key(_NOBODY, 0))
+    storage.delete(image_key(uuid4(), 0, 0))
+
+
+_PROBES: Mapping[Role, Callable[[Storage], None]] = {
+    Role.WORKER: _worker,
+    Role.API: _api,
+    Role.COURIER: _courier,
+}
