@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from api.cli.checks import Role
 from shared.errors import ObjectMissing, StorageUnavailable
-from shared.storage import Storage, image_key, input_key, snapshot_key
+from shared.storage import Storage, image_key, input_key, snapshot_key, upload_key
 
 PROBE = b"farm doctor"
 REFUSED = {"AccessDenied", "403"}
@@ -52,12 +52,19 @@ def _worker(storage: Storage) -> None:
 def _api(storage: Storage) -> None:
     storage.ping()
     storage.put(input_key("doctor"), PROBE, content_type="text/plain")
+    storage.put(upload_key(_NOBODY), PROBE, content_type="text/plain")
     with suppress(ObjectMissing):
+        storage.get(upload_key(_NOBODY))
         storage.get(image_key(_NOBODY, 0, 0))
-    _courier(storage)
+    _remove(storage)
 
 
 def _courier(storage: Storage) -> None:
+    storage.delete(upload_key(_NOBODY))
+    _remove(storage)
+
+
+def _remove(storage: Storage) -> None:
     storage.delete(snapshot_key(_NOBODY, 0))
     storage.delete(image_key(uuid4(), 0, 0))
 

@@ -16,14 +16,14 @@ from deploy.standalone import postgres
 from shared import jobs
 from shared.db import Database
 from shared.settings import Settings
-from shared.storage import Storage, image_key, input_key, snapshot_key
+from shared.storage import Storage, image_key, input_key, snapshot_key, upload_key
 from tests.factories import params
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 POLICIES = {
     "worker": {"jobs/": {"Put"}, "inputs/": {"Get"}, "snapshots/": {"Put", "Get", "Delete"}},
-    "api": {"jobs/": {"Get", "Delete"}, "snapshots/": {"Delete"}, "inputs/": {"Put"}},
-    "courier": {"jobs/": {"Delete"}, "snapshots/": {"Delete"}},
+    "api": {"jobs/": {"Get", "Delete"}, "snapshots/": {"Delete"}, "inputs/": {"Put"}, "uploads/": {"Put", "Get"}},
+    "courier": {"jobs/": {"Delete"}, "snapshots/": {"Delete"}, "uploads/": {"Delete"}},
 }
 
 
@@ -83,7 +83,7 @@ def test_a_policy_allows_the_prefixes_in_use_and_no_other(process: str) -> None:
             prefix = one["Resource"].removeprefix("arn:aws:s3:::${BUCKET}/").removesuffix("*")
             allowed[prefix] = {action.removeprefix("s3:").removesuffix("Object") for action in actions}
     assert allowed == POLICIES[process]
-    keys = [image_key(uuid4(), 1, 0), input_key("0" * 64), snapshot_key(uuid4(), 1)]
+    keys = [image_key(uuid4(), 1, 0), input_key("0" * 64), snapshot_key(uuid4(), 1), upload_key(uuid4())]
     assert allowed.keys() <= {key.split("/")[0] + "/" for key in keys}
 
 
