@@ -20,11 +20,12 @@ test: $(DEV_STAMP) ## Install what tests need and run them all on the real engin
 up: $(STAMP) ## Run the embedded farm until Ctrl-C
 	@$(BIN)/farm up
 
-check: $(DEV_STAMP) ## Format, lint, types, import contracts
+check: $(DEV_STAMP) ## Format, lint, types, import contracts; known vulnerabilities where a service answers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m tests.audit
 
 bench: $(DEV_STAMP) ## Time the engine against a bare pipeline; BENCH="--device cuda" for a GPU
 	@$(BIN)/python -m tests.bench $(BENCH)
@@ -38,9 +39,8 @@ simulate: $(DEV_STAMP) ## Play a day of bursts and spot interruptions on up to 1
 images: $(DEV_STAMP) ## Install what each Dockerfile does, in a clean environment, and import what it starts
 	@$(BIN)/python -m tests.images $(IMAGES)
 
-audit: $(DEV_STAMP) ## Look up known vulnerabilities of the pinned versions; needs an index that serves them
-	@$(PIP) pip-audit
-	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+audit: $(DEV_STAMP) ## Look up known vulnerabilities of the pinned versions, where a service of them answers
+	@$(BIN)/python -m tests.audit
 
 format: $(DEV_STAMP) ## Rewrite the code to the house format
 	@$(BIN)/ruff format .
