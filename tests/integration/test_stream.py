@@ -1,5 +1,6 @@
 """Server-sent events of a job, over HTTP from a real server, on the real engines."""
 
+import base64
 import json
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from redis import Redis
 
 from api.main import create_app
 from api.streams import MAX_STREAMS, Streams
-from shared import events, jobs
+from shared import events, jobs, previews
 from shared.db import Database
 from shared.errors import TooManyStreams
 from shared.events import JobEvent
@@ -68,6 +69,36 @@ def test_a_stream_tells_state_progress_and_the_end_and_ends(client: httpx.Client
     assert [int(event.id) for event in seen] == sorted(int(event.id) for event in seen)
     assert (seen[-1].event, seen[-1].json()["state"]) == ("state", "canceled")
     assert seen[-1].json() == client.get(f"/v1/jobs/{job_id}").json()
+
+
+def test_a_stream_with_previews_sends_each_once(client: httpx.Client, db: Database, redis: Redis) -> None:
+    job_id = submitted(db)
+    with db.transaction() as session:
+        run = jobs.claim_next(session, "farm-demo", "w", lease_s=20)
+    assert run is not None
+
+    def step(done: int) -> None:
+        with db.transaction() as session:
+            [version] = jobs.heartbeat(session, [jobs.Beat(job_id, run.attempt, done)], lease_s=20).values()
+        events.publish(redis, JobEvent(job_id, JobState.RUNNING, version, done, 4))
+
+    told: list[str] = []
+    with connect_sse(client, "GET", f"/v1/jobs/{job_id}/events", params={"previews": "true"}) as source:
+        for event in source.iter_sse():
+            told.append(event.event)
+            if event.event == "preview":
+                assert (event.json()["index"], event.json()["content_type"]) == (0, "image/jpeg")
+                assert base64.b64decode(event.json()["data"]) == b"\xff\xd8 a JPEG"
+            if told == ["state"]:
+                previews.put(redis, job_id, 0, b"\xff\xd8 a JPEG")
+                step(1)
+            elif sorted(told) == ["preview", "progress", "state"]:
+                step(2)
+            elif told.count("progress") == 2 and told[-1] == "progress":
+                canceled(db, job_id)
+                events.publish(redis, JobEvent(job_id, JobState.CANCELED))
+    assert sorted(told) == ["preview", "progress", "progress", "state", "state"]
+    assert told[-1] == "state"
 
 
 def test_a_stream_resumes_after_the_last_event_seen(client: httpx.Client, db: Database, redis: Redis) -> None:
