@@ -7,8 +7,8 @@ from uuid import UUID
 
 from api.client import talks
 from api.client.lines import Line
-from api.client.reading import as_job, image_url
-from shared.wire import Job
+from api.client.reading import as_batch, as_job, image_url
+from shared.wire import Batch, Job
 
 
 class Farm:
@@ -68,3 +68,28 @@ class Farm:
     def checkpoints(self) -> list[dict[str, Any]]:
         """Return the checkpoints that jobs may name."""
         return self._line.carry(talks.listing("/v1/checkpoints", "checkpoints"))
+
+    def upload(self, data: bytes) -> str:
+        """Bring a picture; the id that this returns stands for it in `init_image` and `mask_image`, for a day."""
+        return self._line.carry(talks.upload(data))
+
+    def submit_batch(self, *, idempotency_key: str | None = None, **wanted: Any) -> Batch:
+        """Submit up to 1,000 jobs, all or none. `wanted` are the fields of POST /v1/batches."""
+        key = idempotency_key or str(uuid.uuid4())
+        return as_batch(self._line.carry(talks.submit_batch(wanted, key=key)))
+
+    def batch(self, batch_id: UUID | str) -> Batch:
+        """Return a batch as it is now."""
+        return as_batch(self._line.carry(talks.document(talks.batch_path(str(batch_id)))))
+
+    def wait_batch(self, batch_id: UUID | str, timeout_s: float | None = None) -> Batch:
+        """Return a batch once all its jobs have ended. Raises `ClientError` with code `still_running` after `timeout_s`."""
+        return as_batch(self._line.carry(talks.finished_batch(str(batch_id), timeout_s=timeout_s)))
+
+    def cancel_batch(self, batch_id: UUID | str) -> Batch:
+        """Cancel what has not ended of a batch."""
+        return as_batch(self._line.carry(talks.cancel_batch(str(batch_id))))
+
+    def batch_jobs(self, batch_id: UUID | str) -> list[Job]:
+        """Return the jobs of a batch, in its order."""
+        return [as_job(body) for body in self._line.carry(talks.batch_jobs(str(batch_id)))]

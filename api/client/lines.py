@@ -23,7 +23,8 @@ class Line:
 
     def __init__(self, url: str, api_key: str | None, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._sleep = sleep
-        self.http = httpx.Client(**_connection(url, api_key))
+        self._key = key_header(api_key)
+        self.http = httpx.Client(**_connection(url))
 
     def carry(self, talk: Talk[T]) -> T:
         """Have a talk to its end and return what it came to. Raises `ClientError`."""
@@ -44,7 +45,7 @@ class Line:
         if isinstance(step, Pause):
             return self._sleep(step.seconds)
         try:
-            return self.http.request(**_request(step))
+            return self.http.request(**_request(step, self._key))
         except httpx.RequestError as error:
             raise problems.of_transport(error, str(self.http.base_url)) from error
 
@@ -56,7 +57,8 @@ class AsyncLine:
         self, url: str, api_key: str | None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
         self._sleep = sleep
-        self.http = httpx.AsyncClient(**_connection(url, api_key))
+        self._key = key_header(api_key)
+        self.http = httpx.AsyncClient(**_connection(url))
 
     async def carry(self, talk: Talk[T]) -> T:
         """Have a talk to its end and return what it came to. Raises `ClientError`."""
@@ -77,28 +79,34 @@ class AsyncLine:
         if isinstance(step, Pause):
             return await self._sleep(step.seconds)
         try:
-            return await self.http.request(**_request(step))
+            return await self.http.request(**_request(step, self._key))
         except httpx.RequestError as error:
             raise problems.of_transport(error, str(self.http.base_url)) from error
 
 
-def _connection(url: str, api_key: str | None) -> dict[str, Any]:
+def key_header(api_key: str | None) -> dict[str, str]:
+    """Return the header that carries a key to the farm, and to nobody else."""
+    return {"Authorization": f"Bearer {checked_key(api_key)}"} if api_key else {}
+
+
+def _connection(url: str) -> dict[str, Any]:
     return {
         "base_url": checked_url(url),
-        "headers": {"Authorization": f"Bearer {checked_key(api_key)}"} if api_key else {},
         "timeout": httpx.Timeout(ANSWER_S, connect=CONNECT_S),
         "mounts": _NEVER_PROXIED,
         "follow_redirects": False,
     }
 
 
-def _request(call: Call) -> dict[str, Any]:
+def _request(call: Call, key: dict[str, str]) -> dict[str, Any]:
+    is_ours = call.path.startswith("/")  # else an address of the storage that the farm has signed
     return {
         "method": call.method,
         "url": call.path,
         "json": call.json,
+        "content": call.content,
         "params": call.params,
-        "headers": call.headers,
+        "headers": {**(key if is_ours else {}), **(call.headers or {})},
         "timeout": httpx.Timeout(ANSWER_S + call.hold_s, connect=CONNECT_S),
         "follow_redirects": call.follows,
     }

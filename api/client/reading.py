@@ -1,22 +1,23 @@
 """From the farm's answers to the types that a program works with."""
 
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from api.client.problems import ClientError
-from shared.wire import Job
+from shared.wire import Batch, Job
+
+T = TypeVar("T", bound=BaseModel)
 
 
 def as_job(body: dict[str, Any]) -> Job:
     """Read a job. Fields that this client does not know are left out."""
-    try:
-        return Job.model_validate(body)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ClientError(
-            "bad_response", f"This client cannot read the job's {where}; is it older than the farm?"
-        ) from error
+    return _read(Job, body, "job")
+
+
+def as_batch(body: dict[str, Any]) -> Batch:
+    """Read a batch. Fields that this client does not know are left out."""
+    return _read(Batch, body, "batch")
 
 
 def image_url(job: Job, index: int) -> str:
@@ -25,3 +26,13 @@ def image_url(job: Job, index: int) -> str:
         if image.index == index:
             return image.url
     raise ClientError("image_not_found", f"Job {job.id} is {job.state} and has no image {index}.")
+
+
+def _read(kind: type[T], body: dict[str, Any], word: str) -> T:
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ClientError(
+            "bad_response", f"This client cannot read the {word}'s {where}; is it older than the farm?"
+        ) from error

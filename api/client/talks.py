@@ -22,6 +22,7 @@ TRIES = 3
 MAX_RETRY_AFTER_S = 5.0
 # The api holds a request for at most 60 s; a little less keeps proxies that cut at a minute out of it.
 HOLD_S = 50.0
+BATCH_POLL_S = 1.0
 # How long a farm may be away before whoever waits for a job gives up.
 PATIENCE_S = 60.0
 FINAL_STATES = frozenset(str(state) for state in JobState if state.is_final)
@@ -37,6 +38,7 @@ class Call:
     method: str
     path: str
     json: Any = None
+    content: bytes | None = None
     params: Mapping[str, Any] | None = None
     headers: Mapping[str, str] | None = None
     hold_s: float = 0.0
@@ -170,6 +172,58 @@ def image(path: str) -> Talk[bytes]:
     if not path.startswith("/") or path.startswith("//"):
         raise ClientError("bad_response", f"The farm named an image outside itself: {path}")
     return (yield from exchange(Call("GET", path, follows=True))).content
+
+
+def upload(data: bytes) -> Talk[str]:
+    """Bring a picture to the storage; its id then stands for it in jobs, for a day. Bringing it twice is harmless."""
+    upload = _body((yield from exchange(Call("POST", "/v1/uploads", json={"size_bytes": len(data)}))))
+    yield from exchange(Call("PUT", str(upload["upload_url"]), content=data))
+    return checked_id(str(upload["id"]))
+
+
+def submit_batch(wanted: Mapping[str, Any], *, key: str) -> Talk[dict[str, Any]]:
+    """Submit many jobs at once, under an idempotency key, so that this is repeated like a read."""
+    call = Call("POST", "/v1/batches", json=dict(wanted), headers={"Idempotency-Key": key})
+    return _body((yield from exchange(call)))
+
+
+def finished_batch(
+    batch_id: str, *, timeout_s: float | None = None, clock: Callable[[], float] = time.monotonic
+) -> Talk[dict[str, Any]]:
+    """Return a batch once all its jobs have ended. Raises `ClientError` with code `still_running` after `timeout_s`."""
+    deadline = clock() + timeout_s if timeout_s is not None else math.inf
+    while True:
+        found = yield from document(batch_path(batch_id))
+        if found.get("state") == "finished":
+            return found
+        if clock() >= deadline:
+            raise ClientError("still_running", f"Batch {batch_id} is unfinished after {timeout_s:g} s.")
+        yield Pause(min(BATCH_POLL_S, max(0.0, deadline - clock())))
+
+
+def cancel_batch(batch_id: str) -> Talk[dict[str, Any]]:
+    """Cancel what has not ended of a batch. Asking twice is harmless."""
+    return _body((yield from exchange(Call("POST", f"{batch_path(batch_id)}/cancel"))))
+
+
+def batch_jobs(batch_id: str) -> Talk[list[JobBody]]:
+    """Return the jobs of a batch in their order, walking as many pages as it takes."""
+    found: list[JobBody] = []
+    start: int | None = 0
+    while start is not None:
+        query = {"start": start, "limit": 200}
+        body = _body((yield from exchange(Call("GET", f"{batch_path(batch_id)}/jobs", params=query))))
+        found += _listed(body, "jobs")
+        start = body.get("next_start")
+    return found
+
+
+def batch_path(batch_id: str) -> str:
+    """Return the address of a batch, or refuse what is no id."""
+    try:
+        return f"/v1/batches/{UUID(batch_id)}"
+    except ValueError:
+        raise ClientError("batch_not_found", f"{batch_id!r} is not a batch id.") from None
 
 
 def checked_url(url: str) -> str:
