@@ -13,10 +13,11 @@ from redis import Redis
 
 from api.client import AsyncFarm, ClientError, Farm
 from shared.settings import Settings
+from shared.states import JobState
 from tests.integration.test_batches import png
 from tests.workshop import serving, working
 
-SMALL = {"prompt": "a red circle on a blue background", "width": 64, "height": 64, "steps": 1}
+SMALL: dict[str, Any] = {"prompt": "a red circle on a blue background", "width": 64, "height": 64, "steps": 1}
 NOBODY = "6f1f0f5e-7f54-4a0b-9f0e-2f6d7c1f4b11"
 
 
@@ -45,7 +46,7 @@ def test_a_sweep_over_an_uploaded_picture(farm: Farm, address: str) -> None:
     template = {**SMALL, "init_image": farm.upload(png("#0000ff")), "steps": 4}
     batch = farm.submit_batch(name="strengths", template=template, grid={"seed": [1, 2], "strength": [0.25, 1.0]})
     done = farm.wait_batch(batch.id, timeout_s=120)
-    assert (done.state, done.counts["succeeded"], done.removed) == ("finished", 4, 0)
+    assert (done.state, done.counts[JobState.SUCCEEDED], done.removed) == ("finished", 4, 0)
     jobs = farm.batch_jobs(batch.id)
     assert [(job.params.seed, job.params.strength) for job in jobs] == [(1, 0.25), (1, 1.0), (2, 0.25), (2, 1.0)]
     sheet = httpx.get(f"{address}/v1/batches/{batch.id}/sheet")
