@@ -16,9 +16,12 @@ def migrate() -> None:
     from shared.settings import load
 
     try:
-        migrations.upgrade(load().database_url.get_secret_value())
+        url = load().database_url.get_secret_value()
+        migrations.upgrade(url)
+        revision = migrations.current(url)
     except SQLAlchemyError as error:
         raise Failure(
             f"the database was not migrated: {str(error).splitlines()[0]}; mend FARM_DATABASE_URL, or start it"
         ) from error
-    say(f"the schema is at revision {migrations.head()}")
+    newer = ", newer than this code, which runs on it" if migrations.is_newer(revision) else ""
+    say(f"the schema is at revision {revision}{newer}")

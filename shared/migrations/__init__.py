@@ -4,7 +4,9 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
 
 from shared.db import normalized_url
 
@@ -19,10 +21,33 @@ def config(database_url: str) -> Config:
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Bring the schema up to `revision`; safe to run from several processes at once."""
-    command.upgrade(config(database_url), revision)
+    """Bring the schema up to `revision`; safe to run from several processes at once.
+
+    A schema that is newer than this code is left as it is: migrations only add, so code one release behind runs on it.
+    """
+    if not is_newer(current(database_url)):
+        command.upgrade(config(database_url), revision)
+
+
+def current(database_url: str) -> str | None:
+    """Return the revision of a database; None for an empty one."""
+    engine = create_engine(normalized_url(database_url))
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+
+
+def is_newer(revision: str | None) -> bool:
+    """Whether a revision is none that this code knows."""
+    return revision is not None and revision not in {one.revision for one in _scripts().walk_revisions()}
 
 
 def head() -> str | None:
     """Return the newest revision that this code knows."""
-    return ScriptDirectory.from_config(config("postgresql://")).get_current_head()
+    return _scripts().get_current_head()
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(config("postgresql://"))

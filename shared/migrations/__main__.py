@@ -1,10 +1,16 @@
 """`python -m shared.migrations`: upgrade the database that FARM_DATABASE_URL names."""
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from shared.migrations import upgrade
-from shared.settings import Settings
+from shared.settings import load
 from shared.telemetry import configure_logging
 
 if __name__ == "__main__":
-    settings = Settings()
+    settings = load()
     configure_logging(settings)
-    upgrade(settings.database_url.get_secret_value())
+    try:
+        upgrade(settings.database_url.get_secret_value())
+    except SQLAlchemyError as error:
+        why = str(error).splitlines()[0]
+        raise SystemExit(f"farm: the database was not migrated: {why}; start it, or mend FARM_DATABASE_URL") from None
