@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import checkpoints, demo, doctor, drain, endings, jobs, keys, migrate, render, top, up
+from api.cli import checkpoints, demo, doctor, drain, endings, jobs, keys, migrate, render, sweep, top, up
 from api.cli.client import DEFAULT_URL, ClientError, Front
 from api.cli.console import Failure, complain, forgive_encoding
 from shared.errors import FarmError
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("render")(render.render)
+app.command("sweep")(sweep.sweep)
 app.command("jobs")(jobs.list_jobs)
 app.command("job")(jobs.show_job)
 app.command("cancel")(jobs.cancel_jobs)

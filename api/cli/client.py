@@ -72,6 +72,26 @@ class FarmClient:
         """Delete a final job with its images."""
         self._line.carry(talks.delete(job_id))
 
+    def submit_batch(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Submit many jobs at once, under a key of its own so that repeating it is safe."""
+        return self._line.carry(talks.submit_batch(wanted, key=str(uuid.uuid4())))
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        """Return a batch as it is now."""
+        return self._line.carry(talks.document(talks.batch_path(batch_id)))
+
+    def batch_jobs(self, batch_id: str) -> list[JobBody]:
+        """Return the jobs of a batch, in its order."""
+        return self._line.carry(talks.batch_jobs(batch_id))
+
+    def cancel_batch(self, batch_id: str) -> None:
+        """Cancel what has not ended of a batch."""
+        self._line.carry(talks.cancel_batch(batch_id))
+
+    def sheet(self, batch_id: str) -> bytes:
+        """Return the contact sheet of a batch."""
+        return self._line.carry(talks.image(f"{talks.batch_path(batch_id)}/sheet"))
+
     def drain(self, worker_id: str, *, resume: bool = False) -> None:
         """Ask a worker to finish and leave, or to work again. Asking twice is harmless."""
         self._line.carry(talks.drain(worker_id, resume=resume))

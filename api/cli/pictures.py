@@ -56,11 +56,12 @@ def save_images(client: FarmClient, job: JobBody, folder: Folder) -> Iterator[Pi
         if hashlib.sha256(data).hexdigest() != image["sha256"]:
             raise ClientError("bad_image", f"Image {image['index']} of job {job['id']} arrived damaged.")
         path = folder.place(job["id"], int(image["index"]))
-        _write(path, data)
+        write(path, data)
         yield Picture(path, int(image["seed"]))
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises `Failure`."""
     fresh = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         fresh.write_bytes(data)

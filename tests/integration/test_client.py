@@ -4,6 +4,7 @@ import asyncio
 import io
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
+from api.cli.app import main
 from api.client import AsyncFarm, ClientError, Farm
 from shared.settings import Settings
 from shared.states import JobState
@@ -94,3 +96,36 @@ def test_the_key_does_not_travel_to_the_storage(address: str, farm: Farm) -> Non
         keyed._line.http.event_hooks = {"request": [seen.append]}
         keyed.upload(png("#ffffff"))
     assert ["authorization" in request.headers for request in seen] == [True, False]
+
+
+@pytest.mark.usefixtures("farm")
+def test_farm_sweep_saves_the_images_and_a_sheet(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--vary", "steps=1,2", "--vary", 'sampler=["euler", "ddim"]', "--set", "width=64", "--set", "height=64"]
+    assert main(["--url", address, "sweep", "a red circle", *asked, "-o", str(tmp_path)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split(" ", 2)[2] for line in out[:-1]] == [
+        *("steps=1 sampler=euler", "steps=1 sampler=ddim", "steps=2 sampler=euler", "steps=2 sampler=ddim")
+    ]
+    with Image.open(tmp_path / "sheet.webp") as sheet:
+        assert sheet.format == "WEBP"
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("vary", "said"),
+    [
+        ("steps", "NAME=VALUE"),
+        ("steps=", "NAME=VALUE"),
+        ("steps=[1", "not a JSON list"),
+        ("steps=0", "where steps is 0"),
+        ("nonsense=1", "where nonsense is 1"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_line(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], vary: str, said: str
+) -> None:
+    assert main(["--url", address, "sweep", "a", "--vary", vary, "-o", str(tmp_path)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
