@@ -68,6 +68,17 @@ def record(
     return row
 
 
+def hold(transaction: Transaction, session_id: str, name: str) -> None:
+    """Let nobody else record a call of this name until the transaction ends."""
+    transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"call {session_id} {name}", 0))))
+
+
+def same(transaction: Transaction, session_id: str, name: str, fingerprint: str) -> Call | None:
+    """Return a session's call of this name if it came of the same request and has not failed."""
+    known = find(transaction, session_id, name)
+    return known if known and known.row.fingerprint == fingerprint and not known.has_failed else None
+
+
 def find(transaction: Transaction, session_id: str, name: str) -> Call | None:
     """Return a session's call by its name."""
     row = transaction.get(CallRow, (session_id, name), populate_existing=True)

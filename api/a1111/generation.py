@@ -70,18 +70,24 @@ def begin(
     """
     name, fingerprint = _name(body.force_task_id), _fingerprint(body, changes)
     with desk.db.transaction() as transaction:
-        known = calls.find(transaction, session_id, name)
-        if known and known.row.fingerprint == fingerprint and not known.has_failed:
+        known = calls.same(transaction, session_id, name, fingerprint)
+        if known is not None:
             return known
         farm = _farm(transaction, desk, session_id, changes or {})
     plan = translated(body, farm)
     made = _admitted(desk, caller, plan, webhook)
     about = {**plan.about, "ignored": list(plan.ignored)}
     with desk.db.transaction() as transaction:
-        row = calls.record(
-            transaction, session_id=session_id, name=name, made=made, fingerprint=fingerprint, about=about
-        )
-    return Call(row, tuple(made))
+        calls.hold(transaction, session_id, name)
+        known = calls.same(transaction, session_id, name, fingerprint)
+        if known is None:
+            row = calls.record(
+                transaction, session_id=session_id, name=name, made=made, fingerprint=fingerprint, about=about
+            )
+            return Call(row, tuple(made))
+    # The same request came twice at once, and the other was first.
+    calls.cancel(desk, made)
+    return known
 
 
 def headers_of(call: Call) -> dict[str, str]:

@@ -136,7 +136,10 @@ def _jobs(batch: Sequence[dict[str, Any]], iterations: int) -> Iterator[tuple[in
 
 def _fields(request: Txt2Img | Img2Img, farm: Farm) -> dict[str, Any]:
     """Return what both kinds of request say of every job."""
-    overrides = request.override_settings or {}
+    # An empty text chooses nothing, here as in every field.
+    overrides = {
+        name: value for name, value in (request.override_settings or {}).items() if value is not None and value != ""
+    }
     try:
         chosen = options.Chosen.model_validate({**farm.options, **overrides})
     except ValidationError as error:

@@ -288,6 +288,18 @@ def test_14_the_same_task_again_is_the_same_job(farm: httpx.Client) -> None:
     assert other.headers["x-farm-job-id"] != first.headers["x-farm-job-id"]
 
 
+def test_14_the_same_task_at_the_same_instant_is_one_job(farm: httpx.Client) -> None:
+    body = {**SMALL, "seed": -1, "force_task_id": "task(twice)"}
+
+    def call(_: int) -> tuple[str, str]:
+        answer = farm.post("/sdapi/v1/txt2img", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.headers["x-farm-job-id"], answer.json()["images"][0]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(call, range(8)))) == 1
+
+
 def test_15_limits_are_refused_in_fastapis_shape(farm: httpx.Client) -> None:
     refused = farm.post("/sdapi/v1/txt2img", json={"width": 10_000, "height": 10_000, "steps": 999})
     assert refused.status_code == 422
