@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format bench chaos simulate images audit clean
+.PHONY: help demo test up check format bench chaos simulate screenshots images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that
 
 simulate: $(DEV_STAMP) ## Play a day of bursts and spot interruptions on up to 1,000 machines; SIMULATE="--seed 2"
 	@$(BIN)/python -m tests.simulate $(SIMULATE)
+
+screenshots: $(DEV_STAMP) ## Show the console's pages at three sizes, dark and light, in .farm/screenshots
+	@$(BIN)/python -m tests.screenshots
 
 images: $(DEV_STAMP) ## Install what each Dockerfile does, in a clean environment, and import what it starts
 	@$(BIN)/python -m tests.images $(IMAGES)

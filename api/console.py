@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Scope
 
 FOLDER = Path(__file__).with_name("web")
@@ -37,7 +38,8 @@ def present() -> None:
 
 def install(app: FastAPI) -> None:
     """Serve the page's files."""
-    app.mount("/web", _Files(directory=FOLDER), name="web")
+    # Not around the whole api: a stream of events must not wait for a compressor, and pictures are compressed already.
+    app.mount("/web", GZipMiddleware(_Files(directory=FOLDER), minimum_size=500), name="web")
 
 
 class _Files(StaticFiles):

@@ -15,7 +15,6 @@ FarmError
 │   ├── UploadNotFound
 │   ├── KeyNotFound
 │   ├── ImageNotFound
-│   ├── PreviewNotFound
 │   ├── WorkerNotFound
 │   ├── Gone 410            deleted, or removed after its time
 │   ├── EndpointNotFound    a receiver of webhooks
@@ -159,12 +158,6 @@ class ImageNotFound(NotFound):
     """The job has no image of that index."""
 
     code = "image_not_found"
-
-
-class PreviewNotFound(NotFound):
-    """The job shows no preview now."""
-
-    code = "preview_not_found"
 
 
 class Unauthenticated(FarmError):

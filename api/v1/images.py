@@ -14,7 +14,7 @@ from api.deps import Desk, DeskDep, JobId
 from api.problems import documented
 from shared import jobs, previews
 from shared.db import ImageRow, JobRow
-from shared.errors import ImageNotFound, ImagesNotReady, PreviewNotFound
+from shared.errors import ImageNotFound, ImagesNotReady
 from shared.params import MAX_IMAGES
 from shared.states import JobState
 
@@ -71,19 +71,17 @@ def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Res
     "/preview",
     summary="Show an image taking shape",
     response_class=Response,
-    responses={200: {"content": {previews.JPEG: {}}}, 204: {"description": "None yet"}},
+    responses={200: {"content": {previews.JPEG: {}}}, 204: {"description": "None yet, or none any more"}},
 )
 def preview(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
     """Return the latest live preview of a running job's image: small, rough, and gone soon after the job has ended.
 
-    204 while there is none yet.
+    204 while there is none yet, and when there is none any more: whoever looks on asks once too often.
     """
-    row = _row(desk, caller, job_id)
+    _row(desk, caller, job_id)
     data = previews.get(desk.redis, job_id, index)
-    if data is None and not JobState(row.state).is_final:
-        return Response(status_code=204)
     if data is None:
-        raise PreviewNotFound(f"Job {job_id} has ended; its previews are gone.")
+        return Response(status_code=204)
     return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
 
 

@@ -205,8 +205,11 @@ def no_success_follows_a_cancel(history: History) -> Iterator[Violation]:
 
 def clients_see_no_crash(history: History) -> Iterator[Violation]:
     """4: whatever is away, the answer is a 503 that says when to come back, and never because of Redis."""
+    unanswered = {one.key for one in history.seen if one.act == "submit" and one.status is None}
     for one in history.seen:
-        if one.act == "submit" and one.status is not None and REFUSED <= one.status < CRASHED:
+        # An earlier try of which the client heard nothing may still be on its way; the same key must wait for it.
+        is_early = one.code == "submission_in_flight" and one.key in unanswered and one.retry_after
+        if one.act == "submit" and one.status is not None and REFUSED <= one.status < CRASHED and not is_early:
             yield Violation("refused_without_need", f"a good submission was answered {one.status} {one.code}", one.job)
         if one.status is None or one.status < CRASHED or one.act == "fetch":
             continue

@@ -211,6 +211,12 @@ def test_a_broken_history_is_found_out(what: str) -> None:
     assert NAMED[what] in {violation.kind for violation in check(BROKEN[what]())}
 
 
+def test_a_repeat_may_be_told_to_wait_for_a_try_that_is_still_on_its_way() -> None:
+    told = seen(21, "submit", 409, None, key="b", code="submission_in_flight", retry_after="1")
+    assert check(with_seen(seen(20, "submit", None, None, key="b"), told)) == []
+    assert {one.kind for one in check(with_seen(told))} == {"refused_without_need"}
+
+
 def test_a_job_that_used_up_its_attempts_may_fail() -> None:
     assert check(failed(faults=3, error_code="worker_lost", error_retryable=True)) == []
 

@@ -5,7 +5,7 @@ import { control, promptBox } from "./controls.js";
 import { announce, el, fill } from "./dom.js";
 import { FIELDS, fresh, fromParams, fromQuery, RATIOS, sides, submission, toQuery } from "./fields.js";
 import "./job-card.js";
-import { jobs } from "./jobs.js";
+import { isOlder, jobs } from "./jobs.js";
 import "./picture-input.js";
 import { params as readParams, texts } from "./png.js";
 import { presetBar } from "./presets.js";
@@ -99,7 +99,7 @@ class CreatePage extends HTMLElement {
       el("fieldset", {}, el("legend", {}, said.initImage), this.picture, this.fromPicture),
       this.hires,
       el("details", {}, el("summary", {}, said.more), el("div", { class: "grid" }, show(MORE))),
-      el("details", {}, el("summary", {}, said.sweep), sweepPanel({ read: () => this.values, run: (bodies) => this.#send(bodies) })),
+      el("details", {}, el("summary", {}, said.sweep), sweepPanel({ read: () => this.values, run: (bodies) => this.#sweep(bodies) })),
     );
     this.list = el("div", { class: "cards" });
     this.empty = el("p", { class: "hint" }, said.nothing);
@@ -266,21 +266,29 @@ class CreatePage extends HTMLElement {
 
   async #submit(event) {
     event.preventDefault();
-    await this.#send([submission(this.values, await this.picture.pictures())]);
+    await this.#send(submission(this.values, await this.picture.pictures()));
     // On a narrow screen the cards lie below the form: what was asked for must not come unseen.
     if (this.list.getBoundingClientRect().top > innerHeight) this.list.parentElement.scrollIntoView();
   }
 
-  async #send(bodies) {
-    for (const body of bodies) {
-      try {
-        const job = await post("/v1/jobs", body, { headers: { "Idempotency-Key": crypto.randomUUID() } });
-        this.#lastSeed = job.params.seed;
-        jobs.take(job);
-      } catch (error) {
-        announce(error.message, { error: true });
-        return;
-      }
+  async #send(body) {
+    try {
+      const job = await post("/v1/jobs", body, once());
+      this.#lastSeed = job.params.seed;
+      jobs.take(job);
+    } catch (error) {
+      announce(error.message, { error: true });
+      return;
+    }
+    jobs.refresh();
+  }
+
+  /** All cells together, or none. */
+  async #sweep(bodies) {
+    try {
+      await post("/v1/batches", { name: said.sweepTitle, jobs: bodies }, once());
+    } catch (error) {
+      announce(error.message, { error: true });
     }
     jobs.refresh();
   }
@@ -298,12 +306,17 @@ class CreatePage extends HTMLElement {
     if (!card) {
       card = el("job-card", { dataset: { job: job.id } });
       this.#cards.set(job.id, card);
-      const older = [...this.list.children].find((other) => other.dataset.job < job.id);
+      const older = [...this.list.children].find((other) => isOlder(other.job, job));
       this.list.insertBefore(card, older ?? null);
     }
     card.job = job;
     this.empty.hidden = true;
   }
+}
+
+/** A key of its own makes a submission that is repeated one. */
+function once() {
+  return { headers: { "Idempotency-Key": crypto.randomUUID() } };
 }
 
 function offerWeights(choice, weights) {

@@ -80,7 +80,7 @@ function table(titles, rows) {
   return el(
     "div",
     { class: "scroll", tabIndex: 0, role: "region", "aria-label": titles[0] },
-    el("table", {}, el("thead", {}, el("tr", {}, titles.map((title) => el("th", { scope: "col" }, title)))), el("tbody", {}, rows.map((cells) => el("tr", {}, cells.map((cell) => el("td", {}, cell ?? "–")))))),
+    el("table", {}, el("thead", {}, el("tr", {}, titles.map((title) => el("th", { scope: "col" }, title || el("span", { class: "unseen" }, words.farm.actions))))), el("tbody", {}, rows.map((cells) => el("tr", {}, cells.map((cell) => el("td", {}, cell ?? "–")))))),
   );
 }
 

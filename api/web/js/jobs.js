@@ -13,6 +13,12 @@ const STREAMS = 2;
 
 export const ACTIVE = new Set(["queued", "running"]);
 
+/** By time; the id, which a client may have chosen, tells jobs of one moment apart. */
+export function isOlder(job, other) {
+  const [at, then] = [job.timings.created_at, other.timings.created_at];
+  return at === then ? job.id < other.id : at < then;
+}
+
 class Jobs extends EventTarget {
   #jobs = new Map();
   #streams = new Map();
@@ -21,7 +27,7 @@ class Jobs extends EventTarget {
 
   /** Newest first. */
   list() {
-    return [...this.#jobs.values()].sort((a, b) => (a.id < b.id ? 1 : -1));
+    return [...this.#jobs.values()].sort((a, b) => (isOlder(a, b) ? 1 : -1));
   }
 
   /** Keep the list true until the returned function is called. */
@@ -69,10 +75,9 @@ class Jobs extends EventTarget {
     const { jobs } = await get(`/v1/jobs?limit=${LISTED}`);
     const listed = new Set(jobs.map((job) => job.id));
     jobs.forEach((job) => this.take(job));
-    const oldest = jobs.at(-1)?.id ?? "";
     for (const id of this.#jobs.keys()) {
-      // Within the listed range and not listed: deleted elsewhere. Older than it: out of sight.
-      if (!listed.has(id) && (id > oldest || jobs.length === LISTED)) {
+      // Not listed: deleted elsewhere, or older than what is listed and out of sight.
+      if (!listed.has(id)) {
         this.#jobs.delete(id);
         this.dispatchEvent(new CustomEvent("gone", { detail: id }));
       }

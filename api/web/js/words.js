@@ -178,6 +178,7 @@ export const words = {
     details: "Parameters",
   },
   farm: {
+    actions: "Actions",
     queue: "Queue",
     waiting: "waiting",
     running: "rendering",

@@ -1,0 +1,86 @@
+"""`python -m tests.screenshots`: the console's pages as people see them, at three sizes, dark and light, in `.farm/screenshots`.
+
+For looking at. A farm of its own renders what they show, with the demo checkpoint.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from api.client import Farm as Client
+from deploy.standalone.farm import Farm, UpOptions
+
+FOLDER = Path(".farm/screenshots")
+SIZES = {"phone": (360, 740), "desk": (1280, 800), "wall": (3840, 2160)}
+SCHEMES: tuple[Literal["dark", "light"], ...] = ("dark", "light")
+PROMPTS = (
+    "a red circle on a blue background",
+    "a yellow star on a purple background",
+    "a green square on a white background",
+    "a blue triangle on a yellow background",
+)
+# What a page is about, and what of it must be there; pictures come when they are about to be seen.
+READY = {
+    "create": ("job-card[data-state=succeeded]", "job-card[data-state=succeeded] img:not(.preview)"),
+    "gallery": (".tile", ".tile img"),
+    "farm": (".panel", ".panel table tbody tr"),
+}
+
+
+def main() -> int:
+    """Render, show and save; returns an exit code."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        print("No Chromium here: install the system's package chromium.")  # noqa: T201 - a command line tool
+        return 1
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
+    with tempfile.TemporaryDirectory() as data, sync_playwright() as playwright:
+        options = UpOptions(port=0, data_dir=Path(data), device="cpu", environ=environ)
+        with (
+            Farm(options) as farm,
+            playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]) as browser,
+        ):
+            _render(farm.url)
+            for path in _shots(browser, farm.url):
+                print(path)  # noqa: T201
+    return 0
+
+
+def _render(url: str) -> None:
+    """Give the pages something to show."""
+    with Client(url) as client:
+        template = {"width": 256, "height": 256, "steps": 20, "seed": 7}
+        batch = client.submit_batch(template=template, zip={"prompt": list(PROMPTS)})
+        client.wait_batch(batch.id, timeout_s=300)
+        client.cancel(client.submit(prompt=PROMPTS[0], steps=150, width=512, height=512).id)
+
+
+def _shots(browser: Browser, url: str) -> list[Path]:
+    shots = []
+    for (size, (width, height)), scheme in product(SIZES.items(), SCHEMES):
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        for name, ready in READY.items():
+            shots.append(_shot(page, f"{url}/#{name}", ready, FOLDER / f"{name}-{size}-{scheme}.png"))
+        page.close()
+    return shots
+
+
+def _shot(page: Page, address: str, ready: tuple[str, str], path: Path) -> Path:
+    page.goto(address)
+    about, whole = ready
+    page.locator(about).first.scroll_into_view_if_needed()
+    page.locator(whole).first.wait_for()
+    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    page.screenshot(path=path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
