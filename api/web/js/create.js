@@ -80,6 +80,7 @@ class CreatePage extends HTMLElement {
     this.loraList = el("ul", { class: "chips" });
     this.loraChoice = this.#picker(said.addLora, (name) => this.#addLora(name));
     this.embeddingChoice = this.#picker(said.addEmbedding, (name) => this.#insert(name));
+    this.weights = el("fieldset", { hidden: true }, el("legend", {}, said.loras), this.loraList, this.loraChoice, this.embeddingChoice);
     this.hires = this.#switch(said.hires, said.hiresHelp, show(HIRES));
     this.fromPicture = el("div", { class: "grid", hidden: true }, show(FROM_PICTURE));
     this.form = el(
@@ -95,7 +96,7 @@ class CreatePage extends HTMLElement {
       this.#ratios(),
       el("div", { class: "grid" }, show(["seed", "num_images"])),
       this.#dice(),
-      el("fieldset", {}, el("legend", {}, said.loras), this.loraList, this.loraChoice, this.embeddingChoice),
+      this.weights,
       el("fieldset", {}, el("legend", {}, said.initImage), this.picture, this.fromPicture),
       this.hires,
       el("details", {}, el("summary", {}, said.more), el("div", { class: "grid" }, show(MORE))),
@@ -126,6 +127,7 @@ class CreatePage extends HTMLElement {
     this.#known = { loras: loras?.weights ?? [], embeddings: embeddings?.weights ?? [] };
     offerWeights(this.loraChoice, this.#known.loras);
     offerWeights(this.embeddingChoice, this.#known.embeddings);
+    this.weights.hidden = this.loraChoice.hidden && this.embeddingChoice.hidden;
     const query = location.hash.split("?").slice(1).join("?");
     this.values = fromQuery(query || (sessionStorage.getItem(LAST) ?? ""));
   }
