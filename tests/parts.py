@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def worker(name: str = "gpu0@here") -> tuple[str, ...]:
 
 @contextmanager
 def running(
-    argv: tuple[str, ...], folder: Path, *, stdout: Path | None = None, **changes: str
+    argv: tuple[str, ...], folder: Path, changes: Mapping[str, str] | None = None, *, stdout: Path | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a process, with settings changed, while the block lasts. What it says is in `folder`; stdout may go elsewhere."""
     env = {
@@ -37,7 +37,7 @@ def running(
         sketch.AMBUSH_VARIABLE: str(folder),
         sketch.NAME_VARIABLE: "sketch",
         sketch.STEP_VARIABLE: "0.01",
-        **changes,
+        **(changes or {}),
     }
     with (stdout or folder / "stdout").open("ab") as out, (folder / "stderr").open("ab") as err:
         process = subprocess.Popen([sys.executable, *argv], env=env, stdout=out, stderr=err)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +15,7 @@ from shared import jobs
 from shared.db import Database
 from shared.settings import Settings
 from shared.storage import Storage, image_key, input_key, snapshot_key, upload_key
+from tests import pages
 from tests.factories import params
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -54,12 +53,12 @@ def test_what_was_backed_up_comes_back(db: Database, storage: Storage, env: dict
     with db.transaction() as session:
         job = jobs.submit(session, params(prompt="kept"), max_attempts=1)
     storage.put(f"jobs/{job.id}/1/0.png", b"picture", content_type="image/png")
-    run(DEPLOY / "runbooks/backup.md", "backup", env)
+    pages.run("backup.md", "backup", env)
     db.close()
     with psycopg.connect(env["PGURL"], autocommit=True) as connection:
         connection.execute("DELETE FROM jobs")
     storage.delete(f"jobs/{job.id}/1/0.png")
-    run(DEPLOY / "runbooks/backup.md", "restore", env)
+    pages.run("backup.md", "restore", env)
     with db.transaction() as session:
         assert jobs.get(session, job.id).params["prompt"] == "kept"
     assert storage.get(f"jobs/{job.id}/1/0.png") == b"picture"
@@ -70,7 +69,7 @@ def test_a_bucket_moves_with_all_its_objects(settings: Settings, storage: Storag
     storage.put(key, b"picture", content_type="image/png")
     moved = Storage(settings.model_copy(update={"s3_bucket": env["NEW_BUCKET"]}))
     moved.ensure_bucket()
-    run(DEPLOY / "runbooks/bucket.md", "bucket", env)
+    pages.run("bucket.md", "bucket", env)
     assert moved.get(key) == b"picture"
 
 
@@ -85,14 +84,6 @@ def test_a_policy_allows_the_prefixes_in_use_and_no_other(process: str) -> None:
     assert allowed == POLICIES[process]
     keys = [image_key(uuid4(), 1, 0), input_key("0" * 64), snapshot_key(uuid4(), 1), upload_key(uuid4())]
     assert allowed.keys() <= {key.split("/")[0] + "/" for key in keys}
-
-
-def run(page: Path, block: str, env: dict[str, str]) -> None:
-    """Run a named block of a page."""
-    found = re.search(rf"^```sh {block}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    assert found is not None
-    done = subprocess.run(["bash", "-euc", found[1]], env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def _postgres_programs() -> Path:
