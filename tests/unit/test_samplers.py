@@ -1,5 +1,6 @@
 """Names, counts and schedules: what goes together, how long it takes, and which noise levels are walked."""
 
+from itertools import pairwise
 from math import isclose
 from typing import Any
 
@@ -166,3 +167,24 @@ def test_no_call_of_deis_is_for_nothing(schedule: Schedule) -> None:
     levels = sigmas(Sampler.DEIS, schedule, 9)
     assert len(set(levels)) == 10
     assert levels[-1] == pytest.approx(0.0292, abs=1e-4)
+
+
+def test_ddim_walks_the_timesteps_of_its_authors() -> None:
+    """Evenly spaced from one on, as in the original implementation (Song, Meng, Ermon 2020)."""
+    made = samplers.make(Sampler.DDIM, Schedule.UNIFORM, 20, sd15())
+    assert made.timesteps.tolist() == [*range(951, 0, -50)]
+
+
+def test_karras_levels_are_those_of_the_formula() -> None:
+    """Equation 5 of Karras et al. 2022 with rho 7, between SD1.5's least and greatest level."""
+    count, least, greatest = 10, 0.0291671, 14.614642
+    ramp = [at / (count - 1) for at in range(count)]
+    published = [(greatest ** (1 / 7) + at * (least ** (1 / 7) - greatest ** (1 / 7))) ** 7 for at in ramp]
+    assert sigmas(Sampler.EULER, Schedule.KARRAS, count)[:count] == pytest.approx(published, rel=2e-3)
+
+
+def test_exponential_levels_fall_by_one_factor() -> None:
+    levels = sigmas(Sampler.EULER, Schedule.EXPONENTIAL, 10)[:10]
+    factors = [below / above for above, below in pairwise(levels)]
+    assert factors == pytest.approx([factors[0]] * 9, rel=1e-3)
+    assert (levels[0], levels[-1]) == pytest.approx((14.614642, 0.0291671), rel=2e-3)

@@ -1,0 +1,88 @@
+"""The real process of a gpu worker, in the middle of a render: killed, told to stop, and told twice."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from shared import broker, jobs, upkeep
+from shared.db import Database, JobRow
+from shared.settings import Settings
+from shared.states import JobState
+from tests import studio
+from tests.factories import DEMO, params
+
+DEADLINE_S = 90.0
+TICK_S = 0.1
+
+
+@contextmanager
+def process(settings: Settings, log: Path, *, drain_s: float) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker of the demo checkpoint, and ring for it."""
+    env = {
+        **os.environ,
+        "FARM_CHECKPOINT": str(studio.DEMO),
+        "FARM_DEVICE": "cpu",
+        "FARM_PROFILE_SECONDS": "0",
+        "FARM_SNAPSHOT_SECONDS": "0.2",
+        "FARM_DRAIN_SECONDS": str(drain_s),
+    }
+    command = [sys.executable, "-m", "celery", "-A", "worker.gpu", "worker", "--pool", "threads", "--concurrency", "1"]
+    with broker.celery_app(settings) as celery:
+        broker.ring(celery, DEMO)
+    with log.open("wb") as out:
+        running = subprocess.Popen([*command, "-n", "w@here"], env=env, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+def until(db: Database, job_id: UUID, running: subprocess.Popen[bytes], what: Callable[[JobRow], bool]) -> JobRow:
+    """Look until a job is so, while the process lives."""
+    for _ in range(int(DEADLINE_S / TICK_S)):
+        with db.transaction() as session:
+            row = jobs.get(session, job_id)
+        if what(row):
+            return row
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(TICK_S)
+    raise TimeoutError(f"after {DEADLINE_S:g} s the job is {row.state} at step {row.steps_done}")
+
+
+@pytest.mark.usefixtures("redis")
+def test_a_render_outlives_its_workers(settings: Settings, db: Database, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    with db.transaction() as session:
+        job_id = jobs.submit(session, params(steps=150, width=256, height=256), max_attempts=3).id
+
+    with process(settings, log, drain_s=60) as killed:
+        row = until(db, job_id, killed, lambda row: row.snapshot_attempt == 1 and row.steps_done > 0)
+        killed.kill()
+    with db.transaction() as session:
+        assert upkeep.take_over(session, str(row.worker_id)) == [(job_id, JobState.QUEUED)]
+
+    with process(settings, log, drain_s=0.1) as drained:
+        row = until(db, job_id, drained, lambda row: row.steps_done > row.resumed_from_step > 0)
+        assert row.attempt == 2
+        drained.send_signal(signal.SIGTERM)
+        assert drained.wait(DEADLINE_S) == 0
+    with db.transaction() as session:
+        row = jobs.get(session, job_id)
+    assert (row.state, row.snapshot_attempt, row.faults) == (JobState.QUEUED, 2, 1)
+
+    with process(settings, log, drain_s=3600) as told_twice:
+        until(db, job_id, told_twice, lambda row: row.state == JobState.RUNNING)
+        told_twice.send_signal(signal.SIGTERM)
+        until(db, job_id, told_twice, lambda _: b"worker.draining" in log.read_bytes())
+        told_twice.send_signal(signal.SIGTERM)
+        assert told_twice.wait(DEADLINE_S) != 0
+    with db.transaction() as session:
+        assert jobs.get(session, job_id).state == JobState.RUNNING  # until its lease is over
