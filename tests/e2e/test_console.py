@@ -20,8 +20,12 @@ from sqlalchemy import select
 
 from api import keys
 from api.keys import NewKey, Scope
+from shared import jobs
 from shared.db import Database, KeyRow
+from shared.jobs import FinishedImage, Order
 from shared.settings import Settings
+from shared.storage import Storage
+from tests.factories import DEMO, params
 from tests.workshop import serving, working
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -277,6 +281,44 @@ def test_a_sweep_renders_every_combination_with_one_seed(page: Page, address: st
     cells = {(job["steps"], job["sampler"]) for job in made}
     assert cells == {(1, "euler"), (2, "euler"), (1, "ddim"), (2, "ddim")}
     assert len({job["seed"] for job in made}) == 1
+
+
+def test_a_sweep_may_vary_prompts_over_one_picture(page: Page, address: str) -> None:
+    dropped(page, png("#00a000"), "picture-input")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    write(page, width=64, height=64, steps=2)
+    page.locator("summary", has_text="Sweep").click()
+    page.get_by_label("Across", exact=True).select_option("prompt")
+    page.get_by_label("Across: Values").fill("a red circle, large | a yellow star")
+    page.get_by_label("Down", exact=True).select_option("strength")
+    page.get_by_label("Down: Values").fill("0.5, 1")
+    page.get_by_role("button", name="Generate 4 pictures").click()
+    expect(page.locator("job-card[data-state=succeeded]")).to_have_count(4)
+    made = [job["params"] for job in page.request.get(f"{address}/v1/jobs").json()["jobs"]]
+    assert {(job["prompt"], job["strength"]) for job in made} == {
+        *(("a red circle, large", 0.5), ("a red circle, large", 1.0), ("a yellow star", 0.5), ("a yellow star", 1.0))
+    }
+    assert len({job["init_image"] for job in made}) == 1
+
+
+def test_the_gallery_goes_back_as_far_as_one_scrolls(page: Page, db: Database, storage: Storage) -> None:
+    storage.put("jobs/many.png", png("#00a000"), content_type="image/png")
+    image = FinishedImage(0, 1, "jobs/many.png", "image/png", 128, 128, 1, "0" * 64)
+    with db.transaction() as session:
+        rows = jobs.submit_all(session, [Order(params=params(), max_attempts=1)] * 200)
+        for _ in rows:
+            run = jobs.claim_next(session, DEMO, "w", lease_s=60)
+            assert run is not None
+            jobs.succeed(session, run, [image])
+    page.get_by_role("link", name="Gallery").click()
+    tiles = page.locator(".tile")
+    expect(tiles.first).to_be_visible()
+    grown = "before => document.querySelectorAll('.tile').length > before || document.body.innerText.includes('That is all.')"
+    while page.get_by_text("That is all.").count() == 0:
+        before = tiles.count()
+        page.mouse.wheel(0, 20_000)
+        page.wait_for_function(grown, arg=before)
+    assert tiles.count() == 200
 
 
 def test_a_png_of_another_tool_fills_the_form(page: Page) -> None:

@@ -100,7 +100,7 @@ class CreatePage extends HTMLElement {
       el("fieldset", {}, el("legend", {}, said.initImage), this.picture, this.fromPicture),
       this.hires,
       el("details", {}, el("summary", {}, said.more), el("div", { class: "grid" }, show(MORE))),
-      el("details", {}, el("summary", {}, said.sweep), sweepPanel({ read: () => this.values, run: (bodies) => this.#sweep(bodies) })),
+      el("details", {}, el("summary", {}, said.sweep), sweepPanel({ read: () => this.values, pictures: () => this.picture.pictures(), run: (batch) => this.#sweep(batch) })),
     );
     this.list = el("div", { class: "cards" });
     this.empty = el("p", { class: "hint" }, said.nothing);
@@ -286,9 +286,9 @@ class CreatePage extends HTMLElement {
   }
 
   /** All cells together, or none. */
-  async #sweep(bodies) {
+  async #sweep(batch) {
     try {
-      await post("/v1/batches", { name: said.sweepTitle, jobs: bodies }, once());
+      await post("/v1/batches", { name: said.sweepTitle, ...batch }, once());
     } catch (error) {
       announce(error.message, { error: true });
     }

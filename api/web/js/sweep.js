@@ -1,11 +1,13 @@
 /** X/Y sweeps: every combination of the values of one or two settings, as one job each. */
 
 import { announce, el, fill, freshId } from "./dom.js";
-import { FIELDS, submission, tidied } from "./fields.js";
+import { FIELDS, submission, TEXTS, tidied } from "./fields.js";
 import { words } from "./words.js";
 
 const MOST = 100;
-const SWEPT = ["steps", "guidance_scale", "sampler", "schedule", "seed", "clip_skip", "checkpoint", "vae", "variation_strength"];
+// Every setting but how urgent the jobs are.
+const SWEPT = [...TEXTS, ...Object.keys(FIELDS).filter((name) => name !== "priority")];
+const LABELS = { prompt: words.create.prompt, negative_prompt: words.create.negative };
 const said = words.create;
 
 /** Every form that the two axes make of `values`, row by row. An axis is { name, values }. Pure. */
@@ -15,8 +17,10 @@ export function combinations(values, across, down) {
   return along(down).flatMap((low) => along(across).map((high) => put(put(values, down, low), across, high)));
 }
 
-/** The values of an axis as typed: numbers tidied to their field, "20-30 (5)" is 20, 25, 30. Pure. */
+/** The values of an axis as typed: numbers tidied to their field, "20-30 (5)" is 20, 25, 30; prompts end at bars. Pure. */
 export function axisValues(name, text) {
+  if (TEXTS.includes(name)) return text.split("|").map((part) => part.trim()).filter(Boolean);
+  if (FIELDS[name]?.kind === "flag") return [false, true];
   const parts = text.split(",").map((part) => part.trim()).filter(Boolean);
   return parts.flatMap((part) => {
     if (FIELDS[name]?.kind !== "number") return [part];
@@ -28,8 +32,8 @@ export function axisValues(name, text) {
   });
 }
 
-/** The panel. `read` gives the form's values; `run` submits the bodies of POST /v1/jobs. */
-export function sweepPanel({ read, run }) {
+/** The panel. `read` gives the form's values, `pictures` what they start from; `run` submits the body of POST /v1/batches. */
+export function sweepPanel({ read, pictures, run }) {
   const button = el("button", { type: "button" });
   const axes = { across: { name: "", values: [] }, down: { name: "", values: [] } };
   const tell = () => {
@@ -40,7 +44,7 @@ export function sweepPanel({ read, run }) {
   const axis = (which, label) => {
     const id = freshId(which);
     const values = el("input", { "aria-label": `${label}: ${said.sweepValues}`, placeholder: "20, 30, 40-60 (10)" });
-    const choice = el("select", { id }, el("option", { value: "" }, said.sweepNone), SWEPT.map((name) => el("option", { value: name }, words.fields[name][0])));
+    const choice = el("select", { id }, el("option", { value: "" }, said.sweepNone), SWEPT.map((name) => el("option", { value: name }, LABELS[name] ?? words.fields[name][0])));
     const read = () => {
       axes[which] = { name: choice.value, values: choice.value ? axisValues(choice.value, values.value) : [] };
       tell();
@@ -49,7 +53,7 @@ export function sweepPanel({ read, run }) {
     values.addEventListener("input", read);
     return el("div", { class: "row" }, el("label", { htmlFor: id }, label), choice, values);
   };
-  button.addEventListener("click", () => {
+  button.addEventListener("click", async () => {
     const forms = combinations(read(), axes.across, axes.down);
     if (forms.length > MOST) {
       announce(said.sweepTooMany(forms.length), { error: true });
@@ -57,15 +61,19 @@ export function sweepPanel({ read, run }) {
     }
     // One seed for all, or the settings would not be what differs.
     const seed = read().seed ?? Math.floor(Math.random() * 2 ** 32);
-    run(forms.map((form) => submission({ ...form, seed: form.seed ?? seed })));
+    const start = await pictures();
+    run(batch(forms.map((form) => submission({ ...form, seed: form.seed ?? seed }, start))));
   });
   tell();
   return el("div", {}, el("small", {}, said.sweepHelp), axis("across", said.sweepAcross), axis("down", said.sweepDown), button);
 }
 
-/** Lay jobs out as the sweep was. */
-export function grid(cells, columns) {
-  const table = el("div", { class: "sweep" });
-  table.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
-  return fill(table, cells);
+/** The body of POST /v1/batches for many bodies of POST /v1/jobs: what they share said once, what differs side by side. Pure. */
+export function batch(bodies) {
+  const names = [...new Set(bodies.flatMap((body) => Object.keys(body)))];
+  const varies = (name) => new Set(bodies.map((body) => JSON.stringify(body[name]))).size > 1;
+  // One job varies in nothing, and a batch must in something.
+  const swept = names.some(varies) ? names.filter(varies) : ["seed"];
+  const template = Object.fromEntries(Object.entries(bodies[0]).filter(([name]) => !swept.includes(name)));
+  return { template, zip: Object.fromEntries(swept.map((name) => [name, bodies.map((body) => body[name] ?? null)])) };
 }

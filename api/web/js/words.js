@@ -67,7 +67,7 @@ export const words = {
     lock: "Keep the last seed",
     random: "random",
     sweep: "Sweep",
-    sweepHelp: "Renders every combination of the values, separated by commas, of one or two settings.",
+    sweepHelp: "Renders every combination of the values of one or two settings. Commas part values, bars (|) prompts; 20-40 (5) counts up.",
     sweepAcross: "Across",
     sweepDown: "Down",
     sweepNone: "nothing",
