@@ -88,5 +88,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for part in PARTS:
         app.include_router(part.router)
 
+    problems.describe(app)
     console.install(app)
     return app

@@ -24,6 +24,9 @@ from shared.errors import (
 )
 
 RETRY_AFTER_SECONDS = 5
+# What the gate answers, and what becomes of a body that is none, too slow, too large, or encoded in an unknown way.
+GATE = (401, 403, 429, 503)
+BODY = (400, 408, 413, 415, 422)
 # What an operator has to mend; what else is unavailable is so by design.
 AWAY = (DatabaseUnavailable, BrokerUnavailable, StorageUnavailable)
 _CODES = {
@@ -117,6 +120,22 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe the problems that a route may answer with, for OpenAPI."""
     schema = {"application/problem+json": {"schema": ProblemDetails.model_json_schema()}}
     return {status: {"description": http.HTTPStatus(status).phrase, "content": schema} for status in statuses}
+
+
+def describe(app: FastAPI) -> None:
+    """Complete the OpenAPI document by what any route of /v1 may answer before its handler is asked."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for path, item in plain()["paths"].items():
+                for operation in item.values() if path.startswith("/v1/") else ():
+                    statuses = (*GATE, *BODY) if "requestBody" in operation else GATE
+                    for status, told in documented(*statuses).items():
+                        operation["responses"].setdefault(str(status), told)
+        return plain()
+
+    app.openapi = described  # type: ignore[method-assign]  # the way that FastAPI's documentation shows
 
 
 def _farm_error(request: Request, error: Exception) -> ProblemResponse:

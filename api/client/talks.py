@@ -71,14 +71,14 @@ def submit(params: Mapping[str, Any], *, key: str | None = None, wait_s: float =
     """Submit a job. Under an idempotency key it is repeated like a read; without one, never: it might render twice."""
     headers = {"Idempotency-Key": key} if key else {}
     if wait_s:
-        headers["Prefer"] = f"wait={wait_s:g}"
+        headers["Prefer"] = f"wait={math.ceil(wait_s)}"
     call = Call("POST", "/v1/jobs", json=dict(params), headers=headers, hold_s=wait_s)
     return _job((yield from exchange(call, tries=TRIES if key else 1)))
 
 
 def job(job_id: str, *, tries: int = TRIES, wait_s: float = 0.0) -> Talk[JobBody]:
     """Return a job as it is now, or once it is final if that is within `wait_s`."""
-    params = {"wait": f"{wait_s:g}"} if wait_s else None
+    params = {"wait": str(math.ceil(wait_s))} if wait_s else None  # the farm takes whole seconds
     return _job((yield from exchange(Call("GET", _path(job_id), params=params, hold_s=wait_s), tries=tries)))
 
 

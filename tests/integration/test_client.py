@@ -44,6 +44,16 @@ def test_a_job_and_its_picture(farm: Farm) -> None:
         assert picture.size == (64, 64)
 
 
+def test_a_wait_may_end_between_two_seconds(farm: Farm) -> None:
+    job = farm.submit(**SMALL, wait_s=0.5)
+    assert farm.wait(job.id, timeout_s=29.5).state == "succeeded"
+    slow = farm.submit(**{**SMALL, "steps": 150, "width": 512, "height": 512})
+    with pytest.raises(ClientError) as told:
+        farm.wait(slow.id, timeout_s=0.3)
+    assert told.value.code == "still_running"
+    farm.cancel(slow.id)
+
+
 def test_a_sweep_over_an_uploaded_picture(farm: Farm, address: str) -> None:
     template = {**SMALL, "init_image": farm.upload(png("#0000ff")), "steps": 4}
     batch = farm.submit_batch(name="strengths", template=template, grid={"seed": [1, 2], "strength": [0.25, 1.0]})
