@@ -217,7 +217,11 @@ def test_on_a_narrow_screen_what_was_asked_for_is_in_view(page: Page) -> None:
 @pytest.mark.parametrize("width", [360, 1280, 3840])
 def test_nothing_overflows(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
-    for name, filled in (("Create", "create-page"), ("Gallery", "gallery-page"), ("Farm", "farm-page button[data-act]")):
+    for name, filled in (
+        ("Create", "create-page"),
+        ("Gallery", "gallery-page"),
+        ("Farm", "farm-page button[data-act]"),
+    ):
         page.get_by_role("link", name=name).click()
         page.locator(filled).first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
