@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, JsonValue
 
 from shared.forecast import Forecast, Reason
 from shared.params import GenerationParams
@@ -189,6 +189,24 @@ class Job(BaseModel):
             error=_problem(row),
             outlook=_outlook(forecast) if forecast else None,
         )
+
+
+class Steps(BaseModel):
+    """The data of a `progress` event."""
+
+    job_id: UUID
+    version: int
+    steps_done: int
+    steps_total: int
+
+
+class Preview(BaseModel):
+    """The data of a `preview` event: an image of the job as it takes shape, small and rough. `data` is base64."""
+
+    job_id: UUID
+    index: int
+    content_type: str
+    data: Base64Bytes
 
 
 class Axis(BaseModel):

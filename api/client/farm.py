@@ -8,6 +8,7 @@ from uuid import UUID
 from api.client import talks
 from api.client.lines import Line
 from api.client.reading import as_batch, as_job, image_url
+from api.client.story import News, Story
 from shared.wire import Batch, Job
 
 
@@ -60,6 +61,13 @@ class Farm:
     def cancel(self, job_id: UUID | str) -> Job:
         """Cancel a job; no success can follow."""
         return as_job(self._line.carry(talks.cancel(str(job_id))))
+
+    def stream(self, job_id: UUID | str, *, previews: bool = False) -> Iterator[News]:
+        """Follow a job to its end: a `Job` now and at each change of state, `Steps` between, a `Preview` as images take shape.
+
+        A broken connection is taken up again after the last event heard; a farm away for a minute raises.
+        """
+        return self._line.tell(Story(str(job_id), previews=previews))
 
     def image(self, job: Job, index: int = 0) -> bytes:
         """Return the bytes of one image of a job that has succeeded."""

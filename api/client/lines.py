@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import httpx
+from httpx_sse import EventSource
 
 from api.client import problems
 from api.client.problems import ClientError
+from api.client.story import News, Story
 from api.client.talks import Call, Pause, Talk, checked_key, checked_url
 
 CONNECT_S, ANSWER_S = 5.0, 30.0
@@ -49,6 +51,24 @@ class Line:
         except httpx.RequestError as error:
             raise problems.of_transport(error, str(self.http.base_url)) from error
 
+    def tell(self, story: Story) -> Iterator[News]:
+        """Yield a story's news until it is over, over as many connections as it takes. Raises `ClientError`."""
+        while not story.is_over:
+            try:
+                with self.http.stream(**_request(story.call(), self._key)) as response:
+                    if not response.is_success:
+                        response.read()
+                        problems.refuse(response)
+                    for event in EventSource(response).iter_sse():
+                        if (news := story.heard(event)) is not None:
+                            yield news
+                if not story.is_over:
+                    self._sleep(story.broke())
+            except httpx.RequestError as error:
+                self._sleep(story.broke(problems.of_transport(error, str(self.http.base_url))))
+            except ClientError as error:
+                self._sleep(story.broke(error))
+
 
 class AsyncLine:
     """Carries talks out on the running event loop."""
@@ -82,6 +102,24 @@ class AsyncLine:
             return await self.http.request(**_request(step, self._key))
         except httpx.RequestError as error:
             raise problems.of_transport(error, str(self.http.base_url)) from error
+
+    async def tell(self, story: Story) -> AsyncIterator[News]:
+        """Yield a story's news until it is over, over as many connections as it takes. Raises `ClientError`."""
+        while not story.is_over:
+            try:
+                async with self.http.stream(**_request(story.call(), self._key)) as response:
+                    if not response.is_success:
+                        await response.aread()
+                        problems.refuse(response)
+                    async for event in EventSource(response).aiter_sse():
+                        if (news := story.heard(event)) is not None:
+                            yield news
+                if not story.is_over:
+                    await self._sleep(story.broke())
+            except httpx.RequestError as error:
+                await self._sleep(story.broke(problems.of_transport(error, str(self.http.base_url))))
+            except ClientError as error:
+                await self._sleep(story.broke(error))
 
 
 def key_header(api_key: str | None) -> dict[str, str]:

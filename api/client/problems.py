@@ -1,6 +1,7 @@
 """Everything that can go wrong between a client and its farm, as one error with the API's own code and words."""
 
 import httpx
+from pydantic import ValidationError
 
 
 class ClientError(Exception):
@@ -48,6 +49,18 @@ def of_response(response: httpx.Response) -> ClientError:
         transient=status in {429, 502, 503, 504} or code == "submission_in_flight",
         retry_after_s=float(wait) if wait.isdecimal() else None,
     )
+
+
+def refuse(response: httpx.Response) -> None:
+    """Raise what a refusal says. Its body must have been read."""
+    if not response.is_success:
+        raise of_response(response)
+
+
+def unreadable(error: ValidationError, word: str) -> ClientError:
+    """Say which part of an answer this client cannot read."""
+    where = ".".join(str(part) for part in error.errors()[0]["loc"])
+    return ClientError("bad_response", f"This client cannot read the {word}'s {where}; is it older than the farm?")
 
 
 def _problem(response: httpx.Response) -> tuple[str, str]:

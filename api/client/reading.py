@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from api.client import problems
 from api.client.problems import ClientError
 from shared.wire import Batch, Job
 
@@ -32,7 +33,4 @@ def _read(kind: type[T], body: dict[str, Any], word: str) -> T:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ClientError(
-            "bad_response", f"This client cannot read the {word}'s {where}; is it older than the farm?"
-        ) from error
+        raise problems.unreadable(error, word) from error

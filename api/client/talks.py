@@ -79,7 +79,7 @@ def submit(params: Mapping[str, Any], *, key: str | None = None, wait_s: float =
 def job(job_id: str, *, tries: int = TRIES, wait_s: float = 0.0) -> Talk[JobBody]:
     """Return a job as it is now, or once it is final if that is within `wait_s`."""
     params = {"wait": str(math.ceil(wait_s))} if wait_s else None  # the farm takes whole seconds
-    return _job((yield from exchange(Call("GET", _path(job_id), params=params, hold_s=wait_s), tries=tries)))
+    return _job((yield from exchange(Call("GET", job_path(job_id), params=params, hold_s=wait_s), tries=tries)))
 
 
 def finished(
@@ -127,12 +127,12 @@ def jobs(*, limit: int, **filters: str | None) -> Talk[list[JobBody]]:
 
 def cancel(job_id: str) -> Talk[JobBody]:
     """Ask for a job to stop. Asking twice is harmless, so this is repeated like a read."""
-    return _job((yield from exchange(Call("POST", f"{_path(job_id)}/cancel"))))
+    return _job((yield from exchange(Call("POST", f"{job_path(job_id)}/cancel"))))
 
 
 def retry(job_id: str) -> Talk[JobBody]:
     """Have a dead job rendered once more. A repeated wish makes no second job, so this is repeated like a read."""
-    return _job((yield from exchange(Call("POST", f"{_path(job_id)}/retry"))))
+    return _job((yield from exchange(Call("POST", f"{job_path(job_id)}/retry"))))
 
 
 def retry_many(wanted: Mapping[str, Any]) -> Talk[dict[str, str]]:
@@ -143,7 +143,7 @@ def retry_many(wanted: Mapping[str, Any]) -> Talk[dict[str, str]]:
 
 def delete(job_id: str) -> Talk[None]:
     """Delete a final job with its images."""
-    yield from exchange(Call("DELETE", _path(job_id)), tries=1)
+    yield from exchange(Call("DELETE", job_path(job_id)), tries=1)
 
 
 def drain(worker_id: str, *, resume: bool = False) -> Talk[None]:
@@ -254,14 +254,14 @@ def checked_id(job_id: str) -> str:
         raise ClientError("job_not_found", f"{job_id!r} is not a job id.") from None
 
 
-def _path(job_id: str) -> str:
+def job_path(job_id: str) -> str:
+    """Return where a job is. Raises `ClientError` for what is no id."""
     return f"/v1/jobs/{checked_id(job_id)}"
 
 
 def _accepted(response: httpx.Response) -> httpx.Response:
-    if response.is_success:
-        return response
-    raise problems.of_response(response)
+    problems.refuse(response)
+    return response
 
 
 def _body(response: httpx.Response) -> dict[str, Any]:

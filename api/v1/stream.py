@@ -12,7 +12,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import Base64Bytes, BaseModel
 from redis import Redis
 from starlette.concurrency import run_in_threadpool
 
@@ -25,27 +24,9 @@ from shared.db import JobRow
 from shared.errors import BrokerUnavailable
 from shared.events import JobEvent
 from shared.states import JobState
-from shared.wire import Job
+from shared.wire import Job, Preview, Steps
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
-
-
-class Steps(BaseModel):
-    """The data of a `progress` event."""
-
-    job_id: UUID
-    version: int
-    steps_done: int
-    steps_total: int
-
-
-class Preview(BaseModel):
-    """The data of a `preview` event: an image of the job as it takes shape, small and rough. `data` is base64."""
-
-    job_id: UUID
-    index: int
-    content_type: str
-    data: Base64Bytes
 
 
 async def _followed(job_id: JobId, desk: DeskDep, caller: Reader) -> AsyncIterator[UUID]:
