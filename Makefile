@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format bench chaos simulate screenshots images audit clean
+.PHONY: help demo test up check format bench bench-api chaos simulate screenshots images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ check: $(DEV_STAMP) ## Format, lint, types, import contracts; known vulnerabilit
 
 bench: $(DEV_STAMP) ## Time the engine against a bare pipeline; BENCH="--device cuda" for a GPU
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+bench-api: $(DEV_STAMP) ## Time submits, first steps and notifications with a model that does nothing
+	@$(BIN)/python -m tests.bench.api $(BENCH)
 
 chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that nothing is lost; CHAOS="--seed 2"
 	@$(BIN)/python -m tests.chaos $(CHAOS)

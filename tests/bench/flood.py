@@ -13,10 +13,8 @@ import os
 import tempfile
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -25,6 +23,7 @@ from deploy.standalone.farm import Farm, UpOptions
 from deploy.standalone.postgres import known_url
 from shared.db import CheckpointRow, Database
 from shared.settings import Settings
+from tests.bench.pour import pour
 from tests.factories import DEMO
 
 ELSEWHERE = "elsewhere"
@@ -87,14 +86,12 @@ def _measured(farm: Farm, http: httpx.Client, submits: int, clients: int) -> dic
     with Memory(farm.pids()["api"]) as memory:
         before_mib = memory.now_mib()
         job_id = _begun(http)
-        began = time.perf_counter()
-        statuses = asyncio.run(_flood(farm.url, submits, clients))
-        flood_s = time.perf_counter() - began
+        flood = asyncio.run(pour(farm.url, {**PROMPT, "checkpoint": ELSEWHERE}, submits=submits, clients=clients))
         after_mib = memory.now_mib()
         flooded_s = _finished(http, job_id)
     return {
-        "submits": dict(statuses),
-        "submits_per_s": round(submits / flood_s, 1),
+        "submits": dict(flood.statuses),
+        "submits_per_s": round(flood.per_s, 1),
         "api_mib": {"before": round(before_mib), "peak": round(memory.peak_mib), "after": round(after_mib)},
         "render_s": {"alone": alone_s, "in the flood": flooded_s, "ratio": round(flooded_s / alone_s, 2)},
     }
@@ -116,30 +113,6 @@ def _finished(http: httpx.Client, job_id: str) -> float:
         time.sleep(0.1)
     assert job["state"] == "succeeded", job
     return float(job["timings"]["render_s"])
-
-
-async def _flood(url: str, submits: int, clients: int) -> Counter[str]:
-    statuses: Counter[str] = Counter()
-    body = json.dumps({**PROMPT, "checkpoint": ELSEWHERE}).encode()
-    head = (
-        f"POST /v1/jobs HTTP/1.1\r\nHost: farm\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    left = iter(range(submits))
-
-    async def client() -> None:
-        # A bare client: a real one would take more of the processor than the api.
-        parts = urlsplit(url)
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        for _ in left:
-            writer.write(head.encode() + body)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            length = int(answer.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-            await reader.readexactly(length)
-            statuses[answer.split(b" ", 2)[1].decode()] += 1
-        writer.close()
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return statuses
 
 
 if __name__ == "__main__":

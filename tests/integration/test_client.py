@@ -13,7 +13,7 @@ from PIL import Image
 from redis import Redis
 
 from api.cli.app import main
-from api.client import AsyncFarm, ClientError, Farm
+from api.client import AsyncFarm, ClientError, Farm, Job, Preview, Steps
 from shared.settings import Settings
 from shared.states import JobState
 from tests.integration.test_batches import png
@@ -139,3 +139,30 @@ def test_a_sweep_that_cannot_be_is_one_line(
     assert main(["--url", address, "sweep", "a", "--vary", vary, "-o", str(tmp_path)]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_a_job_is_followed_to_its_end(farm: Farm) -> None:
+    job = farm.submit(**{**SMALL, "steps": 12, "width": 128, "height": 128})
+    news = list(farm.stream(job.id, previews=True))
+    states = [heard.state for heard in news if isinstance(heard, Job)]
+    assert states[-1] == "succeeded"
+    assert all(not state.is_final for state in states[:-1])
+    assert all(heard.steps_total == 12 for heard in news if isinstance(heard, Steps))
+    assert all(heard.data.startswith(b"\xff\xd8") for heard in news if isinstance(heard, Preview))
+
+
+def test_what_cannot_be_followed_is_said_at_once(farm: Farm) -> None:
+    with pytest.raises(ClientError) as told:
+        next(farm.stream(NOBODY))
+    assert told.value.code == "job_not_found"
+
+
+def test_a_job_is_followed_on_a_loop_too(address: str, farm: Farm) -> None:
+    assert farm.checkpoints()
+
+    async def followed() -> list[JobState]:
+        async with AsyncFarm(address) as other:
+            job = await other.submit(**SMALL)
+            return [news.state async for news in other.stream(job.id) if isinstance(news, Job)]
+
+    assert asyncio.run(followed())[-1] is JobState.SUCCEEDED
