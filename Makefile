@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format bench bench-api chaos simulate screenshots images audit clean
+.PHONY: help demo test up check format bench bench-api chaos fuzz simulate screenshots images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench-api: $(DEV_STAMP) ## Time submits, first steps and notifications with a mo
 
 chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that nothing is lost; CHAOS="--seed 2"
 	@$(BIN)/python -m tests.chaos $(CHAOS)
+
+fuzz: $(DEV_STAMP) ## Send 200 requests made up from the OpenAPI document to each operation; FUZZ=1000 for more
+	@FUZZ_EXAMPLES=$(or $(FUZZ),200) $(BIN)/python -m pytest -n 0 -o timeout=7200 tests/integration/test_fuzz.py
 
 simulate: $(DEV_STAMP) ## Play a day of bursts and spot interruptions on up to 1,000 machines; SIMULATE="--seed 2"
 	@$(BIN)/python -m tests.simulate $(SIMULATE)

@@ -26,7 +26,8 @@ from sqlalchemy import (
     update,
     values,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, lazyload
+from sqlalchemy.orm.attributes import set_committed_value
 from uuid_utils.compat import uuid7
 
 from shared import outbox, shares
@@ -120,14 +121,19 @@ def submit_all(session: Session, orders: Sequence[Order]) -> Sequence[JobRow]:
 
     Ids are time-ordered (UUID version 7) where the client chose none.
     """
+    expiring = any(order.expires_in_s is not None for order in orders)
+    now = session.scalars(select(func.now())).one() if expiring else None
+    # From here to the commit other submits of these lanes wait: nothing more than the insert belongs behind this.
     turns = shares.take(session, [(order.lane, order.params.cost) for order in orders])
-    now = session.scalars(select(func.now())).one()
     columns = [_columns(order, turn, now) for order, turn in zip(orders, turns, strict=True)]
-    inserted = insert(JobRow).returning(JobRow, sort_by_parameter_order=True)
-    return session.scalars(inserted, columns).all()
+    inserted = insert(JobRow).returning(JobRow, sort_by_parameter_order=True).options(lazyload(JobRow.images))
+    rows = session.scalars(inserted, columns).all()
+    for row in rows:
+        set_committed_value(row, "images", [])
+    return rows
 
 
-def _columns(order: Order, turn: Turn, now: datetime) -> Mapping[str, Any]:
+def _columns(order: Order, turn: Turn, now: datetime | None) -> Mapping[str, Any]:
     return {
         "id": order.job_id or uuid7(),
         "owner": order.owner,
@@ -141,7 +147,7 @@ def _columns(order: Order, turn: Turn, now: datetime) -> Mapping[str, Any]:
         "steps_total": order.params.unet_calls,
         "cost": order.params.cost,
         "endpoint_id": order.endpoint_id,
-        "expires_at": None if order.expires_in_s is None else now + timedelta(seconds=order.expires_in_s),
+        "expires_at": now + timedelta(seconds=order.expires_in_s) if now and order.expires_in_s is not None else None,
         "timeout_s": order.timeout_s,
         "retry_of": order.retry_of,
         "digest": order.digest,

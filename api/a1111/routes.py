@@ -32,8 +32,10 @@ class FieldRefusals(BaseModel):
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refusal},
     401: {"model": Refusal},
-    422: {"model": FieldRefusals},
+    404: {"model": Refusal},
+    422: {"model": FieldRefusals | Refusal},
     500: {"model": Refusal},
     503: {"model": Refusal},
 }

@@ -17,13 +17,16 @@ from shared.wire import Job
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
 
+Name = Annotated[str, Field(max_length=100), AfterValidator(reject_nul)]
+
+
 class Wanted(BaseModel):
     """Which dead jobs to render again: failed or expired ones that meet every condition, the oldest first."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"error_code": "worker_lost"}]})
 
-    error_code: Annotated[str | None, Field(max_length=100), AfterValidator(reject_nul)] = None
-    checkpoint: Annotated[str | None, Field(max_length=100), AfterValidator(reject_nul)] = None
+    error_code: Name | None = None
+    checkpoint: Name | None = None
     since: AwareDatetime | None = None
     limit: Annotated[int, Field(ge=1, le=RETRIED_AT_ONCE)] = RETRIED_AT_ONCE
 
