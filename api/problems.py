@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from shared.errors import (
     BrokerUnavailable,
@@ -87,6 +88,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(FarmError, _farm_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _nobody)
     app.add_exception_handler(Exception, unexpected)
 
 
@@ -171,6 +173,10 @@ def _field_error(found: Mapping[str, Any]) -> FieldError:
     if found["type"] == "json_invalid":
         message = str(found.get("ctx", {}).get("error", message))
     return FieldError(field=".".join(path) or "body", message=message)
+
+
+async def _nobody(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; as in logs of reverse proxies
 
 
 def _http_error(_request: Request, error: Exception) -> ProblemResponse:

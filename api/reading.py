@@ -39,6 +39,11 @@ class Reader:
             self._task = asyncio.create_task(self._run(), name="reader")
         return self._wanted[job_id]
 
+    async def close(self) -> None:
+        """Let the query that runs end, so that its connection is back before the pool is closed."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
     async def _run(self) -> None:
         while self._wanted:
             batch = dict(islice(self._wanted.items(), MAX_ROWS))

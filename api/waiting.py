@@ -89,12 +89,13 @@ class Waiting:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reader.close()
         await self._redis.aclose()
 
     @property
-    def waited_for(self) -> int:
-        """How many jobs someone waits for."""
-        return len(self._watches)
+    def watchers(self) -> int:
+        """How many wait."""
+        return sum(map(len, self._watches.values()))
 
     async def row(self, job_id: UUID) -> JobRow | None:
         """Return a job's row as it is now, None for a job that never was. Raises `DatabaseUnavailable`."""
@@ -189,7 +190,7 @@ class Waiting:
             if not known:
                 continue
             try:
-                versions = await run_in_threadpool(self._versions, list(known))
+                versions = await _to_its_end(run_in_threadpool(self._versions, list(known)))
             except DatabaseUnavailable as error:
                 log.warning("waiting.blind", error=str(error))
             except Exception:
@@ -206,6 +207,16 @@ class Waiting:
     def _versions(self, job_ids: Sequence[UUID]) -> Mapping[UUID, int]:
         with self._db.transaction() as session:
             return lookup.versions(session, job_ids)
+
+
+async def _to_its_end(query: Coroutine[Any, Any, T]) -> T:
+    """Await a query even if canceled meanwhile: its connection must be back before the pool is closed."""
+    running = asyncio.ensure_future(query)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 async def while_connected(request: Request, wait: Callable[[], Coroutine[Any, Any, T]]) -> T | None:

@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from api.admission import admit
 from api.callers import Caller, Reader, Submitter
@@ -161,9 +162,15 @@ def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
 
 
 async def _settled(desk: Desk, request: Request, row: JobRow, wait_s: float) -> JobRow:
-    """Wait for a job to end while its client does; the row as it then is, or as it was if the database is away."""
+    """Wait for a job to end while its client does; the row as it then is, or as it was if the database is away.
+
+    Raises `ClientDisconnect`: when a crowd leaves at once, nothing should be looked up for any of it.
+    """
     if not wait_s or JobState(row.state).is_final:
         return row
     with suppress(DatabaseUnavailable):
-        return await while_connected(request, lambda: desk.waiting.final(row.id, wait_s)) or row
+        found = await while_connected(request, lambda: desk.waiting.final(row.id, wait_s))
+        if found is None and await request.is_disconnected():
+            raise ClientDisconnect
+        return found or row
     return row
