@@ -28,6 +28,8 @@ _UNET_IN = "model.diffusion_model.input_blocks.0.0.weight"
 _CONTEXT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 _VAE = "first_stage_model.decoder.conv_in.weight"
 _TEXT = "cond_stage_model.transformer."
+_VELOCITY = "v_pred"
+_ZERO_SNR = "ztsnr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class CheckpointFile:
 
     `dtype` is how its UNet is stored, F16 or F32 mostly; `in_channels` is what the UNet takes. `config_dir` is the folder beside
     a single file that describes its sizes, if any; `variant` is set for a diffusers folder that has only half-precision files.
+    A single file `predicts_velocity`, or `ends_in_noise` (zero terminal SNR), where an empty tensor of that meaning is in it, as
+    those who publish such checkpoints have agreed; a folder's own scheduler config says so.
     """
 
     name: str
@@ -57,6 +61,8 @@ class CheckpointFile:
     in_channels: int
     config_dir: Path | None = None
     variant: Literal["fp16"] | None = None
+    predicts_velocity: bool = False
+    ends_in_noise: bool = False
 
 
 def inspect(path: Path) -> CheckpointFile:
@@ -175,7 +181,15 @@ def _inspect_file(path: Path, name: str) -> CheckpointFile:
         raise BadCheckpoint(f"{path}: {complaint}")
     unet_in = header[_UNET_IN]
     return CheckpointFile(
-        name, path.resolve(), "single_file", path.stat().st_size, unet_in.dtype, unet_in.shape[1], config_dir
+        name,
+        path.resolve(),
+        "single_file",
+        path.stat().st_size,
+        unet_in.dtype,
+        unet_in.shape[1],
+        config_dir,
+        predicts_velocity=_VELOCITY in header,
+        ends_in_noise=_ZERO_SNR in header,
     )
 
 

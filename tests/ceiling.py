@@ -15,3 +15,6 @@ class Ceiling:
 
     def shrink(self, bucket: Hashable, samples: int) -> None:
         self._shrunk[bucket] = max(1, samples // 2)
+
+    def fitted(self, bucket: Hashable, samples: int) -> None:
+        """Nothing to learn."""

@@ -19,12 +19,13 @@ from worker.diffusion.safety import SafetyChecker
 from worker.engine.draft import Library
 from worker.engine.engine import Engine
 from worker.engine.limits import BatchLimits
-from worker.engine.profile import free_bytes, learn
+from worker.engine.profile import free_bytes, lasting, learn
 from worker.engine.runner import DiffusionRunner
 from worker.equipment import Equipment
 from worker.fitness import Proof
 
 DEFAULT_CACHE_DIR = Path(".farm/cache")
+FREE_BYTES_S = 1.0
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -73,7 +74,7 @@ def open_limits(settings: Settings, checkpoint: Checkpoint) -> BatchLimits:
         folder / "limits.json",
         key=f"{device_name(checkpoint.device)} {checkpoint.dtype} {channels} torch {torch.__version__}",
         ceiling=settings.max_samples,
-        free_bytes=lambda: free_bytes(checkpoint.device),
+        free_bytes=lasting(lambda: free_bytes(checkpoint.device), FREE_BYTES_S),
     )
 
 

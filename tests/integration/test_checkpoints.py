@@ -23,6 +23,7 @@ from shared.errors import BadCheckpoint
 from shared.samplers import Sampler, Schedule
 from tests.studio import spec
 from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion import plan as plans
 from worker.diffusion.checkpoint import SD15_DIR
 from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
@@ -47,6 +48,18 @@ def test_fp32_and_fp16_files_load_alike(tmp_path: Path) -> None:
     for part in ("unet", "vae", "text_encoder"):
         theirs = getattr(demo, part).state_dict()
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in getattr(ours, part).state_dict().items())
+
+
+@pytest.mark.parametrize("says", [(), ("v_pred",), ("v_pred", "ztsnr")])
+def test_a_file_says_how_it_was_trained(tmp_path: Path, says: tuple[str, ...]) -> None:
+    path = tmp_path / "said.safetensors"
+    save_file({**load_file(DEMO), **{name: torch.tensor([]) for name in says}}, path)
+    shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "said.config")
+    loaded = checkpoints.load(catalog.inspect(path), CPU, torch.float32)
+    plan = plans.make(Sampler.EULER, Schedule.UNIFORM, 5, loaded.scheduler_config)
+    assert plan.predicts_velocity == ("v_pred" in says)
+    assert (plan.start[1] > 4000) == ("ztsnr" in says)
+    assert run_alone(DiffusionRunner.of(loaded), TINY).shape == (64, 64, 3)
 
 
 def test_a_diffusers_folder_loads_alike(tmp_path: Path) -> None:

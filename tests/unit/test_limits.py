@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engine.limits import BatchLimits, Measurement, best_batch
+from worker.engine.limits import RECOVERY_CALLS, BatchLimits, Measurement, best_batch
 
 MIB = 2**20
 # Seconds of one call by samples, as on a device that is full from eight samples on.
@@ -72,6 +72,37 @@ def test_what_failed_is_halved_and_remembered(tmp_path: Path) -> None:
     assert limits(path, key="another gpu").limit((64, 64)) == 64
     again.shrink((64, 64), 1)
     assert limits(path).limit((64, 64)) == 1
+
+
+def test_a_lowered_limit_comes_back_by_calls_that_fit(tmp_path: Path) -> None:
+    path = tmp_path / "limits.json"
+    known = limits(path, ceiling=16)
+    known.shrink((64, 64), 16)
+    for expected in (8, 10, 12, 14, 16, 16):
+        assert [limits(path, ceiling=16).limit(shape) for shape in ((64, 64), (32, 32))] == [expected, 16]
+        for _ in range(RECOVERY_CALLS):
+            known.fitted((64, 64), expected)
+    assert json.loads(path.read_text())["gpu"]["failed"] == {}
+
+
+def test_calls_that_are_not_full_and_failures_earn_nothing() -> None:
+    known = limits(ceiling=16)
+    known.shrink((64, 64), 16)
+    for _ in range(RECOVERY_CALLS - 1):
+        known.fitted((64, 64), 8)
+        known.fitted((64, 64), 6)
+        known.fitted((32, 32), 16)
+    known.shrink((64, 64), 8)
+    known.fitted((64, 64), 4)
+    assert known.limit((64, 64)) == 4
+
+
+def test_a_limit_that_a_smaller_shape_set_comes_back_with_it() -> None:
+    known = limits(ceiling=8)
+    known.shrink((64, 64), 8)
+    for _ in range(2 * RECOVERY_CALLS):
+        known.fitted((64, 96), 6)
+    assert known.limit((64, 96)) == known.limit((64, 64)) == 8
 
 
 def test_two_devices_share_a_file(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A plan is what diffusers' scheduler objects do, and a walk along it is a sum of few terms."""
 
+from inspect import signature
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from worker.diffusion import samplers
 from worker.diffusion.plan import Plan, Walk
 
 EPSILON, VELOCITY = sd15(), sd15(prediction_type="v_prediction")
+ZERO_SNR = sd15(prediction_type="v_prediction", rescale_betas_zero_snr=True)
 # How far a walk may be from the library's loop, as a share of the largest latent: rounding in float32, in another order.
 # What the rounding of fp32 comes to; the library divides small differences of levels in fp32 where these lose more.
 TOLERANCE = dict.fromkeys(Sampler, 5e-6) | dict.fromkeys(
@@ -100,21 +103,35 @@ def walked_blindly(plan: Plan, seeds: tuple[int, ...]) -> Tensor:
     return walk.x
 
 
-@pytest.mark.parametrize("config", [EPSILON, VELOCITY], ids=["epsilon", "velocity"])
+@pytest.mark.parametrize("config", [EPSILON, VELOCITY, ZERO_SNR], ids=["epsilon", "velocity", "zero"])
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_levels_are_those_of_a_perfect_model(sampler: Sampler, schedule: Schedule, config: dict[str, Any]) -> None:
     """Told the true noise at every call, a walk sees the levels it states, previews the picture, and ends there."""
-    plan = plans.make(sampler, schedule, 8, config, last=7)
+    plan = plans.make(sampler, schedule, 8, config, last=8 if config is ZERO_SNR else 7)
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3))
     walk = Walk(plan, plan.start[0] * CLEAN + plan.start[1] * noise)
     for index, call in enumerate(plan.calls):
         seen = walk.model_input()
         assert torch.allclose(seen, (CLEAN + call.sigma * noise) / (1 + call.sigma**2) ** 0.5, atol=1e-4), index
         velocity = (noise - call.sigma * CLEAN) / (1 + call.sigma**2) ** 0.5
-        prediction = velocity if config is VELOCITY else noise
+        prediction = noise if config is EPSILON else velocity
         walk.advance(prediction)
         assert torch.allclose(walk.denoised(prediction), CLEAN, atol=2e-4), index
         walk.x = call.renoise[0] * CLEAN + call.renoise[1] * noise
+
+
+@pytest.mark.parametrize(
+    "library",
+    [diffusers.EulerDiscreteScheduler, diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler],
+)
+def test_a_checkpoint_that_was_trained_to_the_very_noise_begins_there(library: Any) -> None:
+    """Zero terminal SNR: the levels are those of the library's classes that know of it, for every sampler."""
+    known = library(**{name: value for name, value in ZERO_SNR.items() if name in signature(library).parameters})
+    for sampler in Sampler:
+        made = samplers.make(sampler, SCHEDULES[sampler][0], 10, ZERO_SNR)
+        assert torch.allclose(made.alphas_cumprod, known.alphas_cumprod, rtol=1e-3, atol=1e-8), sampler
+    start = plans.make(Sampler.EULER, Schedule.UNIFORM, 10, ZERO_SNR).start
+    assert start[1] == pytest.approx(4096, rel=0.01)
 
 
 def test_what_replaces_the_latents_is_what_the_next_step_starts_from() -> None:

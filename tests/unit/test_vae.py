@@ -1,5 +1,6 @@
 """Decoding: one image at a time, never a black picture for numbers that have blown up; VAEs from files of any layout."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from shared.errors import BadWeights, NotANumber, WeightsMissing
 from shared.weights import Kind, Shelf
-from tests.studio import CPU, DEMO, demo
+from tests.studio import DEMO, demo
 from worker.diffusion import vae as vaes
-from worker.diffusion.vae import VaeShelf, begin_decode, needs_tiling, tiling
+from worker.diffusion.vae import VaeShelf, begin_decode, needs_tiling, tiling, within_memory
 
 
 def latents(side: int = 8) -> torch.Tensor:
@@ -43,9 +44,9 @@ class Fragile(torch.nn.Module):
     def dtype(self) -> torch.dtype:
         return self.weight.dtype
 
-    def enable_tiling(self) -> None: ...
-
-    def disable_tiling(self) -> None: ...
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
 
     def decode(self, _x: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         overflows = self.broken or self.dtype == torch.float16
@@ -89,17 +90,68 @@ def test_tiles_show_the_picture_that_a_whole_decode_shows(monkeypatch: pytest.Mo
     assert 0 < difference.mean() < 4
 
 
-def test_tiling_ends_with_the_picture_that_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vaes, "TILED_LATENT_PIXELS", 64 * 64)
+def test_tiling_ends_with_the_picture_that_needs_it() -> None:
     vae = demo().vae
-    with tiling(vae, 64, 64, CPU):
+    with tiling(vae, None):
         assert not vae.use_tiling
-    with tiling(vae, 64, 65, CPU):
+    with tiling(vae, 32):
         assert vae.use_tiling
     assert not vae.use_tiling
     with pytest.raises(RuntimeError, match="channels"):
-        begin_decode(vae, torch.zeros(1, 3, 64, 65))
+        begin_decode(vae, torch.zeros(1, 3, 64, 300))
     assert not vae.use_tiling
+
+
+class Tight:
+    """A VAE on a device whose memory is nearly full: more than so many latents at once do not fit."""
+
+    def __init__(self, fits: int) -> None:
+        self._vae = demo().vae
+        self._fits = fits
+        self.tried: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vae, name)
+
+    def decode(self, x: torch.Tensor, **options: Any) -> Any:
+        side = self._vae.tile_latent_min_size if self._vae.use_tiling else max(x.shape[2:])
+        self.tried.append(side)
+        if side > self._fits:
+            raise torch.OutOfMemoryError("no more")
+        return self._vae.decode(x, **options)
+
+    def enable_tiling(self) -> None:
+        self._vae.tile_latent_min_size, self._vae.tile_sample_min_size = (
+            self.tile_latent_min_size,
+            self.tile_sample_min_size,
+        )
+        self._vae.enable_tiling()
+
+
+@pytest.mark.parametrize(("fits", "tried"), [(80, [80]), (64, [80, 64]), (40, [80, 64, 32])])
+def test_a_decode_that_does_not_fit_is_done_in_tiles(fits: int, tried: list[int]) -> None:
+    tight = Tight(fits)
+    assert begin_decode(tight, latents(80)).pixels().shape == (640, 640, 3)
+    assert tight.tried == tried
+    assert not tight.use_tiling
+
+
+def test_a_decode_of_which_no_tile_fits_fails() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        begin_decode(Tight(16), latents(80))
+
+
+def test_memory_that_a_failed_decode_held_is_free_before_the_next_try() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def act() -> bool:
+        activations = torch.zeros(8)
+        if not held:
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("no more")
+        return held[0]() is None
+
+    assert within_memory(demo().vae, 80, 80, act)
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "diffusers, older names", "original"])

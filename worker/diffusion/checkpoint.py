@@ -51,9 +51,14 @@ def load(file: CheckpointFile, device: torch.device, dtype: torch.dtype) -> Chec
         reason = " ".join(str(error).split())[:300]
         raise BadCheckpoint(f"{file.path}: cannot be loaded as Stable Diffusion 1.5 ({reason}).") from error
     unet, vae, text_encoder = modules
-    return Checkpoint(
-        file.name, unet, vae, text_encoder, pipeline.tokenizer, dict(pipeline.scheduler.config), device, dtype
-    )
+    scheduler_config = {**pipeline.scheduler.config, **_training(file)}
+    return Checkpoint(file.name, unet, vae, text_encoder, pipeline.tokenizer, scheduler_config, device, dtype)
+
+
+def _training(file: CheckpointFile) -> dict[str, Any]:
+    """Return what a file says of how it was trained, in the words of a scheduler's config."""
+    said = {"prediction_type": "v_prediction"} if file.predicts_velocity else {}
+    return {**said, "rescale_betas_zero_snr": True} if file.ends_in_noise else said
 
 
 def _pipeline(file: CheckpointFile, dtype: torch.dtype) -> Any:
@@ -114,7 +119,19 @@ def _refuse_unset_weights(pipeline: Any) -> None:
 
 
 def _ready(module: Any, device: torch.device) -> Any:
+    if device.type == "cpu":
+        _own(module)
     return module.to(device).eval().requires_grad_(False)
+
+
+def _own(module: Any) -> None:
+    """Give weights memory of their own instead of a mapped file's.
+
+    A file that is overwritten would change them and one that is cut would end the process; and how a tensor is aligned, which
+    differs from file to file, decides by which kernel it is multiplied, and so the last bits of a picture.
+    """
+    for weight in (*module.parameters(), *module.buffers()):
+        weight.data = weight.data.clone()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.nn import functional
 from shared.errors import NotANumber
 from shared.params import MaskFill, Upscaler
 from worker.diffusion.noise import PIXELS_PER_LATENT
-from worker.diffusion.vae import tiling
+from worker.diffusion.vae import within_memory
 
 INTERPOLATIONS: dict[Upscaler, dict[str, Any]] = {
     Upscaler.LATENT: {"mode": "bilinear"},
@@ -78,8 +78,8 @@ def upscale_latents(x: Tensor, *, width: int, height: int, upscaler: Upscaler) -
 
 def _encoded(vae: Any, image: Tensor, noise: Tensor | None) -> Tensor:
     height, width = image.shape[2] // PIXELS_PER_LATENT, image.shape[3] // PIXELS_PER_LATENT
-    with tiling(vae, height, width, vae.device):
-        posterior = vae.encode(image.to(vae.device, vae.dtype)).latent_dist
+    pixels = image.to(vae.device, vae.dtype)
+    posterior = within_memory(vae, height, width, lambda: vae.encode(pixels).latent_dist)
     sample = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(vae.device, vae.dtype)
     latents: Tensor = (vae.config.scaling_factor * sample).float()
     if not torch.isfinite(latents).all():

@@ -3,6 +3,7 @@
 Euler, Euler ancestral, Heun and Karras' schedule: arXiv:2206.00364. LMS, DPM2: k-diffusion. DPM++: arXiv:2211.01095. DDIM:
 arXiv:2010.02502. DDPM: arXiv:2006.11239. PLMS: arXiv:2202.09778. UniPC: arXiv:2302.04867. DEIS: arXiv:2204.13902. LCM:
 arXiv:2310.04378. TCD: arXiv:2402.19159. Beta schedule: arXiv:2407.12173. Align Your Steps: arXiv:2404.14507.
+Zero terminal SNR: arXiv:2305.08891.
 """
 
 import inspect
@@ -12,6 +13,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from numpy.typing import NDArray
 
 from shared.samplers import Sampler, Schedule
@@ -107,6 +109,9 @@ _DISCARDS_LAST_LEVEL = frozenset({Sampler.DPM2, Sampler.DPM2_A, Sampler.DPMPP_3M
 _ENDS_LOWEST = frozenset({Schedule.KARRAS, Schedule.EXPONENTIAL, Schedule.BETA, Schedule.AYS})
 # SD1.5's levels for ten steps; other numbers of steps are interpolated in the logarithm.
 _AYS_SIGMAS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+_ALMOST_NO_SIGNAL = (
+    2**-24
+)  # of the power: with none at all the noise level would be infinite (the library's own number)
 _OF_THE_CHECKPOINT = (
     "num_train_timesteps",
     "beta_start",
@@ -120,7 +125,7 @@ _OF_THE_CHECKPOINT = (
 def make(sampler: Sampler, schedule: Schedule, steps: int, config: Mapping[str, Any]) -> Any:
     """Return a fresh scheduler object with its timesteps set, on the CPU.
 
-    `config` is the checkpoint's own scheduler config: betas and prediction type count, what it says of spacing does not.
+    `config` is the checkpoint's own scheduler config: betas, their end and prediction type count, spacing does not.
     """
     cls, own = _CLASSES[sampler]
     options = {"timestep_spacing": "linspace", **_noise_schedule(config), **own, **_spacing(sampler, schedule, steps)}
@@ -138,7 +143,22 @@ def make(sampler: Sampler, schedule: Schedule, steps: int, config: Mapping[str, 
 
 def _noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: config[name] for name in _OF_THE_CHECKPOINT if config.get(name) is not None}
+    if config.get("rescale_betas_zero_snr"):
+        kept["trained_betas"] = _ending_in_noise(kept)
     return {**kept, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+
+
+def _ending_in_noise(schedule: Mapping[str, Any]) -> list[float]:
+    """Return a noise schedule's betas so that their last level is noise and hardly anything else.
+
+    Only some of the library's classes can do so by themselves.
+    """
+    library: Any = diffusers.DDIMScheduler(**schedule)
+    alphas_bar = (1 - rescale_zero_terminal_snr(library.betas.double())).cumprod(0)
+    alphas_bar[-1] = _ALMOST_NO_SIGNAL
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_bar[:-1]])
+    ended: list[float] = (1 - alphas_bar / before).tolist()
+    return ended
 
 
 def _spacing(sampler: Sampler, schedule: Schedule, steps: int) -> dict[str, Any]:

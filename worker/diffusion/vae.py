@@ -1,19 +1,22 @@
 """From latents to pixels, and the VAEs that requests may name instead of the checkpoint's own.
 
 One image at a time: decoding is what blows up memory first when batched, and so an image's bits never depend on a neighbour's.
+Where even one does not fit, its tiles do.
 """
 
 import copy
 import json
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
+import structlog
 import torch
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
@@ -23,6 +26,7 @@ from torch import Tensor
 from shared.errors import BadWeights, NotANumber
 from shared.weights import Shelf, WeightsFile
 from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.noise import PIXELS_PER_LATENT
 
 DIFFUSERS_PREFIX = "decoder.mid_block."
 # What diffusers used to call the parts of an attention; its loader still reads such files, and so must we.
@@ -31,6 +35,11 @@ RESIDENT = 2  # 0.17 GB each in half precision
 TILED_LATENT_PIXELS = 128 * 128  # 1024 px square: beyond, a whole decode wants over 4 GB
 SMALL_DEVICE_LATENT_PIXELS = 64 * 64
 SMALL_DEVICE_BYTES = 8 * 2**30
+TILES = (64, 32)  # latents square: a whole decode of 512 px, and a quarter of that for memory that is nearly full
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -72,16 +81,42 @@ def needs_tiling(latent_height: int, latent_width: int, device_bytes: int | None
     return latent_height * latent_width > (SMALL_DEVICE_LATENT_PIXELS if is_small else TILED_LATENT_PIXELS)
 
 
+def within_memory(vae: Any, latent_height: int, latent_width: int, act: Callable[[], T]) -> T:
+    """Encode or decode a picture, `act`, whole if it may be large, else in tiles; in smaller ones where memory runs out.
+
+    Raises torch's `OutOfMemoryError` where the smallest do not fit either.
+    """
+    ways = _ways(latent_height, latent_width, vae.device)
+    for tile in ways[:-1]:
+        try:
+            with tiling(vae, tile):
+                return act()
+        except torch.OutOfMemoryError as error:
+            # The traceback holds what was computed so far.
+            traceback.clear_frames(error.__traceback__)
+        torch.cuda.empty_cache()
+        log.warning("vae.out_of_memory", latent_height=latent_height, latent_width=latent_width, tile=tile)
+    with tiling(vae, ways[-1]):
+        return act()
+
+
+def _ways(latent_height: int, latent_width: int, device: torch.device) -> list[int | None]:
+    """Return the tiles to try, in latents, from the largest; None is no tiles."""
+    device_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    tiles = [tile for tile in TILES if tile < max(latent_height, latent_width)]
+    return [*tiles] if needs_tiling(latent_height, latent_width, device_bytes) else [None, *tiles]
+
+
 @contextmanager
-def tiling(vae: Any, latent_height: int, latent_width: int, device: torch.device) -> Iterator[None]:
-    """Have a VAE work in tiles while the block lasts, if a picture of this size needs it.
+def tiling(vae: Any, tile: int | None) -> Iterator[None]:
+    """Have a VAE work in tiles of so many latents square while the block lasts.
 
     The setting is the VAE's own and holds for encoding too: left on, it would change the bits of whatever comes next.
     """
-    device_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    if not needs_tiling(latent_height, latent_width, device_bytes):
+    if tile is None:
         yield
         return
+    vae.tile_latent_min_size, vae.tile_sample_min_size = tile, tile * PIXELS_PER_LATENT
     vae.enable_tiling()
     try:
         yield
@@ -127,8 +162,7 @@ class VaeShelf:
 
 def _launched(vae: Any, x: Tensor, retry: Callable[[], Development] | None) -> Development:
     latents = (x / vae.config.scaling_factor).to(vae.dtype)
-    with tiling(vae, x.shape[2], x.shape[3], x.device):
-        image: Tensor = vae.decode(latents, return_dict=False)[0][0].float()
+    image = within_memory(vae, x.shape[2], x.shape[3], lambda: vae.decode(latents, return_dict=False)[0][0].float())
     return to_host(image, retry)
 
 

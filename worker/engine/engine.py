@@ -169,6 +169,7 @@ class Engine(Generic[D, R]):
     def _denoise(self, batch: list[Request]) -> None:
         try:
             self._runner.denoise([self._images[request] for request in batch])
+            self._scheduler.fitted(batch)
         except OutOfMemory as error:
             if self._scheduler.shrink(batch):
                 log.warning("batch.shrunk", requests=len(batch))

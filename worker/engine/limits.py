@@ -14,6 +14,9 @@ import structlog
 
 WORTHWHILE = 0.95  # a larger batch must cost less than this share of the time per sample of the smaller one
 SMALLEST = 2  # one image with guidance
+RECOVERY_CALLS = (
+    1000  # full calls that went well before a lowered limit is raised by one image: a failed one costs a tick
+)
 HEADROOM = 0.8  # of the free memory that calls may take; decoding and fragments need the rest
 
 Shape = tuple[int, int]  # latent height and width
@@ -55,6 +58,7 @@ class BatchLimits:
         known = remembered if isinstance(remembered, dict) else {}
         self._profiles = _profiles(known.get("profiles"))
         self._failed = _failures(known.get("failed"))
+        self._full_calls = 0
 
     @property
     def shapes(self) -> frozenset[Shape]:
@@ -71,7 +75,29 @@ class BatchLimits:
         """Remember that a call of so many samples ran out of memory: half as many from now on."""
         shape = _shape(bucket)
         self._failed[shape] = max(1, samples // 2)
+        self._full_calls = 0
         log.warning("batch.shrunk", height=shape[0], width=shape[1], limit=self._failed[shape])
+        self._write()
+
+    def fitted(self, bucket: Hashable, samples: int) -> None:
+        """Learn that a call of so many samples fitted. Many full ones in a row give back a little of what a failure took.
+
+        What filled the memory may be gone: another program, a LoRA, a picture that was being decoded.
+        """
+        tightest = self._tightest(_shape(bucket))
+        if tightest is None or samples + SMALLEST <= self._failed[tightest]:
+            return
+        self._full_calls += 1
+        if self._full_calls >= RECOVERY_CALLS:
+            self._full_calls = 0
+            self._grow(tightest)
+
+    def _grow(self, shape: Shape) -> None:
+        """Raise the limit that a failure left, or forget it where others are lower."""
+        self._failed[shape] += SMALLEST
+        if self._failed[shape] >= min(self._ceiling, self._best(shape)):
+            del self._failed[shape]
+        log.info("batch.grown", height=shape[0], width=shape[1], limit=self.limit(shape))
         self._write()
 
     def record(self, shape: Shape, measurements: Iterable[Measurement]) -> None:
@@ -96,9 +122,14 @@ class BatchLimits:
         return int(HEADROOM * self._free_bytes() / sample_bytes) if sample_bytes > 0 else self._ceiling
 
     def _survivable(self, shape: Shape) -> int:
-        """Return how many samples are left after failures; what was too much for a smaller shape is too much here."""
-        failed = (samples for known, samples in self._failed.items() if _area(known) <= _area(shape))
-        return min(failed, default=self._ceiling)
+        """Return how many samples are left after failures."""
+        tightest = self._tightest(shape)
+        return self._ceiling if tightest is None else self._failed[tightest]
+
+    def _tightest(self, shape: Shape) -> Shape | None:
+        """Return the shape whose failures hold this one down; what was too much for a smaller shape is too much here."""
+        smaller = (known for known in self._failed if _area(known) <= _area(shape))
+        return min(smaller, key=lambda one: self._failed[one], default=None)
 
     def _nearest(self, shape: Shape) -> Shape | None:
         measured = [one for one, profile in self._profiles.items() if profile]

@@ -1,8 +1,9 @@
 """Times UNet calls by batch size, once per device and checkpoint, so that batches are as large as pays and no larger."""
 
+import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -42,6 +43,19 @@ def measure(checkpoint: Checkpoint, shape: Shape, batches: Iterable[int], *, dea
         if one.seconds / samples >= WORTHWHILE * best or time.perf_counter() >= deadline:
             return
         best = one.seconds / samples
+
+
+def lasting(ask: Callable[[], int], seconds: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], int]:
+    """Return `ask`, whose answer is good for so many seconds: asking a driver at every step would cost what a small step does."""
+    known, until = 0, -math.inf
+
+    def answer() -> int:
+        nonlocal known, until
+        if clock() >= until:
+            known, until = ask(), clock() + seconds
+        return known
+
+    return answer
 
 
 def free_bytes(device: torch.device) -> int:

@@ -21,6 +21,9 @@ class Limits(Protocol):
     def shrink(self, bucket: Hashable, samples: int) -> None:
         """Learn that a call of so many samples ran out of memory."""
 
+    def fitted(self, bucket: Hashable, samples: int) -> None:
+        """Learn that a call of so many samples did not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place(Generic[R]):
@@ -83,9 +86,17 @@ class BatchScheduler(Generic[R]):
         """Lower the limit of the bucket whose batch ran out of memory. False when the batch was a single request."""
         if len(batch) == 1:
             return False
-        home = self._homes[batch[0]]
-        self._limits.shrink(home, sum(self._buckets[home].places[request].samples for request in batch))
+        self._limits.shrink(*self._measured(batch))
         return True
+
+    def fitted(self, batch: list[R]) -> None:
+        """Tell the limits that a batch did not run out of memory."""
+        self._limits.fitted(*self._measured(batch))
+
+    def _measured(self, batch: list[R]) -> tuple[Hashable, int]:
+        """Return a batch's bucket and how many samples it has."""
+        home = self._homes[batch[0]]
+        return home, sum(self._buckets[home].places[request].samples for request in batch)
 
 
 def _fitting(bucket: Bucket[R], limit: int) -> list[Place[R]]:
