@@ -1,6 +1,8 @@
 """Images in an S3-compatible store. Keys are built here alone; vendor errors become the farm's at this border."""
 
 from collections.abc import Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +14,7 @@ from shared.errors import NoBucket, ObjectMissing, StorageUnavailable
 from shared.settings import Settings
 
 DELETED_AT_ONCE = 1000  # what S3 takes in one request
+SKEW_S = 5 * 60  # stores refuse what was signed more than 15 minutes ago or ahead
 
 # What mends a store's refusal, by its code; HEAD requests have only the status.
 ADVICE = {
@@ -142,7 +145,7 @@ class Storage:
         try:
             return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
         except (BotoCoreError, ClientError) as error:
-            code = _code(error)
+            code = "RequestTimeTooSkewed" if _is_skewed(error) else _code(error)
             if code == "NoSuchKey":
                 raise ObjectMissing(f"The image storage has no object {arguments.get('Key')}.") from error
             advice = f"; {ADVICE[code]}" if code in ADVICE else ""
@@ -151,6 +154,19 @@ class Storage:
 
 def _code(error: BaseException | None) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+def _is_skewed(error: BaseException) -> bool:
+    """Whether a refusal without words came from a store whose clock says something else than this machine's."""
+    if _code(error) != "403":
+        return False
+    assert isinstance(error, ClientError)  # noqa: S101 - others have no code
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    try:
+        told = parsedate_to_datetime(headers.get("date", ""))
+    except ValueError:
+        return False
+    return abs((told - datetime.now(told.tzinfo)).total_seconds()) > SKEW_S
 
 
 def _client(settings: Settings, endpoint_url: str | None, tries: int, read_s: float) -> Any:

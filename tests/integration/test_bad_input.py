@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Self
 
 import pytest
 
-from shared.errors import NoBucket
+from shared.errors import NoBucket, StorageUnavailable
 from shared.settings import Settings
 from shared.storage import Storage
 from tests import studio
@@ -50,6 +52,23 @@ def test_a_missing_bucket_is_named(settings: Settings) -> None:
     Storage(settings).check()
     with pytest.raises(NoBucket, match="FARM_S3_BUCKET"):
         Storage(settings.model_copy(update={"s3_bucket": "another"})).check()
+
+
+@pytest.mark.parametrize("act", ["ping", "put"])
+def test_a_clock_that_is_wrong_is_named(storage: Storage, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
+    """The store is real, and so is its refusal; only this process takes the time to be three hours later."""
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_: Ahead.now(UTC).replace(tzinfo=None))
+    monkeypatch.setattr("shared.storage.datetime", Ahead)
+    with pytest.raises(StorageUnavailable, match="set this machine's clock: timedatectl set-ntp true"):
+        storage.ping() if act == "ping" else storage.put("jobs/clock", b"", content_type="image/png")
+
+
+class Ahead(datetime):
+    """A clock three hours fast."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) + timedelta(hours=3)
 
 
 def started(process: tuple[str, ...], **changes: str) -> tuple[int, str]:
