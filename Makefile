@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format bench bench-api chaos fuzz simulate screenshots images audit clean
+.PHONY: help demo test up check format bench bench-api bench-flood chaos fuzz simulate screenshots images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ bench: $(DEV_STAMP) ## Time the engine against a bare pipeline; BENCH="--device 
 
 bench-api: $(DEV_STAMP) ## Time submits, first steps and notifications with a model that does nothing
 	@$(BIN)/python -m tests.bench.api $(BENCH)
+
+bench-flood: $(DEV_STAMP) ## Pour 50,000 submits into a farm that renders; what becomes of its memory and its renders
+	@$(BIN)/python -m tests.bench.flood $(BENCH)
 
 chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that nothing is lost; CHAOS="--seed 2"
 	@$(BIN)/python -m tests.chaos $(CHAOS)

@@ -1,35 +1,54 @@
-"""`python -m tests.bench.flood`: what 50,000 submits at once do to the api's memory and to a render under way.
+"""`python -m tests.bench.flood`: what 50,000 submits at once do to the api's memory and to renders under way.
 
-Starts the embedded farm with one worker, times a render alone, then the same render while the flood comes, and prints both with
-the api's memory before, at the peak and after. The flood is for a checkpoint that no worker serves, so that it only waits.
-Client, api, database and worker share this machine's cores; on a GPU machine the render has its own. Asserts nothing: a timing
-is no test.
+A farm of real processes whose device sketches: a step lasts as long as on a GPU and takes no core, so that what is timed is what
+the flood does to the farm's own part of a render. Renders follow one another, first alone, then while the flood comes for a
+checkpoint that no worker serves, where it only waits. Client, api, worker and engines share this machine's cores. Asserts
+nothing: a timing is no test.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-from deploy.standalone.farm import Farm, UpOptions
-from deploy.standalone.postgres import known_url
+from deploy.standalone import ports
+from deploy.standalone.farm import engines_only
+from shared import migrations
 from shared.db import CheckpointRow, Database
 from shared.settings import Settings
-from tests.bench.pour import pour
+from tests import parts
+from tests.bench.pour import Poured, pour
+from tests.chaos import sketch
 from tests.factories import DEMO
 
+HOST = "127.0.0.1"
 ELSEWHERE = "elsewhere"
+STEP_S = 0.05  # of four images at 512 px on a fast GPU
 PROMPT = {"prompt": "a red circle on a blue background"}
-RENDER = {**PROMPT, "checkpoint": DEMO, "width": 256, "height": 256, "steps": 150, "num_images": 4}
+RENDER = {**PROMPT, "checkpoint": DEMO, "width": 256, "height": 256, "steps": 60, "num_images": 4}
+ALONE = 8
 MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A farm that runs."""
+
+    url: str
+    api_pid: int
+    http: httpx.Client
 
 
 class Memory:
@@ -57,60 +76,97 @@ class Memory:
             self.peak_mib = max(self.peak_mib, self.now_mib())
 
 
+class Renders:
+    """Has one picture after the other rendered while the block lasts."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._go_on)
+        self.took_s: list[float] = []
+
+    def __enter__(self) -> "Renders":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _go_on(self) -> None:
+        while not self._done.is_set():
+            self.took_s.append(_rendered(self._http))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.flood", description=__doc__)
     parser.add_argument("--submits", type=int, default=50_000)
     parser.add_argument("--clients", type=int, default=64)
     asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, _farm(Path(folder)) as stage:
+        print(json.dumps(_measured(stage, asked.submits, asked.clients), indent=1))  # noqa: T201 - a command line tool
+
+
+@contextmanager
+def _farm(folder: Path) -> Iterator[Stage]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
-    with tempfile.TemporaryDirectory() as folder:
-        options = UpOptions(port=0, data_dir=Path(folder), environ={**environ, "FARM_PREVIEW_SECONDS": "0"})
-        with Farm(options) as farm, httpx.Client(base_url=farm.url, timeout=60) as http:
-            _announce(Path(folder))
-            print(json.dumps(_measured(farm, http, asked.submits, asked.clients), indent=1))  # noqa: T201 - a command line tool
+    port = ports.pick(HOST)
+    with ExitStack() as stack:
+        env = stack.enter_context(engines_only(folder / "engines", environ))
+        migrations.upgrade(env["FARM_DATABASE_URL"])
+        _announce(env["FARM_DATABASE_URL"])
+        started = {}
+        for name, argv in {"api": (*parts.API, str(port)), "courier": parts.COURIER, "gpu": parts.worker()}.items():
+            (folder / name).mkdir()
+            settings = {**env, "FARM_AUTH": "none", sketch.STEP_VARIABLE: str(STEP_S)}
+            started[name] = stack.enter_context(parts.running(argv, folder / name, settings))
+        url = f"http://{HOST}:{port}"
+        http = stack.enter_context(httpx.Client(base_url=url, timeout=60))
+        while not _serves(http):
+            time.sleep(0.1)
+        yield Stage(url, started["api"].pid, http)
 
 
-def _announce(folder: Path) -> None:
-    url = known_url(folder)
-    assert url is not None
-    db = Database(Settings.model_validate({"database_url": url}))
+def _announce(database_url: str) -> None:
+    db = Database(Settings.model_validate({"database_url": database_url}))
     with db.transaction() as session:
         session.add(CheckpointRow(name=ELSEWHERE, size_bytes=1))
     db.close()
 
 
-def _measured(farm: Farm, http: httpx.Client, submits: int, clients: int) -> dict[str, Any]:
-    _rendered(http)  # warm
-    alone_s = _rendered(http)
-    with Memory(farm.pids()["api"]) as memory:
+def _serves(http: httpx.Client) -> bool:
+    try:
+        served = http.get("/v1/checkpoints").json()["checkpoints"]
+    except httpx.TransportError:
+        return False
+    return any(one["name"] == DEMO and one["ready_workers"] for one in served)
+
+
+def _measured(stage: Stage, submits: int, clients: int) -> dict[str, Any]:
+    _rendered(stage.http)  # warm
+    alone_s = [_rendered(stage.http) for _ in range(ALONE)]
+    with Memory(stage.api_pid) as memory:
         before_mib = memory.now_mib()
-        job_id = _begun(http)
-        flood = asyncio.run(pour(farm.url, {**PROMPT, "checkpoint": ELSEWHERE}, submits=submits, clients=clients))
+        with Renders(stage.http) as renders:
+            flood: Poured = asyncio.run(
+                pour(stage.url, {**PROMPT, "checkpoint": ELSEWHERE}, submits=submits, clients=clients)
+            )
         after_mib = memory.now_mib()
-        flooded_s = _finished(http, job_id)
+    alone, flooded = statistics.median(alone_s), statistics.median(renders.took_s)
     return {
         "submits": dict(flood.statuses),
         "submits_per_s": round(flood.per_s, 1),
         "api_mib": {"before": round(before_mib), "peak": round(memory.peak_mib), "after": round(after_mib)},
-        "render_s": {"alone": alone_s, "in the flood": flooded_s, "ratio": round(flooded_s / alone_s, 2)},
+        "renders": len(renders.took_s),
+        "render_s": {"alone": round(alone, 3), "in the flood": round(flooded, 3), "ratio": round(flooded / alone, 3)},
     }
 
 
 def _rendered(http: httpx.Client) -> float:
-    return _finished(http, _begun(http))
-
-
-def _begun(http: httpx.Client) -> str:
-    job_id: str = http.post("/v1/jobs", json=RENDER).raise_for_status().json()["id"]
-    while http.get(f"/v1/jobs/{job_id}").json()["progress"]["steps_done"] == 0:
-        time.sleep(0.02)
-    return job_id
-
-
-def _finished(http: httpx.Client, job_id: str) -> float:
-    while (job := http.get(f"/v1/jobs/{job_id}").json())["state"] in {"queued", "running"}:
-        time.sleep(0.1)
+    """Have a picture rendered; returns how long it took from the first step to the last upload, in seconds."""
+    answer = http.post("/v1/jobs", json=RENDER, params={"wait": 60}).raise_for_status()
+    job = answer.json()
     assert job["state"] == "succeeded", job
     return float(job["timings"]["render_s"])
 

@@ -20,10 +20,10 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 @contextmanager
-def farm(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def farm(*arguments: str, profile_s: float = 0) -> Iterator["subprocess.Popen[str]"]:
     """Run a command whose farm is embedded, whatever the engines of other tests put into the environment."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
-    env["PYTHONPATH"] = str(ROOT)
+    env |= {"PYTHONPATH": str(ROOT), "FARM_PROFILE_SECONDS": str(profile_s)}
     process = subprocess.Popen(
         [*FARM, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -50,7 +50,7 @@ def processes_of(folder: Path) -> list[list[str]]:
 
 
 def test_the_demo_ends_with_its_picture_and_leaves_no_process(tmp_path: Path) -> None:
-    with farm("demo", "--data-dir", str(tmp_path)) as process:
+    with farm("demo", "--data-dir", str(tmp_path), profile_s=20) as process:  # as a newcomer's is
         out, err = process.communicate(timeout=150)
     assert process.returncode == 0, err
     found = re.fullmatch(r"(\S+\.png) seed=\d+ took=[\d.]+s\n", out)
