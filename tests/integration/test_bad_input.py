@@ -13,6 +13,7 @@ from shared.errors import NoBucket, StorageUnavailable
 from shared.settings import Settings
 from shared.storage import Storage
 from tests import studio
+from tests.servers import Handler, Server
 
 CELERY = ("-m", "celery", "-A")
 SLOTS = ("worker", "--pool", "threads", "--concurrency", "1", "-n", "bad@here")
@@ -61,6 +62,34 @@ def test_a_clock_that_is_wrong_is_named(storage: Storage, monkeypatch: pytest.Mo
     monkeypatch.setattr("shared.storage.datetime", Ahead)
     with pytest.raises(StorageUnavailable, match="set this machine's clock: timedatectl set-ntp true"):
         storage.ping() if act == "ping" else storage.put("jobs/clock", b"", content_type="image/png")
+
+
+class FarAway(Handler):
+    """Refuses as AWS does what is signed for another region than the bucket's; no store that runs here looks at regions."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_HEAD()
+
+    def do_HEAD(self) -> None:
+        self.remember()
+        if "/eu-central-1/s3/" in self.headers["Authorization"]:
+            self.answer(200, Connection="close")
+            return
+        told = b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-central-1</Region></Error>"
+        self.answer(400, told, x_amz_bucket_region="eu-central-1", Connection="close")
+
+
+def test_a_wrong_region_mends_itself(settings: Settings) -> None:
+    server = Server(FarAway)
+    try:
+        mistaken = {"s3_endpoint_url": server.url, "s3_region": "us-west-2", "s3_bucket": "far"}
+        storage = Storage(settings.model_copy(update=mistaken))
+        storage.ping()
+        storage.put("jobs/far", b"far", content_type="image/png")
+    finally:
+        server.stop()
+    assert [what for what, *_ in server.asked] == ["HEAD /far", "HEAD /far", "PUT /far/jobs/far"]
 
 
 class Ahead(datetime):
