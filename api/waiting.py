@@ -163,7 +163,7 @@ class Waiting:
             try:
                 await self._follow()
             except (RedisError, OSError) as error:
-                log.warning("waiting.disconnected", error=str(error))
+                log.warning("waiting.disconnected", error=str(error), fix=events.FIX)
             except Exception:  # a message that cannot be read must not leave everyone waiting
                 log.exception("waiting.crashed")
             await asyncio.sleep(_RECONNECT_S)

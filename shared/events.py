@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from shared.states import JobState
 
 CHANNEL = "farm:events"
+FIX = "start Redis, or mend FARM_REDIS_URL"  # told where nobody can be answered: the process goes on and tries again
 _RECONNECT_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
@@ -73,7 +74,7 @@ class Listener:
             try:
                 self._listen()
             except (RedisError, OSError) as error:
-                log.warning("events.disconnected", error=str(error))
+                log.warning("events.disconnected", error=str(error), fix=FIX)
             except Exception:  # a message that cannot be read must not deafen the process
                 log.exception("events.crashed")
             self._stopped.wait(_RECONNECT_SECONDS)

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+import torch
+from pydantic import SecretStr
 
+from deploy.standalone import ports
 from shared.errors import NoBucket, StorageUnavailable
 from shared.settings import Settings
 from shared.storage import Storage
-from tests import studio
+from tests import parts, studio
+from tests.chaos.farm import until
 from tests.servers import Handler, Server
 
 CELERY = ("-m", "celery", "-A")
@@ -20,6 +24,7 @@ SLOTS = ("worker", "--pool", "threads", "--concurrency", "1", "-n", "bad@here")
 WORKER, COURIER = (*CELERY, "worker.gpu", *SLOTS), (*CELERY, "worker.cpu", *SLOTS)
 API = ("-m", "api.serve")
 MIGRATE = ("-c", "import sys; from api.cli import main; sys.exit(main(['migrate']))")
+WAIT_S = 30.0
 NOWHERE = "postgresql://farm:s3same@127.0.0.1:9/farm"
 
 
@@ -41,12 +46,49 @@ def test_a_process_says_what_is_wrong_and_ends(process: tuple[str, ...], name: s
     assert "s3same" not in said
 
 
+def test_a_wrong_password_is_told_from_a_database_that_is_down(settings: Settings) -> None:
+    status, said = started(MIGRATE, FARM_DATABASE_URL=_mistaken(settings.database_url))
+    assert status == 1
+    assert "mend FARM_DATABASE_URL" in said
+    assert "password authentication failed" in said
+    assert "s3same" not in said
+    assert "Traceback" not in said
+
+
+def test_a_wrong_password_of_redis_is_told_and_tried_again(settings: Settings, tmp_path: Path) -> None:
+    """Without Redis the api goes on; its supervisor has nothing to do."""
+    wrong = {"FARM_REDIS_URL": _mistaken(settings.redis_url)}
+    with parts.running((*parts.API, str(ports.pick("127.0.0.1"))), tmp_path, wrong) as api:
+        assert until(lambda: "mend FARM_REDIS_URL" in (tmp_path / "stdout").read_text(), WAIT_S)
+        assert api.poll() is None
+    said = (tmp_path / "stdout").read_text() + (tmp_path / "stderr").read_text()
+    assert "invalid username-password pair" in said
+    assert "s3same" not in said
+
+
+def _mistaken(url: SecretStr) -> str:
+    """Return an engine's address with a password that is wrong."""
+    scheme, rest = url.get_secret_value().split("://")
+    user, place = rest.split("@")
+    return f"{scheme}://{user.split(':')[0]}:s3same@{place}"
+
+
 @pytest.mark.usefixtures("settings")
-def test_a_half_downloaded_checkpoint_ends_its_worker(tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_missing_driver_ends_its_worker() -> None:
+    status, said = started(WORKER, FARM_DEVICE="cuda")
+    assert status == 1
+    assert "mend the NVIDIA driver" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_half_downloaded_or_missing_checkpoint_ends_its_worker(tmp_path: Path) -> None:
     half = tmp_path / "half.safetensors"
     half.write_bytes(studio.DEMO.read_bytes()[:100_000])
-    status, said = started(WORKER, FARM_CHECKPOINT=str(half))
-    assert (status, str(half) in said, "Traceback" in said) == (1, True, False)
+    for path in (half, tmp_path / "none.safetensors"):
+        status, said = started(WORKER, FARM_CHECKPOINT=str(path))
+        assert (status, str(path) in said, "Traceback" in said) == (1, True, False)
 
 
 def test_a_missing_bucket_is_named(settings: Settings) -> None:
