@@ -77,6 +77,17 @@ class JobRow(Base):
         Index("jobs_of_batch", "batch_id", "batch_index", postgresql_where=text("batch_id IS NOT NULL")),
         Index("jobs_retries", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
         Index("jobs_snapshots", "id", postgresql_where=text("snapshot_attempt IS NOT NULL")),
+        # Who starts from a stored picture.
+        Index(
+            "jobs_of_init_image",
+            text("(params->>'init_image')"),
+            postgresql_where=text("params->>'init_image' IS NOT NULL"),
+        ),
+        Index(
+            "jobs_of_mask_image",
+            text("(params->>'mask_image')"),
+            postgresql_where=text("params->>'mask_image' IS NOT NULL"),
+        ),
         Index("jobs_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         # Those that ended and may have left objects that nobody sees.
         Index(
@@ -180,6 +191,16 @@ class UploadRow(Base):
     owner: Mapped[str]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class InputRow(Base):
+    """A stored picture that jobs start from. Until `kept_until` nobody asks whether any does (`shared.inputs`)."""
+
+    __tablename__ = "inputs"
+    __table_args__ = (Index("inputs_by_time", "kept_until"),)
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    kept_until: Mapped[datetime]
 
 
 class RemovedJobRow(Base):

@@ -77,13 +77,14 @@ def upkeep() -> None:
 
 @app.task(name="courier.forget")
 def forget() -> None:
-    """Forget what is older than anyone may still ask for: events, uploads, jobs; and what attempts left in the storage."""
+    """Forget what nobody may ask for any more: old events, uploads and jobs, what attempts left, pictures without jobs."""
     try:
         maintenance.forget_events(db, older_than_s=settings.event_retention_seconds)
         maintenance.sweep_snapshots(db, storage)
         maintenance.sweep_litter(db, storage)
         maintenance.sweep_uploads(db, storage)
         maintenance.remove_aged(db, storage, days=settings.retention_days)
+        maintenance.sweep_inputs(db, storage)
     except FarmError as error:
         log.warning("forget.failed", code=error.code, error=str(error))
 

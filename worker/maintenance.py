@@ -4,7 +4,7 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, canaries, events, fleet, outbox, promises, removal, shares, upkeep, uploads
+from shared import broker, canaries, events, fleet, inputs, outbox, promises, removal, shares, upkeep, uploads
 from shared.db import Database
 from shared.states import JobState
 from shared.storage import Storage, snapshot_key, upload_key
@@ -128,4 +128,18 @@ def sweep_uploads(db: Database, storage: Storage) -> int:
             uploads.forget(session, over)
         swept += len(over)
         if len(over) < uploads.FORGOTTEN_AT_ONCE:
+            return swept
+
+
+def sweep_inputs(db: Database, storage: Storage) -> int:
+    """Delete the pictures from which no job starts any more. Returns how many."""
+    swept = 0
+    while True:
+        with db.transaction() as session:  # open while objects go: who stores the same picture again waits for its end
+            due = inputs.due(session)
+            gone = inputs.unused(session, due)
+            storage.delete_all(gone)
+            inputs.settle(session, due, gone)
+        swept += len(gone)
+        if len(due) < inputs.JUDGED_AT_ONCE:
             return swept

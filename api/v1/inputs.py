@@ -10,9 +10,9 @@ from api.callers import Caller
 from api.deps import Desk
 from api.v1.resolution import Inputs
 from api.v1.submissions import Submission
-from shared import pictures, uploads
+from shared import inputs, pictures, uploads
 from shared.errors import InvalidRequest, ObjectMissing
-from shared.storage import Storage, input_key, upload_key
+from shared.storage import input_key, upload_key
 
 # Different pictures in one batch: each takes up to a second of a thread while the client waits.
 MAX_PAIRS = 32
@@ -28,7 +28,7 @@ def receive(desk: Desk, caller: Caller, submission: Submission) -> Inputs:
     with desk.intake.decoding():
         init = pictures.decode(init_file, what="init_image")
         mask = pictures.decode_mask(mask_file) if mask_file is not None else None
-        return Inputs(_stored(desk.storage, init), init.size, _stored(desk.storage, mask) if mask else None)
+        return Inputs(_stored(desk, init), init.size, _stored(desk, mask) if mask else None)
 
 
 def receive_all(desk: Desk, caller: Caller, submissions: Sequence[Submission]) -> Sequence[Inputs]:
@@ -67,9 +67,11 @@ def _upload_id(text: str) -> UUID | None:
         return None
 
 
-def _stored(storage: Storage, picture: Image) -> str:
+def _stored(desk: Desk, picture: Image) -> str:
     """Store under a name made of the content, so that the same picture sent again is the same object."""
     data = pictures.to_png(picture)
     key = input_key(hashlib.sha256(data).hexdigest())
-    storage.put(key, data, content_type="image/png")
+    with desk.db.transaction() as session:
+        inputs.keep(session, key)  # first, in its own transaction: only a row that is seen protects the object
+    desk.storage.put(key, data, content_type="image/png")
     return key

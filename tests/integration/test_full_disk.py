@@ -121,12 +121,12 @@ def test_processes_whose_logs_cannot_be_written_go_on(db: Database, tmp_path: Pa
             farm.enter_context(parts.running(argv, tmp_path / name, stdout=Path("/dev/full")))
         client = farm.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20))
         assert until(lambda: _state(client, job) == "succeeded", WAIT_S)
-        for name in ("api", "courier", "gpu"):  # a line may be written after the state that it tells of
-            assert until(lambda said=tmp_path / name / "stderr": lost in said.read_text(), WAIT_S), name
-    for name in ("api", "courier", "gpu"):
-        said = (tmp_path / name / "stderr").read_text()
-        assert "Traceback" not in said
-        assert said.count("logs are lost") == 1
+        said = [tmp_path / name / "stderr" for name in ("api", "courier", "gpu")]
+        # A line may be written after the state that it tells of.
+        assert until(lambda: all(lost in path.read_text() for path in said), WAIT_S)
+    for path in said:
+        assert "Traceback" not in path.read_text()
+        assert path.read_text().count("logs are lost") == 1
 
 
 def test_a_farm_without_room_does_not_start(disk: Callable[[str], Disk]) -> None:

@@ -22,7 +22,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 POLICIES = {
     "worker": {"jobs/": {"Put"}, "inputs/": {"Get"}, "snapshots/": {"Put", "Get", "Delete"}},
     "api": {"jobs/": {"Get", "Delete"}, "snapshots/": {"Delete"}, "inputs/": {"Put"}, "uploads/": {"Put", "Get"}},
-    "courier": {"jobs/": {"Delete"}, "snapshots/": {"Delete"}, "uploads/": {"Delete"}},
+    "courier": {"jobs/": {"Delete"}, "snapshots/": {"Delete"}, "uploads/": {"Delete"}, "inputs/": {"Delete"}},
 }
 
 
