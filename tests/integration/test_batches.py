@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -27,19 +26,6 @@ from tests.factories import DEMO, params
 from tests.integration.test_api import BODY, problem
 
 GRID = {"template": BODY, "grid": {"guidance_scale": [5.0, 9.0], "steps": [1, 2]}}
-
-
-@pytest.fixture(scope="module")
-def front(engines: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(engines), raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture
-def client(front: TestClient, announced: str, redis: Redis) -> TestClient:
-    assert announced == DEMO
-    assert redis.dbsize() == 0
-    return front
 
 
 def submit(client: TestClient, **changes: Any) -> str:

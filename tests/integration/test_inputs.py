@@ -2,41 +2,23 @@
 
 import base64
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from redis import Redis
 from sqlalchemy import select, text, update
 from sqlalchemy.dialects import postgresql
 
-from api.main import create_app
 from shared import inputs
 from shared.db import Database, InputRow
 from shared.errors import ObjectMissing, StorageUnavailable
-from shared.settings import Settings
 from shared.storage import Storage
-from tests.factories import DEMO
 from tests.integration.test_api import BODY
 from tests.integration.test_batches import png
 from worker import maintenance
 
 WAIT_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def front(engines: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(engines), raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture
-def client(front: TestClient, announced: str, redis: Redis) -> TestClient:
-    assert announced == DEMO
-    assert redis.dbsize() == 0
-    return front
 
 
 def submit(client: TestClient, colour: str = "#ff0000", **more: Any) -> dict[str, Any]:

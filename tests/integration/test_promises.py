@@ -1,34 +1,16 @@
 """A submission that is sent twice under one key, or one id of the client's, makes one job."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from redis import Redis
 from sqlalchemy import func, select, update
 
-from api.main import create_app
 from shared import promises
 from shared.db import Database, JobRow, PromiseRow
-from shared.settings import Settings
-from tests.factories import DEMO
 from tests.integration.test_api import BODY, problem
-
-
-@pytest.fixture(scope="module")
-def front(engines: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(engines), raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture
-def client(front: TestClient, announced: str, redis: Redis) -> TestClient:
-    assert announced == DEMO
-    assert redis.dbsize() == 0
-    return front
 
 
 def submit(client: TestClient, key: str, **changes: Any) -> Any:

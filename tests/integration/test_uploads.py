@@ -1,13 +1,11 @@
 """Pictures that clients bring by themselves, straight to the storage or through the api, and name in jobs."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from redis import Redis
 from sqlalchemy import update
 
 from api.main import create_app
@@ -16,25 +14,11 @@ from shared.db import Database, UploadRow
 from shared.errors import ObjectMissing
 from shared.settings import Settings
 from shared.storage import Storage, upload_key
-from tests.factories import DEMO
 from tests.integration.test_api import BODY, problem
 from tests.integration.test_batches import png
 from worker import maintenance
 
 PICTURE = png("#ff0000")
-
-
-@pytest.fixture(scope="module")
-def front(engines: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(engines), raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture
-def client(front: TestClient, announced: str, redis: Redis) -> TestClient:
-    assert announced == DEMO
-    assert redis.dbsize() == 0
-    return front
 
 
 def announce(client: TestClient, size_bytes: int = len(PICTURE)) -> dict[str, Any]:
