@@ -1,6 +1,7 @@
 """How jobs and their objects leave: by their owner's wish, by age, and the litter of attempts that came to nothing.
 
 Objects go first, then rows: a courier that dies between finds the rows again. A tombstone stays, so that the id answers 410.
+What a stale attempt writes after that is named by no row any more; it is found by walking the bucket.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from shared import batches, jobs
-from shared.db import JobRow, RemovedJobRow
+from shared.db import ImageRow, JobRow, RemovedJobRow
 from shared.errors import JobNotFinal
 from shared.states import JobState
-from shared.storage import image_key, snapshot_key
+from shared.storage import image_key, job_of, snapshot_key
 from shared.upkeep import LATE_WRITE
 
 BATCH = 100
@@ -71,6 +72,20 @@ def mark_swept(session: Session, rows: Sequence[JobRow]) -> None:
     """Say that these jobs left nothing behind."""
     swept = update(JobRow).where(JobRow.id.in_([row.id for row in rows])).values(is_swept=True)
     session.execute(swept.execution_options(synchronize_session=False))
+
+
+def orphans(session: Session, keys: Sequence[str]) -> list[str]:
+    """Tell which of these objects belong to jobs that are over and are not shown by them.
+
+    Objects of jobs that this database has never known are left alone: it may be another one, or restored from before them.
+    """
+    owners = {key: job_id for key in keys if (job_id := job_of(key))}
+    ids = set(owners.values())
+    # The states before the images: a job that is over by then shows all that it will ever show.
+    over = set(session.scalars(select(JobRow.id).where(JobRow.id.in_(ids), JobRow.finished_at.is_not(None))))
+    over |= set(session.scalars(select(RemovedJobRow.id).where(RemovedJobRow.id.in_(ids))))
+    shown = set(session.scalars(select(ImageRow.key).where(ImageRow.job_id.in_(over))))
+    return [key for key, job_id in owners.items() if job_id in over and key not in shown]
 
 
 def _pictures(row: JobRow, attempts: range) -> list[str]:

@@ -1,5 +1,6 @@
-"""Images in an S3-compatible store. Keys are built here alone; vendor errors become the farm's at this border."""
+"""Images in an S3-compatible store. Keys are built and read here alone; vendor errors become the farm's at this border."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -14,6 +15,10 @@ from shared.errors import NoBucket, ObjectMissing, StorageUnavailable
 from shared.settings import Settings
 
 DELETED_AT_ONCE = 1000  # what S3 takes in one request
+LISTED_AT_ONCE = 1000  # what S3 answers at most
+
+IMAGES = "jobs/"
+SNAPSHOTS = "snapshots/"
 SKEW_S = 5 * 60  # stores refuse what was signed more than 15 minutes ago or ahead
 
 # What mends a store's refusal, by its code; HEAD requests have only the status.
@@ -37,12 +42,12 @@ ADVICE = {
 
 def image_key(job_id: UUID, attempt: int, index: int) -> str:
     """Name an image's object. The attempt is in the key, so a zombie cannot overwrite the visible image."""
-    return f"jobs/{job_id}/{attempt}/{index}.png"
+    return f"{IMAGES}{job_id}/{attempt}/{index}.png"
 
 
 def snapshot_key(job_id: UUID, attempt: int) -> str:
     """Name what an attempt keeps of a job that is not finished."""
-    return f"snapshots/{job_id}/{attempt}.safetensors"
+    return f"{SNAPSHOTS}{job_id}/{attempt}.safetensors"
 
 
 def input_key(sha256: str) -> str:
@@ -53,6 +58,16 @@ def input_key(sha256: str) -> str:
 def upload_key(upload_id: UUID) -> str:
     """Name the file that a client brings by itself, as it came."""
     return f"uploads/{upload_id}"
+
+
+def job_of(key: str) -> UUID | None:
+    """Return the job whose image or snapshot an object is; None for any other."""
+    found = _OF_A_JOB.fullmatch(key)
+    return UUID(found[1]) if found else None
+
+
+_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_OF_A_JOB = re.compile(rf"(?:{IMAGES}|{SNAPSHOTS})({_ID})/\d+(?:/\d+\.png|\.safetensors)")
 
 
 class Storage:
@@ -86,6 +101,11 @@ class Storage:
             if _code(error.__cause__) == "404":
                 raise ObjectMissing(f"The image storage has no object {key}.") from error
             raise
+
+    def keys(self, prefix: str, *, after: str = "") -> Sequence[str]:
+        """Return the keys of a prefix in their order, those after one, at most `LISTED_AT_ONCE`."""
+        page = {"Prefix": prefix, "StartAfter": after, "MaxKeys": LISTED_AT_ONCE}
+        return [found["Key"] for found in self._call("list_objects_v2", **page).get("Contents", [])]
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is fine."""

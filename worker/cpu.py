@@ -45,6 +45,8 @@ app.conf.update(
 db = Database(settings, pool_size=8)
 redis = broker.connect(settings)
 storage = Storage(settings)
+# Where this courier's walk over the bucket has come to; a new one begins anew.
+places: dict[str, str] = {}
 
 board = Board()
 webhooks_sent = board.counter(metrics.WEBHOOKS_SENT)
@@ -85,6 +87,7 @@ def forget() -> None:
         maintenance.sweep_uploads(db, storage)
         maintenance.remove_aged(db, storage, days=settings.retention_days)
         maintenance.sweep_inputs(db, storage)
+        maintenance.sweep_orphans(db, storage, places)
     except FarmError as error:
         log.warning("forget.failed", code=error.code, error=str(error))
 

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from api.cli.checks import Role
 from shared.errors import ObjectMissing, StorageUnavailable
-from shared.storage import Storage, image_key, input_key, snapshot_key, upload_key
+from shared.storage import IMAGES, Storage, image_key, input_key, snapshot_key, upload_key
 
 PROBE = b"farm doctor"
 REFUSED = {"AccessDenied", "403"}
@@ -60,6 +60,7 @@ def _api(storage: Storage) -> None:
 
 
 def _courier(storage: Storage) -> None:
+    storage.keys(IMAGES)
     storage.delete(upload_key(_NOBODY))
     _remove(storage)
 

@@ -131,6 +131,17 @@ def shown_images_exist(history: History) -> Iterator[Violation]:
             yield Violation("object_differs", "a client downloaded something else than is announced", one.job)
 
 
+def only_what_is_shown_is_kept(history: History) -> Iterator[Violation]:
+    """2: what attempts left behind that came to nothing is swept from the storage, and nothing else is."""
+    if history.kept is None:
+        return
+    shown = {image.key: image.job for image in history.shown}
+    for key in sorted(history.kept - shown.keys()):
+        yield Violation("left_behind", f"{key} is still stored and nobody sees it")
+    for key in sorted(shown.keys() - history.kept):
+        yield Violation("object_missing", f"{key} was swept away", shown[key])
+
+
 def every_end_is_told_once(history: History) -> Iterator[Violation]:
     """6: one event for each attempt that started and one for the end, with the version of the row that it tells of."""
     told = defaultdict(list)
@@ -254,6 +265,7 @@ RULES: tuple[Rule, ...] = (
     poison_is_isolated,
     one_result_is_shown,
     shown_images_exist,
+    only_what_is_shown_is_kept,
     every_end_is_told_once,
     every_end_is_heard,
     what_is_heard_is_so,

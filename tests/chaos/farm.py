@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,9 +17,13 @@ from deploy.standalone.child import Event, Restarts
 from deploy.standalone.program import Program
 from deploy.standalone.serving import GpuWorker
 from deploy.standalone.supervisor import Supervisor
-from tests.chaos import proxy, sketch
+from shared.db import Database
+from shared.settings import Settings
+from shared.storage import Storage
+from tests.chaos import proxy, recorder, sketch
 from tests.chaos.proxy import Proxy
 from tests.chaos.recorder import Recorder
+from worker import maintenance
 
 HOST = "127.0.0.1"
 CHECKPOINT = "farm-demo"
@@ -41,14 +45,14 @@ class Stage:
     """A running farm and everything that a nemesis may lay hands on."""
 
     def __init__(
-        self, supervisor: Supervisor, url: str, proxies: Mapping[str, Proxy], recorder: Recorder, folder: Path
+        self, supervisor: Supervisor, url: str, proxies: Mapping[str, Proxy], direct: Mapping[str, str], folder: Path
     ) -> None:
         self._supervisor = supervisor
         self.url = url
         self.proxies = proxies
-        self.recorder = recorder
+        self.recorder = Recorder(direct["FARM_DATABASE_URL"])
         self.folder = folder
-        self.redis_url = ""
+        self._direct = direct
 
     @property
     def bucket(self) -> Path:
@@ -76,8 +80,25 @@ class Stage:
         return until(lambda: self.pid(name) != pid, timeout_s)
 
     def flush_redis(self) -> None:
-        with Redis.from_url(self.redis_url, socket_timeout=5) as client:
+        with Redis.from_url(self._direct["FARM_REDIS_URL"], socket_timeout=5) as client:
             client.flushall()
+
+    def swept(self, timeout_s: float) -> frozenset[str]:
+        """Walk the bucket as couriers do, past every proxy, until nothing more is found; return the keys that are left.
+
+        A worker that was frozen while it wrote may only now be done with it.
+        """
+        settings = Settings(**{name.removeprefix("FARM_").lower(): value for name, value in self._direct.items()})
+        with closing(Database(settings, pool_size=1)) as db:
+            shown = {image.key for image in self.recorder.shown()}
+            storage = Storage(settings)
+
+            def is_clean() -> bool:
+                maintenance.sweep_orphans(db, storage, {})
+                return recorder.kept(self.bucket) <= shown
+
+            until(is_clean, timeout_s)
+        return recorder.kept(self.bucket)
 
     def log_lines(self, prefix: str) -> Iterator[str]:
         """Read the logs of all parts of a name, older files too."""
@@ -113,8 +134,7 @@ def running(data_dir: Path, shape: Shape, on_event: Callable[[Event], None] = la
             for program in engine.programs:
                 supervisor.start(program)
         port = ports.pick(HOST)
-        stage = Stage(supervisor, f"http://{HOST}:{port}", proxies, Recorder(direct["FARM_DATABASE_URL"]), folder.path)
-        stage.redis_url = direct["FARM_REDIS_URL"]
+        stage = Stage(supervisor, f"http://{HOST}:{port}", proxies, direct, folder.path)
         stage.ambush.mkdir(exist_ok=True)
         # The receiver of webhooks is on this machine.
         loopback = {"FARM_ALLOW_PRIVATE_URLS": "true", "FARM_LOG_FORMAT": "json"}

@@ -101,6 +101,7 @@ class History:
     seen: Sequence[Seen]
     shown: Sequence[Shown]
     objects: Mapping[str, str]  # sha256 by key
+    kept: frozenset[str] | None = None  # the keys that were left when all had been swept; None where nobody swept
     told: Sequence[Told] = ()
     heard: Sequence[Heard] = ()
     faults: Sequence[Fault] = ()

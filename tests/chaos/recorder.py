@@ -12,6 +12,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import class_row
 
+from shared.storage import IMAGES, SNAPSHOTS
 from tests.chaos.history import Shown, Told, Version
 
 RECORDED = """
@@ -91,6 +92,12 @@ class Recorder:
 
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self._url, connect_timeout=5, autocommit=True)
+
+
+def kept(bucket: Path) -> frozenset[str]:
+    """Return the keys of everything that is stored of any job."""
+    files = (file for part in (IMAGES, SNAPSHOTS) for file in (bucket / part).rglob("*") if file.is_file())
+    return frozenset(file.relative_to(bucket).as_posix() for file in files)
 
 
 def stored(bucket: Path) -> Mapping[str, str]:

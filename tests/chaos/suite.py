@@ -23,6 +23,7 @@ from tests.chaos.sketch import POISON
 
 # A farm in which nothing at all has moved for so long is stuck; the lease of a webhook whose courier died lasts for half of it.
 STUCK_S = 60.0
+SWEPT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ def _gathered(stage: Stage, nemesis: Nemesis, clients: list[Client], receiver: R
         seen=[one for client in clients for one in client.seen],
         shown=record.shown(),
         objects=recorder.stored(stage.bucket),
+        kept=stage.swept(SWEPT_S),
         told=record.told(),
         heard=list(receiver.heard),
         faults=sorted(nemesis.done, key=lambda fault: fault.began),

@@ -19,7 +19,7 @@ from shared.settings import Settings
 from shared.storage import Storage
 
 POLICIES = Path(__file__).parents[2] / "deploy/s3-policy"
-ACTIONS = {"HeadBucket": "ListBucket", "DeleteObjects": "DeleteObject"}
+ACTIONS = {"HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket", "DeleteObjects": "DeleteObject"}
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def bound(settings: Settings) -> Callable[[str], Storage]:
         def judge(params: dict[str, Any], model: Any, **_: Any) -> None:
             resource = "arn:aws:s3:::${BUCKET}" + (f"/{params['Key']}" if "Key" in params else "")
             action = f"s3:{ACTIONS.get(model.name, model.name)}"
-            if not any(_allows(one, action, resource) for one in statements):
+            if not any(_allows(one, action, resource, params.get("Prefix", "")) for one in statements):
                 raise ClientError({"Error": {"Code": "AccessDenied", "Message": "Access Denied"}}, model.name)
 
         store = Storage(settings)
@@ -79,6 +79,12 @@ def test_the_doctor_says_what_a_key_may_do(
     assert ("deploy/s3-policy" in finding.fix) == (level is Level.FAIL)
 
 
-def _allows(statement: dict[str, Any], action: str, resource: str) -> bool:
+def _allows(statement: dict[str, Any], action: str, resource: str, prefix: str) -> bool:
     actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
-    return statement["Effect"] == "Allow" and action in actions and fnmatchcase(resource, statement["Resource"])
+    prefixes = statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix", ["*"])
+    return (
+        statement["Effect"] == "Allow"
+        and action in actions
+        and fnmatchcase(resource, statement["Resource"])
+        and any(fnmatchcase(prefix, one) for one in prefixes)
+    )

@@ -14,13 +14,14 @@ from typer.testing import CliRunner
 
 from api.cli.app import app as farm
 from api.main import create_app
-from shared import jobs
+from shared import jobs, removal
+from shared import storage as storages
 from shared.db import Database, JobRow
 from shared.errors import ObjectMissing, OutOfMemory, RenderFailed
 from shared.jobs import FinishedImage
 from shared.settings import Settings
 from shared.states import JobState
-from shared.storage import Storage, image_key
+from shared.storage import IMAGES, Storage, image_key, snapshot_key
 from tests.factories import DEMO, params
 from tests.integration.test_api import problem
 from tests.workshop import serving
@@ -201,6 +202,39 @@ def test_objects_of_attempts_that_came_to_nothing_are_swept(db: Database, storag
     assert maintenance.sweep_litter(db, storage) == 1
     assert [has(storage, key) for key in keys] == [False, True]
     assert maintenance.sweep_litter(db, storage) == 0
+
+
+def test_what_a_stale_attempt_writes_after_the_sweep_is_found(db: Database, storage: Storage) -> None:
+    done, removed, foreign = succeeded(db, storage), failed(db), uuid.uuid4()
+    waiting = submit(db)
+    claim(db)
+    with db.transaction() as session:
+        removal.remove(session, [jobs.get(session, removed)])
+    late = [image_key(done, 2, 0), image_key(removed, 1, 0), snapshot_key(done, 1), snapshot_key(removed, 3)]
+    kept = [image_key(done, 1, 0), image_key(waiting, 1, 0), snapshot_key(waiting, 1), image_key(foreign, 1, 0)]
+    strange = ["jobs/readme.txt", f"jobs/{done}/2/0.png.bak", f"jobs/{done}/0.png"]
+    for key in (*late, *kept, *strange):
+        storage.put(key, b"picture", content_type="image/png")
+    assert maintenance.sweep_orphans(db, storage, {}) >= len(late)  # other tests left some
+    assert {key: has(storage, key) for key in (*late, *kept, *strange)} == {
+        **dict.fromkeys(late, False),
+        **dict.fromkeys((*kept, *strange), True),
+    }
+
+
+def test_a_large_bucket_is_walked_bit_by_bit(db: Database, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = failed(db)
+    late = [image_key(dead, attempt, 0) for attempt in range(1, 8)]
+    for key in late:
+        storage.put(key, b"picture", content_type="image/png")
+    for module in (maintenance, storages):
+        monkeypatch.setattr(module, "LISTED_AT_ONCE", 2)
+    monkeypatch.setattr(maintenance, "PAGES_AT_ONCE", 2)
+    places = {IMAGES: f"{IMAGES}{dead}"}
+    assert maintenance.sweep_orphans(db, storage, places) == 4
+    assert places[IMAGES] == late[3]
+    assert maintenance.sweep_orphans(db, storage, places) >= 3
+    assert not any(has(storage, key) for key in late)
 
 
 def test_the_command_line_retries_and_deletes(
