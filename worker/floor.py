@@ -3,6 +3,7 @@
 import os
 import platform
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +22,7 @@ from shared.errors import BadCheckpoint, FarmError, WorkerUnfit
 from shared.events import Listener
 from shared.settings import Settings
 from shared.storage import Storage
-from worker import device
+from worker import device, handover
 from worker.company import Company
 from worker.engine.engine import Engine
 from worker.equipment import Equipment
@@ -38,6 +39,7 @@ from worker.vitals import Monitor, monitor
 from worker.watchdog import Watchdog
 
 WATCH_S = 1.0
+UNFIT_EXIT_STATUS = 69  # EX_UNAVAILABLE: the supervisor starts another process
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +58,7 @@ class Floor:
         self.is_condemned = False
         self.renderer: Renderer | None = None
         self._leases: Leases | None = None
+        self._end_drain: Callable[[], None] | None = None
 
     def open(self, worker_id: str, slots: int) -> None:
         """Load the checkpoint, start the engine and announce the worker."""
@@ -105,6 +108,7 @@ class Floor:
             snapshots=Snapshots(db, settings, weights=equipment.sha256 or ""),
         )
         self._leases = leases
+        self._end_drain = partial(self._hand_over, db, worker_id, self.renderer, engine, leases)
         self._announce(db, file, equipment, worker_id=worker_id, slots=slots)
         if fitness and settings.canary_seconds:
             self._run(Periodic("canary", fitness.look, every_s=settings.canary_seconds))
@@ -124,14 +128,19 @@ class Floor:
 
     def drain(self) -> None:
         """Claim no more; after the grace, hand back what still runs."""
-        if self.renderer is None or self._leases is None:
+        if self.renderer is None or self._end_drain is None:
             return
         self.is_draining = True
         log.info("worker.draining", grace_s=self._settings.drain_seconds)
         self.renderer.drain()
-        timer = Timer(self._settings.drain_seconds, self._leases.drain)
+        timer = Timer(self._settings.drain_seconds, self._end_drain)
         timer.daemon = True
         timer.start()
+
+    @property
+    def exit_status(self) -> int:
+        """With what the process is to end."""
+        return UNFIT_EXIT_STATUS if self.is_condemned else os.EX_OK
 
     def close(self) -> None:
         """Close everything, last opened first."""
@@ -175,6 +184,15 @@ class Floor:
         if self._leases is not None:
             self._leases.drain()
         self.leave()
+
+    def _hand_over(
+        self, db: Database, worker_id: str, renderer: Renderer, engine: Engine[Any, Any], leases: Leases
+    ) -> None:
+        """Have the slots hand back what they run, and end the process without those that do not come back."""
+        leases.drain()
+        if not handover.finish(leases.running, renderer.hand_back, lambda: engine.seconds_since_tick):
+            self._retire(db, worker_id)
+            os._exit(self.exit_status)
 
     def _take_over(self, db: Database, redis: Redis, worker_id: str, checkpoint: str) -> None:
         """Put back what a former process of this worker still held, before the checkpoint is loaded: others may be idle."""

@@ -23,7 +23,6 @@ from worker.floor import Floor, chosen_checkpoint
 SWITCH_INTERVAL_SECONDS = 0.001
 
 FORCED_EXIT_STATUS = 1
-UNFIT_EXIT_STATUS = 69  # EX_UNAVAILABLE: the supervisor starts another process
 
 # What mends an error that its own message, written for clients, leaves open.
 FIXES = {
@@ -84,8 +83,8 @@ def _drain(**_: Any) -> None:
 @signals.worker_shutdown.connect(weak=False)
 def _close(sender: Any, **_: Any) -> None:
     floor.close()
-    if floor.is_condemned:
-        sender.exitcode = UNFIT_EXIT_STATUS
+    if floor.exit_status:
+        sender.exitcode = floor.exit_status
 
 
 @contextmanager

@@ -279,6 +279,10 @@ class Renderer:
             return  # canceled or rescued: the row has already moved on without us
         if self._snapshots is not None:
             self._keep(running, self._snapshots)
+        self.hand_back(running)
+
+    def hand_back(self, running: Running) -> None:
+        """Put a job back into the queue, through no fault of its own. One that has ended meanwhile is left alone."""
 
         def act() -> bool:
             with self._db.transaction() as session:

@@ -29,7 +29,11 @@ def main() -> int:
         shape=Shape(
             workers=arguments.workers,
             step_s=arguments.step_ms / 1000,
-            settings={"FARM_LEASE_SECONDS": str(lease_s), "FARM_HEARTBEAT_SECONDS": str(lease_s / 4)},
+            settings={
+                "FARM_LEASE_SECONDS": str(lease_s),
+                "FARM_HEARTBEAT_SECONDS": str(lease_s / 4),
+                "FARM_DRAIN_SECONDS": str(arguments.drain),
+            },
         ),
         strength=Strength(zombie_s=lease_s + 6, outage_s=arguments.outage),
         poison=arguments.poison,
@@ -51,6 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=14.0, help="how long clients submit")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--lease", type=float, default=20.0, help="seconds; 20 is the farm's default")
+    parser.add_argument("--drain", type=float, default=1.0, help="seconds of grace for what a drained worker runs")
     parser.add_argument("--outage", type=float, default=6.0, help="seconds that a broken dependency stays broken")
     parser.add_argument("--step-ms", type=float, default=20.0, help="milliseconds a denoising step takes")
     parser.add_argument("--poison", type=int, default=0, help="jobs per client that kill every worker that runs them")

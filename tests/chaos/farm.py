@@ -88,7 +88,9 @@ class Stage:
 
         A worker that was frozen while it wrote may only now be done with it.
         """
-        settings = Settings(**{name.removeprefix("FARM_").lower(): value for name, value in self._direct.items()})
+        settings = Settings.model_validate(
+            {name.removeprefix("FARM_").lower(): value for name, value in self._direct.items()}
+        )
         with closing(Database(settings, pool_size=1)) as db:
             shown = {image.key for image in self.recorder.shown()}
             storage = Storage(settings)

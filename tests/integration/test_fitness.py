@@ -33,7 +33,7 @@ from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.fingerprint import fingerprint
 from worker.engine.runner import DiffusionRunner
 from worker.fitness import CANARY, Fitness, Proof, contradiction
-from worker.gpu import UNFIT_EXIT_STATUS
+from worker.floor import UNFIT_EXIT_STATUS
 from worker.leases import Leases
 from worker.render import Renderer
 from worker.snapshots import Snapshots

@@ -7,15 +7,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
+from sqlalchemy import select
 
 from shared import broker, jobs, upkeep
-from shared.db import Database, JobRow
+from shared.db import Database, JobRow, WorkerRow
 from shared.settings import Settings
 from shared.states import JobState
 from tests import studio
+from tests.chaos import proxy, sketch
+from tests.chaos.proxy import Mode
 from tests.factories import DEMO, params
 
 DEADLINE_S = 90.0
@@ -23,8 +27,10 @@ TICK_S = 0.1
 
 
 @contextmanager
-def process(settings: Settings, log: Path, *, drain_s: float) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker of the demo checkpoint, and ring for it."""
+def process(
+    settings: Settings, log: Path, *, drain_s: float, app: str = "worker.gpu", **more: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker of the demo checkpoint, and ring for it. `more` are further variables of its environment."""
     env = {
         **os.environ,
         "FARM_CHECKPOINT": str(studio.DEMO),
@@ -32,10 +38,10 @@ def process(settings: Settings, log: Path, *, drain_s: float) -> Iterator[subpro
         "FARM_PROFILE_SECONDS": "0",
         "FARM_SNAPSHOT_SECONDS": "0.2",
         "FARM_DRAIN_SECONDS": str(drain_s),
+        **more,
     }
-    command = [sys.executable, "-m", "celery", "-A", "worker.gpu", "worker", "--pool", "threads", "--concurrency", "1"]
-    with broker.celery_app(settings) as celery:
-        broker.ring(celery, DEMO)
+    command = [sys.executable, "-m", "celery", "-A", app, "worker", "--pool", "threads", "--concurrency", "1"]
+    ring(settings)
     with log.open("wb") as out:
         running = subprocess.Popen([*command, "-n", "w@here"], env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
@@ -43,6 +49,11 @@ def process(settings: Settings, log: Path, *, drain_s: float) -> Iterator[subpro
     finally:
         running.kill()
         running.wait()
+
+
+def ring(settings: Settings) -> None:
+    with broker.celery_app(settings) as celery:
+        broker.ring(celery, DEMO)
 
 
 def until(db: Database, job_id: UUID, running: subprocess.Popen[bytes], what: Callable[[JobRow], bool]) -> JobRow:
@@ -55,6 +66,16 @@ def until(db: Database, job_id: UUID, running: subprocess.Popen[bytes], what: Ca
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(TICK_S)
     raise TimeoutError(f"after {DEADLINE_S:g} s the job is {row.state} at step {row.steps_done}")
+
+
+def until_logged(log: Path, event: bytes, running: subprocess.Popen[bytes]) -> None:
+    """Look until a worker has logged something, while it lives."""
+    for _ in range(int(DEADLINE_S / TICK_S)):
+        if event in log.read_bytes():
+            return
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(TICK_S)
+    raise TimeoutError(f"after {DEADLINE_S:g} s there is no {event!r} in the log")
 
 
 @pytest.mark.usefixtures("redis")
@@ -81,8 +102,32 @@ def test_a_render_outlives_its_workers(settings: Settings, db: Database, tmp_pat
     with process(settings, log, drain_s=3600) as told_twice:
         until(db, job_id, told_twice, lambda row: row.state == JobState.RUNNING)
         told_twice.send_signal(signal.SIGTERM)
-        until(db, job_id, told_twice, lambda _: b"worker.draining" in log.read_bytes())
+        until_logged(log, b"worker.draining", told_twice)
         told_twice.send_signal(signal.SIGTERM)
         assert told_twice.wait(DEADLINE_S) != 0
     with db.transaction() as session:
         assert jobs.get(session, job_id).state == JobState.RUNNING  # until its lease is over
+
+
+@pytest.mark.usefixtures("redis")
+def test_a_silent_store_does_not_hold_up_a_drain(settings: Settings, db: Database, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    store = urlsplit(str(settings.s3_endpoint_url))
+    assert store.port is not None
+    sketched = {sketch.AMBUSH_VARIABLE: str(tmp_path), sketch.NAME_VARIABLE: "w", sketch.STEP_VARIABLE: "0"}
+    with proxy.before(store.port) as (door,):
+        env = {**sketched, "FARM_S3_ENDPOINT_URL": f"http://127.0.0.1:{door.port}"}
+        with process(settings, log, drain_s=0, app="tests.chaos.gpu", **env) as worker:
+            until_logged(log, b"worker.ready", worker)
+            with door.misbehaving(Mode.HOLE):
+                with db.transaction() as session:
+                    job_id = jobs.submit(session, params(steps=1), max_attempts=3).id
+                ring(settings)
+                until(db, job_id, worker, lambda row: row.steps_done == row.steps_total)
+                worker.send_signal(signal.SIGTERM)
+                assert worker.wait(DEADLINE_S) == 0
+    with db.transaction() as session:
+        row = jobs.get(session, job_id)
+        assert (row.state, row.attempt, row.faults, row.suspect) == (JobState.QUEUED, 1, 0, False)
+        assert session.scalars(select(WorkerRow.id)).all() == []
+    assert b"job.slot_overdue" in log.read_bytes()
