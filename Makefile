@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format bench bench-api bench-flood chaos fuzz simulate screenshots images audit clean
+.PHONY: help demo test up check format bench bench-api bench-flood bench-claims chaos fuzz simulate screenshots images audit clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## Install, start the embedded farm, render one picture, stop
 	@$(BIN)/farm demo
@@ -36,6 +36,9 @@ bench-api: $(DEV_STAMP) ## Time submits, first steps and notifications with a mo
 
 bench-flood: $(DEV_STAMP) ## Pour 50,000 submits into a farm that renders; what becomes of its memory and its renders
 	@$(BIN)/python -m tests.bench.flood $(BENCH)
+
+bench-claims: $(DEV_STAMP) ## Time claims, heartbeats and rescues with 1,000,000 queued rows and 1,000 workers; the plan of a claim
+	@$(BIN)/python -m tests.bench.claims $(BENCH)
 
 chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that nothing is lost; CHAOS="--seed 2"
 	@$(BIN)/python -m tests.chaos $(CHAOS)
