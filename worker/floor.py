@@ -22,7 +22,7 @@ from shared.errors import BadCheckpoint, FarmError, WorkerUnfit
 from shared.events import Listener
 from shared.settings import Settings
 from shared.storage import Storage
-from worker import device, handover
+from worker import handover
 from worker.company import Company
 from worker.engine.engine import Engine
 from worker.equipment import Equipment
@@ -71,7 +71,7 @@ class Floor:
         storage = Storage(settings)
         storage.check()
         self._take_over(db, redis, worker_id, file.name)
-        equipment = device.equip(settings, file)
+        equipment = _equip(settings, file)
         engine = equipment.engine
         self._run(engine)
         fitness = self._examined(db, file, equipment, worker_id=worker_id, slots=slots)
@@ -250,6 +250,13 @@ class Floor:
                 fleet.retire(session, worker_id)
         except FarmError as error:
             log.warning("worker.not_retired", error=str(error))
+
+
+def _equip(settings: Settings, file: CheckpointFile) -> Equipment:
+    # Not at the top: torch takes seconds to load. Before, jobs of a former process are put back, and what is wrong is said.
+    from worker import device
+
+    return device.equip(settings, file)
 
 
 def chosen_checkpoint(settings: Settings) -> CheckpointFile:

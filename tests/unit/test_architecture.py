@@ -15,7 +15,7 @@ LISTS = {"shared/db.py", "shared/errors.py"}
 BANNED_NAMES = {"utils", "common", "core", "base", "helpers", "models", "service"}
 
 
-@pytest.mark.parametrize("entry", ["api.main", "api.cli", "worker.cpu"])
+@pytest.mark.parametrize("entry", ["api.main", "api.cli", "worker.cpu", "worker.gpu"])
 def test_no_torch_behind_this_door(entry: str) -> None:
     probe = f"import sys, {entry}; print(*(m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
