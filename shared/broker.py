@@ -32,6 +32,7 @@ def celery_app(settings: Settings) -> Celery:
     """
     app = Celery("farm", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
+        broker_transport="shared.transport:Transport",
         task_acks_late=True,
         task_ignore_result=True,
         task_create_missing_queues=True,

@@ -67,6 +67,12 @@ class Recorder:
             row = connection.execute("SELECT worker_id FROM jobs WHERE id = %s AND state = 'running'", [job]).fetchone()
         return row[0] if row else None
 
+    def running(self) -> dict[str, int]:
+        """Count the jobs that each worker runs."""
+        query = "SELECT worker_id, count(*) FROM jobs WHERE state = 'running' GROUP BY worker_id"
+        with self._connect() as connection:
+            return dict(connection.execute(query).fetchall())
+
     def versions(self) -> list[Version]:
         with self._connect() as connection, connection.cursor(row_factory=class_row(Version)) as cursor:
             return cursor.execute("SELECT * FROM chaos_versions ORDER BY seq").fetchall()

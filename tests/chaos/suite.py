@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from tests.chaos import farm, hooks, recorder
+from tests.chaos import farm, hooks, recorder, rollcall
 from tests.chaos.checker import Violation, check
 from tests.chaos.clients import Client, Plan
 from tests.chaos.farm import Shape, Stage
@@ -56,10 +56,11 @@ def run(trial: Trial, folder: Path, say: Callable[[str], None]) -> Verdict:
         nemesis, clients, is_settled = _storm(trial, stage, receiver, folder, say)
         history = _gathered(stage, nemesis, clients, receiver)
         refused = _refused(stage)
+        deaf = list(rollcall.absent(stage, trial.shape.workers, trial.shape.step_s)) if is_settled else []
     _write(folder / "seen.jsonl", history.seen)
     _write(folder / "versions.jsonl", history.versions)
     _write(folder / "heard.jsonl", history.heard)
-    violations = check(history)
+    violations = check(history) + deaf
     if not is_settled:
         violations.append(Violation("stuck", f"nothing moved for {STUCK_S:.0f} s"))
     figures = report(
