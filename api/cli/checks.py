@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.cli.client import DEFAULT_URL, ClientError, Front
+from api.cli.roles import Role
 
 if TYPE_CHECKING:
     from shared.settings import Settings
@@ -34,14 +35,6 @@ class Level(StrEnum):
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
-
-
-class Role(StrEnum):
-    """Whose work a key is for."""
-
-    WORKER = "worker"
-    API = "api"
-    COURIER = "courier"
 
 
 @dataclass(frozen=True, slots=True)

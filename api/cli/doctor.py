@@ -10,9 +10,10 @@ from typing import Annotated, TypeAlias
 import typer
 
 from api.cli import checks
-from api.cli.checks import Finding, Level, Role
+from api.cli.checks import Finding, Level
 from api.cli.client import Front
 from api.cli.console import complain, table
+from api.cli.roles import Role
 
 Check: TypeAlias = Callable[[], Finding]
 

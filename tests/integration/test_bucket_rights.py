@@ -13,7 +13,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from api.cli import bucket, checks
-from api.cli.checks import Level, Role
+from api.cli.checks import Level
+from api.cli.roles import Role
 from shared import storage as storages
 from shared.settings import Settings
 from shared.storage import Storage
