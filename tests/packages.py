@@ -1,35 +1,94 @@
-"""`python -m tests.packages`: installs what tests need of the system's packages, or says what will be skipped."""
+"""`python -m tests.packages`: brings what tests need of Debian's packages, or says what will be skipped.
+
+A browser is installed. Of a package that would start a service, or is here for one file, only the files are unpacked.
+"""
 
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 TIMEOUT_S = 300
-# A program under its names, its package, and what is skipped without it.
-WANTED = ((("chromium", "chromium-browser", "google-chrome"), "chromium", "the console's tests in a browser"),)
+UNPACKED = Path(__file__).parents[1] / ".farm/packages"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A package, what tells that it is there (programs, or a file of it), and which tests are skipped without."""
+
+    package: str
+    tests: str
+    programs: tuple[str, ...] = ()
+    file: str = ""
+    is_installed: bool = False
+
+    def is_here(self) -> bool:
+        """Whether nothing needs to be brought."""
+        return any(program(name) for name in self.programs) or bool(self.file and file(self.file))
+
+
+CLOUD_CONFIG = "usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json"
+WANTED = (
+    Wanted(
+        "chromium",
+        "the console's tests in a browser",
+        programs=("chromium", "chromium-browser", "google-chrome"),
+        is_installed=True,
+    ),
+    Wanted("prometheus", "what Prometheus says of its rules and configuration", programs=("promtool",)),
+    Wanted("cloud-init", "cloud-init's own schema on the user data", file=CLOUD_CONFIG),
+)
 
 
 def main() -> int:
-    """Install what can be; never fails, for tests that lack a program are skipped."""
-    for names, package, tests in WANTED:
-        if not _has(names) and not (_install(package) and _has(names)):
-            print(f"No {package} here: {tests} will be skipped. Install the system's package {package}.")  # noqa: T201
+    """Bring what can be; never fails, for tests that lack something are skipped."""
+    for wanted in WANTED:
+        if not wanted.is_here() and not (_bring(wanted) and wanted.is_here()):
+            print(f"No {wanted.package} here: skipped will be {wanted.tests}. Install Debian's {wanted.package}.")  # noqa: T201
     return 0
 
 
-def _has(names: tuple[str, ...]) -> bool:
-    return any(shutil.which(name) for name in names)
+def program(name: str) -> str | None:
+    """Return the path of a program that is installed or unpacked."""
+    return shutil.which(name) or shutil.which(name, path=str(UNPACKED / "usr/bin"))
+
+
+def file(path: str) -> Path | None:
+    """Return a package's file that is installed or unpacked; `path` starts at the root, without a slash."""
+    return next((found for found in (Path("/") / path, UNPACKED / path) if found.exists()), None)
+
+
+def _bring(wanted: Wanted) -> bool:
+    if shutil.which("apt-get") is None:
+        return False
+    print(f"Fetching Debian's {wanted.package} ...", flush=True)  # noqa: T201
+    bring = _install if wanted.is_installed else _unpack
+    # On a new machine the lists are old or not there yet.
+    return bring(wanted.package) or (
+        os.geteuid() == 0 and _succeeds("apt-get", "update", "-qq") and bring(wanted.package)
+    )
 
 
 def _install(package: str) -> bool:
-    """Try, where packages are Debian's and may be installed without asking."""
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        return False
-    print(f"Installing the system's package {package} ...", flush=True)  # noqa: T201
-    command = ["apt-get", "install", "--yes", "--no-install-recommends", "-qq", package]
+    """Try, where it may be done without asking."""
+    return os.geteuid() == 0 and _succeeds("apt-get", "install", "--yes", "--no-install-recommends", "-qq", package)
+
+
+def _unpack(package: str) -> bool:
+    with TemporaryDirectory() as folder:
+        if not _succeeds("apt-get", "download", "-qq", package, cwd=folder):
+            return False
+        (archive,) = Path(folder).glob("*.deb")
+        UNPACKED.mkdir(parents=True, exist_ok=True)
+        return _succeeds("dpkg-deb", "--extract", str(archive), str(UNPACKED))
+
+
+def _succeeds(*command: str, cwd: str | None = None) -> bool:
     try:
-        done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(command, cwd=cwd, capture_output=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import yaml
 
 from shared import metrics
+from tests import packages
 from tests.compose import ROOT
 
 FOLDER = ROOT / "deploy/monitoring"
@@ -18,9 +18,8 @@ DASHBOARD = FOLDER / "grafana/dashboards/farm.json"
 # What Prometheus adds to every series by itself.
 ADDED = {"instance", "job", "le"}
 
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed"
-)
+PROMTOOL = packages.program("promtool") or ""
+needs_promtool = pytest.mark.skipif(not PROMTOOL, reason="promtool (Debian: prometheus) is not here")
 
 
 def rules() -> list[dict[str, Any]]:
@@ -92,7 +91,7 @@ def test_panels_have_their_own_places_and_numbers() -> None:
     ids=" ".join,
 )
 def test_prometheus_agrees(arguments: tuple[str, ...]) -> None:
-    done = subprocess.run(["promtool", *arguments], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([PROMTOOL, *arguments], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -102,6 +101,6 @@ def test_what_is_shown_is_as_prometheus_likes_it() -> None:
     shown = [one for one in metrics.declared().values() if one.kind != "histogram"]
     board.read(lambda: [one.of([(["x"] * len(one.labels), 1.0)]) for one in shown])
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=board.text(), capture_output=True, check=False, timeout=60
+        [PROMTOOL, "check", "metrics"], input=board.text(), capture_output=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr.decode()
