@@ -1,6 +1,7 @@
 """What an api shows at /metrics: the load of the whole farm, read at each scrape, and the requests that it answered itself."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
@@ -65,7 +66,7 @@ def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
         with db.transaction() as session:
             loads = {load.checkpoint: load for load in queue.loads(session, silent_after_s=silent_after_s)}
             known = [served.name for served in fleet.checkpoints(session, silent_after_s=silent_after_s)]
-            workers = [worker for worker in fleet.workers(session, silent_after_s=silent_after_s) if worker.is_alive]
+            seen = fleet.workers(session, silent_after_s=silent_after_s)
             overdue, lag_s = deliveries.overdue(session)
             now = session.scalars(select(func.now())).one()
     except DatabaseUnavailable as error:
@@ -76,8 +77,12 @@ def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
     yield metrics.WEBHOOKS_OVERDUE.of([((), overdue)])
     yield metrics.WEBHOOK_LAG_S.of([((), lag_s)])
     # A checkpoint that has nothing to do is shown too: autoscalers must hear a zero, not silence.
+    workers = [worker for worker in seen if worker.is_alive]
     yield from _load_families([loads.get(name, Load(name)) for name in known], now)
     yield from _scaling_families([loads.get(name, Load(name)) for name in known], workers, _goal(settings))
+    unfit = Counter(worker.checkpoint for worker in seen if worker.unfit)
+    yield metrics.UNFIT.of(((name,), unfit[name]) for name in known)
+    yield from _gpu_families(workers)
 
 
 def _goal(settings: Settings) -> Goal:
@@ -103,6 +108,20 @@ def _scaling_families(loads: list[Load], workers: list[Seen], goal: Goal) -> Ite
     yield metrics.SCALE_IN_COST.of(
         ((worker.checkpoint, worker.id), _lost_gpu_s(worker, speeds.get(worker.checkpoint))) for worker in workers
     )
+
+
+def _gpu_families(workers: list[Seen]) -> Iterator[Family]:
+    """Tell what drivers told of the GPUs; what one does not know is left out."""
+    told = [((worker.checkpoint, worker.id), worker) for worker in workers]
+    warmth = [(who, worker.temperature_c) for who, worker in told]
+    errors = [(who, worker.ecc_errors) for who, worker in told]
+    xids = [(who, worker.xid) for who, worker in told]
+    for metric, known in (
+        (metrics.GPU_TEMPERATURE_C, warmth),
+        (metrics.GPU_ECC_ERRORS, errors),
+        (metrics.GPU_XID, xids),
+    ):
+        yield metric.of((who, value) for who, value in known if value is not None)
 
 
 def _backlog(load: Load) -> float:

@@ -68,6 +68,20 @@ SCALE_IN_COST = Metric(
     "GPU seconds of finished steps that would be lost if the worker died now; stop the least first.",
     ("checkpoint", "worker"),
 )
+UNFIT = Metric(
+    "farm_workers_unfit",
+    "gauge",
+    "Workers that took themselves out of service because they compute wrongly, of the last day.",
+    ("checkpoint",),
+)
+GPU_TEMPERATURE_C = Metric("farm_gpu_temperature_celsius", "gauge", "Temperature of the GPU.", ("checkpoint", "worker"))
+GPU_ECC_ERRORS = Metric(
+    "farm_gpu_ecc_errors",
+    "gauge",
+    "Memory errors of the GPU beyond correction since its driver started.",
+    ("checkpoint", "worker"),
+)
+GPU_XID = Metric("farm_gpu_xid", "gauge", "The Xid that the driver reported of the GPU last.", ("checkpoint", "worker"))
 WEBHOOKS_OVERDUE = Metric("farm_webhooks_overdue", "gauge", "Webhooks that are due and not delivered yet.")
 WEBHOOK_LAG_S = Metric(
     "farm_webhook_lag_seconds",

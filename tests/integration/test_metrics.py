@@ -72,6 +72,46 @@ def test_the_load_of_the_farm_is_shown(http: TestClient, db: Database) -> None:
     assert now["farm_worker_scale_in_cost", DEMO, "gpu1@test"] == pytest.approx(100 * half / params().unet_calls)
 
 
+@pytest.mark.usefixtures("announced")
+def test_what_is_known_of_gpus_is_shown_and_the_unfit_are_counted(http: TestClient, db: Database) -> None:
+    with db.transaction() as session:
+        fleet.beat(session, "gpu0@test", vitals={"temperature_c": 71.0, "ecc_errors": 0, "xid": None})
+        fleet.announce(
+            session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
+        )
+        assert values(http.get("/metrics").text)["farm_workers_unfit", DEMO] == 0
+        fleet.condemn(session, "gpu1@test", "The canary is 61.0 levels off.")
+    now = values(http.get("/metrics").text)
+    assert now["farm_workers_unfit", DEMO] == 1
+    assert now["farm_gpu_temperature_celsius", DEMO, "gpu0@test"] == 71
+    assert now["farm_gpu_ecc_errors", DEMO, "gpu0@test"] == 0
+    assert ("farm_gpu_xid", DEMO, "gpu0@test") not in now
+    assert ("farm_gpu_temperature_celsius", DEMO, "gpu1@test") not in now
+
+
+def test_nothing_that_clients_write_becomes_a_label(http: TestClient) -> None:
+    """However much of it there is, Prometheus has no more series to keep."""
+
+    def ask(word: str) -> set[tuple[str, ...]]:
+        for path in (f"/{word}", f"/v1/jobs/{word}", f"/v1/jobs?state={word}", f"/sdapi/v1/{word}"):
+            http.get(path, headers={"User-Agent": word, "X-Request-Id": word})
+        http.request(word, "/v1/jobs")
+        http.post("/v1/jobs", json={"prompt": word, "checkpoint": word, "sampler": word})
+        return set(values(http.get("/metrics").text))
+
+    ask("strange0")
+    known = ask("strange1")  # by now the scrape before is counted, too
+    for number in range(2, 6):
+        assert ask(f"strange{number}") == known
+    assert not [key for key in known if "strange" in " ".join(key)]
+
+
+def test_every_label_takes_its_values_from_the_operators_side() -> None:
+    """A further label wants a look at who chooses its values; then it belongs here."""
+    bounded = {"checkpoint", "worker", "method", "route", "status", "outcome", "code", "kind", "state"}
+    assert {label for metric in metrics.declared().values() for label in metric.labels} == bounded
+
+
 def test_webhooks_that_are_late_are_counted_unless_their_receiver_is_waited_for(http: TestClient, db: Database) -> None:
     with db.transaction() as session:
         endpoint = receivers.register(

@@ -4,17 +4,28 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from shared import metrics
-from tests import packages
+from tests import compose, packages
 from tests.compose import ROOT
 
 FOLDER = ROOT / "deploy/monitoring"
 DASHBOARD = FOLDER / "grafana/dashboards/farm.json"
+SECRETS = dict.fromkeys(
+    (
+        "FARM_DATABASE_PASSWORD",
+        "FARM_REDIS_PASSWORD",
+        "FARM_S3_ACCESS_KEY_ID",
+        "FARM_S3_SECRET_ACCESS_KEY",
+        "GRAFANA_PASSWORD",
+    ),
+    "filled-in",
+)
 # What Prometheus adds to every series by itself.
 ADDED = {"instance", "job", "le"}
 
@@ -67,6 +78,32 @@ def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
         assert rule["for"]
 
 
+def test_every_alert_is_seen_to_fire() -> None:
+    tests = yaml.safe_load((FOLDER / "alerts.test.yml").read_text())["tests"]
+    seen = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
+    assert seen == {rule["alert"] for rule in rules()}
+
+
+def test_every_metric_is_watched() -> None:
+    """What nobody looks at is no use: each is on the dashboard, in an alert, or named by the runbook on scaling."""
+    asked = {name for expression in expressions() for name in re.findall(r"\bfarm_\w+", expression)}
+    watched = {metric(name).name for name in asked}
+    page = set(re.findall(r"`(farm_\w+)`", (ROOT / "deploy/runbooks/scale.md").read_text()))
+    assert page <= set(metrics.declared())
+    assert set(metrics.declared()) == watched | page
+
+
+def test_grafana_finds_its_source_and_its_dashboard() -> None:
+    provisioning = FOLDER / "grafana/provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())["datasources"]
+    asked = {target["datasource"]["uid"] for panel in panels() for target in panel["targets"]}
+    assert asked == {source["uid"]}
+    (provider,) = yaml.safe_load((provisioning / "dashboards/farm.yml").read_text())["providers"]
+    mounted = compose.services(SECRETS)["grafana"]["volumes"]
+    assert f"./deploy/monitoring/grafana/dashboards:{provider['options']['path']}:ro" in mounted
+    assert source["url"].split("//")[1].split(":")[0] in compose.services(SECRETS)
+
+
 def test_panels_have_their_own_places_and_numbers() -> None:
     numbers = [panel["id"] for panel in panels()]
     assert len(set(numbers)) == len(numbers)
@@ -93,6 +130,19 @@ def test_panels_have_their_own_places_and_numbers() -> None:
 def test_prometheus_agrees(arguments: tuple[str, ...]) -> None:
     done = subprocess.run([PROMTOOL, *arguments], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_prometheus_reads_what_the_dashboard_asks(tmp_path: Path) -> None:
+    """promtool knows no dashboards; each question is put to it as a rule."""
+    asked = [target["expr"].replace("$checkpoint", ".*") for panel in panels() for target in panel["targets"]]
+    asked_as_rules = [{"record": f"asked:{number}", "expr": expr} for number, expr in enumerate(asked)]
+    (tmp_path / "asked.yml").write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": asked_as_rules}]}))
+    done = subprocess.run(
+        [PROMTOOL, "check", "rules", "asked.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(asked)} rules found" in done.stdout
 
 
 @needs_promtool
