@@ -74,9 +74,9 @@ $(VENV):
 $(STAMP): pyproject.toml constraints.txt | $(VENV)
 	@echo "Installing the farm into $(VENV); the first time takes a few minutes ..."
 	@$(PIP) torch
-	@$(PIP) --editable ".[api,worker,standalone]"
+	@$(PIP) --editable ".[api,client,worker,standalone]"
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)
-	@$(PIP) --editable ".[api,worker,standalone,dev]"
+	@$(PIP) --editable ".[api,client,worker,standalone,dev]"
 	@touch $@

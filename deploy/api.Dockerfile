@@ -9,7 +9,7 @@ COPY shared shared
 COPY api api
 COPY worker worker
 COPY deploy deploy
-RUN pip install --no-cache-dir --constraint constraints.txt ".[api,otel]"
+RUN pip install --no-cache-dir --constraint constraints.txt ".[api,client,otel]"
 
 FROM python:3.11-slim
 COPY --from=build /farm /farm

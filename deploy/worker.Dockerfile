@@ -14,7 +14,7 @@ COPY shared shared
 COPY api api
 COPY worker worker
 COPY deploy deploy
-RUN pip install --no-cache-dir --constraint constraints.txt ".[worker,otel]"
+RUN pip install --no-cache-dir --constraint constraints.txt ".[client,worker,otel]"
 
 FROM python:3.11-slim
 COPY --from=build /farm /farm

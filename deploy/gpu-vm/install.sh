@@ -39,6 +39,7 @@ lay_files() {
     install -d -m 0755 "$ROOT/opt/farm/bin" "$ROOT/opt/farm/share" "$ROOT/etc/systemd/system"
     install -d -m 0750 "$ROOT/etc/farm"
     install -m 0755 "$HERE/farm-notice" "$HERE/farm-publish" "$ROOT/opt/farm/bin/"
+    install -D -m 0755 "$HERE/farm" "$ROOT/usr/local/bin/farm"
     install -m 0644 "$HERE/README.md" "$ROOT/opt/farm/share/"
     install -m 0644 "$HERE"/*.service "$HERE"/*.timer "$ROOT/etc/systemd/system/"
     # What an operator has written is never touched again.
@@ -58,7 +59,7 @@ install_farm() {
     local pip=(/opt/farm/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint "$SOURCE/constraints.txt")
     # torch first and alone: the index picks the build; TORCH_INDEX_URL names another one.
     "${pip[@]}" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
-    "${pip[@]}" --upgrade --upgrade-strategy only-if-needed "${SOURCE}[worker,otel]"
+    "${pip[@]}" --upgrade --upgrade-strategy only-if-needed "${SOURCE}[client,worker,otel]"
 }
 
 enable_units() {

@@ -39,6 +39,8 @@ class Image:
         return tuple(found.split(","))
 
 
-API = Image(ROOT / "deploy/api.Dockerfile", ("api.main", "api.serve", "worker.cpu", "shared.migrations.__main__"))
-WORKER = Image(ROOT / "deploy/worker.Dockerfile", ("worker.gpu",))
+API = Image(
+    ROOT / "deploy/api.Dockerfile", ("api.main", "api.serve", "api.cli.app", "worker.cpu", "shared.migrations.__main__")
+)
+WORKER = Image(ROOT / "deploy/worker.Dockerfile", ("worker.gpu", "api.cli.app"))
 IMAGES = {"api": API, "worker": WORKER}

@@ -1,6 +1,7 @@
 """What runs on GPU machines: the units, the install script and the scripts beside them, run here as far as one machine allows."""
 
 import configparser
+import json
 import os
 import re
 import shutil
@@ -10,16 +11,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hcl2
+import jsonschema
 import pytest
+import yaml
 
 from shared.settings import Settings
+from tests import packages
 from tests.compose import ROOT
 from tests.servers import Handler, Server
 
 FOLDER = ROOT / "deploy/gpu-vm"
 TERRAFORM = FOLDER / "terraform"
 PLUGINS = Path("/opt/tf-plugins")
-SCRIPTS = ("install.sh", "farm-notice", "farm-publish")
+CLOUD_CONFIG = packages.file(packages.CLOUD_CONFIG)
+# A machine that changes are lost of: the same files, written to memory. An overlay's upper folder may not lie on another overlay.
+ELSEWHERE = """
+mount -t tmpfs tmpfs "$0"
+for folder in /etc /opt /usr/local; do
+    mkdir -p "$0$folder/upper" "$0$folder/work"
+    mount -t overlay overlay -o "lowerdir=$folder,upperdir=$0$folder/upper,workdir=$0$folder/work" "$folder"
+done
+"""
+SCRIPTS = ("install.sh", "farm", "farm-notice", "farm-publish")
 
 
 def bash(script: str, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
@@ -56,6 +69,54 @@ def test_installing_twice_changes_nothing_and_keeps_what_was_set(tmp_path: Path)
         "farm-notice.service",
     }
     assert all(link.resolve().is_file() for link in wanted.iterdir())
+
+
+def test_the_machine_itself_is_set_up_and_upgraded(tmp_path: Path) -> None:
+    """As root on a machine with two GPUs, twice; every program that would reach further only writes down how it was called."""
+    path = _machine(tmp_path)
+    install = f"{FOLDER}/install.sh >/dev/null; echo >>{tmp_path}/done;"
+    seen = _elsewhere(
+        tmp_path,
+        f"{install} echo FARM_CHECKPOINT=mine >/etc/farm/worker.env; {install} cat /etc/farm/worker.env; ls /usr/local/bin/farm",
+        path,
+    )
+    assert seen.splitlines() == ["FARM_CHECKPOINT=mine", "/usr/local/bin/farm"]
+    first, second = ((tmp_path / "done").read_text()).strip().split("\n\n")
+    assert [line.split()[0] for line in first.splitlines()][:2] == ["useradd", "usermod"]
+    assert "chown -R root:farm /etc/farm" in first
+    assert "python3 -m venv /opt/farm/venv" in first
+    pip = [line for line in first.splitlines() if line.startswith("python -m pip install")]
+    assert [line.rsplit(" ", 1)[1] for line in pip] == ["torch", f"{ROOT}[client,worker,otel]"]
+    assert all(f"--constraint {ROOT}/constraints.txt" in line for line in pip)
+    units = [line for line in first.splitlines() if line.startswith("systemctl")]
+    assert units == [
+        "systemctl daemon-reload",
+        "systemctl enable farm-notice.service",
+        "systemctl restart farm-notice.service",
+        "systemctl enable farm-worker@0.service",
+        "systemctl restart farm-worker@0.service",
+        "systemctl enable farm-worker@1.service",
+        "systemctl restart farm-worker@1.service",
+    ]
+    # The upgrade: the same again, less what is there.
+    assert second.splitlines() == [
+        line for line in first.splitlines() if line.split()[0] != "useradd" and " -m venv " not in line
+    ]
+
+
+def test_the_farm_command_knows_the_machines_settings(tmp_path: Path) -> None:
+    (tmp_path / "worker.env").write_text("# ours\nFARM_DATABASE_URL=postgresql://a:b@c/d?x=1&y=$z\nFARM_CHECKPOINT=a\n")
+    (tmp_path / "worker-1.env").write_text('FARM_CHECKPOINT="b c"\n')
+    shown = ""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nshift 2; echo "$* $FARM_DATABASE_URL $FARM_CHECKPOINT $FARM_DEVICE"\n')
+    python.chmod(0o755)
+    for gpu in ("0", "1"):
+        done = bash("farm", "doctor", "--role", "worker", FARM_ETC=str(tmp_path), FARM_PYTHON=str(python), FARM_GPU=gpu)
+        assert done.returncode == 0, done.stderr
+        shown += done.stdout
+    asked = "doctor --role worker postgresql://a:b@c/d?x=1&y=$z"
+    assert shown.splitlines() == [f"{asked} a cuda", f"{asked} b c cuda"]
 
 
 def test_a_machine_without_a_gpu_is_told_what_to_do(tmp_path: Path) -> None:
@@ -173,6 +234,74 @@ def test_a_farm_that_shows_nothing_is_an_error_that_says_so(tmp_path: Path, clou
     assert "farm_desired_workers" in done.stderr
 
 
+def user_data() -> str:
+    """What cloud-init is given, with every variable of the template filled in."""
+    template = (TERRAFORM / "cloud-init.yaml.tftpl").read_text()
+    given = re.search(r"cloud-init\.yaml\.tftpl\", \{\n(.*?)\}\)", (TERRAFORM / "main.tf").read_text(), re.DOTALL)
+    assert given
+    names = set(re.findall(r"^\s*(\w+) *=", given[1], re.MULTILINE))
+    assert set(re.findall(r"\$\{(\w+)\}", template)) == names
+    values = {
+        "settings_parameter": "/farm/worker.env",
+        "checkpoint_uri": "s3://r/c.safetensors",
+        "release_uri": "s3://r/farm.tar.gz",
+    }
+    return re.sub(r"\$\{(\w+)\}", lambda found: values.get(found[1], f"a-{found[1]}"), template)
+
+
+@pytest.mark.skipif(CLOUD_CONFIG is None, reason="cloud-init's schema (Debian: cloud-init) is not here")
+def test_cloud_init_reads_the_user_data() -> None:
+    assert CLOUD_CONFIG
+    schema = json.loads(CLOUD_CONFIG.read_text())
+    judge = jsonschema.Draft4Validator(schema)
+    config = yaml.safe_load(user_data())
+    judge.validate(config)
+    # It says nothing of keys that it does not know.
+    assert set(config) <= {key for module in schema["$defs"].values() for key in module.get("properties", ())}
+    with pytest.raises(jsonschema.ValidationError):
+        judge.validate({**config, "runcmd": {"first": "boot"}})
+
+
+def test_the_first_boot_fetches_settings_checkpoint_and_release_and_installs(tmp_path: Path) -> None:
+    config = yaml.safe_load(user_data())
+    assert config["runcmd"] == [["/usr/local/sbin/farm-first-boot"]]
+    (script,) = [file["content"] for file in config["write_files"] if file["path"] == config["runcmd"][0][0]]
+    boot = tmp_path / "farm-first-boot"
+    boot.write_text(script)
+    boot.chmod(0o755)
+    linter = Path(sys.executable).parent / "shellcheck"
+    done = subprocess.run([linter, "--norc", boot], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout
+    archive = tmp_path / "farm.tar.gz"
+    subprocess.run(["tar", "-czf", archive, "-C", ROOT, "deploy/gpu-vm", "constraints.txt"], check=True)
+    path = _machine(tmp_path)
+    (tmp_path / "recorders/aws").write_text(
+        f"""#!/bin/bash
+echo "aws $*" >>"{tmp_path}/done"
+case "$*" in
+    ssm*) echo FARM_REDIS_URL=redis://somewhere ;;
+    *" -") cat "{archive}" ;;
+    *) touch "${{@: -1}}" ;;
+esac
+"""
+    )
+    seen = _elsewhere(
+        tmp_path,
+        f"{boot} >/dev/null; cat /etc/farm/worker.env; stat -c %a /etc/farm/worker.env; ls /opt/farm/checkpoints",
+        path,
+    )
+    assert [line for line in seen.splitlines() if line] == [
+        "FARM_REDIS_URL=redis://somewhere",
+        "FARM_CHECKPOINT=a-checkpoint",
+        "FARM_CHECKPOINT_DIR=/opt/farm/checkpoints",
+        "640",
+        "a-checkpoint.safetensors",
+    ]
+    did = (tmp_path / "done").read_text()
+    assert "systemctl restart farm-worker@1.service" in did
+    assert "/opt/farm/release[client,worker,otel]" in did
+
+
 def test_terraform_reads_as_it_should() -> None:
     """What holds without the tool: every file parses, every variable is declared and used, the drain is waited for."""
     parsed = {file.name: hcl2.loads(file.read_text()) for file in TERRAFORM.glob("*.tf")}
@@ -221,6 +350,47 @@ def _noticed(tmp_path: Path, **env: str) -> tuple[list[str], str]:
     did = (tmp_path / "done").read_text().splitlines()
     assert did.pop() == "sleep infinity"
     return did, done.stdout
+
+
+def _machine(tmp_path: Path) -> str:
+    """A PATH on which a machine seems to have two GPUs, and whatever would leave it writes down how it was called."""
+    path = _recorders(tmp_path, "aws", "systemctl", "usermod", "chown", "useradd")
+    folder = tmp_path / "recorders"
+    record = f'echo "$(basename "$0") $*" >>"{tmp_path}/done"'
+    scripts = {
+        "nvidia-smi": "echo GPU 0; echo GPU 1",
+        "id": f'grep -q ^useradd "{tmp_path}/done"',
+        "python3": f'{record}\nmkdir -p "$3/bin"; cp "{folder}/python" "$3/bin/python"',
+        "python": record,
+    }
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    (tmp_path / "done").touch()
+    return path
+
+
+def _elsewhere(tmp_path: Path, script: str, path: str) -> str:
+    """Run a script that writes into /etc, /opt and /usr/local of a machine that is gone afterwards; returns what it printed."""
+    (tmp_path / "memory").mkdir()
+    inside = ["unshare", "--mount", "--propagation", "private", "bash", "-euc"]
+    memory = str(tmp_path / "memory")
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*inside, ELSEWHERE, memory], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this user may not mount")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
+    done = subprocess.run(
+        [*inside, ELSEWHERE + script, memory],
+        env={**env, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def _recorders(tmp_path: Path, *programs: str) -> str:

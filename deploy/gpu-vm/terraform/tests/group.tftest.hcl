@@ -68,6 +68,21 @@ run "makes_the_group" {
     condition     = length(aws_security_group.worker.ingress) == 1
     error_message = "Only Prometheus may call in."
   }
+  assert {
+    condition = one([
+      for metric in aws_autoscaling_policy.wanted.target_tracking_configuration[0].customized_metric_specification[0].metrics :
+      metric.metric_stat[0].metric[0] if metric.id == "wanted"
+    ]).metric_name == "DesiredWorkers"
+    error_message = "The group follows the number that farm-publish puts into CloudWatch."
+  }
+  assert {
+    condition     = aws_autoscaling_lifecycle_hook.drain.heartbeat_timeout > 60 && aws_autoscaling_lifecycle_hook.drain.default_result == "CONTINUE"
+    error_message = "Scale-in must wait longer than a worker may take to drain, and never for ever."
+  }
+  assert {
+    condition     = aws_autoscaling_group.worker.mixed_instances_policy[0].instances_distribution[0].on_demand_base_capacity == 1
+    error_message = "Spot and on-demand machines are mixed."
+  }
 }
 
 run "refuses_a_drain_that_is_too_short" {
