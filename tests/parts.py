@@ -25,12 +25,20 @@ def worker(name: str = "gpu0@here") -> tuple[str, ...]:
 
 @contextmanager
 def running(
-    argv: tuple[str, ...], folder: Path, changes: Mapping[str, str] | None = None, *, stdout: Path | None = None
+    argv: tuple[str, ...],
+    folder: Path,
+    changes: Mapping[str, str] | None = None,
+    *,
+    stdout: Path | None = None,
+    code: Path = ROOT,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a process, with settings changed, while the block lasts. What it says is in `folder`; stdout may go elsewhere."""
+    """Run a process, with settings changed, while the block lasts. What it says is in `folder`; stdout may go elsewhere.
+
+    `code` is where the farm's sources are, should it be those of another day.
+    """
     env = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(code),
         "FARM_CHECKPOINT": str(studio.DEMO),
         "FARM_RESCUE_SECONDS": "0.2",
         "FARM_HEARTBEAT_SECONDS": "0.5",
@@ -40,7 +48,8 @@ def running(
         **(changes or {}),
     }
     with (stdout or folder / "stdout").open("ab") as out, (folder / "stderr").open("ab") as err:
-        process = subprocess.Popen([sys.executable, *argv], env=env, stdout=out, stderr=err)
+        # Python looks into its working directory first.
+        process = subprocess.Popen([sys.executable, *argv], env=env, stdout=out, stderr=err, cwd=code)
     try:
         yield process
     finally:

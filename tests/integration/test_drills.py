@@ -7,31 +7,18 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import psycopg
 import pytest
-from sqlalchemy import text
 
 from shared import migrations
-from shared.db import Base, Database
 from shared.settings import Settings
-from tests import pages, parts, studio
-from tests.chaos import sketch
-from tests.chaos.farm import until
+from tests import pages
 from tests.factories import DEMO
-from tests.workshop import serving
-
-Worker = AbstractContextManager["subprocess.Popen[bytes]"]
-
-WAIT_S = 60.0
-BODY = {"checkpoint": DEMO, "prompt": "a red circle", "width": 64, "height": 64, "steps": 4, "sampler": "euler"}
-STEP_S = 0.02
-LONG_STEPS = 150
+from tests.site import LONG_STEPS, WAIT_S, Site, opened, place
 
 # What the next release might bring.
 NEWER = """
@@ -49,63 +36,27 @@ UPDATE alembic_version SET version_num = %s;
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """A farm that runs: an api, a courier and a worker, `gpu0@here`, on the first checkpoint of a folder."""
+class Staffed:
+    """A site with a worker, `gpu0@here`."""
 
-    url: str
-    http: httpx.Client
-    folder: Path
+    site: Site
     worker: "subprocess.Popen[bytes]"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    def env(self, **variables: str) -> dict[str, str]:
-        return pages.shell(self.folder, FARM_URL=self.url, FARM_CHECKPOINT_DIR=str(self.checkpoints), **variables)
-
-    def start(self, name: str, checkpoint: str) -> "Worker":
-        """Return a context in which a further worker runs."""
-        own = self.folder / name
-        own.mkdir()
-        return _worker(name, own, self.checkpoints, checkpoint)
-
-    def submit(self, **changes: Any) -> str:
-        answer = self.http.post("/v1/jobs", json={**BODY, **changes})
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    def job(self, job: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.http.get(f"/v1/jobs/{job}").json()
-        return found
-
-    def until(self, job: str, state: str) -> dict[str, Any]:
-        assert until(lambda: self.job(job)["state"] == state, WAIT_S), self.job(job)
-        return self.job(job)
-
-    def ready(self, checkpoint: str, workers: int) -> None:
-        def count() -> int:
-            served = self.http.get("/v1/checkpoints").json()["checkpoints"]
-            return sum(one["ready_workers"] for one in served if one["name"] == checkpoint)
-
-        assert until(lambda: count() == workers, WAIT_S)
 
 
 @pytest.fixture(scope="module")
-def site(engines: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
-    for name in ("checkpoints", "courier", "gpu0@here"):
-        (folder / name).mkdir()
-    _place(folder / "checkpoints" / f"{DEMO}.safetensors")
-    with ExitStack() as open_:
-        open_.enter_context(_newer(engines))
-        url = open_.enter_context(serving(engines))
-        open_.enter_context(parts.running(parts.COURIER, folder / "courier"))
-        worker = open_.enter_context(_worker("gpu0@here", folder / "gpu0@here", folder / "checkpoints", DEMO))
-        http = open_.enter_context(httpx.Client(base_url=url, timeout=20))
-        found = Site(url, http, folder, worker)
-        found.ready(DEMO, 1)
-        yield found
+def staffed(engines: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Staffed]:
+    with (
+        _newer(engines),
+        opened(engines, tmp_path_factory.mktemp("site")) as site,
+        site.start("gpu0@here") as worker,
+    ):
+        site.ready(DEMO, 1)
+        yield Staffed(site, worker)
+
+
+@pytest.fixture
+def site(staffed: Staffed) -> Site:
+    return staffed.site
 
 
 def test_processes_start_and_work_on_a_newer_schema(site: Site, engines: Settings) -> None:
@@ -114,9 +65,10 @@ def test_processes_start_and_work_on_a_newer_schema(site: Site, engines: Setting
     assert site.until(site.submit(), "succeeded")["worker"] == "gpu0@here"
 
 
-def test_a_checkpoint_is_added_while_a_worker_serves(site: Site, tmp_path: Path) -> None:
-    arrived = _place(tmp_path / "another.safetensors")
-    shutil.copytree(_config(arrived), site.checkpoints / "another.config")
+def test_a_checkpoint_is_added_while_a_worker_serves(staffed: Staffed, tmp_path: Path) -> None:
+    site = staffed.site
+    arrived = place(tmp_path / "another.safetensors")
+    shutil.copytree(arrived.with_suffix(".config"), site.checkpoints / "another.config")
     pages.run("checkpoint.md", "checkpoint", site.env(NEW_CHECKPOINT=str(arrived)))
     with site.start("gpu1@here", "another"):
         site.ready("another", 1)
@@ -125,11 +77,11 @@ def test_a_checkpoint_is_added_while_a_worker_serves(site: Site, tmp_path: Path)
         assert "another\t1\t" in shown
         assert [file.suffix for file in pictures.iterdir()] == [".png"]
         assert site.until(site.submit(), "succeeded")["worker"] == "gpu0@here"
-    assert site.worker.poll() is None
+    assert staffed.worker.poll() is None
 
 
 def test_a_drained_worker_leaves_and_its_job_goes_on(site: Site) -> None:
-    _place(site.checkpoints / "drained.safetensors")
+    site.place("drained")
     with site.start("gpu2@here", "drained") as one, site.start("gpu3@here", "drained") as two:
         workers = {"gpu2@here": one, "gpu3@here": two}
         site.ready("drained", 2)
@@ -163,34 +115,9 @@ def test_why_a_job_failed_is_found(site: Site) -> None:
     assert any("run_timeout" in line or "time_is_up" in line for line in lines)
 
 
-def _place(file: Path) -> Path:
-    """Copy the demo checkpoint; unlike an SD1.5 of full size it needs its configuration beside it."""
-    shutil.copy(studio.DEMO, file)
-    shutil.copytree(_config(studio.DEMO), _config(file))
-    return file
-
-
-def _config(file: Path) -> Path:
-    return file.with_suffix(".config")
-
-
-def _worker(name: str, own: Path, checkpoints: Path, checkpoint: str) -> "Worker":
-    changes = {
-        "FARM_CHECKPOINT_DIR": str(checkpoints),
-        "FARM_CHECKPOINT": checkpoint,
-        "FARM_DRAIN_SECONDS": "0.1",
-        sketch.STEP_VARIABLE: str(STEP_S),
-    }
-    return parts.running(parts.worker(name), own, changes)
-
-
 @contextmanager
 def _newer(settings: Settings) -> Iterator[None]:
-    """Bring an emptied database to a schema that this code does not know, and back."""
-    database = Database(settings, pool_size=1)
-    with database.transaction() as session:
-        session.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)}"))
-    database.close()
+    """Bring the database to a schema that this code does not know, and back."""
     _execute(settings, NEWER)
     try:
         yield
