@@ -37,7 +37,6 @@ from worker.floor import UNFIT_EXIT_STATUS
 from worker.leases import Leases
 from worker.render import Renderer
 from worker.snapshots import Snapshots
-from worker.vitals import Monitor, Vitals, is_alarming
 
 WELL = Shown("weights", bytes([100] * 48))
 CLOSE = Shown("weights", bytes([102] * 48))
@@ -240,55 +239,6 @@ def test_a_worker_that_is_outvoted_leaves_with_an_error(settings: Settings, db: 
         process.wait()
     (seen,) = workers(settings, db).workers
     assert seen.unfit == "The weights in memory are not those of the same file elsewhere."
-
-
-@pytest.mark.parametrize(
-    ("before", "now", "alarming"),
-    [
-        (Vitals(), Vitals(), False),
-        (Vitals(40, 0), Vitals(90, 0), False),
-        (Vitals(40, 0), Vitals(40, 1), True),
-        (Vitals(), Vitals(xid=13), False),  # a client's kernel went astray, not the GPU
-        (Vitals(), Vitals(xid=79), True),
-        (Vitals(xid=79), Vitals(xid=79), False),
-    ],
-)
-def test_what_of_a_gpu_is_alarming(before: Vitals, now: Vitals, alarming: bool) -> None:
-    assert is_alarming(before, now) is alarming
-
-
-def test_a_gpu_without_ecc_still_has_a_temperature() -> None:
-    class NVMLError(Exception):
-        pass
-
-    def absent(*_: object) -> None:
-        raise NVMLError
-
-    events = iter([79])
-
-    def next_event(*_: object) -> object:
-        try:
-            return SimpleNamespace(eventData=next(events))
-        except StopIteration:
-            raise NVMLError from None
-
-    nvml = SimpleNamespace(
-        NVMLError=NVMLError,
-        NVML_TEMPERATURE_GPU=0,
-        NVML_MEMORY_ERROR_TYPE_UNCORRECTED=1,
-        NVML_VOLATILE_ECC=0,
-        nvmlEventTypeXidCriticalError=8,
-        nvmlDeviceGetTemperature=lambda *_: 61,
-        nvmlDeviceGetTotalEccErrors=absent,
-        nvmlEventSetCreate=lambda: 1,
-        nvmlDeviceRegisterEvents=lambda *_: None,
-        nvmlEventSetWait_v2=next_event,
-    )
-    alarms: list[bool] = []
-    monitor = Monitor(nvml, "gpu", alarm=lambda: alarms.append(True))
-    monitor.look()
-    monitor.look()
-    assert (monitor.vitals, alarms) == (Vitals(61.0, None, 79), [True])
 
 
 def workers(settings: Settings, db: Database) -> Workers:
