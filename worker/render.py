@@ -148,17 +148,11 @@ class Renderer:
         except Canceled:
             self._end_aborted(running)
         except FarmError as error:
-            if self._is_unfit(error):
-                running.was_drained = True  # it is the worker's fault, not the job's
-                running.is_spoiled = True
-                self._end_aborted(running)
-            else:
-                self._fail(running, error)
+            self._end_failed(running, error)
         except Exception as error:
             log.exception("job.crashed")
-            self._fail(
-                running, RenderFailed(f"The worker met an unexpected {type(error).__name__}; its log has the details.")
-            )
+            crash = RenderFailed(f"The worker met an unexpected {type(error).__name__}; its log has the details.")
+            self._end_failed(running, crash)
         else:
             self._succeed(running, images)
         finally:
@@ -208,6 +202,14 @@ class Renderer:
             snapshots.discard(running.claim)
         else:
             snapshots.keep(running)
+
+    def _end_failed(self, running: Running, error: FarmError) -> None:
+        if self._is_unfit(error):
+            running.was_drained = True  # it is the worker's fault, not the job's
+            running.is_spoiled = True
+            self._end_aborted(running)
+        else:
+            self._fail(running, error)
 
     def _is_unfit(self, error: FarmError) -> bool:
         """Whether an attempt failed because of this worker."""

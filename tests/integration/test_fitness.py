@@ -62,6 +62,25 @@ def fitness(engine: DemoEngine, loaded: Checkpoint, db: Database) -> Fitness:
     return Fitness(engine, proof(loaded), db, "w", condemned(db), timeout_s=60)
 
 
+@pytest.fixture
+def worker(
+    settings: Settings, db: Database, redis: Redis, celery: Celery, storage: Storage, fitness: Fitness
+) -> Renderer:
+    """What the slots of the worker do that is examined."""
+    return Renderer(
+        settings,
+        checkpoint=DEMO,
+        worker_id="w",
+        engine=fitness.engine,
+        db=db,
+        storage=storage,
+        redis=redis,
+        celery=celery,
+        leases=Leases(db, settings, "w"),
+        trust=fitness,
+    )
+
+
 def proof(loaded: Checkpoint) -> Proof:
     return device.proof("farm-demo", loaded)
 
@@ -115,31 +134,13 @@ def test_a_well_worker_stays_well_and_shows_it(fitness: Fitness, db: Database) -
 
 
 def test_no_client_gets_a_picture_of_flipped_weights(
-    settings: Settings,
-    db: Database,
-    redis: Redis,
-    celery: Celery,
-    storage: Storage,
-    fitness: Fitness,
-    loaded: Checkpoint,
+    settings: Settings, db: Database, storage: Storage, worker: Renderer, fitness: Fitness, loaded: Checkpoint
 ) -> None:
     with db.transaction() as session:
         fleet.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="h", device="d", slots=1)
         job_id = jobs.submit(session, params(num_images=2), max_attempts=1).id
     fitness.open()
     flip(loaded)
-    worker = Renderer(
-        settings,
-        checkpoint=DEMO,
-        worker_id="w",
-        engine=fitness.engine,
-        db=db,
-        storage=storage,
-        redis=redis,
-        celery=celery,
-        leases=Leases(db, settings, "w"),
-        trust=fitness,
-    )
     worker.answer()
     with db.transaction() as session:
         job = jobs.get(session, job_id)
@@ -153,6 +154,36 @@ def test_no_client_gets_a_picture_of_flipped_weights(
     with db.transaction() as session:
         (served,) = fleet.checkpoints(session, silent_after_s=60)
     assert served.ready_workers == 0
+
+
+@pytest.mark.parametrize("lasts", [False, True])
+def test_after_an_error_of_the_device_the_canary_decides_whose_fault_it_was(
+    settings: Settings, db: Database, worker: Renderer, fitness: Fitness, loaded: Checkpoint, lasts: bool
+) -> None:
+    with db.transaction() as session:
+        fleet.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="h", device="d", slots=1)
+        job_id = jobs.submit(session, params(), max_attempts=1).id
+    fitness.open()
+    calls: list[bool] = []
+
+    def err(*_: object) -> None:
+        calls.append(True)
+        if lasts or len(calls) == 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with loaded.unet.register_forward_pre_hook(err):
+        worker.answer()
+    with db.transaction() as session:
+        job = jobs.get(session, job_id)
+    (seen,) = workers(settings, db).workers
+    assert len(calls) > 1  # the canary was rendered
+    if lasts:
+        assert (job.state, job.faults) == (JobState.QUEUED, 0)
+        assert seen.unfit
+        assert seen.unfit.startswith("The canary could not be rendered")
+    else:
+        assert (job.state, job.error_code) == (JobState.FAILED, "render_failed")
+        assert seen.unfit is None
 
 
 @pytest.mark.parametrize("is_flipped", [False, True])
