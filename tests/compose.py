@@ -17,6 +17,7 @@ import yaml
 
 from deploy.standalone import ports, redis, s3
 from deploy.standalone.program import Program
+from tests import packages
 
 ROOT = Path(__file__).parents[1]
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?:(?P<how>:?[-?])(?P<other>[^}]*))?\}")
@@ -47,14 +48,14 @@ class Machine:
         for there, here in {**self.addresses, **own}.items():
             text = re.sub(rf"(?<![\w.]){re.escape(there)}(?!\d)", here, text)
         for there, here in self.folders.items():
-            text = re.sub(rf"^{re.escape(there)}(?![\w-])", here, text)
+            text = re.sub(rf"(^|=){re.escape(there)}(?![\w-])", rf"\g<1>{here}", text)
         return text
 
     def program(
         self, name: str, service: Service, own: Mapping[str, str], port: int | None, *, environ: Mapping[str, str]
     ) -> Program:
         """The service's own command with its own environment, ready when it listens and its health check passes."""
-        env = {**environ, **{key: self.local(str(value), own) for key, value in service["environment"].items()}}
+        env = {**environ, **{key: self.local(str(value), own) for key, value in service.get("environment", {}).items()}}
         words = [self.local(word, own) for word in _command(service)]
         return Program(
             name=name,
@@ -82,8 +83,12 @@ def _command(service: Service) -> list[str]:
 
 def _on_this_machine(words: list[str], service: Service) -> list[str]:
     first, *rest = words
-    if service.get("image", "").startswith("rclone/"):
-        return [str(s3.server_binary()), *words]  # the image's entry point
+    image = service.get("image", "")
+    if image.startswith(("rclone/", "prom/")):  # these words follow the image's entry point
+        return [
+            str(s3.server_binary()) if image.startswith("rclone/") else packages.program("prometheus") or "",
+            *words,
+        ]
     if first == "redis-server":
         return [str(redis.server_binary()), *rest]
     return [sys.executable, *rest] if first == "python" else [sys.executable, "-m", first, *rest]
