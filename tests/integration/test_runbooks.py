@@ -2,21 +2,25 @@
 
 import json
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import psycopg
 import pytest
 
+from api import keyring
 from deploy.standalone import postgres
-from shared import jobs
+from shared import fleet, jobs
 from shared.db import Database
 from shared.settings import Settings
 from shared.storage import Storage, image_key, input_key, snapshot_key, upload_key
 from tests import pages
-from tests.factories import params
+from tests.factories import DEMO, params
+from tests.workshop import serving
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 POLICIES = {
@@ -33,9 +37,10 @@ def env(settings: Settings, tmp_path: Path) -> dict[str, str]:
     programs = [str(Path(sys.executable).parent), str(_postgres_programs())]
     secret = settings.s3_secret_access_key
     assert secret is not None
+    shell = pages.shell(tmp_path)
     return {
-        **os.environ,
-        "PATH": os.pathsep.join([*programs, os.environ["PATH"]]),
+        **shell,
+        "PATH": os.pathsep.join([*programs, shell["PATH"]]),
         "PGURL": settings.database_url.get_secret_value().replace("+psycopg", ""),
         "BACKUP": str(tmp_path / "backup"),
         "FARM_S3_BUCKET": settings.s3_bucket,
@@ -71,6 +76,56 @@ def test_a_bucket_moves_with_all_its_objects(settings: Settings, storage: Storag
     moved.ensure_bucket()
     pages.run("bucket.md", "bucket", env)
     assert moved.get(key) == b"picture"
+
+
+def test_a_key_and_the_webhooks_secret_are_rotated(
+    settings: Settings, db: Database, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(token: str) -> int:
+        return httpx.get(f"{url}/v1/jobs", headers={"Authorization": f"Bearer {token}"}).status_code
+
+    assert db
+    monkeypatch.setattr(keyring, "REMEMBER_S", 0.0)
+    with serving(settings.model_copy(update={"auth": "keys"})) as url:
+        old, new = (pages.run("secrets.md", "key-create", {**env, "NAME": name}).strip() for name in ("old", "new"))
+        assert (asked(old), asked(new)) == (200, 200)
+        listed = [line.split("\t") for line in pages.run("secrets.md", "key-list", env).splitlines()]
+        (old_id,) = [line[0] for line in listed if line[1] == "old"]
+        pages.run("secrets.md", "key-revoke", {**env, "OLD_KEY_ID": old_id})
+        assert (asked(old), asked(new)) == (401, 200)
+        call = {**env, "FARM_URL": url, "FARM_API_KEY": new}
+        first, second = (json.loads(pages.run("secrets.md", "webhook", call))["secret"] for _ in range(2))
+        assert first != second
+
+
+@pytest.mark.usefixtures("announced")
+def test_who_scales_by_hand_finds_how_many_are_wanted_and_who_goes_first(
+    settings: Settings, db: Database, env: dict[str, str]
+) -> None:
+    with db.transaction() as session:
+        fleet.announce(
+            session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
+        )
+        jobs.submit(session, params(), max_attempts=1)
+        claim = jobs.claim_next(session, DEMO, "gpu0@test", lease_s=60)
+        assert claim
+        fleet.beat(session, "gpu0@test", speed=1.0)
+        jobs.heartbeat(session, [jobs.Beat(claim.job_id, claim.attempt, 1)], lease_s=60)
+    with serving(settings) as url:
+        (wanted,) = pages.run("scale.md", "wanted", {**env, "FARM_URL": url}).splitlines()
+        assert wanted.startswith(f'farm_desired_workers{{checkpoint="{DEMO}"}} ')
+        cost, first = pages.run("scale.md", "first", {**env, "FARM_URL": url}).split()
+        assert (float(cost), first) == (0, "gpu1@test")
+        pages.run("scale.md", "drain", {**env, "FARM_URL": url, "WORKER": first})
+    with db.transaction() as session:
+        assert fleet.beat(session, first) is True
+
+
+def test_every_command_of_the_pages_is_run_by_a_test() -> None:
+    run = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
+    for page in pages.PAGES.glob("*.md"):
+        for block in re.findall(r"^```sh (\S+)$", page.read_text(), re.MULTILINE):
+            assert f'pages.run("{page.name}", "{block}"' in run, (page.name, block)
 
 
 @pytest.mark.parametrize("process", POLICIES)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from api import serve
 from shared.settings import Settings
 from tests import compose
 from tests.compose import ROOT
@@ -46,7 +47,7 @@ def test_only_the_api_is_published(services: Mapping[str, Any]) -> None:
 
 def test_every_service_comes_back_and_says_how_it_is(services: Mapping[str, Any]) -> None:
     for name, service in services.items():
-        assert service["restart"] in {"unless-stopped", "on-failure:5"}, name
+        assert service["restart"] == ("on-failure:5" if name == "migrate" else "unless-stopped"), name
         assert name == "migrate" or service["healthcheck"]["test"], name
 
 
@@ -72,6 +73,10 @@ def test_a_worker_has_time_to_drain(services: Mapping[str, Any]) -> None:
     for name in ("gpu-worker", "cpu-worker"):
         grace_s = int(services[name]["stop_grace_period"].removesuffix("s"))
         assert grace_s > Settings.model_fields["drain_seconds"].default + 10
+
+
+def test_an_api_has_time_to_answer_what_it_began(services: Mapping[str, Any]) -> None:
+    assert int(services["api"]["stop_grace_period"].removesuffix("s")) > serve.DRAIN_S + 5
 
 
 def test_only_the_gpu_worker_asks_for_a_gpu_and_both_are_chosen_by_profile(services: Mapping[str, Any]) -> None:
