@@ -3,6 +3,7 @@
 Its schema is one migration newer than its code, as in the middle of a rolling upgrade: whatever works here works then.
 """
 
+import json
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,9 @@ def test_why_a_job_failed_is_found(site: Site) -> None:
     assert "gpu0@here" in told
     lines = pages.run("failed.md", "logs", site.env(JOB=job, LOGS=logs)).splitlines()
     assert any("run_timeout" in line or "time_is_up" in line for line in lines)
+    told_of = [json.loads(line) for line in lines]
+    (claimed,) = [one for one in told_of if one["event"] == "job.claimed"]
+    assert (claimed["job_id"], claimed["attempt"], claimed["worker"]) == (job, 1, "gpu0@here")
 
 
 @contextmanager
