@@ -29,6 +29,7 @@ from shared.states import JobState
 RECHECK_S = 3.0
 _RECONNECT_S = 1.0
 _LISTEN_S = 5.0
+_CANCEL_S = 0.1
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -86,9 +87,12 @@ class Waiting:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop listening."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        going = set(self._tasks)
+        while going:
+            # Again until it is heard: redis-py loses a cancellation that comes together with what it reads.
+            for task in going:
+                task.cancel()
+            going = (await asyncio.wait(going, timeout=_CANCEL_S))[1]
         await self._reader.close()
         await self._redis.aclose()
 

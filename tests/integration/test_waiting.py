@@ -18,7 +18,7 @@ from redis.asyncio import Redis as AsyncRedis
 from api.main import create_app
 from api.v1.waits import MAX_WAIT_S, preferred
 from api.waiting import Waiting
-from shared import events, jobs
+from shared import broker, events, jobs
 from shared.db import Database
 from shared.events import JobEvent
 from shared.settings import Settings
@@ -181,3 +181,15 @@ def test_a_wait_is_told_to_have_been_heard(front: tuple[str, Waiting], db: Datab
     canceled(db, job_id)
     answer = httpx.get(f"{front[0]}/v1/jobs/{job_id}", headers={"Prefer": "wait=10"})
     assert answer.headers["Preference-Applied"] == "wait=10"
+
+
+def test_whoever_listens_stops_at_whatever_moment(db: Database, settings: Settings) -> None:
+    """As when an api's port is taken: it ends right after it began."""
+
+    async def begin_and_end(turns: int) -> None:
+        async with asyncio.timeout(10), Waiting(db, broker.connect_async(settings)):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+    for turns in range(24):
+        asyncio.run(begin_and_end(turns))
