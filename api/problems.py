@@ -143,8 +143,7 @@ def describe(app: FastAPI) -> None:
 def _farm_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, FarmError)  # noqa: S101 - registered for this class
     if isinstance(error, AWAY):
-        cause = str(error.__cause__ or "").strip().split("\n", maxsplit=1)[0]
-        log.warning("request.unserved", path=request.url.path, code=error.code, error=str(error), cause=cause)
+        log.warning("request.unserved", path=request.url.path, **error.told)
     return of(request, error)
 
 

@@ -11,6 +11,10 @@ from typing import cast
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from shared import dependencies
+from shared.settings import load
+from shared.telemetry import configure_logging
+
 MAX_HEAD_BYTES = 64 * 1024
 # From the first byte, or the connection, to the end of the head; then the body has a pace to keep (`api.body`).
 HEAD_S = 10.0
@@ -113,6 +117,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     asked = parser.parse_args()
+    settings = load()
+    configure_logging(settings)
+    dependencies.look(settings)
     uvicorn.Server(config(asked.host, asked.port)).run()
 
 

@@ -196,7 +196,7 @@ class Waiting:
             try:
                 versions = await _to_its_end(run_in_threadpool(self._versions, list(known)))
             except DatabaseUnavailable as error:
-                log.warning("waiting.blind", error=str(error))
+                log.warning("waiting.blind", **error.told)
             except Exception:
                 log.exception("waiting.crashed")
             else:

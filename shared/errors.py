@@ -40,6 +40,7 @@ FarmError
 │   └── BadCheckpoint       … as a whole SD1.5
 ├── NoDevice 500            the worker has no device to render on
 ├── NoBucket 500            the storage has no such bucket
+├── StorageRefused 500      … or does not believe who this process says it is
 ├── RenderFailed 500        the engine could not make this image
 │   ├── OutOfMemory         retryable
 │   ├── NotANumber
@@ -68,10 +69,24 @@ class FarmError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
+    # What an operator does about it, where the message, written for clients, leaves that open.
+    fix: ClassVar[str] = ""
 
     def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(message or (self.__doc__ or "").strip())
         self.retry_after_s = retry_after_s
+
+    @property
+    def told(self) -> dict[str, str]:
+        """What a log says of it: code, message, the first line of its cause, and the fix."""
+        cause = str(self.__cause__ or "").strip().split("\n", maxsplit=1)[0]
+        facts = {
+            "code": self.code,
+            "error": str(self),
+            "cause": cause if cause not in str(self) else "",
+            "fix": self.fix,
+        }
+        return {name: said for name, said in facts.items() if said}
 
 
 class InvalidRequest(FarmError):
@@ -298,6 +313,7 @@ class BadWeights(FarmError):
 
     status = 422
     code = "bad_weights"
+    fix = "mend FARM_CHECKPOINT or FARM_CHECKPOINT_DIR, or fetch the file again"
 
 
 class BadCheckpoint(BadWeights):
@@ -316,6 +332,12 @@ class NoBucket(FarmError):
     """The image storage has no such bucket."""
 
     code = "no_bucket"
+
+
+class StorageRefused(FarmError):
+    """The image storage does not believe who this process says it is."""
+
+    code = "storage_refused"
 
 
 class RenderFailed(FarmError):
@@ -363,6 +385,7 @@ class WorkerUnfit(FarmError):
 
     code = "worker_unfit"
     retryable = True
+    fix = "its supervisor starts it anew; if that repeats, fetch the checkpoint again or replace the GPU"
 
 
 class RunTimeout(FarmError):
@@ -389,18 +412,21 @@ class DatabaseUnavailable(Unavailable):
     """The database does not answer; nothing was changed. Try again soon."""
 
     code = "database_unavailable"
+    fix = "start Postgres, or mend FARM_DATABASE_URL"
 
 
 class BrokerUnavailable(Unavailable):
     """Redis does not answer."""
 
     code = "broker_unavailable"
+    fix = "start Redis, or mend FARM_REDIS_URL"
 
 
 class StorageUnavailable(Unavailable):
     """The image storage does not answer. Try again soon."""
 
     code = "storage_unavailable"
+    fix = "start the store, or mend FARM_S3_*; farm doctor tries it out"
 
 
 class TooBusy(Unavailable):

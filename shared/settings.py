@@ -4,24 +4,28 @@ Read once by an entry point and handed on; nothing here touches the environment 
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+T = TypeVar("T", str, SecretStr)
+
 
 def _spelled(*schemes: str) -> AfterValidator:
-    """Accept URLs that begin with one of these schemes. What was given is never repeated: it has a password in it."""
+    """Accept URLs that begin with one of these schemes. What was given is never repeated: it may have a password in it."""
 
-    def check(url: SecretStr) -> SecretStr:
-        if not url.get_secret_value().startswith(tuple(f"{scheme}://" for scheme in schemes)):
-            raise ValueError(f"is no URL of the kind {schemes[0]}://...")
+    def check(url: T) -> T:
+        text = url if isinstance(url, str) else url.get_secret_value()
+        if not text.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+            raise ValueError(f"this is no URL of the kind {schemes[0]}://...")
         return url
 
     return AfterValidator(check)
 
 
 DatabaseUrl = Annotated[SecretStr, _spelled("postgresql", "postgres", "postgresql+psycopg")]
+HttpUrl = Annotated[str, _spelled("http", "https")]
 RedisUrl = Annotated[SecretStr, _spelled("redis", "rediss", "unix")]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -34,8 +38,8 @@ class Settings(BaseSettings):
     # Where the parts are.
     database_url: DatabaseUrl = SecretStr("postgresql+psycopg://farm:farm@127.0.0.1:5432/farm")
     redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
-    s3_endpoint_url: str | None = None
-    s3_public_url: str | None = None
+    s3_endpoint_url: HttpUrl | None = None
+    s3_public_url: HttpUrl | None = None
     s3_region: str = "us-east-1"
     s3_bucket: str = "farm"
     s3_access_key_id: str | None = None
@@ -62,7 +66,7 @@ class Settings(BaseSettings):
     hang_seconds: Seconds = 120.0
     canary_seconds: Annotated[float, Field(ge=0)] = 3600.0
     preemption_file: Path | None = None
-    preemption_url: str | None = None
+    preemption_url: HttpUrl | None = None
 
     # The life of a job.
     lease_seconds: Seconds = 20.0
@@ -114,5 +118,8 @@ def load() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = "; ".join(f"FARM_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
+        wrong = "; ".join(
+            f"FARM_{'_'.join(map(str, one['loc'])).upper()}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors()
+        )
         raise SystemExit(f"farm: {wrong} (.env.example explains every setting)") from None

@@ -11,15 +11,17 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shared.errors import NoBucket, ObjectMissing, StorageUnavailable
+from shared.errors import NoBucket, ObjectMissing, StorageRefused, StorageUnavailable
 from shared.settings import Settings
 
 DELETED_AT_ONCE = 1000  # what S3 takes in one request
 LISTED_AT_ONCE = 1000  # what S3 answers at most
+# Refusals that no patience mends.
+UNBELIEVED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"}
+SKEW_S = 5 * 60  # stores refuse what was signed more than 15 minutes ago or ahead
 
 IMAGES = "jobs/"
 SNAPSHOTS = "snapshots/"
-SKEW_S = 5 * 60  # stores refuse what was signed more than 15 minutes ago or ahead
 
 # What mends a store's refusal, by its code; HEAD requests have only the status.
 ADVICE = {
@@ -147,12 +149,30 @@ class Storage:
         self._call("head_bucket")
 
     def check(self) -> None:
-        """Raise `NoBucket` where the store answers that there is none; whatever else is wrong may pass, or be meant."""
+        """Raise `NoBucket`, `StorageRefused` or `StorageUnavailable`. That the key may not look at the bucket may be meant.
+
+        An object is asked for then: to that a store answers in words, and each process may ask for it or is told that it may not.
+        """
         try:
             self.ping()
         except StorageUnavailable as error:
-            if _code(error.__cause__) in {"404", "NoSuchBucket"}:
+            code = _code(error.__cause__)
+            if code in {"404", "NoSuchBucket"}:
                 raise NoBucket(f"There is no bucket {self._bucket!r}: create it, or mend FARM_S3_BUCKET.") from error
+            if code not in {"403", "AccessDenied"}:
+                raise
+        else:
+            return
+        try:
+            self.get(input_key("doctor"))
+        except ObjectMissing:
+            return
+        except StorageUnavailable as error:
+            code = "RequestTimeTooSkewed" if _is_skewed(error.__cause__) else _code(error.__cause__)
+            if code in UNBELIEVED:
+                raise StorageRefused(str(error)) from error
+            if code != "AccessDenied":
+                raise
 
     def ensure_bucket(self) -> None:
         """Create the bucket unless it exists."""
@@ -176,7 +196,7 @@ def _code(error: BaseException | None) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
-def _is_skewed(error: BaseException) -> bool:
+def _is_skewed(error: BaseException | None) -> bool:
     """Whether a refusal without words came from a store whose clock says something else than this machine's."""
     if _code(error) != "403":
         return False

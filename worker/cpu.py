@@ -5,7 +5,7 @@ from typing import Any
 import structlog
 from celery import signals
 
-from shared import broker, metrics
+from shared import broker, dependencies, metrics
 from shared.db import Database
 from shared.errors import FarmError
 from shared.events import Listener
@@ -16,6 +16,7 @@ from shared.storage import Storage
 from shared.telemetry import configure_logging
 from shared.tracing import configure_tracing
 from worker import maintenance
+from worker.fatal import fatal_errors
 from worker.webhooks import Courier
 
 FORGET_SECONDS = 600.0
@@ -74,7 +75,7 @@ def upkeep() -> None:
         maintenance.tell_progress(db, every_s=settings.webhook_progress_seconds)
         upkeep_at.set_to_current_time()
     except FarmError as error:
-        log.warning("upkeep.failed", code=error.code, error=str(error))
+        log.warning("upkeep.failed", **error.told)
 
 
 @app.task(name="courier.forget")
@@ -89,7 +90,7 @@ def forget() -> None:
         maintenance.sweep_inputs(db, storage)
         maintenance.sweep_orphans(db, storage, places)
     except FarmError as error:
-        log.warning("forget.failed", code=error.code, error=str(error))
+        log.warning("forget.failed", **error.told)
 
 
 @signals.setup_logging.connect(weak=False)
@@ -102,13 +103,15 @@ def _begin(sender: str, instance: Any, **_: Any) -> None:
     instance.quiet = True  # its banner is no log line, and on a full disk it would end the process
     configure_logging(settings, worker=sender)
     configure_tracing("courier")
+    dependencies.look(settings)
 
 
 @signals.worker_ready.connect(weak=False)
 def _serve(**_: Any) -> None:
     # Only now: beat's process has been forked and holds no copy of the socket.
-    if settings.metrics_port:
-        board.serve(settings.metrics_port)
+    with fatal_errors("courier.cannot_start"):
+        if settings.metrics_port:
+            board.serve(settings.metrics_port)
     courier.start()
     news.start()
 

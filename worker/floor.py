@@ -18,7 +18,7 @@ from redis import Redis
 from shared import broker, catalog, events, fleet, upkeep
 from shared.catalog import CheckpointFile
 from shared.db import Database
-from shared.errors import BadCheckpoint, FarmError, WorkerUnfit
+from shared.errors import BadCheckpoint, FarmError, StorageUnavailable, WorkerUnfit
 from shared.events import Listener
 from shared.settings import Settings
 from shared.storage import Storage
@@ -69,7 +69,10 @@ class Floor:
         redis = broker.connect(settings)
         self._closing.callback(redis.close)
         storage = Storage(settings)
-        storage.check()
+        try:
+            storage.check()
+        except StorageUnavailable as error:  # it may come back, and what is rendered is kept meanwhile
+            log.warning("dependency.missing", dependency="storage", **error.told)
         self._take_over(db, redis, worker_id, file.name)
         equipment = _equip(settings, file)
         engine = equipment.engine
@@ -109,12 +112,12 @@ class Floor:
         )
         self._leases = leases
         self._end_drain = partial(self._hand_over, db, worker_id, self.renderer, engine, leases)
+        if settings.metrics_port:
+            self._closing.callback(meters.board.serve(settings.metrics_port))
         self._announce(db, file, equipment, worker_id=worker_id, slots=slots)
         if fitness and settings.canary_seconds:
             self._run(Periodic("canary", fitness.look, every_s=settings.canary_seconds))
         self._run(Periodic("stock", Stock(db, equipment.shelves).announce, every_s=RESCAN_S))
-        if settings.metrics_port:
-            self._closing.callback(meters.board.serve(settings.metrics_port))
         if settings.preview_seconds:
             showing = Showing(redis, leases.running)
             self._run(Periodic("previews", showing.renew, every_s=settings.preview_seconds))

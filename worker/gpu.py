@@ -5,8 +5,6 @@ Loads one checkpoint, keeps it resident and answers the doorbells of its queue.
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -17,19 +15,14 @@ from shared.errors import FarmError
 from shared.settings import load
 from shared.telemetry import configure_logging
 from shared.tracing import configure_tracing
+from worker.fatal import fatal_errors
 from worker.floor import Floor, chosen_checkpoint
 
 # The engine thread needs the GIL for ~700 launches a tick; at the default 5 ms a busy slot could hold it 5 ms each time.
 SWITCH_INTERVAL_SECONDS = 0.001
 
+CANNOT_START = "worker.cannot_start"
 FORCED_EXIT_STATUS = 1
-
-# What mends an error that its own message, written for clients, leaves open.
-FIXES = {
-    "database_unavailable": "start Postgres, or mend FARM_DATABASE_URL",
-    "broker_unavailable": "start Redis, or mend FARM_REDIS_URL",
-    "worker_unfit": "its supervisor starts it anew; if that repeats, fetch the checkpoint again or replace the GPU",
-}
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +38,7 @@ def answer() -> None:
         if floor.renderer is not None:
             floor.renderer.answer()
     except FarmError as error:
-        log.warning("doorbell.unanswered", code=error.code, error=str(error))
+        log.warning("doorbell.unanswered", **error.told)
 
 
 @signals.setup_logging.connect(weak=False)
@@ -59,14 +52,14 @@ def _choose_queue(sender: str, instance: Any, **_: Any) -> None:
     # Before `worker_init`, because Celery has settled which queues it consumes by then.
     configure_logging(settings, worker=sender)
     configure_tracing("worker")
-    with _fatal_errors():
+    with fatal_errors(CANNOT_START):
         broker.listen_for(app, chosen_checkpoint(settings).name)
 
 
 @signals.worker_init.connect(weak=False)
 def _open(sender: Any, **_: Any) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    with _fatal_errors():
+    with fatal_errors(CANNOT_START, close=floor.close):
         # "auto" is resolved only later; one slot per core is what it means for threads.
         slots = sender.concurrency if isinstance(sender.concurrency, int) else os.cpu_count() or 1
         floor.open(sender.hostname, slots)
@@ -85,19 +78,3 @@ def _close(sender: Any, **_: Any) -> None:
     floor.close()
     if floor.exit_status:
         sender.exitcode = floor.exit_status
-
-
-@contextmanager
-def _fatal_errors() -> Iterator[None]:
-    """End the process on an error: Celery logs and swallows those of signal handlers, but lets SystemExit pass."""
-    try:
-        yield
-    except FarmError as error:
-        cause = str(error.__cause__ or "").strip().split("\n", maxsplit=1)[0]
-        log.critical(
-            "worker.cannot_start", code=error.code, error=str(error), cause=cause, fix=FIXES.get(error.code, "")
-        )
-        raise SystemExit(1) from error
-    except Exception as error:  # a worker that is only half open would answer doorbells and render nothing
-        log.critical("worker.cannot_start", exc_info=error)
-        raise SystemExit(1) from error

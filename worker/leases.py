@@ -217,7 +217,7 @@ class Leases:
             try:
                 self.beat()
             except DatabaseUnavailable as error:
-                log.warning("heartbeat.missed", error=str(error))
+                log.warning("heartbeat.missed", **error.told)
             except Exception:  # the thread must outlive any one report, or every lease would run out
                 log.exception("heartbeat.crashed")
             self._beat_began = None

@@ -304,7 +304,7 @@ class Renderer:
             except StorageUnavailable as error:
                 if time.monotonic() + pause_s > deadline:
                     raise
-                log.warning("storage.retried", error=str(error), pause_s=pause_s)
+                log.warning("storage.retried", **error.told, pause_s=pause_s)
             running.pause(pause_s)
             if running.is_aborted:
                 break

@@ -118,7 +118,7 @@ class Courier:
                 while not self._stopped.is_set() and self.hand_out():
                     pass
             except FarmError as error:
-                log.warning("webhooks.postponed", code=error.code, error=str(error))
+                log.warning("webhooks.postponed", **error.told)
             except Exception:  # whatever it was, the next round may do
                 log.exception("webhooks.crashed")
 

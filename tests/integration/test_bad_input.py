@@ -1,6 +1,8 @@
 """What each process says when it is started wrongly: one line with the fix, and an exit status that its supervisor heeds."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -12,16 +14,20 @@ import torch
 from pydantic import SecretStr
 
 from deploy.standalone import ports
-from shared.errors import NoBucket, StorageUnavailable
+from shared import fleet
+from shared.db import Database
+from shared.errors import NoBucket, StorageRefused, StorageUnavailable
 from shared.settings import Settings
 from shared.storage import Storage
 from tests import parts, studio
+from tests.chaos import sketch
 from tests.chaos.farm import until
 from tests.servers import Handler, Server
 
 CELERY = ("-m", "celery", "-A")
 SLOTS = ("worker", "--pool", "threads", "--concurrency", "1", "-n", "bad@here")
 WORKER, COURIER = (*CELERY, "worker.gpu", *SLOTS), (*CELERY, "worker.cpu", *SLOTS)
+SKETCHER = (*CELERY, "tests.chaos.gpu", *SLOTS)
 API = ("-m", "api.serve")
 MIGRATE = ("-c", "import sys; from api.cli import main; sys.exit(main(['migrate']))")
 WAIT_S = 30.0
@@ -31,9 +37,11 @@ NOWHERE = "postgresql://farm:s3same@127.0.0.1:9/farm"
 @pytest.mark.parametrize(
     ("process", "name", "value", "says"),
     [
-        (WORKER, "FARM_DATABASE_URL", NOWHERE, "mend FARM_DATABASE_URL"),
+        (SKETCHER, "FARM_DATABASE_URL", NOWHERE, "mend FARM_DATABASE_URL"),
         (COURIER, "FARM_REDIS_URL", "nonsense", "FARM_REDIS_URL"),
         (API, "FARM_LEASE_SECONDS", "-1", "FARM_LEASE_SECONDS"),
+        (API, "FARM_S3_ENDPOINT_URL", "nonsense", "FARM_S3_ENDPOINT_URL"),
+        (SKETCHER, "FARM_S3_SECRET_ACCESS_KEY", "s3same-s3same", "mend FARM_S3_SECRET_ACCESS_KEY"),
         (MIGRATE, "FARM_DATABASE_URL", NOWHERE, "mend FARM_DATABASE_URL"),
     ],
 )
@@ -44,6 +52,37 @@ def test_a_process_says_what_is_wrong_and_ends(process: tuple[str, ...], name: s
     assert says in said
     assert "Traceback" not in said
     assert "s3same" not in said
+
+
+@pytest.mark.parametrize("process", [SKETCHER, COURIER], ids=["worker", "courier"])
+@pytest.mark.usefixtures("settings")
+def test_a_port_that_is_taken_ends_a_process(process: tuple[str, ...], db: Database, tmp_path: Path) -> None:
+    sketching = {sketch.AMBUSH_VARIABLE: str(tmp_path), sketch.NAME_VARIABLE: "sketch", sketch.STEP_VARIABLE: "0"}
+    with socket.create_server(("", 0)) as taken:
+        status, said = started(process, FARM_METRICS_PORT=str(taken.getsockname()[1]), **sketching)
+    assert status == 1
+    assert "Give each process of a machine its own" in said
+    assert "Traceback" not in said
+    with db.transaction() as session:
+        assert not fleet.workers(session, silent_after_s=60)
+
+
+@pytest.mark.parametrize("process", [(*parts.API, "0"), parts.COURIER], ids=["api", "courier"])
+@pytest.mark.usefixtures("settings")
+def test_what_does_not_answer_at_the_start_is_told_and_waited_for(process: tuple[str, ...], tmp_path: Path) -> None:
+    wrong = {"FARM_DATABASE_URL": NOWHERE, "FARM_S3_SECRET_ACCESS_KEY": "s3same-s3same", "FARM_CONNECT_SECONDS": "2"}
+    with parts.running(process, tmp_path, wrong) as running:
+
+        def missing() -> dict[str, str]:
+            lines = [json.loads(line) for line in (tmp_path / "stdout").read_text().splitlines() if line[:1] == "{"]
+            told = [line for line in lines if line["event"] == "dependency.missing"]
+            return {line["dependency"]: f"{line['error']} {line.get('fix', '')}" for line in told}
+
+        assert until(lambda: len(missing()) == 2, WAIT_S)
+        assert "mend FARM_DATABASE_URL" in missing()["postgres"]
+        assert "mend FARM_S3_SECRET_ACCESS_KEY" in missing()["storage"]
+        assert running.poll() is None
+    assert "s3same" not in (tmp_path / "stdout").read_text() + (tmp_path / "stderr").read_text()
 
 
 def test_a_wrong_password_is_told_from_a_database_that_is_down(settings: Settings) -> None:
@@ -87,8 +126,13 @@ def test_a_half_downloaded_or_missing_checkpoint_ends_its_worker(tmp_path: Path)
     half = tmp_path / "half.safetensors"
     half.write_bytes(studio.DEMO.read_bytes()[:100_000])
     for path in (half, tmp_path / "none.safetensors"):
-        status, said = started(WORKER, FARM_CHECKPOINT=str(path))
-        assert (status, str(path) in said, "Traceback" in said) == (1, True, False)
+        status, said = started(SKETCHER, FARM_CHECKPOINT=str(path))
+        assert (status, str(path) in said, "mend FARM_CHECKPOINT" in said, "Traceback" in said) == (
+            1,
+            True,
+            True,
+            False,
+        )
 
 
 def test_a_missing_bucket_is_named(settings: Settings) -> None:
@@ -104,6 +148,8 @@ def test_a_clock_that_is_wrong_is_named(storage: Storage, monkeypatch: pytest.Mo
     monkeypatch.setattr("shared.storage.datetime", Ahead)
     with pytest.raises(StorageUnavailable, match="set this machine's clock: timedatectl set-ntp true"):
         storage.ping() if act == "ping" else storage.put("jobs/clock", b"", content_type="image/png")
+    with pytest.raises(StorageRefused, match="set this machine's clock"):
+        storage.check()
 
 
 class FarAway(Handler):

@@ -48,6 +48,11 @@ def test_a_role_is_probed_within_its_policy(bound: Callable[[str], Storage], rol
     assert bucket.able(bound(role), [role]) == {role: None}
 
 
+@pytest.mark.parametrize("policy", [*Role, "nobody"])
+def test_a_key_that_may_not_look_at_the_bucket_is_no_wrong_key(bound: Callable[[str], Storage], policy: str) -> None:
+    bound(policy).check()
+
+
 @pytest.mark.parametrize(
     ("policy", "able"),
     [("worker", {Role.WORKER}), ("api", {Role.API}), ("courier", {Role.COURIER}), ("nobody", set())],
