@@ -4,7 +4,7 @@ Read once by an entry point and handed on; nothing here touches the environment 
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -113,10 +113,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-def load() -> Settings:
-    """Read the settings of a process that cannot start without them: end it with one line that names what is wrong."""
+def load(**given: Any) -> Settings:
+    """Read the settings of a process that cannot start without them: end it with one line that names what is wrong.
+
+    What is `given` stands over the variables.
+    """
     try:
-        return Settings()
+        return Settings(**given)
     except ValidationError as error:
         wrong = "; ".join(
             f"FARM_{'_'.join(map(str, one['loc'])).upper()}: {one['msg'].removeprefix('Value error, ')}"

@@ -73,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _line(error: Exception) -> str:
     if isinstance(error, typer.TyperException):
         return f"{error.format_message()} (see farm --help)"
-    if isinstance(error, (Failure, ClientError, FarmError)):
+    if isinstance(error, (Failure, ClientError)):
         return str(error)
+    if isinstance(error, FarmError):
+        return "; ".join(said for name, said in error.told.items() if name != "code")
     hint = "farm --debug COMMAND shows where"
     return f"{type(error).__name__}: {error} ({hint})"

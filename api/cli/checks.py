@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.cli.client import DEFAULT_URL, ClientError, Front
+from api.cli.console import Failure
 from api.cli.roles import Role
 
 if TYPE_CHECKING:
@@ -238,9 +239,12 @@ def disk() -> Finding:
 
 
 def _settings() -> "Settings":
-    from shared.settings import Settings
+    from shared.settings import load
 
-    return Settings()
+    try:
+        return load()
+    except SystemExit as error:
+        raise Failure(str(error).removeprefix("farm: ")) from None
 
 
 def _cause(error: BaseException) -> str:

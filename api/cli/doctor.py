@@ -12,7 +12,7 @@ import typer
 from api.cli import checks
 from api.cli.checks import Finding, Level
 from api.cli.client import Front
-from api.cli.console import complain, table
+from api.cli.console import Failure, complain, table
 from api.cli.roles import Role
 
 Check: TypeAlias = Callable[[], Finding]
@@ -46,8 +46,10 @@ def _all_checks(front: Front, role: Role | None) -> Iterator[Check]:
 
 
 def _asked(check: Check) -> Finding:
+    name = getattr(check, "__name__", None) or getattr(check, "func", check).__name__
     try:
         return check()
+    except Failure as error:
+        return Finding(name, Level.FAIL, str(error), "mend this setting")
     except Exception as error:  # noqa: BLE001 - a check that breaks is a finding, and the others still count
-        name = getattr(check, "__name__", None) or getattr(check, "func", check).__name__
         return Finding(name, Level.FAIL, f"{type(error).__name__}: {error}", "the message says what is missing")

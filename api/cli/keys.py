@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import SecretStr
 
 from api.cli.console import Failure, note, say, shortened, table
 
@@ -98,9 +99,9 @@ def _session(data_dir: Path) -> "Iterator[Session]":
     from sqlalchemy.exc import ProgrammingError
 
     from shared.db import Database
-    from shared.settings import Settings
+    from shared.settings import load
 
-    db = Database(Settings(database_url=_database_url(data_dir)), pool_size=1)
+    db = Database(load(database_url=SecretStr(_database_url(data_dir))), pool_size=1)
     try:
         with db.transaction() as session:
             yield session

@@ -30,6 +30,8 @@ WORKER, COURIER = (*CELERY, "worker.gpu", *SLOTS), (*CELERY, "worker.cpu", *SLOT
 SKETCHER = (*CELERY, "tests.chaos.gpu", *SLOTS)
 API = ("-m", "api.serve")
 MIGRATE = ("-c", "import sys; from api.cli import main; sys.exit(main(['migrate']))")
+KEYS = ("-c", "import sys; from api.cli import main; sys.exit(main(['keys', 'list']))")
+DOCTOR = ("-c", "import sys; from api.cli import main; sys.exit(main(['doctor']))")
 WAIT_S = 30.0
 NOWHERE = "postgresql://farm:s3same@127.0.0.1:9/farm"
 
@@ -43,6 +45,9 @@ NOWHERE = "postgresql://farm:s3same@127.0.0.1:9/farm"
         (API, "FARM_S3_ENDPOINT_URL", "nonsense", "FARM_S3_ENDPOINT_URL"),
         (SKETCHER, "FARM_S3_SECRET_ACCESS_KEY", "s3same-s3same", "mend FARM_S3_SECRET_ACCESS_KEY"),
         (MIGRATE, "FARM_DATABASE_URL", NOWHERE, "mend FARM_DATABASE_URL"),
+        (KEYS, "FARM_DATABASE_URL", NOWHERE, "Connection refused; start Postgres, or mend FARM_DATABASE_URL"),
+        (KEYS, "FARM_S3_ENDPOINT_URL", "s3same", "FARM_S3_ENDPOINT_URL"),
+        (DOCTOR, "FARM_S3_ENDPOINT_URL", "s3same", "FARM_S3_ENDPOINT_URL: this is no URL"),
     ],
 )
 @pytest.mark.usefixtures("settings")
