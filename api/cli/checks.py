@@ -177,6 +177,8 @@ def workers(front: Front) -> Finding:
         with front.connect() as client:
             served = client.checkpoints()
     except ClientError as error:
+        if error.code == "unauthenticated":
+            return Finding("workers", Level.WARN, "not known: the api asks for a key", "set FARM_API_KEY")
         return Finding(
             "workers", Level.WARN, f"not known: the api does not answer [{error.code}]", "mend the api first"
         )

@@ -13,6 +13,8 @@ import psycopg
 import pytest
 
 from api import keyring
+from api.cli import checks
+from api.cli.client import Front
 from deploy.standalone import postgres
 from shared import fleet, jobs
 from shared.db import Database
@@ -94,6 +96,8 @@ def test_a_key_and_the_webhooks_secret_are_rotated(
         pages.run("secrets.md", "key-revoke", {**env, "OLD_KEY_ID": old_id})
         assert (asked(old), asked(new)) == (401, 200)
         call = {**env, "FARM_URL": url, "FARM_API_KEY": new}
+        assert checks.workers(Front(url, api_key=None)).fix == "set FARM_API_KEY"
+        assert checks.workers(Front(url, api_key=new)).said == "no gpu worker is ready; jobs wait"
         first, second = (json.loads(pages.run("secrets.md", "webhook", call))["secret"] for _ in range(2))
         assert first != second
 
