@@ -13,6 +13,7 @@ from shared.settings import Settings
 from shared.weights import Shelves
 from worker.diffusion import checkpoint as checkpoints
 from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.fingerprint import fingerprint
 from worker.diffusion.preview import Previewer, load_tiny
 from worker.diffusion.safety import SafetyChecker
@@ -35,6 +36,8 @@ def equip(settings: Settings, file: CheckpointFile) -> Equipment:
     loaded = checkpoints.load(file, device, chosen_dtype(settings, device))
     if settings.channels_last:
         loaded.unet.to(memory_format=torch.channels_last)
+    # Its rounding depends on the rows of a call, which is what a strict image must not notice.
+    compiled = CompiledUNet(loaded.unet) if settings.compile and settings.batching != "strict" else None
     shelves = Shelves.at(
         loras=settings.lora_dir,
         embeddings=settings.embedding_dir,
@@ -43,7 +46,7 @@ def equip(settings: Settings, file: CheckpointFile) -> Equipment:
     )
     safety, sha256 = settings.safety_checker, catalog.digest(file)
     return Equipment(
-        engine=_engine(settings, loaded, shelves),
+        engine=_engine(settings, loaded, shelves, compiled),
         shelves=shelves,
         device_name=device_name(device),
         safety=SafetyChecker.load(safety, device, loaded.dtype) if safety else None,
@@ -51,6 +54,7 @@ def equip(settings: Settings, file: CheckpointFile) -> Equipment:
         proof=proof(f"{file.name} {sha256}", loaded),
         gpu_uuid=gpu_uuid(device),
         sha256=sha256,
+        is_compiling=lambda: compiled is not None and compiled.is_busy,
     )
 
 
@@ -112,7 +116,9 @@ def memory(device: torch.device) -> dict[str, float]:
     return {"free": free, "total": total}
 
 
-def _engine(settings: Settings, loaded: Checkpoint, shelves: Shelves) -> Engine[Any, Any]:
+def _engine(
+    settings: Settings, loaded: Checkpoint, shelves: Shelves, compiled: CompiledUNet | None
+) -> Engine[Any, Any]:
     is_strict = settings.batching == "strict"
     if is_strict and loaded.device.type == "cpu":
         # Where a second thread takes over depends on an image's row, and with it how its numbers are added up.
@@ -123,6 +129,7 @@ def _engine(settings: Settings, loaded: Checkpoint, shelves: Shelves) -> Engine[
         Library.at(loaded, shelves, memory_bytes=settings.lora_memory_bytes),
         Previewer(loaded.vae, load_tiny(tiny, loaded.device, loaded.dtype) if tiny else None),
         strict_samples=settings.max_samples if is_strict else None,
+        compiled=compiled,
     )
     limits = open_limits(settings, loaded)
     if settings.profile_seconds and not is_strict:

@@ -28,5 +28,7 @@ class Equipment:
     memory: Callable[[], Mapping[str, float]] = dict
     proof: Proof | None = None
     gpu_uuid: str | None = None
+    # An ordinary exit would crash in the compiler's own threads meanwhile.
+    is_compiling: Callable[[], bool] = lambda: False
     # The checkpoint's; its beginning is the name by which people know it.
     sha256: str | None = None

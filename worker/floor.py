@@ -56,6 +56,7 @@ class Floor:
         self._is_leaving = False
         self.is_draining = False
         self.is_condemned = False
+        self.is_compiling: Callable[[], bool] = lambda: False
         self.renderer: Renderer | None = None
         self._leases: Leases | None = None
         self._end_drain: Callable[[], None] | None = None
@@ -75,6 +76,7 @@ class Floor:
             log.warning("dependency.missing", dependency="storage", **error.told)
         self._take_over(db, redis, worker_id, file.name)
         equipment = _equip(settings, file)
+        self.is_compiling = equipment.is_compiling
         engine = equipment.engine
         self._run(engine)
         fitness = self._examined(db, file, equipment, worker_id=worker_id, slots=slots)

@@ -76,5 +76,7 @@ def _drain(**_: Any) -> None:
 @signals.worker_shutdown.connect(weak=False)
 def _close(sender: Any, **_: Any) -> None:
     floor.close()
+    if floor.is_compiling():
+        os._exit(floor.exit_status)
     if floor.exit_status:
         sender.exitcode = floor.exit_status

@@ -1,13 +1,18 @@
 """The compiled UNet beside the plain one. The real tracing runs; only the code generator, which takes minutes, is left out."""
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from shared import catalog
+from shared.settings import Settings
 from tests import studio
+from worker import device
 from worker.diffusion.compiled import MAX_SHAPES, ROWS, CompiledUNet
 from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
@@ -76,12 +81,71 @@ def test_what_cannot_be_compiled_stays_with_the_plain_unet(unet: Any) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("no compiler here")
 
-    compiled = CompiledUNet(unet, backend=broken)  # type: ignore[arg-type]
+    compiled = CompiledUNet(unet, backend=broken)
     for _ in range(2):
         assert compiled.predict(*call(2)) is None
         compiled.settle()
     too_many = call(max(ROWS) + 1)
     assert compiled.predict(*too_many) is None
+
+
+class Counting:
+    """A code generator that counts the shapes it was asked for and the calls of what it made."""
+
+    def __init__(self) -> None:
+        self.shapes = 0
+        self.calls = 0
+
+    def __call__(self, graph: Any, _examples: Any) -> Any:
+        self.shapes += 1
+
+        def run(*inputs: Any) -> Any:
+            self.calls += 1
+            return graph(*inputs)
+
+        return run
+
+
+class Toy(torch.nn.Module):
+    """Called as a UNet is, and traced in no time."""
+
+    def forward(self, x: Any, timesteps: Any, encoder_hidden_states: Any, return_dict: bool) -> tuple[torch.Tensor]:
+        assert not return_dict
+        return (x * timesteps[:, None, None, None] + encoder_hidden_states.mean(),)
+
+
+def test_every_shape_is_compiled_and_none_on_the_engines_thread() -> None:
+    """Torch gives up, and says nothing, after so many shapes; and other strides are another shape to it."""
+    backend = Counting()
+    compiled = CompiledUNet(Toy(), backend=backend)
+    for rows in ROWS:
+        assert compiled.predict(*call(rows)) is None
+    compiled.settle()
+    assert backend.shapes == len(ROWS)
+    backend.calls = 0
+    for rows in ROWS:
+        x, timesteps, context = call(rows)
+        for order in (torch.contiguous_format, torch.channels_last):
+            assert compiled.predict(x.contiguous(memory_format=order), timesteps, context) is not None
+    assert backend.calls == 2 * len(ROWS)
+    assert backend.shapes == len(ROWS)
+
+
+def test_whoever_would_leave_learns_that_something_is_being_compiled() -> None:
+    go_on = Event()
+
+    def slow(graph: Any, _examples: Any) -> Any:
+        assert go_on.wait(30)
+        return graph
+
+    compiled = CompiledUNet(Toy(), backend=slow)
+    assert not compiled.is_busy
+    assert compiled.predict(*call(2)) is None
+    assert compiled.is_busy
+    assert not compiled.settle(timeout_s=0.01)
+    go_on.set()
+    assert compiled.settle()
+    assert not compiled.is_busy
 
 
 def test_the_number_of_shapes_is_bounded(unet: Any) -> None:
@@ -102,3 +166,28 @@ def test_an_engine_goes_over_to_the_twin_and_draws_the_same_picture() -> None:
             assert abs(drawn.astype(int) - alone.astype(int)).max() <= 1
             compiled.settle()
     assert compiled._ready
+
+
+@pytest.mark.parametrize("batching", ["continuous", "strict"])
+def test_a_worker_compiles_where_it_is_told_to(
+    batching: Literal["continuous", "strict"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in strict mode: the rows of a call must not decide how it is rounded."""
+    made: list[CompiledUNet] = []
+
+    def compiled(unet: Any) -> CompiledUNet:
+        made.append(CompiledUNet(unet, backend="eager"))
+        return made[-1]
+
+    monkeypatch.setattr(device, "CompiledUNet", compiled)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _threads: None)
+    settings = Settings(compile=True, batching=batching, device="cpu", profile_seconds=0, cache_dir=tmp_path)
+    equipment = device.equip(settings, catalog.inspect(studio.DEMO))
+    equipment.engine.start()
+    try:
+        equipment.engine.submit(studio.spec(width=64, height=64, steps=1)).result(None)
+    finally:
+        equipment.engine.stop()
+    assert [len(one._asked) for one in made] == ([1] if batching == "continuous" else [])
+    assert all(one.settle() for one in made)
+    assert not equipment.is_compiling()

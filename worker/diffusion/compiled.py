@@ -32,9 +32,7 @@ class CompiledUNet:
     `backend` is torch.compile's. CUDA graphs are left to it: its own are bound to the thread that recorded them.
     """
 
-    def __init__(self, unet: Any, *, backend: str = "inductor") -> None:
-        torch._dynamo.config.recompile_limit = MAX_SHAPES
-        torch._dynamo.config.accumulated_recompile_limit = 4 * MAX_SHAPES
+    def __init__(self, unet: Any, *, backend: Any = "inductor") -> None:
         self._unet = torch.compile(_twin(unet), dynamic=False, backend=backend)
         self._asked: set[Shape] = set()
         self._ready: set[Shape] = set()
@@ -53,9 +51,15 @@ class CompiledUNet:
             return None
         return self._call(*(_filled(part, rows) for part in (x, timesteps, context)))[: len(x)]
 
-    def settle(self) -> None:
-        """Wait until every shape that was asked for is compiled or given up."""
-        self._wanted.join()
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being compiled, or waits to be. An ordinary exit would crash in the compiler's own threads."""
+        return self._wanted.unfinished_tasks > 0
+
+    def settle(self, timeout_s: float | None = None) -> bool:
+        """Wait until every shape that was asked for is compiled or given up. False when the time is up before that."""
+        with self._wanted.all_tasks_done:
+            return self._wanted.all_tasks_done.wait_for(lambda: not self._wanted.unfinished_tasks, timeout_s)
 
     def _ask(self, shape: Shape, x: Tensor, context: Tensor) -> None:
         if shape not in self._asked and len(self._asked) < MAX_SHAPES:
@@ -67,6 +71,9 @@ class CompiledUNet:
 
     @torch.inference_mode()
     def _compile(self) -> None:
+        # Torch keeps its settings by thread.
+        torch._dynamo.config.recompile_limit = MAX_SHAPES
+        torch._dynamo.config.accumulated_recompile_limit = 4 * MAX_SHAPES
         while True:
             shape, x, context = self._wanted.get()
             began = time.monotonic()
@@ -93,5 +100,6 @@ def _twin(unet: Any) -> Any:
 
 
 def _filled(part: Tensor, rows: int) -> Tensor:
+    """Fill up with zeros. What lies in memory in another order would be compiled anew, on the thread that asks."""
     missing = rows - len(part)
-    return torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
+    return (torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part).contiguous()
