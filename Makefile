@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format bench bench-api bench-flood bench-claims chaos fuzz simulate screenshots images audit clean
+.PHONY: help demo test up check format gpu bench bench-api bench-flood bench-claims chaos fuzz simulate screenshots images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ check: $(DEV_STAMP) ## Format, lint, types, import contracts; known vulnerabilit
 
 bench: $(DEV_STAMP) ## Time the engine against a bare pipeline; BENCH="--device cuda" for a GPU
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+gpu: $(DEV_STAMP) ## On a machine with a GPU: prove what only a GPU can show, then time it (under 20 minutes)
+	@$(BIN)/python -m pytest -n 0 -rs -o timeout=900 tests/gpu
+	@$(BIN)/python -m tests.bench --device cuda $(BENCH)
 
 bench-api: $(DEV_STAMP) ## Time submits, first steps and notifications with a model that does nothing
 	@$(BIN)/python -m tests.bench.api $(BENCH)

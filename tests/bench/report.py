@@ -30,6 +30,7 @@ def summary(rows: Sequence[dict[str, Any]], device: torch.device) -> dict[str, A
         "threads": torch.get_num_threads(),
         "versions": {
             "torch": torch.__version__,
+            "cuda": torch.version.cuda,
             "diffusers": diffusers.__version__,
             "python": platform.python_version(),
         },
@@ -41,7 +42,7 @@ def table(result: dict[str, Any]) -> str:
     """Return the rows side by side, one figure a line."""
     rows = result["rows"]
     names = [
-        name for name in rows[0] if name not in {"checkpoint", "unet_ms", "clients", "images", "repeats", "batches"}
+        name for name in rows[0] if name not in {"checkpoint", "unet_ms", "repeats", "batches", "compiled", "share"}
     ]
     heads = [f"{row['checkpoint']} {row['side']} px" for row in rows]
     lines = [["", *heads], *([name, *(_figure(row.get(name)) for row in rows)] for name in names)]
@@ -54,4 +55,6 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _figure(value: object) -> str:
+    if value is None:
+        return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

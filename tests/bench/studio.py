@@ -24,7 +24,7 @@ def subjects(device: torch.device, *, quick: bool) -> Iterator[tuple[str, Checkp
             "full-size random fp16",
             full_size(device, torch.float16),
             [
-                Setting(side=512, steps=20, clients=32, images=64),
+                Setting(side=512, steps=20, clients=32, images=64, compiled=True, share=1.0 if quick else 0.7),
                 *large,
             ],
         )
@@ -44,12 +44,17 @@ def full_size(device: torch.device, dtype: torch.dtype) -> Checkpoint:
     """Build SD1.5 of random weights. Nothing is read from disk but configs and the tokenizer."""
     torch.manual_seed(0)
     text_config = CLIPTextConfig.from_pretrained(SD15_DIR / "text_encoder", local_files_only=True)
-    with torch.device(device):
-        parts = [
-            UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD15_DIR / "unet")),
-            AutoencoderKL.from_config(AutoencoderKL.load_config(SD15_DIR / "vae")),
-            CLIPTextModel(text_config),
-        ]
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # never in full precision first: that would not fit where half does
+    try:
+        with torch.device(device):
+            parts = [
+                UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD15_DIR / "unet")),
+                AutoencoderKL.from_config(AutoencoderKL.load_config(SD15_DIR / "vae")),
+                CLIPTextModel(text_config),
+            ]
+    finally:
+        torch.set_default_dtype(usual)
     unet, vae, text_encoder = (part.to(device, dtype).eval().requires_grad_(False) for part in parts)
     return Checkpoint(
         name="full-size",

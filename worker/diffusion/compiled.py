@@ -7,6 +7,7 @@ The twin shares the weights but not the modules: LoRA hooks come and go on the p
 import copy
 import itertools
 import time
+from collections.abc import Sequence
 from queue import Queue
 from threading import Thread
 from typing import Any
@@ -29,10 +30,12 @@ log = structlog.get_logger(__name__)
 class CompiledUNet:
     """Answers calls whose shape has been compiled and has the others compiled for the next time.
 
-    `backend` is torch.compile's. CUDA graphs are left to it: its own are bound to the thread that recorded them.
+    `rows` are the sizes that calls are filled up to, ascending; `backend` is torch.compile's.
+    CUDA graphs are left to it: its own are bound to the thread that recorded them.
     """
 
-    def __init__(self, unet: Any, *, backend: Any = "inductor") -> None:
+    def __init__(self, unet: Any, *, rows: Sequence[int] = ROWS, backend: Any = "inductor") -> None:
+        self._rows = rows
         self._unet = torch.compile(_twin(unet), dynamic=False, backend=backend)
         self._asked: set[Shape] = set()
         self._ready: set[Shape] = set()
@@ -41,7 +44,7 @@ class CompiledUNet:
 
     def predict(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor | None:
         """Return the UNet's output for x (rows, channels, h, w), or None while this shape is not ready."""
-        rows = next((rows for rows in ROWS if rows >= len(x)), None)
+        rows = next((rows for rows in self._rows if rows >= len(x)), None)
         if rows is None:
             return None
         _, channels, height, width = x.shape
