@@ -123,6 +123,8 @@ def _engine(
     if is_strict and loaded.device.type == "cpu":
         # Where a second thread takes over depends on an image's row, and with it how its numbers are added up.
         torch.set_num_threads(1)
+    if is_strict:
+        torch.backends.cudnn.deterministic = True
     tiny = settings.preview_decoder
     runner = DiffusionRunner.of(
         loaded,

@@ -178,3 +178,20 @@ def test_a_walk_keeps_no_more_than_it_needs() -> None:
     while not walk.is_over:
         walk.advance(CLEAN)
     assert {len(kept) for kept in walk._history.values()} == {0, 1}
+
+
+def test_a_step_that_failed_is_made_again_as_if_it_had_not() -> None:
+    """Memory may run out in the middle of one: then nothing of it must be kept."""
+    plan = plans.make(Sampler.UNIPC, Schedule.UNIFORM, 4, EPSILON)
+    whole, failing = Walk(plan, CLEAN), Walk(plan, CLEAN)
+
+    def fail(_x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no more")
+
+    while not whole.is_over:
+        prediction = whole.x.sin()
+        whole.advance(prediction)
+        with pytest.raises(torch.OutOfMemoryError):
+            failing.advance(prediction, fail)
+        failing.advance(prediction)
+        assert torch.equal(failing.x, whole.x)

@@ -2,6 +2,7 @@
 
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared.errors import BadWeights, NotANumber, WeightsMissing
+from shared.errors import BadWeights, NotANumber, OutOfMemory, WeightsMissing
 from shared.weights import Kind, Shelf
 from tests.studio import DEMO, demo
+from worker.diffusion import img2img
 from worker.diffusion import vae as vaes
 from worker.diffusion.vae import VaeShelf, begin_decode, needs_tiling, tiling, within_memory
 
@@ -52,6 +54,13 @@ class Fragile(torch.nn.Module):
         overflows = self.broken or self.dtype == torch.float16
         return (torch.full((1, 3, 8, 8), float("nan") if overflows else 1.0),)
 
+    def encode(self, x: torch.Tensor) -> Any:
+        assert x.dtype == self.dtype
+        overflows = self.broken or self.dtype == torch.float16
+        return SimpleNamespace(
+            latent_dist=SimpleNamespace(mean=torch.full((1, 4, 8, 8), torch.nan if overflows else 1.0))
+        )
+
 
 def test_not_a_number_is_decoded_once_more_in_full_precision() -> None:
     vae = Fragile(broken=False)
@@ -62,6 +71,27 @@ def test_not_a_number_is_decoded_once_more_in_full_precision() -> None:
 def test_not_a_number_in_full_precision_too_is_a_failure_and_no_black_picture() -> None:
     with pytest.raises(NotANumber):
         begin_decode(Fragile(broken=True), latents()).pixels()
+
+
+def test_memory_that_runs_out_in_full_precision_is_told_as_such() -> None:
+    def decode(_x: torch.Tensor, **_: Any) -> None:
+        raise torch.OutOfMemoryError("no more")
+
+    fragile = Fragile(broken=False)
+    developing = begin_decode(fragile, latents())
+    fragile.decode = decode  # type: ignore[assignment]
+    with pytest.raises(OutOfMemory):
+        developing.pixels()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_init_image_is_encoded_once_more_in_full_precision(broken: bool) -> None:
+    pixels = np.full((64, 64, 3), 200, np.uint8)
+    if broken:
+        with pytest.raises(NotANumber, match="init image"):
+            img2img.encode(Fragile(broken=True), pixels, None)
+    else:
+        assert (img2img.encode(Fragile(broken=False), pixels, None) == demo().vae.config.scaling_factor).all()
 
 
 def test_latents_that_are_not_numbers_fail() -> None:

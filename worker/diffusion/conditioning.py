@@ -18,6 +18,7 @@ from shared import prompt as grammar
 from shared.errors import InvalidRequest
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.textual_inversion import Embedding, Placed, injected
+from worker.diffusion.transfer import sent
 
 CHUNK_TOKENS = 75  # CLIP reads 77: these, a start and an end token
 COMMA_BACKTRACK = 20  # a full chunk breaks after a comma if one is among its last 20 tokens
@@ -185,7 +186,7 @@ class PromptEncoder:
         ids = [tokenizer.bos_token_id, *(token for token, _ in chunk.slots), *[tokenizer.eos_token_id] * filling]
         weights = [1.0, *(weight for _, weight in chunk.slots), *[1.0] * filling]
         with injected(encoder, [chunk.placed]):
-            output = encoder(torch.tensor([ids], device=self._checkpoint.device), output_hidden_states=clip_skip > 1)
+            output = encoder(sent(torch.tensor([ids]), self._checkpoint.device), output_hidden_states=clip_skip > 1)
         if clip_skip == 1:
             states = output.last_hidden_state
         else:
@@ -282,7 +283,7 @@ def _emphasized(states: Tensor, weights: list[float]) -> Tensor:
     if all(weight == 1 for weight in weights):
         return states
     before = states.float()
-    after = before * torch.tensor(weights, device=states.device).unsqueeze(1)
+    after = before * sent(torch.tensor(weights), states.device).unsqueeze(1)
     ratio = before.mean() / after.mean()
     return (after * torch.where(torch.isfinite(ratio), ratio, 1.0)).to(states.dtype)
 

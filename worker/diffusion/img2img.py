@@ -14,7 +14,8 @@ from torch.nn import functional
 from shared.errors import NotANumber
 from shared.params import MaskFill, Upscaler
 from worker.diffusion.noise import PIXELS_PER_LATENT
-from worker.diffusion.vae import within_memory
+from worker.diffusion.transfer import sent
+from worker.diffusion.vae import in_full_precision, within_memory
 
 INTERPOLATIONS: dict[Upscaler, dict[str, Any]] = {
     Upscaler.LATENT: {"mode": "bilinear"},
@@ -29,7 +30,8 @@ INTERPOLATIONS: dict[Upscaler, dict[str, Any]] = {
 def encode(vae: Any, pixels: NDArray[np.uint8], noise: Tensor | None) -> Tensor:
     """Encode pixels (height, width, 3) on the VAE's device into scaled latents (1, 4, height/8, width/8) float32.
 
-    `noise` is unit noise of the latents' shape that picks a sample of the posterior; None takes its mean. Raises `NotANumber`.
+    `noise` is unit noise of the latents' shape that picks a sample of the posterior; None takes its mean. What blows up in half
+    precision is encoded once more in fp32, then raises `NotANumber`.
     """
     return _encoded(vae, _signed(pixels), noise)
 
@@ -40,7 +42,7 @@ def latent_mask(mask: NDArray[np.float32], device: torch.device) -> Tensor:
     As diffusers: cut at the middle, then the first pixel of every eight by eight. A1111 takes their mean and rounds that, so its
     mask may differ by one latent along an edge.
     """
-    return _cut(mask)[..., ::PIXELS_PER_LATENT, ::PIXELS_PER_LATENT].to(device)
+    return sent(_cut(mask)[..., ::PIXELS_PER_LATENT, ::PIXELS_PER_LATENT].contiguous(), device)
 
 
 def filled(latents: Tensor, mask: NDArray[np.float32] | None, fill: MaskFill, noise: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def filled(latents: Tensor, mask: NDArray[np.float32] | None, fill: MaskFill, no
         return latents
     painted = latent_mask(mask, latents.device)
     kept = latents * (1 - painted)
-    return kept + noise.to(latents.device) * painted if fill is MaskFill.NOISE else kept
+    return kept + sent(noise, latents.device) * painted if fill is MaskFill.NOISE else kept
 
 
 def inpainting_channels(
@@ -78,13 +80,16 @@ def upscale_latents(x: Tensor, *, width: int, height: int, upscaler: Upscaler) -
 
 def _encoded(vae: Any, image: Tensor, noise: Tensor | None) -> Tensor:
     height, width = image.shape[2] // PIXELS_PER_LATENT, image.shape[3] // PIXELS_PER_LATENT
-    pixels = image.to(vae.device, vae.dtype)
+    pixels = sent(image, vae.device).to(vae.dtype)
     posterior = within_memory(vae, height, width, lambda: vae.encode(pixels).latent_dist)
-    sample = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(vae.device, vae.dtype)
+    mean = posterior.mean
+    sample = mean if noise is None else mean + posterior.std * sent(noise, vae.device).to(vae.dtype)
     latents: Tensor = (vae.config.scaling_factor * sample).float()
-    if not torch.isfinite(latents).all():
-        raise NotANumber("The VAE turned the init image into not-a-number; it may be unfit for half precision.")
-    return latents
+    if bool(torch.isfinite(latents).all()):  # waits for the device
+        return latents
+    if vae.dtype != torch.float32:
+        return _encoded(in_full_precision(vae), image, noise)
+    raise NotANumber("The VAE turned the init image into not-a-number.")
 
 
 def _signed(pixels: NDArray[np.uint8]) -> Tensor:

@@ -10,10 +10,9 @@ Each call's input is a new unit vector, whatever the call before gave, because i
 import json
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from shared.samplers import TWO_CALLS_A_STEP, Sampler, Schedule
 from worker.diffusion import samplers
+from worker.diffusion.transfer import sent
 
 Source = Literal["x", "prediction", "memory"]
 CACHED_PLANS = 256
@@ -98,8 +98,7 @@ class Walk:
         self._fresh = fresh
         self.x = x
         self.calls_done = 0
-        self._reach = plan.reach
-        kept = plan.reach + 1
+        kept = max(1, plan.reach)  # a preview and a snapshot show the last call's
         self._history: dict[Source, deque[Tensor]] = {
             "x": deque(maxlen=kept),
             "prediction": deque(maxlen=kept),
@@ -120,16 +119,19 @@ class Walk:
         """Return the latents as the UNet is to see them."""
         return self.x * self.call.input_scale
 
-    def advance(self, prediction: Tensor) -> None:
-        """Take the step that a prediction for the present call leads to."""
+    def advance(self, prediction: Tensor, keep: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        """Take the step that a prediction for the present call leads to; `keep` says what becomes of its latents."""
         call = self.call
-        self._history["x"].appendleft(self.x)
-        self._history["prediction"].appendleft(prediction)
-        stepped = self._sum(call.terms)
+        present: dict[Source, Tensor] = {"x": self.x, "prediction": prediction}
+        stepped = self._sum(call.terms, present)
         if call.memory:
-            self._history["memory"].appendleft(self._sum(call.memory))
+            present["memory"] = self._sum(call.memory, present)
         if call.fresh and self._fresh is not None:
-            stepped.add_(self._fresh[self.calls_done].to(stepped.device, non_blocking=True))
+            stepped.add_(sent(self._fresh[self.calls_done], stepped.device))
+        stepped = keep(stepped)
+        # Only now, when nothing can fail any more: a call that ran out of memory is made again.
+        for source, latents in present.items():
+            self._history[source].appendleft(latents)
         self.x = stepped
         self.calls_done += 1
 
@@ -148,11 +150,10 @@ class Walk:
         """Return all that the calls to come depend on. No tensor of it is ever written to again."""
         if self.is_over:
             return {"x": self.x}
-        kept = max(1, self._reach)  # a preview shows the last call's
         past = {
             f"{source}.{lag}": latents
             for source, history in self._history.items()
-            for lag, latents in enumerate(islice(history, kept))
+            for lag, latents in enumerate(history)
         }
         return {"x": self.x, **past}
 
@@ -164,16 +165,15 @@ class Walk:
             lags = range(sum(name.startswith(f"{source}.") for name in state))
             history.extend(state[f"{source}.{lag}"] for lag in lags)
 
-    def _sum(self, terms: Sequence[Term]) -> Tensor:
+    def _sum(self, terms: Sequence[Term], present: Mapping[Source, Tensor]) -> Tensor:
         first, *rest = terms
-        total = self._at(first) * first.weight
+        total = self._at(first, present) * first.weight
         for term in rest:
-            total.add_(self._at(term), alpha=term.weight)
+            total.add_(self._at(term, present), alpha=term.weight)
         return total
 
-    def _at(self, term: Term) -> Tensor:
-        # A memory is kept only after the sum, so the one that the call before left is still the newest.
-        return self._history[term.source][term.lag - (term.source == "memory")]
+    def _at(self, term: Term, present: Mapping[Source, Tensor]) -> Tensor:
+        return self._history[term.source][term.lag - 1] if term.lag else present[term.source]
 
 
 @lru_cache(CACHED_PLANS)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shared import catalog
 from shared.errors import BadCheckpoint
+from worker.diffusion.transfer import sent
 
 MAX_VECTORS = 75  # an embedding never straddles two of CLIP's chunks
 
@@ -104,7 +105,7 @@ def injected(text_encoder: Any, rows: Sequence[Sequence[Placed]]) -> Iterator[No
         for row, placed in zip(tokens, rows, strict=True):
             for one in placed:
                 start = 1 + one.offset  # the start token comes first
-                row[start : start + len(one.embedding.vectors)] = one.embedding.vectors.to(row)
+                row[start : start + len(one.embedding.vectors)] = sent(one.embedding.vectors, row.device)
         return tokens
 
     hook = text_encoder.get_input_embeddings().register_forward_hook(replace)

@@ -6,7 +6,6 @@ Where even one does not fit, its tiles do.
 
 import copy
 import json
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from shared.errors import BadWeights, NotANumber
 from shared.weights import Shelf, WeightsFile
+from worker.diffusion import memory
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.noise import PIXELS_PER_LATENT
 
@@ -65,14 +65,21 @@ class Development:
             return array.copy() if self.done is not None else array
         if self.retry is None:
             raise NotANumber
-        return self.retry().pixels()
+        with memory.told():
+            return self.retry().pixels()
 
 
 @torch.inference_mode()
 def begin_decode(vae: Any, x: Tensor) -> Development:
     """Launch the decoding of latents (1, 4, height/8, width/8) float32. On a GPU nothing waits for it."""
     is_full = vae.dtype == torch.float32
-    return _launched(vae, x, retry=None if is_full else lambda: begin_decode(copy.deepcopy(vae).float(), x))
+    return _launched(vae, x, retry=None if is_full else lambda: begin_decode(in_full_precision(vae), x))
+
+
+def in_full_precision(vae: Any) -> Any:
+    """Return a copy for numbers that blow up in half precision, and for once: it takes twice the memory."""
+    log.warning("vae.overflowed", dtype=str(vae.dtype))
+    return copy.deepcopy(vae).float()
 
 
 def needs_tiling(latent_height: int, latent_width: int, device_bytes: int | None) -> bool:
@@ -92,9 +99,7 @@ def within_memory(vae: Any, latent_height: int, latent_width: int, act: Callable
             with tiling(vae, tile):
                 return act()
         except torch.OutOfMemoryError as error:
-            # The traceback holds what was computed so far.
-            traceback.clear_frames(error.__traceback__)
-        torch.cuda.empty_cache()
+            memory.let_go(error)
         log.warning("vae.out_of_memory", latent_height=latent_height, latent_width=latent_width, tile=tile)
     with tiling(vae, ways[-1]):
         return act()

@@ -17,6 +17,7 @@ from worker.diffusion.lora import LoraShelf, Mix
 from worker.diffusion.noise import FreshNoise, Noise
 from worker.diffusion.plan import Plan
 from worker.diffusion.textual_inversion import Embeddings
+from worker.diffusion.transfer import staged
 from worker.diffusion.vae import VaeShelf
 from worker.engine.request import ImageSpec, Pass, Start
 
@@ -113,12 +114,15 @@ class Drafter:
         unet_mix, text_mix = self._mixes(wanted.loras)
         # The order of the draws is diffusers': the encoder's, the start's, the masked picture's, the sampler's.
         noise = Noise(spec.seed, width=wanted.width, height=wanted.height)
+        device = self._checkpoint.device
         starts_from_pixels = spec.start is not None if index == 0 else wanted.is_enlarged_in_pixels
         posterior = noise.unit() if starts_from_pixels else None
         first = noise.first(spec.variation_seed, spec.variation_strength)
         masked = noise.unit() if self._checkpoint.is_inpainting and spec.start is not None and index == 0 else None
         fresh = noise.fresh(plan)
-        return Leg(wanted, plan, skipped, script, unet_mix, text_mix, first, fresh, posterior, masked)
+        posterior, masked = (None if one is None else staged(one, device) for one in (posterior, masked))
+        fresh = staged(fresh, device) if isinstance(fresh, Tensor) else fresh
+        return Leg(wanted, plan, skipped, script, unet_mix, text_mix, staged(first, device), fresh, posterior, masked)
 
     def _mixes(self, wanted: tuple[Lora, ...]) -> tuple[Mix | None, Mix | None]:
         """Return what the LoRAs do to the UNet and to the text encoder; None for nothing."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from worker.diffusion.conditioning import Conditions
 from worker.diffusion.plan import Walk
+from worker.diffusion.transfer import sent
 from worker.engine.draft import Draft, Leg
 from worker.engine.snapshot import Snapshot
 
@@ -20,8 +22,9 @@ class Inpainting:
     clean: Tensor
     noise: Tensor
 
-    def keep(self, x: Tensor, clean_weight: float, noise_weight: float) -> Tensor:
+    def keep(self, x: Tensor, renoise: tuple[float, float]) -> Tensor:
         """Put the picture, noised to the level of `x`, back where nothing is painted."""
+        clean_weight, noise_weight = renoise
         return self.mask * x + (1 - self.mask) * (clean_weight * self.clean + noise_weight * self.noise)
 
 
@@ -105,7 +108,7 @@ class Latents:
         device = self.walk.x.device
         self.walk.resume(
             snapshot.calls_done,
-            {name: torch.from_numpy(latents).to(device) for name, latents in snapshot.arrays().items()},
+            {name: sent(torch.from_numpy(latents), device) for name, latents in snapshot.arrays().items()},
         )
 
     def model_input(self) -> Tensor:
@@ -115,8 +118,8 @@ class Latents:
 
     def advance(self, predictions: Tensor) -> None:
         """Take the step that the predictions for the image's rows, (samples, 4, height/8, width/8) float32, call for."""
-        renoise = self.walk.call.renoise
         self.prediction = self.conditions.guide(predictions, self.leg.wanted.guidance_scale)
-        self.walk.advance(self.prediction)
-        if self.inpainting is not None:
-            self.walk.x = self.inpainting.keep(self.walk.x, *renoise)
+        if self.inpainting is None:
+            self.walk.advance(self.prediction)
+        else:
+            self.walk.advance(self.prediction, partial(self.inpainting.keep, renoise=self.walk.call.renoise))

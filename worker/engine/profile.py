@@ -61,8 +61,10 @@ def lasting(ask: Callable[[], int], seconds: float, clock: Callable[[], float] =
 def free_bytes(device: torch.device) -> int:
     """Return how much memory calls may take on a device now, what torch holds without using it included."""
     if device.type == "cuda":
-        free, _total = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+        free, total = torch.cuda.mem_get_info(device)
+        used = torch.cuda.memory_allocated(device)
+        allowed = torch.cuda.get_per_process_memory_fraction(device) * total
+        return int(min(free + torch.cuda.memory_reserved(device), allowed) - used)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,22 +1,19 @@
 """The torch side of the engine: one resident checkpoint, and what is done on the device for each image."""
 
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from shared.errors import OutOfMemory
-from worker.diffusion import canvas, img2img, vae
+from worker.diffusion import canvas, img2img, memory, vae
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.conditioning import Conditions, PromptEncoder
 from worker.diffusion.lora import Adapters
-from worker.diffusion.noise import FreshNoise
 from worker.diffusion.plan import Walk
 from worker.diffusion.preview import Previewer
+from worker.diffusion.transfer import sent
 from worker.engine.draft import Draft, Drafter, Leg, Library
 from worker.engine.latents import Inpainting, Latents
 from worker.engine.request import Developing, ImageSpec, Mask, Start
@@ -75,7 +72,7 @@ class DiffusionRunner:
     @torch.inference_mode()
     def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Latents:
         """Encode prompts and the picture to start from, and stand at the first step, or where the snapshot was taken."""
-        with _memory_errors():
+        with memory.told():
             leg, *left = draft.legs[snapshot.leg if snapshot else 0 :]
             start = draft.start if leg is draft.legs[0] else None
             clean = self._clean(draft, leg, start) if start else None
@@ -90,39 +87,38 @@ class DiffusionRunner:
     @torch.inference_mode()
     def denoise(self, batch: Sequence[Latents]) -> None:
         """Make one UNet call for all images of a bucket and step each with its own sampler."""
-        with _memory_errors():
-            predictions = self._stack.predict(batch)
-        for image, rows in zip(batch, predictions, strict=True):
-            image.advance(rows)
+        with memory.told():
+            for image, rows in zip(batch, self._stack.predict(batch), strict=True):
+                image.advance(rows)
 
     @torch.inference_mode()
     def turn(self, image: Latents) -> None:
         """Enlarge the result of a pass and stand at the first step of the next."""
-        with _memory_errors():
+        with memory.told():
             leg, *left = image.legs_left
             image.enter(self._stand(image.draft, leg, self._enlarged(image, leg)), tuple(left))
 
     @torch.inference_mode()
     def preview(self, image: Latents) -> Developing:
         """Begin to show what the last prediction pointed to, small."""
-        with _memory_errors():
+        with memory.told():
             clean = image.walk.x if image.prediction is None else image.walk.denoised(image.prediction)
             return self._previewer.preview(clean)
 
     @torch.inference_mode()
     def decode(self, image: Latents) -> Developing:
         """Begin to decode a finished image."""
-        with _memory_errors():
+        with memory.told():
             return vae.begin_decode(image.draft.vae, image.walk.x)
 
     def _stand(self, draft: Draft, leg: Leg, clean: Tensor | None) -> Latents:
         """Stand at the first step of a pass: on noise, or on a picture, (1, 4, height/8, width/8), with noise over it."""
         device = self._checkpoint.device
         clean_weight, noise_weight = leg.plan.start
-        x = noise_weight * leg.noise.to(device)
+        x = noise_weight * sent(leg.noise, device)
         if clean is not None:
             x = clean_weight * clean + x
-        image = Latents(draft, leg, Walk(leg.plan, x, _staged(leg.fresh, device)), self._conditions(leg))
+        image = Latents(draft, leg, Walk(leg.plan, x, leg.fresh), self._conditions(leg))
         image.is_strict = self._is_strict
         if self._checkpoint.is_inpainting:
             image.extra = self._extra(draft, leg)
@@ -138,7 +134,7 @@ class DiffusionRunner:
 
     def _inpainting(self, mask: Mask, clean: Tensor, leg: Leg) -> Inpainting:
         device = self._checkpoint.device
-        return Inpainting(img2img.latent_mask(mask, device), clean, leg.noise.to(device))
+        return Inpainting(img2img.latent_mask(mask, device), clean, sent(leg.noise, device))
 
     def _extra(self, draft: Draft, leg: Leg) -> Tensor:
         """Return what an inpainting checkpoint reads beside the latents: the picture to start from, masked, or nothing at all."""
@@ -159,20 +155,4 @@ class DiffusionRunner:
 
 
 def _on(noise: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if noise is None else noise.to(device)
-
-
-def _staged(noise: Tensor | FreshNoise | None, device: torch.device) -> Tensor | FreshNoise | None:
-    """Put noise that is there where a copy to the device need not wait for it: in pinned memory."""
-    return noise.pin_memory() if isinstance(noise, Tensor) and device.type == "cuda" else noise
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        # The traceback would keep the failed call's tensors alive for as long as someone holds the error.
-        traceback.clear_frames(error.__traceback__)
-        torch.cuda.empty_cache()
-        raise OutOfMemory from error
+    return None if noise is None else sent(noise, device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.lora import Adapters, Mix
+from worker.diffusion.transfer import sent
 from worker.engine.latents import Latents
 
 REMEMBERED_CONTEXTS = 8  # one per shape that is rendered at the same time
@@ -33,12 +34,13 @@ class Stack:
         """Return each image's predictions, (its samples, 4, height/8, width/8) float32. All are of one latent shape."""
         device, dtype = self._checkpoint.device, self._checkpoint.dtype
         x = torch.cat([image.model_input().expand(image.samples, -1, -1, -1) for image in batch])
-        # A float tensor, because some samplers have fractional steps; sent without waiting for the device to catch up.
-        timesteps = torch.tensor([image.walk.call.timestep for image in batch for _ in range(image.samples)])
+        # A float tensor, because some samplers have fractional steps.
+        steps = [image.walk.call.timestep for image in batch for _ in range(image.samples)]
+        timesteps = sent(torch.tensor(steps, dtype=torch.float32), device)
         contexts = self._stacked(batch)
         prediction = self._call(
             self._filled(x.to(dtype)),
-            self._filled(timesteps.to(device, torch.float32, non_blocking=True)),
+            self._filled(timesteps),
             self._filled(contexts.stacked),
             contexts.mask,
             self._groups(batch),
@@ -94,7 +96,7 @@ class Contexts:
         self.mask = None
         if any(part.shape[1] < longest for part in parts):
             lengths = torch.tensor([part.shape[1] for part in parts for _ in range(len(part))])
-            self.mask = (torch.arange(longest) < lengths[:, None]).to(self.stacked.device)
+            self.mask = sent(torch.arange(longest) < lengths[:, None], self.stacked.device)
 
     def is_of(self, parts: Sequence[Tensor]) -> bool:
         """Whether these very tensors are stacked here."""
