@@ -7,13 +7,16 @@ import base64
 import binascii
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition
 
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from shared.errors import BadPicture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no TIFF: many codecs behind one name, each a way in
-MAX_INPUT_PIXELS = 4096 * 4096  # RGBA of this size takes 0.15 GB to flatten; four times what can be rendered
+MAX_INPUT_PIXELS = 4096 * 4096  # RGBA of this size takes 0.15 GB to flatten and store; four times what can be rendered
 MAX_INPUT_SIDE_PX = 16_384
 COMPRESSION = 1  # zlib's fastest; a normalised picture is stored for one job
 OPAQUE = 128  # of 255
@@ -45,6 +48,36 @@ def from_base64(text: str, what: str) -> bytes:
     return data
 
 
+class Room:
+    """Room for so many pixels that are being decoded at once. Whoever finds none waits for those before it."""
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = pixels
+        self._taken = 0
+        self._left = Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Hold room for pixels; for more than there is, all of it."""
+        wanted = min(pixels, self._pixels)
+        with self._left:
+            self._left.wait_for(lambda: self._taken + wanted <= self._pixels)
+            self._taken += wanted
+        try:
+            yield
+        finally:
+            with self._left:
+                self._taken -= wanted
+                self._left.notify_all()
+
+
+def pixels_in(data: bytes, *, what: str = "init_image") -> int:
+    """Return how many pixels a picture has, by its header alone. Raises `BadPicture` as `decode` does."""
+    picture = _opened(data, what)
+    _judge(picture, what)
+    return picture.width * picture.height
+
+
 def decode(data: bytes, *, what: str = "init_image") -> Image.Image:
     """Return a picture as RGB, upright by its EXIF orientation; what is transparent is laid over white, as in A1111.
 
@@ -52,10 +85,10 @@ def decode(data: bytes, *, what: str = "init_image") -> Image.Image:
     """
     picture = _upright(data, what)
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
+        return _as(picture, "RGB")
+    picture = _as(picture, "RGBA")
     ground = Image.new("RGB", picture.size, "white")
-    ground.paste(picture, mask=picture.getchannel("A"))
+    ground.paste(picture, mask=picture)
     return ground
 
 
@@ -67,8 +100,8 @@ def decode_mask(data: bytes, *, what: str = "mask_image") -> Image.Image:
     """
     picture = _upright(data, what)
     if not picture.has_transparency_data:
-        return picture.convert("L")
-    picture = picture.convert("RGBA")
+        return _as(picture, "L")
+    picture = _as(picture, "RGBA")
     alpha = picture.getchannel("A")
     opaque = alpha.point([0] * OPAQUE + [255] * (256 - OPAQUE))
     if opaque.histogram()[0] and _is_of_one_color(picture, opaque):
@@ -78,7 +111,8 @@ def decode_mask(data: bytes, *, what: str = "mask_image") -> Image.Image:
 
 def to_png(picture: Image.Image) -> bytes:
     """Encode for storage: fast, and with nothing of the file that it came from."""
-    bare = Image.frombytes(picture.mode, picture.size, picture.tobytes())
+    bare = picture.copy()
+    bare.info = {}
     out = io.BytesIO()
     bare.save(out, format="PNG", compress_level=COMPRESSION)
     return out.getvalue()
@@ -88,13 +122,20 @@ def _upright(data: bytes, what: str) -> Image.Image:
     """Open, judge, decode, bring to eight bits and turn."""
     if not data:
         raise BadPicture(f"{what}: is empty; {_ASK} file.")
-    picture = _opened(data, what)
+    picture: Image.Image = _opened(data, what)
     _judge(picture, what)
     try:
         picture.load()
-        return ImageOps.exif_transpose(_eight_bit(picture))
+        picture = _eight_bit(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
     except Exception as error:  # decoders fed with garbage raise whatever they like
         raise BadPicture(f"{what}: is truncated or corrupt; send it again, or save it anew as PNG.") from error
+    return picture
+
+
+def _as(picture: Image.Image, mode: str) -> Image.Image:
+    """Return a picture in a mode. One that has it is not copied: the largest take 64 MB."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _opened(data: bytes, what: str) -> Image.Image:

@@ -6,6 +6,7 @@ from functools import partial
 
 from shared import pictures
 from shared.params import GenerationParams, Hires
+from shared.pictures import Room
 from shared.prompt import split_loras
 from worker.diffusion import canvas
 from worker.diffusion.canvas import Canvas
@@ -22,9 +23,13 @@ class Order:
     canvas: Canvas | None
 
     @classmethod
-    def of(cls, params: GenerationParams, fetch: Fetch) -> "Order":
-        """Fetch and prepare what the job starts from. Raises what `fetch` raises."""
-        return cls(params, _canvas(params, fetch))
+    def of(cls, params: GenerationParams, fetch: Fetch, room: Room) -> "Order":
+        """Fetch what the job starts from, and prepare it once there is room. Raises what `fetch` raises."""
+        if params.init_image is None:
+            return cls(params, None)
+        init, mask = fetch(params.init_image), fetch(params.mask_image) if params.mask_image else None
+        with room.of(sum(pictures.pixels_in(data) for data in (init, mask) if data)):
+            return cls(params, _canvas(params, init, mask))
 
     def specs(self) -> list[ImageSpec]:
         """Return one engine spec per image."""
@@ -56,16 +61,14 @@ class Order:
         return Start(self.canvas.pixels, self.canvas.mask, fill) if fill else Start(self.canvas.pixels)
 
 
-def _canvas(params: GenerationParams, fetch: Fetch) -> Canvas | None:
-    if params.init_image is None:
-        return None
-    init = pictures.decode(fetch(params.init_image))
-    prepare = partial(canvas.prepare, init, width=params.width, height=params.height, resize_mode=params.resize_mode)
-    if params.mask_image is None or params.inpaint is None:
+def _canvas(params: GenerationParams, init: bytes, mask: bytes | None) -> Canvas:
+    picture = pictures.decode(init)
+    prepare = partial(canvas.prepare, picture, width=params.width, height=params.height, resize_mode=params.resize_mode)
+    if mask is None or params.inpaint is None:
         return prepare(mask=None)
     painting = params.inpaint
     return prepare(
-        mask=pictures.decode_mask(fetch(params.mask_image)),
+        mask=pictures.decode_mask(mask),
         mask_blur=painting.mask_blur,
         mask_invert=painting.mask_invert,
         only_masked=painting.only_masked,

@@ -27,6 +27,7 @@ from shared.errors import (
     WorkerUnfit,
 )
 from shared.params import GenerationParams
+from shared.pictures import MAX_INPUT_PIXELS, Room
 from shared.settings import Settings
 from shared.states import JobState
 from shared.storage import Storage, image_key
@@ -43,6 +44,8 @@ PNG = "image/png"
 # One claim in so many begins with the priority of the job that waits longest: with high priorities always waiting, the rest
 # still gets an eighth of the farm.
 OLDEST_LEVEL_EVERY = 8
+# Of init images and masks at once, over all slots: two of the largest, at up to 0.2 GB each while they are prepared.
+DECODED_PIXELS = 2 * MAX_INPUT_PIXELS
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -102,6 +105,7 @@ class Renderer:
         self._trust = trust
         self._checkpoint_sha256 = checkpoint_sha256
         self._snapshots = snapshots
+        self._room = Room(DECODED_PIXELS)
         # The first claim that looks after the lowest priority is not the very first one.
         self._claims = count(1)
 
@@ -159,7 +163,7 @@ class Renderer:
             self._leases.leave(running)
 
     def _render(self, running: Running) -> list[jobs.FinishedImage]:
-        order = self._persist(running, lambda: Order.of(running.claim.params, self._storage.get))
+        order = self._persist(running, lambda: Order.of(running.claim.params, self._storage.get, self._room))
         try:
             kept = self._snapshots.recall(running.claim) if self._snapshots else {}
             for index, spec in enumerate(order.specs()):

@@ -17,6 +17,7 @@ from deploy.standalone.training.shapes import PALETTE
 from shared import pictures
 from shared.errors import OutOfMemory
 from shared.params import Inpaint, Lora, MaskFill, Upscaler
+from shared.pictures import Room
 from shared.samplers import SCHEDULES, Sampler, Schedule, img2img_steps
 from shared.weights import Shelves
 from tests import adapters, studio
@@ -113,7 +114,7 @@ def test_inpainting_changes_only_what_is_masked(engine: DemoEngine, only_masked:
         width=128,
         height=128,
     )
-    order = Order.of(job, stored.__getitem__)
+    order = Order.of(job, stored.__getitem__, Room(2**24))
     after = order.finished(engine.submit(order.specs()[0]).result(60))
     assert (after[:, :64] == before[:, :64]).all()
     assert float(np.abs(after[:, 64:].astype(int) - before[:, 64:]).mean()) > 60

@@ -5,6 +5,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 
 from shared import pictures
 from shared.errors import BadPicture
+from shared.pictures import Room
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -271,3 +273,43 @@ def test_damaged_files_are_read_or_refused(seed: bytes, changes: list[tuple[int,
             assert read(bytes(damaged)).mode == mode
         except BadPicture as refused:
             assert "image: " in str(refused)  # noqa: PT017 -- a refusal is the other right answer
+
+
+def test_room_is_for_so_many_pixels_and_no_more() -> None:
+    room, entered = Room(10), []
+
+    def enter(pixels: int) -> None:
+        with room.of(pixels):
+            entered.append(pixels)
+
+    with room.of(6):
+        enter(4)
+        late = [Thread(target=enter, args=[pixels]) for pixels in (5, 99)]  # 99 take all there is, and wait for it
+        for thread in late:
+            thread.start()
+            thread.join(0.1)
+        assert entered == [4]
+    for thread in late:
+        thread.join()
+    assert sorted(entered) == [4, 5, 99]
+
+
+def test_a_failure_gives_the_room_back() -> None:
+    room = Room(10)
+    with pytest.raises(ZeroDivisionError), room.of(10):
+        raise ZeroDivisionError
+    with room.of(10):
+        pass
+
+
+def test_pixels_are_counted_without_decoding() -> None:
+    data = file(Image.new("RGB", (40, 30)))
+    assert pictures.pixels_in(data[:60]) == 1200
+    with pytest.raises(BadPicture, match="mask_image: not a picture"):
+        pictures.pixels_in(b"nothing", what="mask_image")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_decoding_leaves_no_trace_of_the_file(mode: str) -> None:
+    picture = pictures.decode(file(Image.new(mode, (8, 8)), dpi=(300, 300)))
+    assert Image.open(io.BytesIO(pictures.to_png(picture))).info == {}

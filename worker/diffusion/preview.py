@@ -86,7 +86,9 @@ def _fitted(vae: Any) -> tuple[Tensor, Tensor]:
     coarse = torch.randn(SAMPLES, 4, 2, 2, generator=generator)
     latents = torch.nn.functional.interpolate(coarse, size=(SAMPLE_SIDE, SAMPLE_SIDE), mode="bilinear")
     scaled = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype)
-    images = torch.cat([vae.decode(one, return_dict=False)[0] for one in scaled.split(1)]).float().cpu()
+    images = torch.cat([vae.decode(one, return_dict=False)[0] for one in scaled.split(1)])
+    # A VAE that overflows in half precision has gray previews, and is told of when it decodes.
+    images = images.float().cpu().nan_to_num()
     colors = torch.nn.functional.adaptive_avg_pool2d(images, SAMPLE_SIDE)
     known = latents.permute(0, 2, 3, 1).reshape(-1, 4)
     known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
