@@ -88,6 +88,14 @@ def test_no_weight_is_no_lora(tmp_path: Path) -> None:
     assert Mix.of([(loaded(tmp_path, as_diffusers(DELTAS[1])), 0.0)]) is None
 
 
+def test_a_lora_named_twice_acts_by_the_sum_of_its_weights(tmp_path: Path) -> None:
+    lora = loaded(tmp_path, as_kohya(DELTAS[1], alpha=2.0))
+    twice, once = Mix.of([(lora, 1.5), (lora, -0.75)]), Mix.of([(lora, 0.75)])
+    assert (with_mix(twice) - with_mix(once)).abs().max() < TOLERANCE
+    assert (with_mix(once) - unet_output()).abs().max() > 100 * TOLERANCE
+    assert (with_mix(Mix.of([(lora, 1.0), (lora, -1.0)])) - unet_output()).abs().max() < TOLERANCE
+
+
 def test_side_by_side_as_alone_and_then_gone(tmp_path: Path) -> None:
     one, two = (loaded(tmp_path, as_diffusers(DELTAS[seed]), str(seed)) for seed in (1, 2))
     mixes: Sequence[Mix | None] = [
