@@ -135,7 +135,7 @@ class Walk:
         self.x = stepped
         self.calls_done += 1
 
-    def denoised(self, _prediction: Tensor | None = None) -> Tensor:
+    def denoised(self) -> Tensor:
         """Return the clean latents that the last prediction pointed to; the present ones before the first call."""
         if not self.calls_done:
             return self.x

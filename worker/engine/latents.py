@@ -32,8 +32,8 @@ class Inpainting:
 class Latents:
     """An image's present pass and how far it is.
 
-    `extra` is what an inpainting checkpoint reads beside the latents, (1, 5, height/8, width/8). `prediction` is the last guided
-    one, for previews. `legs_left` are the passes to come and `steps_before` the UNet calls of those that are over.
+    `extra` is what an inpainting checkpoint reads beside the latents, (1, 5, height/8, width/8). `legs_left` are the
+    passes to come and `steps_before` the UNet calls of those that are over.
     """
 
     draft: Draft
@@ -45,7 +45,6 @@ class Latents:
     extra: Tensor | None = None
     legs_left: tuple[Leg, ...] = ()
     steps_before: int = 0
-    prediction: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,7 +93,7 @@ class Latents:
         """Go on as `other`, which stands at the first step of the next pass."""
         self.steps_before = self.steps_done
         self.leg, self.walk, self.conditions = other.leg, other.walk, other.conditions
-        self.extra, self.inpainting, self.prediction = other.extra, None, None
+        self.extra, self.inpainting = other.extra, None
         self.legs_left = legs_left
 
     def snapshot(self) -> Snapshot:
@@ -118,8 +117,8 @@ class Latents:
 
     def advance(self, predictions: Tensor) -> None:
         """Take the step that the predictions for the image's rows, (samples, 4, height/8, width/8) float32, call for."""
-        self.prediction = self.conditions.guide(predictions, self.leg.wanted.guidance_scale)
+        guided = self.conditions.guide(predictions, self.leg.wanted.guidance_scale)
         if self.inpainting is None:
-            self.walk.advance(self.prediction)
+            self.walk.advance(guided)
         else:
-            self.walk.advance(self.prediction, partial(self.inpainting.keep, renoise=self.walk.call.renoise))
+            self.walk.advance(guided, partial(self.inpainting.keep, renoise=self.walk.call.renoise))

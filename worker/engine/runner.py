@@ -102,8 +102,7 @@ class DiffusionRunner:
     def preview(self, image: Latents) -> Developing:
         """Begin to show what the last prediction pointed to, small."""
         with memory.told():
-            clean = image.walk.x if image.prediction is None else image.walk.denoised(image.prediction)
-            return self._previewer.preview(clean)
+            return self._previewer.preview(image.walk.denoised())
 
     @torch.inference_mode()
     def decode(self, image: Latents) -> Developing:
