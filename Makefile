@@ -32,8 +32,8 @@ bench: $(DEV_STAMP) ## Time the engine against a bare pipeline; BENCH="--device 
 	@$(BIN)/python -m tests.bench $(BENCH)
 
 gpu: $(DEV_STAMP) ## On a machine with a GPU: prove what only a GPU can show, then time it (under 20 minutes)
-	@$(BIN)/python -m pytest -n 0 -rs -o timeout=900 tests/gpu
-	@$(BIN)/python -m tests.bench --device cuda $(BENCH)
+	@$(BIN)/python -m pytest -n 0 -rs -o timeout=900 tests/gpu; status=$$?; \
+		$(BIN)/python -m tests.bench --device cuda $(BENCH) && exit $$status
 
 bench-api: $(DEV_STAMP) ## Time submits, first steps and notifications with a model that does nothing
 	@$(BIN)/python -m tests.bench.api $(BENCH)

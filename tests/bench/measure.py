@@ -145,6 +145,7 @@ class Bench:
         finally:
             engine.stop()
 
+    @torch.inference_mode()  # as the engine has it: in another mode everything would be compiled anew
     def _compiled(self, bare_s: float, eager_s: float) -> dict[str, float | None]:
         """Measure the engine on a compiled UNet, for a lone image and for a full batch; None where it is not compiled in time."""
         figures: dict[str, float | None] = dict.fromkeys(COMPILED)
@@ -153,9 +154,8 @@ class Bench:
             return figures
         compiled = CompiledUNet(self._checkpoint.unet, rows=sorted({2 * batch for batch in batches}))
         inputs = [self._unet_inputs(batch) for batch in batches]
-        with torch.inference_mode():
-            for x, timesteps, context in inputs:
-                compiled.predict(x, timesteps, context)
+        for one in inputs:
+            compiled.predict(*one)
         # What is left after that is for the measurements.
         compiled.settle(min(max(0.0, COMPILING_SHARE * self._left_s), 1e6))
         if compiled.is_busy or any(compiled.predict(*one) is None for one in inputs):
