@@ -16,7 +16,7 @@ import structlog
 from shared import canaries
 from shared.canaries import Shown
 from shared.db import Database
-from shared.errors import DatabaseUnavailable, EngineStopped, WorkerUnfit
+from shared.errors import DatabaseUnavailable, EngineStopped, OutOfMemory, WorkerUnfit
 from shared.samplers import Sampler, Schedule
 from worker.engine.engine import Engine
 from worker.engine.request import ImageSpec, Pass
@@ -85,7 +85,10 @@ class Fitness:
             return self._reason is None
 
     def vouch(self) -> None:
-        """Raise `WorkerUnfit` unless the weights, now that the pictures are rendered, are still those that were loaded."""
+        """Raise `WorkerUnfit` unless the weights, now that the pictures are rendered, are still those that were loaded.
+
+        Raises `OutOfMemory` where that cannot be told.
+        """
         asked_at = self.clock()
         with self._summing:
             # A sum that began after the question answers it, too: slots that wait here share one.
@@ -100,6 +103,8 @@ class Fitness:
     def _changed_weights(self) -> str | None:
         try:
             is_same = self._first is None or self.proof.weights() == self._first.weights
+        except OutOfMemory:  # a device that is full is not broken; the job is tried again
+            raise
         except Exception as error:  # noqa: BLE001 - a device that cannot add up has no error of its own
             return f"The weights in memory cannot be read ({type(error).__name__})."
         return None if is_same else "The weights in memory are no longer those that were loaded."
@@ -111,6 +116,9 @@ class Fitness:
             return None
         except TimeoutError:
             log.warning("canary.not_finished", timeout_s=self.timeout_s)  # a device that hangs is the watchdog's
+            return None
+        except OutOfMemory:
+            log.warning("canary.out_of_memory")  # a device that is full is not broken
             return None
         except Exception as error:  # noqa: BLE001 - whatever a broken device raises
             return f"The canary could not be rendered: {error}"

@@ -22,6 +22,7 @@ from shared.errors import (
     DatabaseUnavailable,
     FarmError,
     NotANumber,
+    OutOfMemory,
     RenderFailed,
     StorageUnavailable,
     WorkerUnfit,
@@ -200,7 +201,7 @@ class Renderer:
         """Leave to the next worker where the job stands, unless this one spoiled it."""
         try:
             self._vouch()
-        except WorkerUnfit:
+        except (WorkerUnfit, OutOfMemory):  # wrong, or too full to tell
             running.is_spoiled = True
         if running.is_spoiled:
             snapshots.discard(running.claim)

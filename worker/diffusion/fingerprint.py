@@ -7,17 +7,20 @@ from itertools import chain
 import torch
 from torch import nn
 
+from worker.diffusion import memory
+
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(modules: Iterable[nn.Module]) -> str:
     """Return a digest of every weight's bits, whatever device and memory format they are in; waits for the device once.
 
-    Integer sums do not depend on the order in which a device adds, as float sums would.
+    Raises `OutOfMemory`. Integer sums do not depend on the order in which a device adds, as float sums would.
     """
     weights = [tensor for module in modules for tensor in chain(module.parameters(), module.buffers())]
-    sums = torch.stack([_words(tensor).sum(dtype=torch.int64) for tensor in weights])
-    return hashlib.sha256(sums.cpu().numpy().tobytes()).hexdigest()
+    with memory.told():
+        sums = torch.stack([_words(tensor).sum(dtype=torch.int64) for tensor in weights])
+        return hashlib.sha256(sums.cpu().numpy().tobytes()).hexdigest()
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
