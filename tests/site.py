@@ -25,6 +25,7 @@ WAIT_S = 60.0
 BODY = {"checkpoint": DEMO, "prompt": "a red circle", "width": 64, "height": 64, "steps": 4, "sampler": "euler"}
 STEP_S = 0.02
 LONG_STEPS = 150
+LONG_IMAGES = 16  # two calls of eight images for each step
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,15 @@ class Site:
         answer = self.http.post("/v1/jobs", json={**BODY, **changes})
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
+
+    def begun(self, worker: str) -> str:
+        """Return a long job that is being rendered by a certain worker; those that another one takes are canceled."""
+        while True:
+            job = self.submit(steps=LONG_STEPS, num_images=LONG_IMAGES)
+            assert until(lambda: self.job(job)["progress"]["steps_done"] > 0, WAIT_S)  # noqa: B023 - called at once
+            if self.job(job)["worker"] == worker:
+                return job
+            self.http.post(f"/v1/jobs/{job}/cancel")
 
     def job(self, job: str) -> dict[str, Any]:
         found: dict[str, Any] = self.http.get(f"/v1/jobs/{job}").json()

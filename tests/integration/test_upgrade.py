@@ -15,7 +15,7 @@ from shared.settings import Settings
 from tests import parts
 from tests.chaos.farm import until
 from tests.factories import DEMO
-from tests.site import BODY, LONG_STEPS, WAIT_S, Site, opened
+from tests.site import BODY, WAIT_S, Site, opened
 
 EARLIER = "be8635428243091defb5b8deb2926c8d725e8963"
 ITS_SCHEMA = "0016"
@@ -59,29 +59,24 @@ def engine(code: Path) -> list[bytes]:
 def test_jobs_go_on_from_old_workers_to_new_ones_and_back(site: Site, earlier: Path) -> None:
     # Another engine would end with another picture: it renders from the first step, and loses no more than that.
     goes_on = engine(earlier) == engine(parts.ROOT)
-    with site.start("old@here", code=earlier) as old:
-        site.ready(DEMO, 1)
-        assert site.until(site.submit(), "succeeded")["worker"] == "old@here"
-        long = site.submit(steps=LONG_STEPS)
-        assert until(lambda: site.job(long)["progress"]["steps_done"] > 0, WAIT_S)
-        with site.start("new@here") as new:
-            site.ready(DEMO, 2)
-            site.drain("old@here")
-            assert old.wait(WAIT_S) == 0
-            done = site.until(long, "succeeded")
-            assert (done["worker"], done["attempt"]) == ("new@here", 2)
-            assert bool(done["resumed_from_step"]) is goes_on
+    with site.start("old@here", code=earlier) as old, site.start("new@here") as new:
+        site.ready(DEMO, 2)
+        long = site.begun("old@here")
+        site.drain("old@here")
+        assert old.wait(WAIT_S) == 0
+        done = site.until(long, "succeeded")
+        assert (done["worker"], done["attempt"]) == ("new@here", 2)
+        assert bool(done["resumed_from_step"]) is goes_on
 
-            # And back: the release is withdrawn.
-            undone = site.submit(steps=LONG_STEPS)
-            assert until(lambda: site.job(undone)["progress"]["steps_done"] > 0, WAIT_S)
-            with site.start("back@here", code=earlier):
-                site.ready(DEMO, 2)
-                site.drain("new@here")
-                assert new.wait(WAIT_S) == 0
-                done = site.until(undone, "succeeded")
-                assert (done["worker"], done["attempt"]) == ("back@here", 2)
-                assert bool(done["resumed_from_step"]) is goes_on
+        # And back: the release is withdrawn.
+        with site.start("back@here", code=earlier):
+            site.ready(DEMO, 2)
+            undone = site.begun("new@here")
+            site.drain("new@here")
+            assert new.wait(WAIT_S) == 0
+            done = site.until(undone, "succeeded")
+            assert (done["worker"], done["attempt"]) == ("back@here", 2)
+            assert bool(done["resumed_from_step"]) is goes_on
 
 
 def test_a_batch_ends_once_whoever_renders_it(site: Site, earlier: Path) -> None:
