@@ -1,5 +1,6 @@
 """Decoding: one image at a time, never a black picture for numbers that have blown up; VAEs from files of any layout."""
 
+import copy
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from shared.weights import Kind, Shelf
 from tests.studio import DEMO, demo
 from worker.diffusion import img2img
 from worker.diffusion import vae as vaes
+from worker.diffusion.latent_space import LatentSpace, squares
 from worker.diffusion.vae import VaeShelf, begin_decode, needs_tiling, tiling, within_memory
 
 
@@ -221,6 +223,43 @@ def test_a_vae_that_says_it_is_sdxls_is_refused(tmp_path: Path, name: str, metad
     save_file(demo().vae.state_dict(), tmp_path / f"{name}.safetensors", metadata)
     with pytest.raises(BadWeights, match="it was made for SDXL"):
         VaeShelf(Shelf(Kind.VAE, tmp_path), demo()).get(name)
+
+
+def foreign() -> Any:
+    """A VAE that gives back every picture as the demo's does, and by other latents, as SDXL's are to SD1.5's."""
+    vae = copy.deepcopy(demo().vae)
+    turned = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3)))[0]
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    for rows in (slice(0, 4), slice(4, 8)):  # means, and variances that do not matter
+        quant.weight[rows] = torch.einsum("ij,jkhw->ikhw", turned, quant.weight[rows])
+        quant.bias[rows] = turned @ quant.bias[rows]
+    post.weight.copy_(torch.einsum("ijhw,kj->ikhw", post.weight, turned))
+    return vae
+
+
+@torch.inference_mode()
+def test_a_vae_of_other_latents_is_refused_whatever_it_is_called(tmp_path: Path) -> None:
+    other, own, picture = foreign(), demo().vae, squares()
+    torch.testing.assert_close(
+        other.decode(other.encode(picture).latent_dist.mean)[0],
+        own.decode(own.encode(picture).latent_dist.mean)[0],
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    save_file(other.state_dict(), tmp_path / "mine.safetensors")
+    with pytest.raises(BadWeights, match=r"mine\.safetensors: .*shows this checkpoint's latents as something else"):
+        VaeShelf(Shelf(Kind.VAE, tmp_path), demo()).get("mine")
+
+
+@torch.inference_mode()
+def test_relatives_of_a_vae_and_those_that_half_precision_cannot_tell_are_taken() -> None:
+    space, finer, brighter, broken = LatentSpace.of(demo().vae), *(copy.deepcopy(demo().vae) for _ in range(3))
+    generator = torch.Generator().manual_seed(1)
+    for weight in finer.decoder.parameters():
+        weight.mul_(1 + 0.02 * torch.randn(weight.shape, generator=generator))
+    brighter.decoder.conv_out.bias.add_(0.3)
+    broken.decoder.conv_out.bias.fill_(float("nan"))
+    assert [space.is_read_by(vae) for vae in (demo().vae, finer, brighter, broken)] == [True] * 4
 
 
 def test_the_last_two_vaes_stay_in_memory(tmp_path: Path) -> None:

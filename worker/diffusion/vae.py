@@ -26,6 +26,7 @@ from shared.errors import BadWeights, NotANumber
 from shared.weights import Shelf, WeightsFile
 from worker.diffusion import memory
 from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.latent_space import LatentSpace
 from worker.diffusion.noise import PIXELS_PER_LATENT
 
 DIFFUSERS_PREFIX = "decoder.mid_block."
@@ -129,8 +130,8 @@ def tiling(vae: Any, tile: int | None) -> Iterator[None]:
         vae.disable_tiling()
 
 
-def load_vae(file: WeightsFile, checkpoint: Checkpoint) -> Any:
-    """Load a VAE of the checkpoint's own architecture, in the original layout or diffusers'. Raises `BadWeights`."""
+def load_vae(file: WeightsFile, checkpoint: Checkpoint, space: LatentSpace) -> Any:
+    """Load a VAE of the checkpoint's own architecture and latents, in the original layout or diffusers'. Raises `BadWeights`."""
     try:
         # Read, not mapped: a mapped file that is overwritten changes under the engine, and one that is cut ends the process.
         raw = file.path.read_bytes()
@@ -138,10 +139,12 @@ def load_vae(file: WeightsFile, checkpoint: Checkpoint) -> Any:
         weights = safetensors.torch.load(raw)
         vae = AutoencoderKL.from_config(checkpoint.vae.config)
         vae.load_state_dict(_renamed(weights, vae.config))
-        return vae.to(checkpoint.device, checkpoint.dtype).eval().requires_grad_(False)
+        loaded = vae.to(checkpoint.device, checkpoint.dtype).eval().requires_grad_(False)
+        _refuse_other_latents(loaded, space)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise BadWeights(f"{file.path}: cannot be loaded as a VAE of this checkpoint ({reason}).") from error
+    return loaded
 
 
 class VaeShelf:
@@ -150,6 +153,7 @@ class VaeShelf:
     def __init__(self, shelf: Shelf, checkpoint: Checkpoint) -> None:
         self._shelf = shelf
         self._checkpoint = checkpoint
+        self._space: LatentSpace | None = None
         self._loaded: OrderedDict[WeightsFile, Any] = OrderedDict()
         self._lock = Lock()
 
@@ -158,7 +162,8 @@ class VaeShelf:
         file = self._shelf.find(name)
         with self._lock:
             if file not in self._loaded:
-                self._loaded[file] = load_vae(file, self._checkpoint)
+                self._space = self._space or LatentSpace.of(self._checkpoint.vae)
+                self._loaded[file] = load_vae(file, self._checkpoint, self._space)
             self._loaded.move_to_end(file)
             while len(self._loaded) > RESIDENT:
                 self._loaded.popitem(last=False)
@@ -193,6 +198,11 @@ def _refuse_sdxl(file: WeightsFile, raw: bytes) -> None:
     made_for = str((header.get("__metadata__") or {}).get("modelspec.architecture", ""))
     if "sdxl" in file.name.casefold() or made_for.startswith("stable-diffusion-xl"):
         raise BadWeights("it was made for SDXL")
+
+
+def _refuse_other_latents(vae: Any, space: LatentSpace) -> None:
+    if not space.is_read_by(vae):
+        raise BadWeights("it shows this checkpoint's latents as something else; it was made for others, perhaps SDXL's")
 
 
 def _renamed(weights: Mapping[str, Tensor], config: Any) -> Mapping[str, Tensor]:
