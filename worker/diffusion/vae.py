@@ -99,7 +99,9 @@ def within_memory(vae: Any, latent_height: int, latent_width: int, act: Callable
         try:
             with tiling(vae, tile):
                 return act()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not memory.is_shortage(error):
+                raise
             memory.let_go(error)
         log.warning("vae.out_of_memory", latent_height=latent_height, latent_width=latent_width, tile=tile)
     with tiling(vae, ways[-1]):
