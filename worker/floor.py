@@ -69,12 +69,8 @@ class Floor:
         self._closing.callback(db.close)
         redis = broker.connect(settings)
         self._closing.callback(redis.close)
-        storage = Storage(settings)
-        try:
-            storage.check()
-        except StorageUnavailable as error:  # it may come back, and what is rendered is kept meanwhile
-            log.warning("dependency.missing", dependency="storage", **error.told)
         self._take_over(db, redis, worker_id, file.name)
+        storage = _bucket(settings)
         equipment = _equip(settings, file)
         self.is_compiling = equipment.is_compiling
         engine = equipment.engine
@@ -255,6 +251,16 @@ class Floor:
                 fleet.retire(session, worker_id)
         except FarmError as error:
             log.warning("worker.not_retired", error=str(error))
+
+
+def _bucket(settings: Settings) -> Storage:
+    """Open the bucket. Raises `NoBucket` or `StorageRefused`; one that is away may come back."""
+    storage = Storage(settings)
+    try:
+        storage.check()
+    except StorageUnavailable as error:
+        log.warning("dependency.missing", dependency="storage", **error.told)
+    return storage
 
 
 def _equip(settings: Settings, file: CheckpointFile) -> Equipment:
