@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from shared import catalog
+from shared.script import CLIP_DIR
 from tests.bench.measure import Setting
 from worker.diffusion import checkpoint as checkpoints
 from worker.diffusion.checkpoint import SD15_DIR, Checkpoint
@@ -61,7 +62,7 @@ def full_size(device: torch.device, dtype: torch.dtype) -> Checkpoint:
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(SD15_DIR / "tokenizer", local_files_only=True),
+        tokenizer=CLIPTokenizer.from_pretrained(CLIP_DIR, local_files_only=True),
         scheduler_config=json.loads((SD15_DIR / "scheduler" / "scheduler_config.json").read_bytes()),
         device=device,
         dtype=dtype,

@@ -17,9 +17,10 @@ from transformers import CLIPTextModelWithProjection
 
 from shared import catalog
 from shared import prompt as grammar
+from shared.chunks import MAX_CHUNKS
 from shared.errors import InvalidRequest
+from shared.script import MAX_PARTS
 from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion import conditioning
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.conditioning import Chunk, Conditions, PromptEncoder, PromptReader, Script
 
@@ -34,8 +35,8 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def reader(checkpoint: Checkpoint) -> PromptReader:
-    return PromptReader(checkpoint)
+def reader() -> PromptReader:
+    return PromptReader()
 
 
 @pytest.fixture
@@ -289,9 +290,9 @@ def test_the_text_loras_are_part_of_what_is_remembered(reader: PromptReader, che
 @pytest.mark.parametrize(
     ("text", "steps"),
     [
-        ("BREAK " * conditioning.MAX_CHUNKS + "red", 1),
-        ("red " * (75 * conditioning.MAX_CHUNKS + 1), 1),
-        ("red AND " * conditioning.MAX_PARTS, 1),
+        ("BREAK " * MAX_CHUNKS + "red", 1),
+        ("red " * (75 * MAX_CHUNKS + 1), 1),
+        ("red AND " * MAX_PARTS, 1),
         ("".join(f"{n} [a|b] [a|b|c] [a|b|c|d|e] BREAK " for n in range(10)), 150),
     ],
     ids=["breaks", "words", "parts", "changes"],
@@ -318,8 +319,19 @@ def test_chunks_hold_all_tokens_in_order(reader: PromptReader, text: str) -> Non
         assert [token for chunk in chunks for token in chunk] == one_by_one
 
 
+@settings(deadline=None)
+@given(st.text(max_size=80))
+def test_the_tokenizer_is_the_librarys(checkpoint: Checkpoint, reader: PromptReader, text: str) -> None:
+    assert reader._ids(text) == ids(checkpoint, text)
+
+
+@pytest.mark.parametrize("text", ["it's 42 o'clock", "<|endoftext|> red <|startoftext|>", "Émigré ＲＥＤ\tçà 🟥"])
+def test_hard_texts_are_the_librarys_tokens(checkpoint: Checkpoint, reader: PromptReader, text: str) -> None:
+    assert reader._ids(text) == ids(checkpoint, text)
+
+
 def test_many_threads_read_at_once(reader: PromptReader, checkpoint: Checkpoint) -> None:
-    """While others change the shared tokenizer's truncation, as diffusers' own pipelines do."""
+    """While diffusers' own pipelines change the truncation of theirs."""
     prompts = [f"{RED}, {'sharp ' * n}" for n in range(60)]
     expected = [reader.read(text, "", steps=1) for text in prompts]
     together = Barrier(5)

@@ -32,7 +32,7 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="module")
 def encode(checkpoint: Checkpoint) -> Encode:
     """The hidden states of a prompt."""
-    reader = PromptReader(checkpoint)
+    reader = PromptReader()
 
     def encoded(text: str, *embeddings: Embedding) -> Tensor:
         return PromptEncoder(checkpoint).encode(reader.read(text, None, steps=1, embeddings=embeddings)).at(0)

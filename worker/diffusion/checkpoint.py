@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from shared.catalog import CheckpointFile
 from shared.errors import BadCheckpoint
+from shared.script import CLIP_DIR
 
 INPAINTING_CHANNELS = 9
 SD15_DIR = Path(__file__).parent / "sd15"
@@ -66,7 +67,7 @@ def _pipeline(file: CheckpointFile, dtype: torch.dtype) -> Any:
     from diffusers import StableDiffusionPipeline
 
     parts = {
-        "tokenizer": CLIPTokenizer.from_pretrained(SD15_DIR / "tokenizer", local_files_only=True),
+        "tokenizer": CLIPTokenizer.from_pretrained(CLIP_DIR, local_files_only=True),
         "safety_checker": None,
         "feature_extractor": None,
         "requires_safety_checker": False,

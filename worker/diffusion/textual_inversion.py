@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from shared import catalog
+from shared.chunks import Placed
 from shared.errors import BadCheckpoint
 from worker.diffusion.transfer import sent
 
@@ -33,13 +34,9 @@ class Embedding:
     name: str
     vectors: Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """An embedding whose first vector stands at `offset` among the 75 tokens of a chunk."""
-
-    offset: int
-    embedding: Embedding
+    def __len__(self) -> int:
+        """Return how many tokens it takes."""
+        return len(self.vectors)
 
 
 def load(path: Path, width: int) -> Embedding:
@@ -97,7 +94,7 @@ class Embeddings:
 
 
 @contextmanager
-def injected(text_encoder: Any, rows: Sequence[Sequence[Placed]]) -> Iterator[None]:
+def injected(text_encoder: Any, rows: Sequence[Sequence[Placed[Embedding]]]) -> Iterator[None]:
     """Let embeddings replace their placeholder tokens in what the text encoder reads, row by row of its batch."""
 
     def replace(_module: Any, _args: Any, tokens: Tensor) -> Tensor:
@@ -105,7 +102,7 @@ def injected(text_encoder: Any, rows: Sequence[Sequence[Placed]]) -> Iterator[No
         for row, placed in zip(tokens, rows, strict=True):
             for one in placed:
                 start = 1 + one.offset  # the start token comes first
-                row[start : start + len(one.embedding.vectors)] = sent(one.embedding.vectors, row.device)
+                row[start : start + len(one.embedding)] = sent(one.embedding.vectors, row.device)
         return tokens
 
     hook = text_encoder.get_input_embeddings().register_forward_hook(replace)

@@ -88,7 +88,7 @@ class Drafter:
     def __init__(self, checkpoint: Checkpoint, library: Library) -> None:
         self._checkpoint = checkpoint
         self._library = library
-        self._reader = PromptReader(checkpoint)
+        self._reader = PromptReader()
 
     def draft(self, spec: ImageSpec) -> Draft:
         """Make an image ready. Raises a `FarmError` that says which weights are missing or broken."""

@@ -1,6 +1,6 @@
 """Put the trained parts together: one fp16 safetensors file in the ldm layout, and the folder of configs that goes with it.
 
-The folder holds no tokenizer: that is CLIP's own, in `worker/diffusion/sd15/tokenizer/`.
+The folder holds no tokenizer: that is CLIP's own, in `shared/clip/`.
 """
 
 import json
