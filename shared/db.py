@@ -308,6 +308,7 @@ class WeightsRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     alias: Mapped[str | None]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    vectors: Mapped[int | None]  # of an embedding: how many tokens it takes
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

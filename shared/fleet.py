@@ -210,13 +210,22 @@ def resolve_checkpoint(session: Session, wanted: str | None, *, default: str | N
 def stock(session: Session, files: Iterable[WeightsFile]) -> None:
     """Record the LoRAs, embeddings and VAEs that a worker has in its folders now."""
     rows = [
-        {"kind": file.kind, "name": file.name, "alias": file.alias, "size_bytes": file.size_bytes} for file in files
+        {
+            "kind": file.kind,
+            "name": file.name,
+            "alias": file.alias,
+            "size_bytes": file.size_bytes,
+            "vectors": file.vectors,
+        }
+        for file in files
     ]
     if not rows:
         return
     insertion = insert(WeightsRow).values(sorted(rows, key=lambda row: (row["kind"], row["name"])))
-    fresh = {"alias": insertion.excluded.alias, "size_bytes": insertion.excluded.size_bytes, "seen_at": func.now()}
-    session.execute(insertion.on_conflict_do_update(index_elements=["kind", "name"], set_=fresh))
+    fresh = {column: insertion.excluded[column] for column in ("alias", "size_bytes", "vectors")}
+    session.execute(
+        insertion.on_conflict_do_update(index_elements=["kind", "name"], set_={**fresh, "seen_at": func.now()})
+    )
 
 
 def weights(session: Session, kind: Kind, *, silent_after_s: float) -> Sequence[WeightsRow]:

@@ -93,14 +93,18 @@ class PromptReader(Generic[E]):
     def opening(self, chunk: Chunk[E], *, words: int) -> str:
         """Return the first words of a chunk as the tokenizer spells them, embeddings by their names."""
         names = {placed.offset: placed.embedding for placed in chunk.placed}
-        text, position, found = "", 0, 0
-        while position < len(chunk.slots) and found < words:
+        found, pieces, position = list[str](), "", 0
+        while position < len(chunk.slots) and len(found) < words:
             if embedding := names.get(position):
-                text, position, found = f"{text}{embedding.name} ", position + len(embedding), found + 1
+                found.append(embedding.name)
+                position += len(embedding)
                 continue
-            token = self._tokenizer.id_to_token(chunk.slots[position][0]) or ""
-            text, position, found = text + token, position + 1, found + token.endswith(WORD_END)
-        return decoders.ByteLevel().decode([text.replace(WORD_END, " ").strip()])
+            pieces += self._tokenizer.id_to_token(chunk.slots[position][0]) or ""
+            position += 1
+            if pieces.endswith(WORD_END):
+                found.append(decoders.ByteLevel().decode([pieces.removesuffix(WORD_END)]))
+                pieces = ""
+        return " ".join(found)
 
     def _texts(self, entries: set[str], triggers: Triggers[E]) -> dict[str, Text[E]]:
         """Return the entries in chunks, the shorter ones filled up with empty chunks to the length of the longest."""

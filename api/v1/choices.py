@@ -1,9 +1,10 @@
 """What a job may name: the checkpoints of the fleet, LoRAs, embeddings, VAEs, the samplers and their schedules."""
 
 from datetime import datetime
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.callers import reader
 from api.deps import Desk, DeskDep
@@ -37,6 +38,7 @@ class Weights(BaseModel):
     name: str
     alias: str | None
     size_bytes: int
+    vectors: Annotated[int | None, Field(description="How many tokens an embedding takes; null for the others.")]
 
 
 class WeightsList(BaseModel):

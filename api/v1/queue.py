@@ -1,19 +1,21 @@
-"""How much waits per checkpoint, who works on it, and how long a job submitted now would wait."""
+"""How much waits per checkpoint, who works on it, how long a job submitted now would wait, and what the last hour got done."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.callers import Reader
 from api.deps import Desk, DeskDep
 from api.problems import documented
-from shared import forecast, queue, shares
+from shared import forecast, queue, shares, throughput
 from shared.db import JobRow
 from shared.forecast import Ahead, Forecast, Load
 from shared.states import JobState
+from shared.throughput import MINUTES, Minute
 
 router = APIRouter(prefix="/v1", tags=["operations"], responses=documented(503))
 
@@ -39,6 +41,47 @@ class Queue(BaseModel):
     checkpoints: list[CheckpointQueue]
 
 
+class CheckpointThroughput(BaseModel):
+    """What one checkpoint's jobs came to. Each list has an entry a minute, the oldest first."""
+
+    checkpoint: str
+    pictures: list[int]
+    succeeded: Annotated[list[int], Field(description="Jobs, by the minute of their end.")]
+    failed: list[int]
+    wait_s: Annotated[
+        list[float | None],
+        Field(description="Mean seconds from submission to the start of those that succeeded; null where none did."),
+    ]
+
+
+class Throughput(BaseModel):
+    """The last 60 minutes of every checkpoint that ended jobs in them. Jobs deleted since are not counted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "since": "2026-11-24T12:00:00Z",
+                    "minutes": 60,
+                    "checkpoints": [
+                        {
+                            "checkpoint": "v1-5-pruned-emaonly",
+                            "pictures": [8] * 60,
+                            "succeeded": [2] * 60,
+                            "failed": [0] * 60,
+                            "wait_s": [1.5] * 60,
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    since: Annotated[datetime, Field(description="When the first minute began.")]
+    minutes: int
+    checkpoints: list[CheckpointThroughput]
+
+
 @router.get("/queue", summary="Show what waits")
 def show(desk: DeskDep, _caller: Reader) -> Queue:
     """Show depth, oldest job, workers and predicted wait of every checkpoint."""
@@ -51,6 +94,15 @@ def show(desk: DeskDep, _caller: Reader) -> Queue:
     )
 
 
+@router.get("/throughput", summary="Show what the last hour got done")
+def last_hour(desk: DeskDep, _caller: Reader) -> Throughput:
+    """Show pictures, jobs and their mean wait minute by minute, for every checkpoint. The last minute is the running one."""
+    with desk.db.transaction() as session:
+        hour = throughput.last_hour(session)
+    shown = [_by_minute(checkpoint, minutes) for checkpoint, minutes in hour.checkpoints.items()]
+    return Throughput(since=hour.since, minutes=MINUTES, checkpoints=shown)
+
+
 def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:
     """Predict an unfinished job; None for one that has ended."""
     state = JobState(row.state)
@@ -61,6 +113,17 @@ def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:
         return forecast.forecast_running(load, queue.cost_left(row))
     held = shares.held(session, row.owner)
     return forecast.forecast_queued(load, queue.ahead(session, row), row.cost, held=held)
+
+
+def _by_minute(checkpoint: str, ended: Mapping[int, Minute]) -> CheckpointThroughput:
+    minutes = [ended.get(place, Minute()) for place in range(MINUTES)]
+    return CheckpointThroughput(
+        checkpoint=checkpoint,
+        pictures=[minute.pictures for minute in minutes],
+        succeeded=[minute.succeeded for minute in minutes],
+        failed=[minute.failed for minute in minutes],
+        wait_s=[None if minute.wait_s is None else round(minute.wait_s, 2) for minute in minutes],
+    )
 
 
 def _shown(load: Load) -> CheckpointQueue:

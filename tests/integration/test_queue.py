@@ -1,13 +1,16 @@
 """What the farm says of its queue, its workers and a job's outlook, on the real database."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from api.main import create_app
 from shared import fleet, jobs
 from shared.db import Database
+from shared.errors import InvalidRequest
 from shared.settings import Settings
 from tests.factories import DEMO, params
 
@@ -108,3 +111,35 @@ def test_workers_are_listed_with_what_they_do(client: TestClient, db: Database) 
     assert (worker["id"], worker["checkpoint"], worker["slots"], worker["running"]) == ("gpu0@test", DEMO, 4, 3)
     assert (worker["speed"], worker["tick_s"], worker["batch_fill"]) == (1000.0, 0.5, 2.5)
     assert worker["is_alive"]
+
+
+def test_the_last_hour_is_told_minute_by_minute(client: TestClient, db: Database) -> None:
+    submit(db, 5)
+    good, many, bad, old, _running = claim(db, 5)
+    with db.transaction() as session:
+        for run in (good, many, old):
+            assert run is not None
+            jobs.succeed(session, run, [])
+        assert bad is not None
+        jobs.fail(session, bad, InvalidRequest("no"))
+        now = session.execute(text("SELECT date_trunc('minute', now())")).scalar_one()
+        for run, minutes_ago, images in ((good, 3, 1), (many, 3, 4), (bad, 59, 1), (old, 60, 1)):
+            assert run is not None
+            ended = now - timedelta(minutes=minutes_ago) + timedelta(seconds=30)
+            session.execute(
+                text(
+                    "UPDATE jobs SET finished_at = :ended, started_at = CAST(:ended AS timestamptz) - interval '10 s',"
+                    " created_at = CAST(:ended AS timestamptz) - interval '14 s',"
+                    " params = jsonb_set(params, '{num_images}', to_jsonb(CAST(:images AS int))) WHERE id = :id"
+                ),
+                {"ended": ended, "id": run.job_id, "images": images},
+            )
+    told = client.get("/v1/throughput").json()
+    assert told["since"] == (now - timedelta(minutes=59)).isoformat().replace("+00:00", "Z")
+    (only,) = told["checkpoints"]
+    assert only["checkpoint"] == DEMO
+    assert (only["pictures"][56], only["succeeded"][56], only["wait_s"][56]) == (5, 2, 4.0)
+    assert (sum(only["pictures"]), sum(only["succeeded"])) == (5, 2)
+    assert (only["failed"][0], sum(only["failed"])) == (1, 1)
+    assert {len(only[name]) for name in ("pictures", "succeeded", "failed", "wait_s")} == {told["minutes"]} == {60}
+    assert [at for at, wait in enumerate(only["wait_s"]) if wait is not None] == [56]
