@@ -1,6 +1,10 @@
-/** A small column chart in SVG. */
+/** Small charts in SVG. Texts stand beside it in HTML, where no scaling reaches them. */
+
+import { el } from "./dom.js";
 
 const NS = "http://www.w3.org/2000/svg";
+const WIDTH = 600;
+const HEIGHT = 90;
 
 function svg(tag, attributes, ...children) {
   const made = document.createElementNS(NS, tag);
@@ -9,17 +13,30 @@ function svg(tag, attributes, ...children) {
   return made;
 }
 
-/** Columns for `values`, with a text that says them to those who do not see it. */
-export function columns(values, { title, width = 600, height = 120 }) {
-  const top = Math.max(1, ...values);
-  const step = width / values.length;
-  const bars = values.map((value, index) => {
-    const tall = ((height - 16) * value) / top;
-    return svg("rect", { x: index * step, y: height - tall, width: Math.max(1, step - 1), height: tall, class: "column" });
-  });
-  const most = svg("text", { x: 0, y: 12, class: "axis" });
-  most.textContent = String(top);
-  const name = svg("title", {});
-  name.textContent = `${title}: ${values.join(", ")}`;
-  return svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", class: "chart", "aria-label": title }, name, ...bars, most);
+/** Columns for `values`, which may be null; `says` gives the text for those who do not see them, and for the pointer. */
+export function columns(values, { title, from, to, kind = "", format = String, says }) {
+  const top = Math.max(...values.map((value) => value ?? 0));
+  const step = WIDTH / values.length;
+  const column = (value, index) => {
+    const tall = top ? (HEIGHT * (value ?? 0)) / top : 0;
+    const name = svg("title", {});
+    name.textContent = says(value, index);
+    // The whole height answers to the pointer, the column alone is seen.
+    const place = svg("rect", { x: index * step, y: 0, width: step, height: HEIGHT, class: "place" }, name);
+    const seen = { x: index * step, y: HEIGHT - tall, width: Math.max(1, step - 1.5), height: tall, class: `column ${kind}` };
+    return [svg("rect", seen), place];
+  };
+  const drawn = svg(
+    "svg",
+    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": title },
+    svg("line", { x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT, class: "ground" }),
+    ...values.flatMap(column),
+  );
+  return el(
+    "figure",
+    { class: "chart" },
+    el("figcaption", {}, el("span", {}, title), top ? el("span", { class: "hint" }, format(top)) : null),
+    drawn,
+    el("div", { class: "times hint" }, el("span", {}, from), el("span", {}, to)),
+  );
 }

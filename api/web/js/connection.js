@@ -63,10 +63,9 @@ class Connection extends HTMLElement {
       this.#idle();
       dispatchEvent(new CustomEvent("farm:key-changed"));
     };
-    fill(
-      this,
-      el("form", { class: "key", onsubmit: use }, el("label", { htmlFor: id }, said.keyNeeded), input, el("button", { type: "submit" }, said.use), state),
-    );
+    const label = el("label", { htmlFor: id }, said.keyNeeded);
+    const button = el("button", { type: "submit" }, said.use);
+    fill(this, el("form", { class: "key", onsubmit: use }, label, input, button, state));
     input.focus();
   }
 }

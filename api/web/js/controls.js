@@ -2,6 +2,8 @@
 
 import { el, fill, freshId } from "./dom.js";
 import { FIELDS, tidied } from "./fields.js";
+import { emphasized } from "./prompts.js";
+import { tokenMeter } from "./token-meter.js";
 import { words } from "./words.js";
 
 /** A control for one field: { element, read, write, options }. `changed` is called after the user has changed it. */
@@ -23,11 +25,11 @@ export function control(name, changed) {
 
 const INPUTS = {
   number(name, field, id, changed) {
-    const node = el("input", {
-      id, type: "number", min: field.low, max: field.high, step: field.step, inputMode: "decimal",
-      placeholder: field.start === null ? words.create.random : "",
-    });
-    const slider = field.start === null ? null : el("input", { type: "range", min: field.low, max: field.high, step: field.step, tabIndex: -1, "aria-hidden": "true" });
+    const range = { min: field.low, max: field.high, step: field.step };
+    const isOptional = field.start === null;
+    const placeholder = isOptional ? words.create.random : "";
+    const node = el("input", { id, type: "number", ...range, inputMode: "decimal", placeholder });
+    const slider = isOptional ? null : el("input", { type: "range", ...range, tabIndex: -1, "aria-hidden": "true" });
     const write = (value) => {
       node.value = value ?? "";
       if (slider) slider.value = value ?? field.start;
@@ -47,7 +49,8 @@ const INPUTS = {
       fill(node, options.map(({ value, label }) => el("option", { value }, label)));
       node.value = options.some(({ value }) => value === before) ? before : (options[0]?.value ?? "");
     };
-    if (field.options) offer(field.options.map((value) => ({ value, label: words.options[value] ?? value.replaceAll("_", " ") })));
+    const spelled = (value) => words.options[value] ?? value.replaceAll("_", " ");
+    if (field.options) offer(field.options.map((value) => ({ value, label: spelled(value) })));
     const write = (value) => {
       // A name that is not offered (any more) is shown as it is: the farm refuses it with the names it knows.
       if (value && ![...node.options].some((option) => option.value === value)) node.append(el("option", { value }, value));
@@ -61,16 +64,15 @@ const INPUTS = {
   },
 };
 
-/** A text area for a prompt, with a count of its tokens. */
-export function promptBox(name, { rows, changed, emphasized, chunks }) {
+/** A text area for a prompt, with a meter of its tokens. `edited` is called at every change, `changed` at the end of one. */
+export function promptBox(name, { changed, edited }) {
   const id = freshId(name);
   const said = words.create;
   const isMain = name === "prompt";
-  const count = el("span", { class: "count", "aria-live": "off" });
+  const meter = tokenMeter();
   const tell = () => {
-    const parts = chunks(node.value);
-    count.textContent = said.tokens(parts.reduce((sum, part) => sum + part, 0), parts.length);
-    count.title = parts.join(" + ");
+    meter.guess(node.value);
+    edited();
   };
   const weigh = (event) => {
     const direction = { ArrowUp: 1, ArrowDown: -1 }[event.key];
@@ -83,20 +85,28 @@ export function promptBox(name, { rows, changed, emphasized, chunks }) {
     changed(name);
   };
   const node = el("textarea", {
-    id, rows, maxLength: 10_000, dir: "auto", spellcheck: false, "aria-describedby": `${id}-help`,
-    onkeydown: weigh, oninput: tell, onchange: () => changed(name),
+    id,
+    rows: isMain ? 4 : 2,
+    maxLength: 10_000,
+    dir: "auto",
+    spellcheck: false,
+    "aria-describedby": `${id}-help`,
+    onkeydown: weigh,
+    oninput: tell,
+    onchange: () => changed(name),
   });
   const element = el(
     "div",
     { class: "field prompt" },
-    el("div", { class: "line" }, el("label", { htmlFor: id }, isMain ? said.prompt : said.negative), count),
+    el("div", { class: "line" }, el("label", { htmlFor: id }, isMain ? said.prompt : said.negative), meter.line),
     node,
+    meter.marks,
     el("small", { id: `${id}-help` }, isMain ? said.promptHelp : said.negativeHelp),
   );
   const write = (text) => {
     node.value = text ?? "";
     tell();
   };
-  write("");
-  return { element, node, read: () => node.value, write };
+  meter.guess("");
+  return { element, node, meter, read: () => node.value, write };
 }

@@ -3,31 +3,37 @@
 import { get, post } from "./api.js";
 import { control, promptBox } from "./controls.js";
 import { announce, el, fill } from "./dom.js";
-import { FIELDS, fresh, fromParams, fromQuery, RATIOS, sides, submission, toQuery } from "./fields.js";
+import { FIELDS, fresh, fromParams, fromQuery, submission, TEXTS, toQuery } from "./fields.js";
 import "./job-card.js";
 import { isOlder, jobs } from "./jobs.js";
 import "./picture-input.js";
 import { params as readParams, texts } from "./png.js";
 import { presetBar } from "./presets.js";
-import { chunks, emphasized } from "./prompts.js";
+import { ratioRow, seedRow } from "./shortcuts.js";
 import { sweepPanel } from "./sweep.js";
+import { tokenCounter } from "./token-meter.js";
 import { openViewer } from "./viewer.js";
+import { weightsPicker } from "./weights.js";
 import { words } from "./words.js";
 
 const said = words.create;
 const LAST = "farm.form";
+const MAIN = ["steps", "guidance_scale", "sampler", "schedule", "width", "height"];
 const MORE = ["clip_skip", "vae", "upscale", "variation_seed", "variation_strength", "priority"];
 const HIRES = ["hires_scale", "hires_steps", "hires_strength", "hires_upscaler"];
 const FROM_PICTURE = ["strength", "resize_mode", "mask_blur", "mask_fill", "only_masked", "padding"];
+const PNG_BYTES = 32 * 2 ** 20;
 
 class CreatePage extends HTMLElement {
   #controls = {};
   #samplers = [];
-  #loras = [];
-  #known = { loras: [], embeddings: [] };
-  #lastSeed = null;
+  #lastSeed = undefined;
   #stop = null;
   #cards = new Map();
+  #count = tokenCounter(
+    () => Object.fromEntries([...TEXTS, "steps"].map((name) => [name, this.#controls[name].read()])),
+    () => Object.fromEntries(TEXTS.map((name) => [name, this.#controls[name]])),
+  );
 
   connectedCallback() {
     if (!this.firstChild) this.#build();
@@ -54,65 +60,92 @@ class CreatePage extends HTMLElement {
     const values = fresh();
     for (const [name, one] of Object.entries(this.#controls)) values[name] = one.read();
     values.hires = this.hires.querySelector("input").checked;
-    values.loras = this.#loras;
+    values.loras = this.weights.read();
     return values;
   }
 
   set values(values) {
     for (const [name, one] of Object.entries(this.#controls)) one.write(values[name]);
     this.hires.querySelector("input").checked = values.hires;
-    this.#loras = values.loras.map((lora) => ({ ...lora }));
+    this.weights.write(values.loras);
     this.#schedules();
     this.#controls.schedule.write(values.schedule);
-    this.#showLoras();
     this.#changed();
   }
 
   #build() {
     const changed = (name) => {
       if (name === "sampler") this.#schedules();
+      if (name === "steps") this.#count();
       this.#changed();
     };
     for (const name of Object.keys(FIELDS)) this.#controls[name] = control(name, changed);
-    const box = (name, rows) => (this.#controls[name] = promptBox(name, { rows, changed, emphasized, chunks }));
-    const show = (names) => names.map((name) => this.#controls[name].element);
+    for (const name of TEXTS) this.#controls[name] = promptBox(name, { changed, edited: this.#count });
     this.picture = el("picture-input", { onpicture: (event) => this.#onPicture(event.detail) });
-    this.loraList = el("ul", { class: "chips" });
-    this.loraChoice = this.#picker(said.addLora, (name) => this.#addLora(name));
-    this.embeddingChoice = this.#picker(said.addEmbedding, (name) => this.#insert(name));
-    this.weights = el("fieldset", { hidden: true }, el("legend", {}, said.loras), this.loraList, this.loraChoice, this.embeddingChoice);
-    this.hires = this.#switch(said.hires, said.hiresHelp, show(HIRES));
-    this.fromPicture = el("div", { class: "grid", hidden: true }, show(FROM_PICTURE));
-    this.form = el(
+    this.weights = weightsPicker({ insert: (name) => this.#insert(name), changed: () => this.#changed() });
+    this.hires = this.#switch(said.hires, said.hiresHelp, HIRES);
+    this.fromPicture = this.#grid(FROM_PICTURE, { hidden: true });
+    this.form = this.#form();
+    this.list = el("div", { class: "cards" });
+    this.empty = el("p", { class: "hint" }, said.nothing);
+    const results = el("section", { class: "results", "aria-label": said.jobs }, el("h2", {}, said.jobs), this.empty, this.list);
+    fill(this, this.form, results);
+    this.#listen();
+    this.#choices();
+  }
+
+  #form() {
+    const changed = () => this.#changed();
+    const last = () => jobs.list()[0]?.seeds?.[0] ?? this.#lastSeed;
+    const sweep = { read: () => this.values, pictures: () => this.picture.pictures(), run: (batch) => this.#sweep(batch) };
+    return el(
       "form",
       { class: "form", noValidate: true, onsubmit: (event) => this.#submit(event) },
       presetBar({ read: () => this.values, write: (values) => (this.values = { ...this.values, ...values }) }),
-      show(["checkpoint"]),
-      box("prompt", 4).element,
-      box("negative_prompt", 2).element,
-      el("div", { class: "go" }, el("button", { type: "submit", class: "primary" }, said.generate), el("kbd", {}, said.generateHint),
-        el("button", { type: "button", class: "plain", onclick: () => (this.values = fresh()) }, said.reset)),
-      el("div", { class: "grid" }, show(["steps", "guidance_scale", "sampler", "schedule", "width", "height"])),
-      this.#ratios(),
-      el("div", { class: "grid" }, show(["seed", "num_images"])),
-      this.#dice(),
-      this.weights,
+      ["checkpoint", ...TEXTS].map((name) => this.#controls[name].element),
+      this.#go(),
+      this.#grid(MAIN),
+      ratioRow(this.#controls, changed),
+      this.#grid(["seed", "num_images"]),
+      seedRow(this.#controls, last, changed),
+      this.weights.element,
       el("fieldset", {}, el("legend", {}, said.initImage), this.picture, this.fromPicture),
       this.hires,
-      el("details", {}, el("summary", {}, said.more), el("div", { class: "grid" }, show(MORE))),
-      el("details", {}, el("summary", {}, said.sweep), sweepPanel({ read: () => this.values, pictures: () => this.picture.pictures(), run: (batch) => this.#sweep(batch) })),
+      el("details", {}, el("summary", {}, said.more), this.#grid(MORE)),
+      el("details", {}, el("summary", {}, said.sweep), sweepPanel(sweep)),
     );
-    this.list = el("div", { class: "cards" });
-    this.empty = el("p", { class: "hint" }, said.nothing);
-    fill(this, this.form, el("section", { class: "results", "aria-label": said.jobs }, el("h2", {}, said.jobs), this.empty, this.list));
+  }
+
+  #go() {
+    return el(
+      "div",
+      { class: "go" },
+      el("button", { type: "submit", class: "primary" }, said.generate),
+      el("kbd", {}, said.generateHint),
+      el("button", { type: "button", class: "plain", onclick: () => (this.values = fresh()) }, said.reset),
+    );
+  }
+
+  #grid(names, props = {}) {
+    return el("div", { class: "grid", ...props }, names.map((name) => this.#controls[name].element));
+  }
+
+  #switch(label, help, names) {
+    const input = el("input", { type: "checkbox", onchange: () => this.#changed() });
+    const legend = el("legend", {}, el("label", {}, input, " ", label));
+    return el("fieldset", { class: "switch" }, legend, el("small", {}, help), this.#grid(names));
+  }
+
+  #listen() {
     this.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
     });
     this.addEventListener("dragover", (event) => event.preventDefault());
     this.addEventListener("drop", (event) => this.#onDrop(event));
-    this.addEventListener("reuse", (event) => (this.values = fromParams(event.detail.params)));
-    this.addEventListener("open-picture", ({ detail }) => openViewer(detail, { list: () => shownPictures(), reuse: (params) => (this.values = fromParams(params)), send: (file) => this.picture.offer(file) }));
-    this.#choices();
+    const reuse = (params) => (this.values = fromParams(params));
+    this.addEventListener("reuse", (event) => reuse(event.detail.params));
+    const send = (file) => this.picture.offer(file);
+    this.addEventListener("open-picture", ({ detail }) => openViewer(detail, { list: shownPictures, reuse, send }));
   }
 
   async #choices() {
@@ -124,10 +157,7 @@ class CreatePage extends HTMLElement {
     this.#samplers = samplers?.samplers ?? [];
     this.#controls.sampler.offer(this.#samplers.map(({ name, label }) => ({ value: name, label })));
     this.#controls.vae.offer([{ value: "", label: words.options.own }, ...named(vaes?.weights)]);
-    this.#known = { loras: loras?.weights ?? [], embeddings: embeddings?.weights ?? [] };
-    offerWeights(this.loraChoice, this.#known.loras);
-    offerWeights(this.embeddingChoice, this.#known.embeddings);
-    this.weights.hidden = this.loraChoice.hidden && this.embeddingChoice.hidden;
+    this.weights.offer({ loras: loras?.weights ?? [], embeddings: embeddings?.weights ?? [] });
     const query = location.hash.split("?").slice(1).join("?");
     this.values = fromQuery(query || (sessionStorage.getItem(LAST) ?? ""));
   }
@@ -137,101 +167,30 @@ class CreatePage extends HTMLElement {
     if (!sampler) return;
     const options = sampler.schedules.map((name) => ({ value: name, label: name.replaceAll("_", " ") }));
     const before = this.#controls.schedule.read();
-    this.#controls.schedule.offer([{ value: "", label: `${words.options.auto} (${sampler.schedules[0].replaceAll("_", " ")})` }, ...options]);
+    const auto = { value: "", label: `${words.options.auto} (${options[0].label})` };
+    this.#controls.schedule.offer([auto, ...options]);
     if (before && !sampler.schedules.includes(before)) announce(said.impossiblePair);
   }
 
   #changed() {
     const query = toQuery(this.values);
     sessionStorage.setItem(LAST, query);
-    if (location.hash.startsWith("#create") || location.hash === "") history.replaceState(null, "", query ? `#create?${query}` : "#create");
+    const isHere = location.hash.startsWith("#create") || location.hash === "";
+    if (isHere) history.replaceState(null, "", query ? `#create?${query}` : "#create");
   }
 
-  #ratios() {
-    const set = (ratio) => {
-      const [width, height] = sides(ratio, this.#controls.width.read(), this.#controls.height.read());
-      this.#controls.width.write(width);
-      this.#controls.height.write(height);
-      this.#changed();
-    };
-    const swap = () => set([this.#controls.height.read(), this.#controls.width.read()]);
-    return el(
-      "div",
-      { class: "row", role: "group", "aria-label": `${words.fields.width[0]} : ${words.fields.height[0]}` },
-      RATIOS.map((ratio) => el("button", { type: "button", class: "plain", onclick: () => set(ratio) }, ratio.join(":"))),
-      el("button", { type: "button", class: "plain", onclick: swap }, said.swap),
-    );
-  }
-
-  #dice() {
-    const write = (seed) => {
-      this.#controls.seed.write(seed);
-      this.#changed();
-    };
-    const lock = () => {
-      const last = jobs.list()[0]?.seeds?.[0] ?? this.#lastSeed;
-      if (last !== null && last !== undefined) write(last);
-    };
-    return el(
-      "div",
-      { class: "row" },
-      el("button", { type: "button", class: "plain", onclick: () => write(null) }, said.dice),
-      el("button", { type: "button", class: "plain", onclick: lock }, said.lock),
-    );
-  }
-
-  #switch(label, help, inside) {
-    const grid = el("div", { class: "grid" }, inside);
-    const input = el("input", { type: "checkbox", onchange: () => this.#changed() });
-    return el("fieldset", { class: "switch" }, el("legend", {}, el("label", {}, input, " ", label)), el("small", {}, help), grid);
-  }
-
-  #picker(label, pick) {
-    const choice = el("select", { "aria-label": label, hidden: true });
-    choice.addEventListener("change", () => {
-      pick(choice.value);
-      choice.value = "";
-    });
-    choice.append(el("option", { value: "" }, label));
-    return choice;
-  }
-
-  #addLora(name) {
-    if (!name || this.#loras.some((lora) => lora.name === name)) return;
-    this.#loras.push({ name, weight: 1 });
-    this.#showLoras();
-    this.#changed();
-  }
-
-  #showLoras() {
-    const item = (lora) => {
-      const reweigh = (event) => {
-        lora.weight = Math.min(10, Math.max(-10, Number(event.target.value) || 0));
-        this.#changed();
-      };
-      const drop = () => {
-        this.#loras = this.#loras.filter((one) => one !== lora);
-        this.#showLoras();
-        this.#changed();
-      };
-      return el(
-        "li",
-        {},
-        el("span", {}, lora.name),
-        el("input", { type: "number", min: -10, max: 10, step: 0.05, value: lora.weight, "aria-label": said.weight(lora.name), onchange: reweigh }),
-        el("button", { type: "button", class: "plain", "aria-label": said.remove(lora.name), onclick: drop }, "×"),
-      );
-    };
-    fill(this.loraList, this.#loras.map(item));
-  }
-
+  /** Put a word into the prompt at the cursor, parted by a comma from what stands before it. */
   #insert(name) {
-    const { node } = this.#controls.prompt;
-    if (!name) return;
-    node.setRangeText(`${node.selectionStart ? ", " : ""}${name}`, node.selectionStart, node.selectionEnd, "end");
-    this.#controls.prompt.write(node.value);
+    const { node, write } = this.#controls.prompt;
+    const { selectionStart: start, selectionEnd: end, value } = node;
+    const before = value.slice(0, start);
+    const parting = before.trim() && !/[,(\[]\s*$/.test(before) ? ", " : "";
+    node.setRangeText(`${parting}${name}`, start, end, "end");
+    const cursor = node.selectionEnd;
+    write(node.value);
     this.#changed();
     node.focus();
+    node.setSelectionRange(cursor, cursor);
   }
 
   #onPicture(size) {
@@ -258,7 +217,7 @@ class CreatePage extends HTMLElement {
   /** A PNG with parameters fills the form; any other picture is one to start from. */
   async #take(file) {
     if (!file) return;
-    const found = file.size <= 32 * 2 ** 20 ? texts(await file.arrayBuffer()) : null;
+    const found = file.size <= PNG_BYTES ? texts(await file.arrayBuffer()) : null;
     const params = readParams(found, this.#samplers);
     if (params) {
       this.values = fromParams(params);
@@ -321,13 +280,9 @@ function once() {
   return { headers: { "Idempotency-Key": crypto.randomUUID() } };
 }
 
-function offerWeights(choice, weights) {
-  fill(choice, choice.firstChild, weights.map(({ name, alias }) => el("option", { value: name }, alias ? `${name} (${alias})` : name)));
-  choice.hidden = weights.length === 0;
-}
-
 function shownPictures() {
-  return jobs.list().filter((job) => job.state === "succeeded").flatMap((job) => job.images.map((image) => ({ job, image })));
+  const done = jobs.list().filter((job) => job.state === "succeeded");
+  return done.flatMap((job) => job.images.map((image) => ({ job, image })));
 }
 
 customElements.define("create-page", CreatePage);

@@ -1,17 +1,15 @@
-/** The farm for those who run it: queue, workers, failures, webhooks, keys. Each panel asks for itself and fails by itself. */
+/** The farm for those who run it. Each panel asks for itself and fails by itself. */
 
-import { get, patch, post, remove } from "./api.js";
+import { get, post } from "./api.js";
 import { columns } from "./chart.js";
 import { announce, el, fill } from "./dom.js";
+import { keys } from "./keys.js";
+import { act, ago, figure, hint, keeping, span, table } from "./panel.js";
 import { words } from "./words.js";
 
 const EVERY_MS = 3000;
 const SLOWLY_MS = 15_000;
-const HOUR_MS = 3_600_000;
-const MINUTES = 60;
-const CHART_PAGES = 5;
 const said = words.farm;
-const seconds = words.job.seconds;
 
 class FarmPage extends HTMLElement {
   #timers = [];
@@ -21,8 +19,8 @@ class FarmPage extends HTMLElement {
     this.#on = true;
     const panels = [
       [said.queue, queue, EVERY_MS],
-      [said.workers, workers, EVERY_MS],
       [said.throughput, throughput, SLOWLY_MS],
+      [said.workers, workers, EVERY_MS],
       [said.failures, failures, SLOWLY_MS],
       [said.webhooks, deliveries, SLOWLY_MS],
       [said.keys, keys, SLOWLY_MS],
@@ -41,10 +39,9 @@ class FarmPage extends HTMLElement {
     const look = async () => {
       clearTimeout(this.#timers[index]);
       try {
-        // What is being typed or read out must not be swept away by fresh figures.
-        if (!body.contains(document.activeElement) || document.activeElement.tagName === "BUTTON") await keeping(body, () => show(body, look));
+        if (!isRead(body)) await keeping(body, () => show(body, look));
       } catch (error) {
-        if (error.status) fill(body, el("p", { class: "hint" }, refusal(error)));
+        if (error.status) fill(body, hint(refusal(error)));
       }
       if (this.#on) this.#timers[index] = setTimeout(look, every);
     };
@@ -53,11 +50,10 @@ class FarmPage extends HTMLElement {
   }
 }
 
-/** Redraw and give the focus back to the button that had it. */
-async function keeping(body, draw) {
-  await draw();
-  const wanted = body.dataset.focus;
-  if (wanted && document.activeElement === document.body) body.querySelector(`[data-act="${CSS.escape(wanted)}"]`)?.focus();
+/** Whether someone types or reads there, which fresh figures must not sweep away. */
+function isRead(body) {
+  const focused = document.activeElement;
+  return body.contains(focused) && focused.tagName !== "BUTTON";
 }
 
 function refusal(error) {
@@ -65,58 +61,62 @@ function refusal(error) {
   return error.status === 404 ? said.unavailable : error.message;
 }
 
-/** A button that acts, says what went wrong, and has its panel drawn again. */
-function act(name, label, run, look) {
-  const press = async (event) => {
-    event.target.closest(".panel-body").dataset.focus = name;
-    event.target.disabled = true;
-    await run().catch((error) => announce(error.message, { error: true }));
-    look();
-  };
-  return el("button", { type: "button", class: "plain", dataset: { act: name }, onclick: press }, label);
-}
-
-function table(titles, rows) {
-  return el(
-    "div",
-    { class: "scroll", tabIndex: 0, role: "region", "aria-label": titles[0] },
-    el("table", {}, el("thead", {}, el("tr", {}, titles.map((title) => el("th", { scope: "col" }, title || el("span", { class: "unseen" }, words.farm.actions))))), el("tbody", {}, rows.map((cells) => el("tr", {}, cells.map((cell) => el("td", {}, cell ?? "–")))))),
-  );
-}
-
-const ago = (time) => (time ? said.ago(seconds((Date.now() - Date.parse(time)) / 1000)) : null);
-const span = (s) => (s === null || s === undefined ? null : seconds(s));
-
 async function queue(body) {
   const found = await get("/v1/queue");
   const titles = [words.fields.checkpoint[0], said.waiting, said.running, said.oldest, said.wait, said.backlog, said.workers];
-  const rows = found.checkpoints.map((one) => [one.checkpoint, one.queued, one.running, ago(one.oldest_queued_at), span(one.predicted_wait_s), span(one.backlog_s), one.workers]);
-  fill(body, el("p", { class: "figures" }, figure(found.queued, said.waiting), figure(found.running, said.running)), table(titles, rows));
+  const rows = found.checkpoints.map((one) => [
+    one.checkpoint,
+    one.queued,
+    one.running,
+    ago(one.oldest_queued_at),
+    span(one.predicted_wait_s),
+    span(one.backlog_s),
+    one.workers,
+  ]);
+  const figures = el("p", { class: "figures" }, figure(found.queued, said.waiting), figure(found.running, said.running));
+  fill(body, figures, rows.length ? table(titles, rows) : hint(said.noCheckpoints));
 }
 
-function figure(value, name) {
-  return el("span", {}, el("b", {}, String(value)), ` ${name}`);
+async function throughput(body) {
+  const { since, minutes, checkpoints } = await get("/v1/throughput");
+  const sum = (of) => Array.from({ length: minutes }, (_, at) => checkpoints.reduce((all, one) => all + one[of][at], 0));
+  const [pictures, succeeded, failed] = ["pictures", "succeeded", "failed"].map(sum);
+  const waitedInAll = (at) => checkpoints.reduce((all, one) => all + one.succeeded[at] * (one.wait_s[at] ?? 0), 0);
+  const waited = succeeded.map((jobs, at) => (jobs ? waitedInAll(at) / jobs : null));
+  const total = (values) => values.reduce((all, value) => all + value, 0);
+  const clock = { hour: "2-digit", minute: "2-digit" };
+  const time = (at) => new Date(Date.parse(since) + at * 60_000).toLocaleTimeString([], clock);
+  const chart = (values, title, more = {}) =>
+    columns(values, { title, from: time(0), to: said.now, says: (value, at) => `${time(at)}: ${value ?? "–"}`, ...more });
+  const figures = el("p", { class: "figures" }, figure(total(pictures), said.pictures), figure(total(failed), said.failed));
+  const waits = { format: words.job.seconds, says: (value, at) => `${time(at)}: ${span(value) ?? "–"}` };
+  fill(
+    body,
+    figures,
+    el(
+      "div",
+      { class: "charts" },
+      chart(pictures, said.perMinute),
+      chart(failed, said.failedPerMinute, { kind: "bad" }),
+      chart(waited, said.waited, waits),
+    ),
+  );
 }
 
 async function workers(body, look) {
   const found = await get("/v1/workers");
   if (!found.workers.length) {
-    fill(body, el("p", { class: "hint" }, said.noWorkers));
+    fill(body, hint(said.noWorkers));
     return;
   }
-  const names = ["id", "checkpoint", "device", "running", "batch_fill", "tick_s", "temperature", "seen_at"];
-  fill(body, table([...names.map((name) => said.columns[name]), ""], found.workers.map((worker) => workerRow(worker, look))));
+  const titles = [...Object.values(said.columns), ""];
+  fill(body, table(titles, found.workers.map((worker) => workerRow(worker, look))));
 }
 
 function workerRow(worker, look) {
-  const state = worker.unfit ? worker.unfit : !worker.is_alive ? said.silent : worker.draining_at ? said.draining : said.alive;
-  const kind = worker.unfit || !worker.is_alive ? "bad" : worker.draining_at ? "slow" : "good";
-  const path = `/v1/workers/${encodeURIComponent(worker.id)}`;
-  const button = worker.draining_at
-    ? act(`undrain-${worker.id}`, said.undrain, () => post(`${path}/resume`), look)
-    : act(`drain-${worker.id}`, said.drain, () => post(`${path}/drain`), look);
+  const [kind, state] = condition(worker);
   return [
-    el("span", {}, el("span", { class: `dot ${kind}`, title: state }), `${worker.id} `, el("small", {}, state)),
+    el("span", {}, el("span", { class: `dot ${kind}` }), worker.id, el("small", { class: "reason" }, state)),
     worker.checkpoint,
     worker.device,
     `${worker.running} / ${worker.slots}`,
@@ -124,43 +124,42 @@ function workerRow(worker, look) {
     worker.tick_s ? `${Math.round(worker.tick_s * 1000)} ms` : null,
     worker.temperature_c ? `${Math.round(worker.temperature_c)} °C` : null,
     ago(worker.seen_at),
-    worker.is_alive ? button : "",
+    worker.is_alive ? draining(worker, look) : "",
   ];
 }
 
-async function throughput(body) {
-  const minutes = new Array(MINUTES).fill(0);
-  let cursor = "";
-  for (let page = 0; page < CHART_PAGES; page += 1) {
-    const found = await get(`/v1/jobs?state=succeeded&limit=200${cursor && `&cursor=${cursor}`}`);
-    for (const job of found.jobs) {
-      const age = Math.floor((Date.now() - Date.parse(job.timings.finished_at)) / 60_000);
-      if (age >= 0 && age < MINUTES) minutes[MINUTES - 1 - age] += job.images.length;
-    }
-    const last = found.jobs.at(-1);
-    cursor = found.next_cursor ?? "";
-    if (!cursor || Date.now() - Date.parse(last.timings.created_at) > HOUR_MS) break;
-  }
-  fill(body, columns(minutes, { title: said.throughput }));
+function condition(worker) {
+  if (worker.unfit) return ["bad", worker.unfit];
+  if (!worker.is_alive) return ["bad", said.silent];
+  return worker.draining_at ? ["slow", said.draining] : ["good", said.alive];
+}
+
+function draining(worker, look) {
+  const path = `/v1/workers/${encodeURIComponent(worker.id)}`;
+  // One name for both: the focus stays on the place, whatever the button says next.
+  const name = `drain-${worker.id}`;
+  return worker.draining_at
+    ? act(name, said.undrain, () => post(`${path}/resume`), look)
+    : act(name, said.drain, () => post(`${path}/drain`), look);
 }
 
 async function failures(body, look) {
-  const { jobs } = await get("/v1/jobs?state=failed&limit=200");
+  const { jobs, next_cursor: more } = await get("/v1/jobs?state=failed&limit=200");
   if (!jobs.length) {
-    fill(body, el("p", { class: "hint" }, said.noFailures));
+    fill(body, hint(said.noFailures));
     return;
   }
   const codes = Map.groupBy(jobs, (job) => job.error?.code ?? "unknown");
-  const again = async (failed) => {
-    for (const job of failed) await post(`/v1/jobs/${job.id}/retry`);
-    announce(said.retried(failed.length));
+  const again = async (code) => {
+    const made = await post("/v1/jobs/retry", { error_code: code });
+    announce(said.retried(Object.keys(made.jobs).length));
   };
   const rows = [...codes].map(([code, failed]) => [
     el("code", {}, code),
-    String(failed.length),
-    el("span", { dir: "auto" }, failed[0].error?.message),
+    more ? said.atLeast(failed.length) : failed.length,
+    el("span", { dir: "auto", class: "reason" }, failed[0].error?.message),
     ago(failed[0].timings.finished_at),
-    act(`retry-${code}`, said.retryAll, () => again(failed), look),
+    act(`retry-${code}`, said.retryAll, () => again(code), look),
   ]);
   fill(body, table(said.failureColumns, rows));
 }
@@ -168,53 +167,29 @@ async function failures(body, look) {
 async function deliveries(body, look) {
   const found = await get("/v1/webhooks/deliveries?limit=50");
   if (!found.deliveries.length) {
-    fill(body, el("p", { class: "hint" }, said.noWebhooks));
+    fill(body, hint(said.noWebhooks));
     return;
   }
   const rows = found.deliveries.map((one) => [
     one.type,
     el("span", { class: "address" }, one.url),
     said.deliveryStates[one.state] ?? one.state,
-    String(one.attempts.length),
-    one.attempts.at(-1)?.error ?? String(one.attempts.at(-1)?.status ?? "–"),
+    tries(one.attempts),
+    one.next_attempt_at ? said.inTime(words.job.seconds((Date.parse(one.next_attempt_at) - Date.now()) / 1000)) : null,
     ago(one.created_at),
     act(`replay-${one.id}`, said.replay, () => post(`/v1/webhooks/deliveries/${one.id}/replay`), look),
   ]);
   fill(body, table(said.deliveryColumns, rows));
 }
 
-async function keys(body, look) {
-  const found = await get("/v1/keys");
-  const rows = found.keys.filter((one) => !one.revoked_at).map((one) => [
-    one.name,
-    el("code", {}, one.prefix),
-    one.scopes.join(", "),
-    String(one.weight),
-    `${one.max_running ?? "∞"} / ${one.max_queued ?? "∞"}`,
-    ago(one.last_used_at),
-    el("span", { class: "row" }, act(`pause-${one.id}`, one.paused ? said.resumeKey : said.pauseKey, () => patch(`/v1/keys/${one.id}`, { paused: !one.paused }), look),
-      act(`revoke-${one.id}`, said.revoke, async () => confirm(said.revokeSure(one.name)) && remove(`/v1/keys/${one.id}`), look)),
-  ]);
-  const kept = body.querySelector(".once");
-  fill(body, table(said.keyColumns, rows), newKey(body, look), kept);
-}
-
-function newKey(body, look) {
-  const name = el("input", { name: "name", required: true, maxLength: 100, "aria-label": said.keyName, placeholder: said.keyName });
-  const create = async (event) => {
-    event.preventDefault();
-    try {
-      const made = await post("/v1/keys", { name: name.value.trim() });
-      body.querySelector(".once")?.remove();
-      body.append(el("p", { class: "once", role: "status" }, `${said.keyOnce} `, el("code", {}, made.token)));
-      name.value = "";
-      name.blur();
-      look();
-    } catch (error) {
-      announce(error.message, { error: true });
-    }
+/** Every attempt by its answer, the oldest first; when it was and how long it took stand in its title. */
+function tries(attempts) {
+  const one = ({ attempt, at, duration_s: took, status, error }) => {
+    const isGood = status >= 200 && status < 300;
+    const about = `${attempt}: ${new Date(at).toLocaleString()}, ${took.toFixed(1)} s${error ? `, ${error}` : ""}`;
+    return el("li", { class: isGood ? "good" : "bad", title: about }, String(status ?? error ?? "–"));
   };
-  return el("form", { class: "row", "aria-label": said.newKey, onsubmit: create }, name, el("button", { type: "submit" }, said.create));
+  return attempts.length ? el("ol", { class: "tries" }, attempts.map(one)) : null;
 }
 
 customElements.define("farm-page", FarmPage);

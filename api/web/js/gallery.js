@@ -9,6 +9,9 @@ import { words } from "./words.js";
 import { zip } from "./zip.js";
 
 const PAGE = 60;
+const AHEAD = "600px";
+const RESTED_MS = 300;
+const STATES = ["succeeded", "running", "queued", "failed", "canceled", "expired"];
 const said = words.gallery;
 
 class GalleryPage extends HTMLElement {
@@ -28,24 +31,33 @@ class GalleryPage extends HTMLElement {
   }
 
   #build() {
-    const field = (label, input) => {
-      input.id = freshId("filter");
-      return el("div", { class: "field" }, el("label", { htmlFor: input.id }, label), input);
-    };
-    let soon;
-    this.search = el("input", { type: "search", maxLength: 200, oninput: () => {
-      clearTimeout(soon);
-      soon = setTimeout(() => this.#again(), 300);
-    } });
-    this.checkpoint = el("select", { onchange: () => this.#again() }, el("option", { value: "" }, said.any));
-    this.state = el("select", { onchange: () => this.#again() }, ["succeeded", "running", "queued", "failed", "canceled", "expired"].map((state) => el("option", { value: state }, words.job.states[state])));
-    this.chosen = el("div", { class: "row", hidden: true, role: "status" });
+    this.chosen = el("div", { class: "row chosen", hidden: true, role: "status" });
     this.tiles = el("div", { class: "tiles" });
     this.foot = el("p", { class: "hint" });
-    fill(this, el("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() }, field(said.search, this.search), field(said.checkpoint, this.checkpoint), field(said.state, this.state)), this.chosen, this.tiles, this.foot);
-    this.end = new IntersectionObserver(([entry]) => entry.isIntersecting && this.#more(), { rootMargin: "600px" });
+    fill(this, this.#filters(), this.chosen, this.tiles, this.foot);
+    this.end = new IntersectionObserver(([entry]) => entry.isIntersecting && this.#more(), { rootMargin: AHEAD });
     this.end.observe(this.foot);
-    get("/v1/checkpoints").then(({ checkpoints }) => this.checkpoint.append(...checkpoints.map(({ name }) => el("option", { value: name }, name))), () => null);
+    const offer = ({ checkpoints }) => this.checkpoint.append(...checkpoints.map(({ name }) => option(name, name)));
+    get("/v1/checkpoints").then(offer, () => null);
+  }
+
+  #filters() {
+    let rest;
+    const soon = () => {
+      clearTimeout(rest);
+      rest = setTimeout(() => this.#again(), RESTED_MS);
+    };
+    const now = () => this.#again();
+    this.search = el("input", { type: "search", maxLength: 200, oninput: soon });
+    this.checkpoint = el("select", { onchange: now }, option("", said.any));
+    this.state = el("select", { onchange: now }, STATES.map((state) => option(state, words.job.states[state])));
+    return el(
+      "form",
+      { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() },
+      field(said.search, this.search),
+      field(said.checkpoint, this.checkpoint),
+      field(said.state, this.state),
+    );
   }
 
   async #again() {
@@ -73,7 +85,7 @@ class GalleryPage extends HTMLElement {
       if (asked !== this.#asked) return;
       this.#cursor = page.next_cursor;
       for (const job of page.jobs) this.#add(job);
-      this.foot.textContent = this.#cursor ? said.loading : this.#shown.length || page.jobs.length ? said.end : said.nothing;
+      this.foot.textContent = this.#cursor ? said.loading : this.tiles.firstChild ? said.end : said.nothing;
     } catch (error) {
       announce(error.message, { error: true });
       this.foot.textContent = "";
@@ -81,22 +93,27 @@ class GalleryPage extends HTMLElement {
       if (asked === this.#asked) this.#loading = false;
     }
     // What came may not fill the screen; the observer only tells of changes.
-    if (this.#cursor && this.foot.getBoundingClientRect().top < innerHeight + 600) this.#more();
+    if (this.#cursor && this.foot.getBoundingClientRect().top < innerHeight + parseInt(AHEAD, 10)) this.#more();
   }
 
   #add(job) {
-    if (!job.images.length) {
-      this.tiles.append(el("div", { class: "tile text", dataset: { job: job.id } }, el("p", { dir: "auto" }, job.params.prompt), el("small", {}, job.error?.message ?? words.job.states[job.state])));
-      return;
-    }
-    for (const image of job.images) {
-      const entry = { job, image };
-      this.#shown.push(entry);
-      const name = words.job.picture(job.params.prompt.slice(0, 80));
-      const mark = el("input", { type: "checkbox", "aria-label": `${said.select}: ${name}`, onchange: (event) => this.#choose(entry, event.target.checked) });
-      const open = el("button", { type: "button", class: "picture", title: job.params.prompt, onclick: () => this.#open(entry) }, new Picture(image.url, name, { width: image.width, height: image.height, thumbnail: true }));
-      this.tiles.append(el("div", { class: "tile", dataset: { job: job.id } }, open, mark));
-    }
+    if (job.images.length) this.tiles.append(...job.images.map((image) => this.#tile({ job, image })));
+    else this.tiles.append(textTile(job));
+  }
+
+  #tile(entry) {
+    const { job, image } = entry;
+    this.#shown.push(entry);
+    const name = words.job.picture(job.params.prompt.slice(0, 80));
+    const picture = new Picture(image.url, name, { width: image.width, height: image.height, thumbnail: true });
+    const open = { type: "button", class: "picture", title: job.params.prompt, onclick: () => this.#open(entry) };
+    const choose = (event) => this.#choose(entry, event.target.checked);
+    return el(
+      "div",
+      { class: "tile", dataset: { job: job.id } },
+      el("button", open, picture),
+      el("input", { type: "checkbox", "aria-label": `${said.select}: ${name}`, onchange: choose }),
+    );
   }
 
   #open(entry) {
@@ -162,6 +179,25 @@ class GalleryPage extends HTMLElement {
     for (const tile of this.tiles.querySelectorAll(`[data-job="${id}"]`)) tile.remove();
     this.#tellChosen();
   }
+}
+
+/** What stands for a job without pictures. */
+function textTile(job) {
+  return el(
+    "div",
+    { class: "tile text", dataset: { job: job.id } },
+    el("p", { dir: "auto" }, job.params.prompt),
+    el("small", {}, job.error?.message ?? words.job.states[job.state]),
+  );
+}
+
+function field(label, input) {
+  input.id = freshId("filter");
+  return el("div", { class: "field" }, el("label", { htmlFor: input.id }, label), input);
+}
+
+function option(value, label) {
+  return el("option", { value }, label);
 }
 
 customElements.define("gallery-page", GalleryPage);

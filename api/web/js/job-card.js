@@ -66,8 +66,9 @@ export class JobCard extends HTMLElement {
   }
 
   #picture(image) {
-    const open = () => this.dispatchEvent(new CustomEvent("open-picture", { bubbles: true, detail: { job: this.#job, image } }));
-    const picture = new Picture(image.url, said.picture(this.#job.params.prompt.slice(0, 80)), { width: image.width, height: image.height, thumbnail: true });
+    const open = () => this.#tell("open-picture", { job: this.#job, image });
+    const name = said.picture(this.#job.params.prompt.slice(0, 80));
+    const picture = new Picture(image.url, name, { width: image.width, height: image.height, thumbnail: true });
     return el("button", { type: "button", class: "picture", onclick: open }, picture);
   }
 
@@ -93,9 +94,8 @@ export class JobCard extends HTMLElement {
   }
 
   #actions() {
-    const button = (label, act) => el("button", { type: "button", class: "plain", onclick: () => act().catch((error) => announce(error.message, { error: true })) }, label);
     const { id, state } = this.#job;
-    const reuse = async () => this.dispatchEvent(new CustomEvent("reuse", { bubbles: true, detail: { params: this.#job.params } }));
+    const reuse = async () => this.#tell("reuse", { params: this.#job.params });
     const cancel = async () => jobs.take(await post(`/v1/jobs/${id}/cancel`));
     const retry = async () => jobs.take(await post(`/v1/jobs/${id}/retry`));
     const drop = async () => {
@@ -106,6 +106,15 @@ export class JobCard extends HTMLElement {
     if (state === "succeeded") return [button(said.reuse, reuse)];
     return [button(said.retry, retry), button(said.reuse, reuse), button(words.viewer.remove, drop)];
   }
+
+  #tell(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { bubbles: true, detail }));
+  }
+}
+
+function button(label, act) {
+  const press = () => act().catch((error) => announce(error.message, { error: true }));
+  return el("button", { type: "button", class: "plain", onclick: press }, label);
 }
 
 /** What a job's card says of it. */
@@ -113,17 +122,21 @@ export function status(job) {
   const { steps_done: done, steps_total: total } = job.progress;
   const outlook = job.outlook ?? {};
   const parts = [said.states[job.state] ?? job.state];
-  if (job.state === "queued") {
-    if (outlook.reason && outlook.reason !== "waits_its_turn") parts.push(said.reasons[outlook.reason] ?? outlook.reason.replaceAll("_", " "));
-    else if (Number.isInteger(outlook.position)) parts.push(said.position(outlook.position));
-    if (outlook.start_s) parts.push(said.startsIn(said.seconds(outlook.start_s)));
-  }
+  if (job.state === "queued") parts.push(...waiting(outlook));
   if (job.state === "running") parts.push(said.steps(done, total));
   if (ACTIVE.has(job.state) && outlook.finish_s) parts.push(said.doneIn(said.seconds(outlook.finish_s)));
   if (ACTIVE.has(job.state) && job.attempt > 1) parts.push(said.attempt(job.attempt, job.max_attempts));
   if (job.error && job.state === "failed") parts.push(job.error.message);
   if (job.state === "succeeded" && job.timings.render_s) parts.push(said.seconds(job.timings.render_s));
   return parts.join(" · ");
+}
+
+function waiting({ reason, position, start_s: start }) {
+  const parts = [];
+  if (reason && reason !== "waits_its_turn") parts.push(said.reasons[reason] ?? reason.replaceAll("_", " "));
+  else if (Number.isInteger(position)) parts.push(said.position(position));
+  if (start) parts.push(said.startsIn(said.seconds(start)));
+  return parts;
 }
 
 customElements.define("job-card", JobCard);

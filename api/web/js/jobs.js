@@ -111,7 +111,8 @@ class Jobs extends EventTarget {
     }
     const known = this.#jobs.get(data.job_id ?? data.id);
     if (known && data.steps_done !== undefined) {
-      this.take({ ...known, version: data.version ?? known.version, progress: { ...known.progress, steps_done: data.steps_done } });
+      const progress = { ...known.progress, steps_done: data.steps_done };
+      this.take({ ...known, version: data.version ?? known.version, progress });
     }
   }
 }

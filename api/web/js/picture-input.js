@@ -65,7 +65,8 @@ export class PictureInput extends HTMLElement {
   }
 
   #tell() {
-    this.dispatchEvent(new CustomEvent("picture", { bubbles: true, detail: this.#bitmap && { width: this.#bitmap.width, height: this.#bitmap.height } }));
+    const size = this.#bitmap && { width: this.#bitmap.width, height: this.#bitmap.height };
+    this.dispatchEvent(new CustomEvent("picture", { bubbles: true, detail: size }));
   }
 
   #empty() {
@@ -123,7 +124,10 @@ export class PictureInput extends HTMLElement {
       return;
     }
     const box = this.#paint.getBoundingClientRect();
-    const at = [((event.clientX - box.left) * this.#paint.width) / box.width, ((event.clientY - box.top) * this.#paint.height) / box.height];
+    const at = [
+      ((event.clientX - box.left) * this.#paint.width) / box.width,
+      ((event.clientY - box.top) * this.#paint.height) / box.height,
+    ];
     const pen = this.#paint.getContext("2d");
     pen.globalCompositeOperation = this.#erasing ? "destination-out" : "source-over";
     pen.strokeStyle = "#fff";

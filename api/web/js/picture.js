@@ -1,17 +1,18 @@
-/** A picture behind the API key: fetched when it comes near the screen, let go when it leaves the page. */
+/** A picture behind the API key: fetched when it comes near the screen, let go when it is far again, so that thousands cost no more. */
 
 import { blob } from "./api.js";
 import { el, fill } from "./dom.js";
 
 const near = new IntersectionObserver(
-  (entries) => entries.forEach((entry) => entry.isIntersecting && entry.target.load()),
-  { rootMargin: "400px" },
+  (entries) => entries.forEach(({ isIntersecting, target }) => (isIntersecting ? target.load() : target.unload())),
+  { rootMargin: "800px" },
 );
 
 export class Picture extends HTMLElement {
   #path;
   #alt;
   #url = null;
+  #fetching = null;
 
   constructor(path, alt, { width, height, thumbnail = false } = {}) {
     super();
@@ -26,19 +27,29 @@ export class Picture extends HTMLElement {
 
   disconnectedCallback() {
     near.unobserve(this);
-    if (this.#url) URL.revokeObjectURL(this.#url);
-    this.#url = null;
-    fill(this);
+    this.unload();
   }
 
-  /** Fetch and show it, once. */
+  /** Fetch and show it. */
   async load() {
-    near.unobserve(this);
-    if (this.#url) return;
-    const found = await blob(this.#path).catch(() => null);
-    if (!found || !this.isConnected || this.#url) return;
+    if (this.#url || this.#fetching) return;
+    const fetching = new AbortController();
+    this.#fetching = fetching;
+    const found = await blob(this.#path, { signal: fetching.signal }).catch(() => null);
+    if (this.#fetching === fetching) this.#fetching = null;
+    if (!found || fetching.signal.aborted) return;
     this.#url = URL.createObjectURL(found);
     fill(this, el("img", { src: this.#url, alt: this.#alt, decoding: "async" }));
+  }
+
+  /** Let its pixels go; its place keeps its shape, and the browser's cache the file. */
+  unload() {
+    this.#fetching?.abort();
+    this.#fetching = null;
+    if (!this.#url) return;
+    URL.revokeObjectURL(this.#url);
+    this.#url = null;
+    fill(this);
   }
 }
 

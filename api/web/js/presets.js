@@ -33,12 +33,15 @@ export function presetBar({ read, write }) {
     localStorage.setItem(STORE, JSON.stringify(rest));
     show();
   };
-  const mine = (name, preset) =>
-    el("span", { class: "chip" }, el("button", { type: "button", onclick: () => use(preset) }, name), el("button", { type: "button", class: "plain", "aria-label": said.deletePreset(name), onclick: () => drop(name) }, "×"));
+  const button = (label, preset) => el("button", { type: "button", onclick: () => use(preset) }, label);
+  const mine = (name, preset) => {
+    const away = { type: "button", class: "plain", "aria-label": said.deletePreset(name), onclick: () => drop(name) };
+    return el("span", { class: "chip" }, button(name, preset), el("button", away, "×"));
+  };
   const show = () =>
     fill(
       bar,
-      Object.entries(PRESETS).map(([name, preset]) => el("button", { type: "button", onclick: () => use(preset) }, words.presets[name])),
+      Object.entries(PRESETS).map(([name, preset]) => button(words.presets[name], preset)),
       Object.entries(own()).map(([name, preset]) => mine(name, preset)),
       naming(),
     );
@@ -46,7 +49,7 @@ export function presetBar({ read, write }) {
     const ask = el("button", { type: "button", class: "plain" }, said.savePreset);
     ask.addEventListener("click", () => {
       // A form may not lie in the form it saves; Enter is caught by hand.
-      const input = el("input", { name: "name", maxLength: 40, "aria-label": said.presetName, placeholder: said.presetName });
+      const input = el("input", { maxLength: 40, "aria-label": said.presetName, placeholder: said.presetName });
       const keep = () => save({ preventDefault() {}, target: { elements: { name: input } } });
       input.addEventListener("keydown", (event) => {
         if (event.key === "Enter") {

@@ -31,7 +31,8 @@ export function asText(params, seed) {
 /** A command line. */
 export function asCurl(params, seed, origin) {
   const json = JSON.stringify(body(params, seed)).replaceAll("'", String.raw`'\''`);
-  return `curl -X POST '${origin}/v1/jobs' -H 'Content-Type: application/json' -H "Authorization: Bearer $FARM_API_KEY" -d '${json}'`;
+  const headers = `-H 'Content-Type: application/json' -H "Authorization: Bearer $FARM_API_KEY"`;
+  return `curl -X POST '${origin}/v1/jobs' ${headers} -d '${json}'`;
 }
 
 /** A program. JSON's literals become Python's. */

@@ -44,7 +44,8 @@ export function sweepPanel({ read, pictures, run }) {
   const axis = (which, label) => {
     const id = freshId(which);
     const values = el("input", { "aria-label": `${label}: ${said.sweepValues}`, placeholder: "20, 30, 40-60 (10)" });
-    const choice = el("select", { id }, el("option", { value: "" }, said.sweepNone), SWEPT.map((name) => el("option", { value: name }, LABELS[name] ?? words.fields[name][0])));
+    const option = (name) => el("option", { value: name }, LABELS[name] ?? words.fields[name][0]);
+    const choice = el("select", { id }, el("option", { value: "" }, said.sweepNone), SWEPT.map(option));
     const read = () => {
       axes[which] = { name: choice.value, values: choice.value ? axisValues(choice.value, values.value) : [] };
       tell();

@@ -67,14 +67,7 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
         close();
       }),
     );
-  const facts = () =>
-    el(
-      "dl",
-      {},
-      Object.entries({ ...shown.job.params, seed: shown.image.seed, job: shown.job.id, worker: shown.job.worker })
-        .filter(([name, value]) => name !== "prompt" && value !== null && value !== "" && !(Array.isArray(value) && !value.length))
-        .map(([name, value]) => el("div", {}, el("dt", {}, label(name)), el("dd", { dir: "auto" }, typeof value === "object" ? JSON.stringify(value) : String(value)))),
-    );
+  const facts = () => el("dl", {}, told(shown).map(([name, value]) => fact(label(name), value)));
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
@@ -96,6 +89,18 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
 
 function button(name, act) {
   return el("button", { type: "button", onclick: () => act().catch((error) => announce(error.message, { error: true })) }, name);
+}
+
+/** What is worth saying of a picture besides its prompt. */
+function told({ job, image }) {
+  const all = { ...job.params, seed: image.seed, job: job.id, worker: job.worker };
+  const isSaid = (value) => value !== null && value !== undefined && value !== "" && !(Array.isArray(value) && !value.length);
+  return Object.entries(all).filter(([name, value]) => name !== "prompt" && isSaid(value));
+}
+
+function fact(name, value) {
+  const text = typeof value === "object" ? JSON.stringify(value) : String(value);
+  return el("div", {}, el("dt", {}, name), el("dd", { dir: "auto" }, text));
 }
 
 function label(name) {

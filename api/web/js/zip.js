@@ -19,7 +19,8 @@ export function zip(files) {
   let offset = 0;
   for (const { name, bytes } of files) {
     const title = new TextEncoder().encode(name);
-    const common = fixed([20, 2], [0x0800, 2], [0, 2], [0, 2], [0x21, 2], [crc32(bytes), 4], [bytes.length, 4], [bytes.length, 4], [title.length, 2], [0, 2]);
+    const sizes = [[bytes.length, 4], [bytes.length, 4], [title.length, 2], [0, 2]];
+    const common = fixed([20, 2], [0x0800, 2], [0, 2], [0, 2], [0x21, 2], [crc32(bytes), 4], ...sizes);
     const local = [fixed([0x04034b50, 4]), common, title, bytes];
     directory.push(fixed([0x02014b50, 4], [20, 2]), common, fixed([0, 2], [0, 2], [0, 2], [0, 4], [offset, 4]), title);
     parts.push(...local);
