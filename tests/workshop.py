@@ -16,8 +16,10 @@ from shared.db import Database
 from shared.events import Listener
 from shared.settings import Settings
 from shared.storage import Storage
+from shared.weights import Shelves
 from tests import studio
 from tests.factories import DEMO
+from worker.engine.draft import Library
 from worker.engine.runner import DiffusionRunner
 from worker.leases import Leases
 from worker.periodic import Periodic
@@ -45,10 +47,10 @@ def serving(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def working(settings: Settings, *, slots: int = 4) -> Iterator[None]:
+def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = None) -> Iterator[None]:
     """Answer doorbells for as long as the block lasts."""
     with ExitStack() as closing:
-        engine = closing.enter_context(studio.running(DiffusionRunner.of(studio.demo())))
+        engine = closing.enter_context(studio.running(_runner(shelves)))
         db = Database(settings, pool_size=slots + 2)
         closing.callback(db.close)
         redis = broker.connect(settings)
@@ -93,3 +95,8 @@ def working(settings: Settings, *, slots: int = 4) -> Iterator[None]:
             leases.drain()
             for thread in threads:
                 thread.join()
+
+
+def _runner(shelves: Shelves | None) -> DiffusionRunner:
+    library = Library.at(studio.demo(), shelves, memory_bytes=10**9) if shelves else None
+    return DiffusionRunner.of(studio.demo(), library)

@@ -5,28 +5,46 @@ In every test: no error on the browser's console, and no request to another host
 
 import base64
 import io
+import json
+import os
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 from redis import Redis
-from sqlalchemy import select
+from safetensors.torch import save_file
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
 from api import keys
 from api.keys import NewKey, Scope
-from shared import jobs
-from shared.db import Database, KeyRow
-from shared.jobs import FinishedImage, Order
+from shared import fleet, jobs, receivers
+from shared.db import Base, Database, ImageRow, JobRow, KeyRow
+from shared.errors import InvalidRequest
+from shared.jobs import FinishedImage
+from shared.outbox import ENDINGS
+from shared.outside import Outside
 from shared.settings import Settings
 from shared.storage import Storage
+from shared.weights import Shelves
+from tests import adapters, studio
 from tests.factories import DEMO, params
+from tests.parts import ROOT
+from tests.receiver import receiving
 from tests.workshop import serving, working
+from worker.webhooks import Courier
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install the system's package chromium")
@@ -52,9 +70,20 @@ PREVIEW = """() => {
   canvas.getContext("2d").drawImage(image, 0, 0);
   return canvas.toDataURL();
 }"""
-# How much has moved by itself so far, as browsers count it.
+# How much has moved by itself so far, as browsers count it, and which pictures are held in memory.
 SHIFTS = """
 window.shifted = 0;
+window.pictures = new Set();
+const { createObjectURL, revokeObjectURL } = URL;
+URL.createObjectURL = (blob) => {
+  const url = createObjectURL(blob);
+  pictures.add(url);
+  return url;
+};
+URL.revokeObjectURL = (url) => {
+  pictures.delete(url);
+  revokeObjectURL(url);
+};
 new PerformanceObserver((list) => {
   for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifted += entry.value;
 }).observe({ type: "layout-shift", buffered: true });
@@ -68,8 +97,19 @@ DROP = """([target, text]) => {
 
 
 @pytest.fixture(scope="module")
-def address(engines: Settings) -> Iterator[str]:
-    with working(engines), serving(engines) as address:
+def shelves(tmp_path_factory: pytest.TempPathFactory) -> Shelves:
+    """A LoRA that makes red blue, and an embedding that reads as "red circle"."""
+    loras, embeddings = (tmp_path_factory.mktemp(name) for name in ("loras", "embeddings"))
+    adapters.written(loras / "swap.safetensors", adapters.recoloring("red", "blue"))
+    tokens = studio.demo().tokenizer("red circle", add_special_tokens=False).input_ids
+    vectors = studio.demo().text_encoder.get_input_embeddings().weight[tokens]
+    save_file({"emb_params": vectors.detach().clone()}, embeddings / "rubyball.safetensors")
+    return Shelves.at(loras=loras, embeddings=embeddings, context_width=adapters.WIDTH)
+
+
+@pytest.fixture(scope="module")
+def address(engines: Settings, shelves: Shelves) -> Iterator[str]:
+    with working(engines, shelves=shelves), serving(engines) as address:
         yield address
 
 
@@ -84,6 +124,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, address: str, announced: str, redis: Redis) -> Iterator[Page]:
+    """The console, open and ready, of a farm that has done nothing yet."""
     assert announced
     assert redis.dbsize() == 0
     with watched(browser, address) as page:
@@ -188,6 +229,7 @@ def test_the_gallery_shows_filters_and_deletes(page: Page) -> None:
     page.get_by_role("link", name="Gallery").click()
     page.locator(".tile button.picture").first.click()
     expect(page.locator("dialog dl")).to_contain_text("Seed")
+    page.locator("dialog img").wait_for()
     page.once("dialog", lambda dialog: dialog.accept())
     page.locator("dialog").get_by_role("button", name="Delete").click()
     expect(page.locator(".tile")).to_have_count(0)
@@ -305,24 +347,58 @@ def test_a_sweep_may_vary_prompts_over_one_picture(page: Page, address: str) -> 
     assert len({job["init_image"] for job in made}) == 1
 
 
-def test_the_gallery_goes_back_as_far_as_one_scrolls(page: Page, db: Database, storage: Storage) -> None:
+def done(db: Database, storage: Storage, times: int = 1) -> None:
+    """Put jobs into the farm that ended with one picture each, a second apart."""
     storage.put("jobs/many.png", png("#00a000"), content_type="image/png")
     image = FinishedImage(0, 1, "jobs/many.png", "image/png", 128, 128, 1, "0" * 64)
     with db.transaction() as session:
-        rows = jobs.submit_all(session, [Order(params=params(), max_attempts=1)] * 200)
-        for _ in rows:
-            run = jobs.claim_next(session, DEMO, "w", lease_s=60)
-            assert run is not None
-            jobs.succeed(session, run, [image])
+        jobs.submit(session, params(), max_attempts=1)
+        run = jobs.claim_next(session, DEMO, "w", lease_s=60)
+        assert run is not None
+        jobs.succeed(session, run, [image])
+        copied(session, JobRow, times - 1, id="gen_random_uuid()", created_at="created_at - n * interval '1 s'")
+        copied(session, ImageRow, 1, job_id="jobs.id", frm="jobs", where="jobs.id <> job_id")
+
+
+def copied(session: Session, table: type[Base], times: int, frm: str = "", where: str = "true", **changes: str) -> None:
+    """Copy a table's only row."""
+    names = [column.name for column in table.__table__.columns]
+    source = table.__tablename__
+    values = ", ".join(changes.get(name, f'{source}."{name}"') for name in names)
+    columns = ", ".join(f'"{name}"' for name in names)
+    tables = f"{source}, generate_series(1, {times}) AS n{frm and f', {frm}'}"
+    session.execute(text(f"INSERT INTO {source} ({columns}) SELECT {values} FROM {tables} WHERE {where}"))  # noqa: S608
+
+
+def test_thousands_of_pictures_are_reached_by_scrolling_and_few_are_held(
+    page: Page, db: Database, storage: Storage
+) -> None:
+    done(db, storage, 2000)
     page.get_by_role("link", name="Gallery").click()
     tiles = page.locator(".tile")
     expect(tiles.first).to_be_visible()
-    grown = "before => document.querySelectorAll('.tile').length > before || document.body.innerText.includes('That is all.')"
-    while page.get_by_text("That is all.").count() == 0:
-        before = tiles.count()
-        page.mouse.wheel(0, 20_000)
-        page.wait_for_function(grown, arg=before)
-    assert tiles.count() == 200
+    down = """() => new Promise((settled) => {
+      scrollTo(0, document.body.scrollHeight);
+      const look = () => {
+        const isAll = document.querySelector("gallery-page > .hint").textContent === "That is all.";
+        if (isAll || document.querySelectorAll(".tile").length > before) settled([isAll, pictures.size, document.images.length]);
+        else setTimeout(look, 5);
+      };
+      const before = document.querySelectorAll(".tile").length;
+      look();
+    })"""
+    held = []
+    is_all = False
+    while not is_all:
+        is_all, *counts = page.evaluate(down)
+        held += counts
+    assert tiles.count() == 2000
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_function("() => document.querySelector('.tile:last-child img')?.naturalWidth")
+    assert page.locator(".tile:first-child img").count() == 0
+    assert max([*held, page.evaluate("pictures.size"), page.evaluate("document.images.length")]) < 200
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_function("() => document.querySelector('.tile:first-child img')?.naturalWidth")  # fetched again
 
 
 def test_a_png_of_another_tool_fills_the_form(page: Page) -> None:
@@ -378,7 +454,7 @@ def test_words_are_weighed_by_ctrl_and_arrows(page: Page) -> None:
 def test_a_job_deleted_elsewhere_goes_calmly(page: Page, address: str) -> None:
     generate(page, steps=1, width=64, height=64)
     card = page.locator("job-card[data-state=succeeded]")
-    card.wait_for()
+    card.locator("img:not(.preview)").wait_for()
     assert page.request.delete(f"{address}/v1/jobs/{card.get_attribute('data-job')}").status == 204
     expect(page.locator("job-card")).to_have_count(0)
     expect(page.locator("#notes .error")).to_have_count(0)
@@ -493,3 +569,301 @@ def test_refusals_say_what_to_do(browser: Browser, guarded: tuple[str, list[str]
             for row in session.scalars(select(KeyRow)):
                 row.revoked_at = row.created_at
         expect(page.get_by_label("This farm needs an API key.")).to_be_visible()
+
+
+@pytest.fixture
+def stocked(db: Database, shelves: Shelves, announced: str) -> str:
+    """A worker that has told of its LoRA and its embedding."""
+    with db.transaction() as session:
+        fleet.stock(session, chain.from_iterable(shelf.files().values() for shelf in shelves))
+    return announced
+
+
+def finished(page: Page, count: int = 1) -> Locator:
+    """The newest card, once so many are done."""
+    cards = page.locator("job-card[data-state=succeeded]")
+    expect(cards).to_have_count(count)
+    return cards.first
+
+
+def colors(page: Page, count: int = 1) -> tuple[list[int], list[int]]:
+    """The middle and a corner of the newest picture, once so many jobs are done."""
+    picture = finished(page, count).locator("img:not(.preview)")
+    picture.wait_for()
+    middle, corner = picture.evaluate(PIXELS)
+    return middle, corner
+
+
+@pytest.mark.usefixtures("stocked")
+def test_a_lora_acts_with_its_weight_until_it_is_removed(page: Page) -> None:
+    page.reload()
+    page.get_by_label("Add a LoRA").select_option("swap")
+    weight = page.get_by_label("Weight of swap")
+    expect(weight).to_have_value("1")
+    on_green = "a red circle on a green background"
+    generate(page, on_green, seed=2)
+    middle, corner = colors(page)
+    assert middle[2] > 120 > middle[0], middle  # red is blue
+    assert corner[1] > 120 > max(corner[0], corner[2]), corner
+    weight.fill("0")
+    weight.press("Tab")
+    generate(page, on_green, seed=2)
+    middle, _ = colors(page, 2)
+    assert middle[0] > 120 > middle[2], middle
+    assert "lora=swap%3A0" in page.url
+    page.get_by_role("button", name="Remove swap").click()
+    expect(weight).to_have_count(0)
+    assert "lora" not in page.url
+
+
+@pytest.mark.usefixtures("stocked")
+def test_an_embedding_goes_to_the_cursor_and_draws_what_it_learnt(page: Page) -> None:
+    page.reload()
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("a  on a blue background")
+    prompt.press("Home")
+    prompt.press("ArrowRight")
+    prompt.press("ArrowRight")
+    page.get_by_label("Insert an embedding").select_option("rubyball")
+    expect(prompt).to_have_value("a , rubyball on a blue background")
+    expect(prompt).to_be_focused()
+    expect(page.locator(".field.prompt .count").first).to_have_text("8 of 75 tokens")  # two of them its vectors
+    generate(page, "a rubyball on a blue background")
+    middle, corner = colors(page)
+    assert middle[0] > 150 > max(middle[1:]), middle
+    assert corner[2] > 150 > max(corner[:2]), corner
+
+
+def test_the_end_of_each_chunk_of_tokens_is_marked(page: Page) -> None:
+    count = page.locator(".field.prompt .count").first
+    page.get_by_label("Prompt", exact=True).fill("red " * 60 + ", " + "blue " * 20)
+    expect(count).to_have_text("81 of 150 tokens")
+    expect(page.get_by_role("list", name="Chunks").get_by_role("listitem")).to_have_text(
+        ["61: red red red red …", "20: blue blue blue blue …"]
+    )
+    page.get_by_label("Prompt", exact=True).fill("a (red:1.2) circle")
+    expect(count).to_have_text("3 of 75 tokens")
+    expect(page.get_by_role("list", name="Chunks")).to_be_hidden()
+
+
+def view(page: Page) -> Locator:
+    """Open the newest picture's viewer."""
+    page.locator("job-card button.picture").first.click()
+    return page.get_by_role("dialog")
+
+
+def copied_text(page: Page, button: str) -> str:
+    view(page).get_by_role("button", name=button).click()
+    expect(page.get_by_text("Copied.").first).to_be_visible()
+    copied = str(page.evaluate("navigator.clipboard.readText()"))
+    page.keyboard.press("Escape")
+    page.evaluate("document.getElementById('notes').replaceChildren()")
+    return copied
+
+
+def test_what_is_copied_makes_the_picture_again(page: Page, address: str, tmp_path: Path) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_label("Negative prompt", exact=True).fill('it\'s "blurry"')
+    page.get_by_label("Hires fix").check()
+    generate(page, width=64, height=64, steps=3, hires_scale=1.5)
+    finished(page)
+    job = page.request.get(f"{address}/v1/jobs").json()["jobs"][0]
+    original = page.request.get(f"{address}{job['images'][0]['url']}?inline=true").body()
+    # Nothing of this process is needed for it but where the client library lies.
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", copied_text(page, "Copy as curl")], env=environ, capture_output=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout)["params"] == job["params"]
+    program = copied_text(page, "Copy as Python")
+    subprocess.run([sys.executable, "-c", program], env=environ, cwd=tmp_path, check=True, timeout=60)
+    pictures = [
+        Image.open(io.BytesIO(data)).convert("RGB") for data in (original, (tmp_path / "picture.png").read_bytes())
+    ]
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+    assert page.request.get(f"{address}/v1/jobs").json()["jobs"][0]["params"] == job["params"]
+    told = copied_text(page, "Copy as text")
+    assert told.startswith(f'{PROMPT}\nNegative prompt: it\'s "blurry"\nSteps: 3, Sampler: ')
+    page.get_by_role("button", name="Reset", exact=True).click()
+    page.get_by_label("Prompt", exact=True).press("Control+V")
+    expect(page.get_by_label("Negative prompt", exact=True)).to_have_value('it\'s "blurry"')
+    generate(page, width=64, height=64, steps=3)
+    expect(page.locator("job-card[data-state=succeeded]")).to_have_count(4)
+    again = page.request.get(f"{address}/v1/jobs").json()["jobs"][0]["params"]
+    assert again == job["params"]
+
+
+def test_a_picture_leads_on_to_others(page: Page, address: str) -> None:
+    generate(page, steps=2, width=64, height=64, seed=7)
+    finished(page)
+    view(page).get_by_role("button", name="Upscale").click()
+    finished(page, 2)
+    view(page).get_by_role("button", name="Vary").click()
+    finished(page, 3)
+    varied, larger, first = page.request.get(f"{address}/v1/jobs").json()["jobs"]
+    assert (larger["images"][0]["width"], larger["params"]["seed"]) == (128, 7)
+    assert (varied["params"]["seed"], varied["params"]["variation"]["strength"]) == (7, 0.15)
+    page.get_by_role("button", name="Reset", exact=True).click()
+    page.locator("job-card button.picture").last.click()
+    page.get_by_role("dialog").get_by_role("button", name="Reuse").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
+    expect(page.locator("[data-field=seed] input")).to_have_value("7")
+    with page.expect_download() as saved:
+        view(page).get_by_role("button", name="Download PNG").click()
+    assert saved.value.suggested_filename == f"{varied['id']}-0.png"
+    assert Image.open(io.BytesIO(saved.value.path().read_bytes())).size == (128, 128)
+    assert first["images"][0]["width"] == 64
+
+
+def test_the_gallery_is_leafed_through_packed_and_sent_from(
+    page: Page, address: str, db: Database, storage: Storage
+) -> None:
+    done(db, storage, 3)
+    newest, middle, _oldest = (job["id"] for job in page.request.get(f"{address}/v1/jobs").json()["jobs"])
+    page.get_by_role("link", name="Gallery").click()
+    page.locator(".tile button.picture").first.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(newest)
+    dialog.press("ArrowLeft")
+    expect(dialog).to_contain_text(newest)  # there is none before
+    dialog.press("ArrowRight")
+    expect(dialog).to_contain_text(middle)
+    page.keyboard.press("Escape")
+    for index in (0, 1):
+        page.get_by_role("checkbox").nth(index).check()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Download as zip").click()
+    with zipfile.ZipFile(saved.value.path()) as packed:
+        assert packed.testzip() is None
+        assert packed.namelist() == [f"{newest}-0.png", f"{middle}-0.png"]
+        assert Image.open(packed.open(f"{middle}-0.png")).getpixel((64, 64)) == (0, 160, 0)
+    page.locator(".tile button.picture").first.click()
+    dialog.get_by_role("button", name="Start from this picture").click()
+    expect(page.locator("picture-input canvas.paint")).to_be_visible()
+    generate(page, steps=2, width=64, height=64)
+    finished(page, 4)
+    assert page.request.get(f"{address}/v1/jobs").json()["jobs"][0]["params"]["init_image"]
+
+
+def deliver(db: Database, settings: Settings) -> None:
+    """Let a courier make one round and end."""
+    # A little ahead of the database's clock, by which deliveries become due.
+    courier = Courier(db, Outside(allow_private=True), settings, clock=lambda: datetime.now(UTC) + timedelta(minutes=1))
+    courier.hand_out()
+    courier._pool.shutdown(wait=True)
+
+
+def test_webhooks_tell_of_their_attempts_and_are_sent_again(page: Page, db: Database, settings: Settings) -> None:
+    with receiving() as receiver:
+        receiver.answers = [(500, {})]
+        with db.transaction() as session:
+            receivers.register(
+                session, owner="anonymous", url=receiver.url, events=ENDINGS, secret=None, allow_private=True
+            )
+            jobs.cancel(session, jobs.submit(session, params(), max_attempts=1).id)
+        deliver(db, settings)
+        page.get_by_role("link", name="Farm").click()
+        panel = page.get_by_role("region", name="Webhooks", exact=True)
+        expect(panel.locator(".tries li")).to_have_text(["500"])
+        expect(panel).to_contain_text("on its way")
+        first = receiver.next()
+        with page.expect_response(lambda answer: answer.url.endswith("/replay")):
+            panel.get_by_role("button", name="Send again").click()
+        deliver(db, settings)
+        assert receiver.next().id == first.id
+    page.get_by_role("link", name="Gallery").click()
+    page.get_by_role("link", name="Farm").click()
+    expect(panel.locator(".tries li")).to_have_text(["500", "200"])
+    expect(panel).to_contain_text("delivered")
+
+
+def test_a_worker_is_drained_and_takes_jobs_again(page: Page, address: str) -> None:
+    page.get_by_role("link", name="Farm").click()
+    panel = page.get_by_role("region", name="Workers", exact=True)
+    expect(panel).to_contain_text("alive")
+    panel.get_by_role("button", name="Drain").click()
+    again = panel.get_by_role("button", name="Take jobs again")
+    expect(again).to_be_focused()  # where one was
+    expect(panel).to_contain_text("emptying")
+    assert page.request.get(f"{address}/v1/workers").json()["workers"][0]["draining_at"] is not None
+    again.click()
+    expect(panel.get_by_role("button", name="Drain")).to_be_visible()
+    assert page.request.get(f"{address}/v1/workers").json()["workers"][0]["draining_at"] is None
+
+
+def test_the_hour_is_charted_and_failures_are_tried_again_by_code(page: Page, address: str, db: Database) -> None:
+    with db.transaction() as session:
+        for _ in range(2):
+            jobs.submit(session, params(steps=1), max_attempts=1)
+            run = jobs.claim_next(session, DEMO, "w", lease_s=60)
+            assert run is not None
+            jobs.fail(session, run, InvalidRequest("It asks for the moon."))
+    page.get_by_role("link", name="Farm").click()
+    hour = page.get_by_role("region", name="Last hour", exact=True)
+    expect(hour.locator(".figures")).to_have_text("0 pictures2 jobs failed")
+    tall = "column => column.height.baseVal.value"
+    assert hour.locator(".column.bad").last.evaluate(tall) > 0
+    assert hour.locator(".column").first.evaluate(tall) == 0
+    panel = page.get_by_role("region", name="Recent failures", exact=True)
+    expect(panel).to_contain_text("It asks for the moon.")
+    panel.get_by_role("button", name="Try all again").click()
+    expect(page.get_by_text("2 jobs were queued again.")).to_be_visible()
+    page.get_by_role("link", name="Create").click()
+    finished(page, 2)
+    page.get_by_role("link", name="Farm").click()
+    expect(hour.locator(".figures")).to_have_text("2 pictures2 jobs failed")
+    assert page.request.get(f"{address}/v1/throughput").json()["checkpoints"][0]["pictures"][-2:] != [0, 0]
+
+
+def test_an_admin_makes_pauses_and_revokes_keys(browser: Browser, guarded: tuple[str, list[str]], db: Database) -> None:
+    address, _ = guarded
+    with db.transaction() as session:
+        admin = keys.create(session, NewKey(name="boss", scopes=frozenset({Scope.ADMIN})))[1].text
+    with watched(browser, address, "401") as page:
+        enter(page, address, admin)
+        page.get_by_role("link", name="Farm").click()
+        panel = page.get_by_role("region", name="API keys", exact=True)
+        panel.get_by_role("textbox", name="Name", exact=True).fill("atelier")
+        panel.get_by_label("submit", exact=True).uncheck()
+        panel.get_by_text("Limits", exact=True).click()
+        panel.get_by_label("Weight").fill("2.5")
+        panel.get_by_label("Jobs queued at most").fill("7")
+        panel.get_by_label("Ends after days").fill("30")
+        panel.get_by_role("button", name="Create key").click()
+        token = panel.get_by_role("status").locator("code").inner_text()
+        told = page.request.get(f"{address}/v1/keys/me", headers={"Authorization": f"Bearer {token}"}).json()
+        assert (told["scopes"], told["weight"], told["max_queued"]) == (["read"], 2.5, 7)
+        row = panel.get_by_role("row").filter(has_text="atelier")
+        expect(row).to_contain_text("2.5 / 0")
+        expect(row).to_contain_text("∞ / 7 / ∞")
+        row.get_by_role("button", name="Pause").click()
+        expect(row).to_contain_text("paused")
+        row.get_by_role("button", name="Resume").click()
+        expect(row).not_to_contain_text("paused")
+        page.reload()
+        expect(row).to_be_visible()
+        expect(page.get_by_text(token)).to_have_count(0)  # shown once
+        page.once("dialog", lambda dialog: dialog.accept())
+        row.get_by_role("button", name="Revoke").click()
+        expect(row).to_have_count(0)
+    with db.transaction() as session:
+        made = session.scalars(select(KeyRow).where(KeyRow.name == "atelier")).one()
+    assert made.revoked_at is not None
+    assert made.expires_at is not None
+
+
+def test_what_is_typed_into_a_new_key_outlives_fresh_figures(
+    browser: Browser, guarded: tuple[str, list[str]], db: Database
+) -> None:
+    address, _ = guarded
+    with db.transaction() as session:
+        admin = keys.create(session, NewKey(name="boss", scopes=frozenset({Scope.ADMIN})))[1].text
+    with watched(browser, address, "401") as page:
+        enter(page, address, admin)
+        page.get_by_role("link", name="Farm").click()
+        panel = page.get_by_role("region", name="API keys", exact=True)
+        panel.get_by_role("textbox", name="Name", exact=True).fill("half written")
+        row = panel.get_by_role("row").filter(has_text="three")
+        row.get_by_role("button", name="Pause").click()
+        expect(row).to_contain_text("paused")
+        expect(panel.get_by_role("textbox", name="Name", exact=True)).to_have_value("half written")

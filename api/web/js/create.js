@@ -7,8 +7,9 @@ import { FIELDS, fresh, fromParams, fromQuery, submission, TEXTS, toQuery } from
 import "./job-card.js";
 import { isOlder, jobs } from "./jobs.js";
 import "./picture-input.js";
-import { params as readParams, texts } from "./png.js";
+import { isInfotext, params as readParams, texts } from "./png.js";
 import { presetBar } from "./presets.js";
+import { taken } from "./sent.js";
 import { ratioRow, seedRow } from "./shortcuts.js";
 import { sweepPanel } from "./sweep.js";
 import { tokenCounter } from "./token-meter.js";
@@ -160,6 +161,7 @@ class CreatePage extends HTMLElement {
     this.weights.offer({ loras: loras?.weights ?? [], embeddings: embeddings?.weights ?? [] });
     const query = location.hash.split("?").slice(1).join("?");
     this.values = fromQuery(query || (sessionStorage.getItem(LAST) ?? ""));
+    await this.picture.offer(taken());
   }
 
   #schedules() {
@@ -205,8 +207,14 @@ class CreatePage extends HTMLElement {
   }
 
   #onPaste = (event) => {
-    const file = [...(event.clipboardData?.files ?? [])].find(({ type }) => type.startsWith("image/"));
+    const data = event.clipboardData;
+    const file = [...(data?.files ?? [])].find(({ type }) => type.startsWith("image/"));
+    const text = data?.getData("text/plain") ?? "";
     if (file) this.#take(file);
+    else if (isInfotext(text)) {
+      event.preventDefault();
+      this.#fillIn({ parameters: text });
+    }
   };
 
   #onDrop(event) {
@@ -218,11 +226,18 @@ class CreatePage extends HTMLElement {
   async #take(file) {
     if (!file) return;
     const found = file.size <= PNG_BYTES ? texts(await file.arrayBuffer()) : null;
+    if (!this.#fillIn(found) && (await this.picture.offer(file))) announce(said.noParameters);
+  }
+
+  /** Fill the form from texts as PNGs carry them; returns whether there were parameters in them. */
+  #fillIn(found) {
     const params = readParams(found, this.#samplers);
-    if (params) {
-      this.values = fromParams(params);
-      announce(said.dropped);
-    } else if (await this.picture.offer(file)) announce(said.noParameters);
+    if (!params) return false;
+    // Other tools name checkpoints that the farm may not have; what it serves by itself does then.
+    const isServed = [...this.#controls.checkpoint.node.options].some(({ value }) => value === params.checkpoint);
+    this.values = fromParams({ ...params, checkpoint: isServed ? params.checkpoint : "" });
+    announce(said.filled);
+    return true;
   }
 
   async #submit(event) {

@@ -4,11 +4,12 @@ import { blob, get, remove } from "./api.js";
 import { announce, download, el, fill, freshId } from "./dom.js";
 import { fromParams, toQuery } from "./fields.js";
 import { Picture } from "./picture.js";
+import { send } from "./sent.js";
 import { openViewer } from "./viewer.js";
 import { words } from "./words.js";
 import { zip } from "./zip.js";
 
-const PAGE = 60;
+const PAGE = 100;
 const AHEAD = "600px";
 const RESTED_MS = 300;
 const STATES = ["succeeded", "running", "queued", "failed", "canceled", "expired"];
@@ -16,6 +17,7 @@ const said = words.gallery;
 
 class GalleryPage extends HTMLElement {
   #cursor = null;
+  #isAll = false;
   #shown = [];
   #selected = new Map();
   #asked = 0;
@@ -35,7 +37,11 @@ class GalleryPage extends HTMLElement {
     this.tiles = el("div", { class: "tiles" });
     this.foot = el("p", { class: "hint" });
     fill(this, this.#filters(), this.chosen, this.tiles, this.foot);
-    this.end = new IntersectionObserver(([entry]) => entry.isIntersecting && this.#more(), { rootMargin: AHEAD });
+    this.end = new IntersectionObserver(
+      // Several may come at once; the last tells how it is now.
+      (entries) => entries.at(-1).isIntersecting && this.#more(),
+      { rootMargin: AHEAD },
+    );
     this.end.observe(this.foot);
     const offer = ({ checkpoints }) => this.checkpoint.append(...checkpoints.map(({ name }) => option(name, name)));
     get("/v1/checkpoints").then(offer, () => null);
@@ -63,6 +69,7 @@ class GalleryPage extends HTMLElement {
   async #again() {
     this.#asked += 1;
     this.#cursor = null;
+    this.#isAll = false;
     this.#shown = [];
     this.#selected.clear();
     this.#tellChosen();
@@ -72,7 +79,7 @@ class GalleryPage extends HTMLElement {
   }
 
   async #more() {
-    if (this.#loading || (this.#cursor === null && this.#shown.length)) return;
+    if (this.#loading || this.#isAll) return;
     this.#loading = true;
     const asked = this.#asked;
     this.foot.textContent = said.loading;
@@ -84,6 +91,7 @@ class GalleryPage extends HTMLElement {
       const page = await get(`/v1/jobs?${query}`);
       if (asked !== this.#asked) return;
       this.#cursor = page.next_cursor;
+      this.#isAll = this.#cursor === null;
       for (const job of page.jobs) this.#add(job);
       this.foot.textContent = this.#cursor ? said.loading : this.tiles.firstChild ? said.end : said.nothing;
     } catch (error) {
@@ -92,8 +100,11 @@ class GalleryPage extends HTMLElement {
     } finally {
       if (asked === this.#asked) this.#loading = false;
     }
-    // What came may not fill the screen; the observer only tells of changes.
-    if (this.#cursor && this.foot.getBoundingClientRect().top < innerHeight + parseInt(AHEAD, 10)) this.#more();
+    // What came may not fill the screen, or somebody is at the end again: the observer tells of changes, and first what is.
+    if (asked === this.#asked && this.#cursor) {
+      this.end.unobserve(this.foot);
+      this.end.observe(this.foot);
+    }
   }
 
   #add(job) {
@@ -108,18 +119,22 @@ class GalleryPage extends HTMLElement {
     const picture = new Picture(image.url, name, { width: image.width, height: image.height, thumbnail: true });
     const open = { type: "button", class: "picture", title: job.params.prompt, onclick: () => this.#open(entry) };
     const choose = (event) => this.#choose(entry, event.target.checked);
-    return el(
+    const tile = el(
       "div",
       { class: "tile", dataset: { job: job.id } },
       el("button", open, picture),
       el("input", { type: "checkbox", "aria-label": `${said.select}: ${name}`, onchange: choose }),
     );
+    // Its own shape, not its content's: coming into view changes the place of nothing.
+    tile.style.aspectRatio = `${image.width} / ${image.height}`;
+    return tile;
   }
 
   #open(entry) {
     openViewer(entry, {
       list: () => this.#shown,
       reuse: (params) => (location.hash = `#create?${toQuery(fromParams(params))}`),
+      send,
       removed: (id) => this.#drop(id),
     });
   }

@@ -29,7 +29,7 @@ function text(type, data) {
   return { [keyword]: new TextDecoder().decode(data.subarray(translated + 1)) };
 }
 
-/** Parameters of the farm's shape from a PNG's texts; null where there are none. `samplers` as GET /v1/samplers lists them. */
+/** Parameters of the farm's shape from a PNG's texts, or null. `samplers` as GET /v1/samplers lists them. */
 export function params(found, samplers) {
   if (found?.farm) {
     try {
@@ -42,6 +42,11 @@ export function params(found, samplers) {
   return found?.parameters ? infotext(found.parameters, samplers) : null;
 }
 
+/** Whether a text is A1111's parameters, as copied from a picture. */
+export function isInfotext(text) {
+  return /^Steps: \d+, /m.test(text);
+}
+
 /** A1111's parameters text in the farm's words. */
 export function infotext(text, samplers) {
   const lines = text.trim().split("\n");
@@ -49,9 +54,8 @@ export function infotext(text, samplers) {
   const at = lines.findIndex((line) => line.startsWith("Negative prompt:"));
   const prompt = (at < 0 ? lines : lines.slice(0, at)).join("\n").trim();
   const negative = at < 0 ? "" : lines.slice(at).join("\n").slice("Negative prompt:".length).trim();
-  const given = Object.fromEntries(
-    [...settings.matchAll(/\s*([\w /()-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g)].map(([, name, value]) => [name.trim(), value.trim()]),
-  );
+  const facts = settings.matchAll(/\s*([\w /()-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g);
+  const given = Object.fromEntries([...facts].map(([, name, value]) => [name.trim(), value.trim()]));
   const [width, height] = (given.Size ?? "").split("x").map(Number);
   const found = { prompt, negative_prompt: negative, ...walk(given, samplers) };
   const numbers = { steps: "Steps", guidance_scale: "CFG scale", seed: "Seed", clip_skip: "Clip skip" };
@@ -60,7 +64,21 @@ export function infotext(text, samplers) {
   if (given["Variation seed"]) {
     found.variation = { seed: Number(given["Variation seed"]), strength: Number(given["Variation seed strength"] ?? 0) };
   }
+  if (given.Model) found.checkpoint = given.Model;
+  if (given["Hires upscale"]) found.hires = hires(given, found);
   return found;
+}
+
+function hires(given, { width, height, steps }) {
+  const scale = Number(given["Hires upscale"]);
+  const label = (given["Hires upscaler"] ?? "latent").toLowerCase();
+  return {
+    width: width * scale,
+    height: height * scale,
+    steps: Number(given["Hires steps"] ?? 0) || steps,
+    strength: Number(given["Denoising strength"] ?? 0.7),
+    upscaler: label.replaceAll(/[ ()-]+/g, "_").replace(/_$/, ""),
+  };
 }
 
 function walk(given, samplers) {

@@ -1,4 +1,4 @@
-/** A job's parameters as people and programs take them along: text, curl, Python. Pure. */
+/** A job's parameters as programs take them along: JSON, curl, Python. Pure. */
 
 const LEFT_OUT = new Set(["kind", "init_image", "mask_image", "inpaint"]);
 
@@ -19,13 +19,6 @@ export function body(params, seed = params.seed) {
 
 function pick(from, names) {
   return Object.fromEntries(names.map((name) => [name, from[name]]));
-}
-
-/** Label: value, line by line. */
-export function asText(params, seed) {
-  return Object.entries(body(params, seed))
-    .map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`)
-    .join("\n");
 }
 
 /** A command line. */

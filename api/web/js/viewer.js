@@ -4,7 +4,8 @@ import { blob, post, remove } from "./api.js";
 import { announce, download, el, fill } from "./dom.js";
 import { jobs } from "./jobs.js";
 import { Picture } from "./picture.js";
-import { asCurl, asPython, asText, body } from "./recipes.js";
+import { texts } from "./png.js";
+import { asCurl, asPython, body } from "./recipes.js";
 import { words } from "./words.js";
 
 const said = words.viewer;
@@ -31,12 +32,13 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
   };
   const copy = (label, make) =>
     button(label, async () => {
-      await navigator.clipboard.writeText(make(shown.job.params, shown.image.seed, location.origin));
+      await navigator.clipboard.writeText(await make(shown.job.params, shown.image.seed, location.origin));
       announce(said.copied);
     });
   const again = (changes) => async () => {
     jobs.take(await post("/v1/jobs", { ...body(shown.job.params, shown.image.seed), ...changes() }));
     jobs.refresh();
+    announce(said.submitted);
     close();
   };
   const reused = (then) => async () => {
@@ -44,22 +46,26 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
     await then();
   };
   const bytes = () => blob(`${shown.image.url}?inline=true`);
+  // What the PNG itself carries: every tool reads it, and so does this form.
+  const asText = async () => texts(await (await bytes()).arrayBuffer()).parameters;
+  // A picture that a job started from cannot be named again, and without it another one would come of it.
+  const isWhole = () => !shown.job.params.init_image;
   const actions = () =>
     el(
       "div",
       { class: "actions" },
       button(said.download, async () => download(await bytes(), `${shown.job.id}-${shown.image.index}.png`)),
       button(said.reuse, reused(async () => reuse({ ...shown.job.params, seed: shown.image.seed }))),
-      button(said.vary, again(() => ({ variation: { seed: Math.floor(Math.random() * 2 ** 32), strength: 0.15 } }))),
-      button(said.upscale, again(() => ({ upscale: 2 }))),
-      send && button(said.send, async () => {
+      isWhole() && button(said.vary, again(() => ({ variation: { seed: Math.floor(Math.random() * 2 ** 32), strength: 0.15 } }))),
+      isWhole() && button(said.upscale, again(() => ({ upscale: 2 }))),
+      button(said.send, async () => {
         const picture = await bytes();
         close();
         await send(new File([picture], "picture.png", { type: "image/png" }));
       }),
       copy(said.copyText, asText),
-      copy(said.copyCurl, asCurl),
-      copy(said.copyPython, asPython),
+      isWhole() && copy(said.copyCurl, asCurl),
+      isWhole() && copy(said.copyPython, asPython),
       button(said.remove, async () => {
         if (!confirm(words.gallery.removeSure(1))) return;
         await remove(`/v1/jobs/${shown.job.id}`);
