@@ -10,8 +10,9 @@ import tempfile
 from itertools import product
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlencode
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from api.client import Farm as Client
 from deploy.standalone.farm import Farm, UpOptions
@@ -25,11 +26,16 @@ PROMPTS = (
     "a green square on a white background",
     "a blue triangle on a yellow background",
 )
-# What a page is about, and what of it must be there; pictures come when they are about to be seen.
+# Nobody listens there.
+HOOK = {"url": "http://127.0.0.1:9/hook"}
+LONG = f"{PROMPTS[0]}, {', '.join(['finely drawn', 'bright colours', 'clear edges', 'flat light'] * 8)}"
+FORM = urlencode({"prompt": LONG, "negative_prompt": "blurry, grey"})
+# Addresses, what each is about, and what of it must be there; pictures come when they are about to be seen.
 READY = {
-    "create": ("job-card[data-state=succeeded]", "job-card[data-state=succeeded] img:not(.preview)"),
-    "gallery": (".tile", ".tile img"),
-    "farm": (".panel", ".panel table tbody tr"),
+    "create": (f"create?{FORM}", "job-card[data-state=succeeded]", "job-card[data-state=succeeded] img:not(.preview)"),
+    "form": (f"create?{FORM}", "create-page", ".chunks li:has-text(':')"),
+    "gallery": ("gallery", ".tile", ".tile img"),
+    "farm": ("farm", ".panel", ".panel table tbody tr"),
 }
 
 
@@ -41,6 +47,7 @@ def main() -> int:
         return 1
     FOLDER.mkdir(parents=True, exist_ok=True)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
+    environ["FARM_ALLOW_PRIVATE_URLS"] = "true"
     with tempfile.TemporaryDirectory() as data, sync_playwright() as playwright:
         options = UpOptions(port=0, data_dir=Path(data), device="cpu", environ=environ)
         with (
@@ -56,8 +63,10 @@ def main() -> int:
 def _render(url: str) -> None:
     """Give the pages something to show."""
     with Client(url) as client:
-        template = {"width": 256, "height": 256, "steps": 20, "seed": 7}
-        batch = client.submit_batch(template=template, zip={"prompt": list(PROMPTS)})
+        size = {"width": 256, "height": 256}
+        # For a delivery that was tried and will be again.
+        client.wait(client.submit(prompt=PROMPTS[3], **size, steps=20, seed=3, webhook=HOOK).id)
+        batch = client.submit_batch(template={**size, "steps": 20, "seed": 7}, zip={"prompt": list(PROMPTS)})
         client.wait_batch(batch.id, timeout_s=300)
         client.cancel(client.submit(prompt=PROMPTS[0], steps=150, width=512, height=512).id)
 
@@ -65,19 +74,23 @@ def _render(url: str) -> None:
 def _shots(browser: Browser, url: str) -> list[Path]:
     shots = []
     for (size, (width, height)), scheme in product(SIZES.items(), SCHEMES):
-        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        for name, ready in READY.items():
-            shots.append(_shot(page, f"{url}/#{name}", ready, FOLDER / f"{name}-{size}-{scheme}.png"))
+        viewport: ViewportSize = {"width": width, "height": height}
+        page = browser.new_page(viewport=viewport, color_scheme=scheme, has_touch=size == "phone")
+        for name, (address, about, whole) in READY.items():
+            page.goto("about:blank")
+            page.goto(f"{url}/#{address}")
+            shots.append(_shot(page, about, whole, FOLDER / f"{name}-{size}-{scheme}.png"))
+            if name == "gallery":
+                page.locator(".tile button.picture").first.click()
+                shots.append(_shot(page, "dialog", "dialog img", FOLDER / f"viewer-{size}-{scheme}.png"))
         page.close()
     return shots
 
 
-def _shot(page: Page, address: str, ready: tuple[str, str], path: Path) -> Path:
-    page.goto(address)
-    about, whole = ready
+def _shot(page: Page, about: str, whole: str, path: Path) -> Path:
     page.locator(about).first.scroll_into_view_if_needed()
     page.locator(whole).first.wait_for()
-    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    page.wait_for_function("() => [...document.images].every((image) => image.complete)")
     page.screenshot(path=path)
     return path
 

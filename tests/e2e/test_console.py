@@ -456,6 +456,7 @@ def test_a_job_deleted_elsewhere_goes_calmly(page: Page, address: str) -> None:
     card = page.locator("job-card[data-state=succeeded]")
     card.locator("img:not(.preview)").wait_for()
     assert page.request.delete(f"{address}/v1/jobs/{card.get_attribute('data-job')}").status == 204
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # back in this tab
     expect(page.locator("job-card")).to_have_count(0)
     expect(page.locator("#notes .error")).to_have_count(0)
 
@@ -496,7 +497,7 @@ def test_nothing_moves_by_itself(page: Page) -> None:
     expect(page.locator("job-card[data-state=succeeded] img:not(.preview)")).to_have_count(3)
     page.get_by_role("link", name="Gallery").click()
     expect(page.locator(".tile img")).to_have_count(3)
-    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    page.wait_for_function("() => [...document.images].every((image) => image.complete)")
     assert page.evaluate("shifted") < 0.1  # what browsers call good
 
 

@@ -27,6 +27,8 @@ export function onReachable(listener) {
   listener(reachable);
 }
 
+addEventListener("offline", () => tellReachable(false));
+
 function tellReachable(now) {
   if (now === reachable) return;
   reachable = now;

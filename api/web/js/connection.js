@@ -30,6 +30,8 @@ class Connection extends HTMLElement {
     fill(this, el("span", { class: "warning", role: "status" }, said.lost));
     const again = () => get("/healthz").catch(() => setTimeout(again, RETRY_MS));
     setTimeout(again, RETRY_MS);
+    // The browser knows at once when its network is back; that the farm answers is seen by asking.
+    addEventListener("online", () => get("/healthz").catch(() => null), { once: true });
   }
 
   #idle() {

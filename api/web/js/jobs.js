@@ -25,6 +25,12 @@ class Jobs extends EventTarget {
   #timer = null;
   #watchers = 0;
 
+  constructor() {
+    super();
+    // Whoever comes back to the tab sees how it is now.
+    document.addEventListener("visibilitychange", () => document.hidden || this.refresh());
+  }
+
   /** Newest first. */
   list() {
     return [...this.#jobs.values()].sort((a, b) => (isOlder(a, b) ? 1 : -1));

@@ -66,7 +66,7 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
       copy(said.copyText, asText),
       isWhole() && copy(said.copyCurl, asCurl),
       isWhole() && copy(said.copyPython, asPython),
-      button(said.remove, async () => {
+      dangerous(said.remove, async () => {
         if (!confirm(words.gallery.removeSure(1))) return;
         await remove(`/v1/jobs/${shown.job.id}`);
         removed(shown.job.id);
@@ -97,11 +97,19 @@ function button(name, act) {
   return el("button", { type: "button", onclick: () => act().catch((error) => announce(error.message, { error: true })) }, name);
 }
 
+function dangerous(name, act) {
+  const made = button(name, act);
+  made.classList.add("danger");
+  return made;
+}
+
 /** What is worth saying of a picture besides its prompt. */
 function told({ job, image }) {
   const all = { ...job.params, seed: image.seed, job: job.id, worker: job.worker };
-  const isSaid = (value) => value !== null && value !== undefined && value !== "" && !(Array.isArray(value) && !value.length);
-  return Object.entries(all).filter(([name, value]) => name !== "prompt" && isSaid(value));
+  const isSaid = (value) => value !== null && value !== undefined && value !== "" && value.length !== 0;
+  // What leaves the picture as it is goes without saying.
+  const idle = { clip_skip: 1, upscale: 1, num_images: 1, ...(job.params.init_image ? {} : { resize_mode: "stretch" }) };
+  return Object.entries(all).filter(([name, value]) => name !== "prompt" && isSaid(value) && idle[name] !== value);
 }
 
 function fact(name, value) {
@@ -110,5 +118,5 @@ function fact(name, value) {
 }
 
 function label(name) {
-  return words.fields[name]?.[0] ?? name.replaceAll("_", " ");
+  return words.fields[name]?.[0] ?? words.viewer.labels[name] ?? name.replaceAll("_", " ");
 }

@@ -181,6 +181,7 @@ export const words = {
     download: "Download PNG",
     remove: "Delete",
     details: "Parameters",
+    labels: { negative_prompt: "Negative prompt", kind: "Kind", job: "Job", worker: "Worker", loras: "LoRAs", hires: "Hires fix" },
   },
   farm: {
     actions: "Actions",
