@@ -9,7 +9,7 @@ import sys
 import tempfile
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
@@ -63,7 +63,7 @@ def main() -> int:
 def _render(url: str) -> None:
     """Give the pages something to show."""
     with Client(url) as client:
-        size = {"width": 256, "height": 256}
+        size: dict[str, Any] = {"width": 256, "height": 256}
         # For a delivery that was tried and will be again.
         client.wait(client.submit(prompt=PROMPTS[3], **size, steps=20, seed=3, webhook=HOOK).id)
         batch = client.submit_batch(template={**size, "steps": 20, "seed": 7}, zip={"prompt": list(PROMPTS)})
