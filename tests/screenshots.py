@@ -9,7 +9,7 @@ import sys
 import tempfile
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
@@ -33,7 +33,7 @@ FORM = urlencode({"prompt": LONG, "negative_prompt": "blurry, grey"})
 # Addresses, what each is about, and what of it must be there; pictures come when they are about to be seen.
 READY = {
     "create": (f"create?{FORM}", "job-card[data-state=succeeded]", "job-card[data-state=succeeded] img:not(.preview)"),
-    "form": (f"create?{FORM}", "create-page", ".chunks li:has-text(':')"),
+    "form": (f"create?{FORM}", "header", ".chunks li:has-text(':')"),
     "gallery": ("gallery", ".tile", ".tile img"),
     "farm": ("farm", ".panel", ".panel table tbody tr"),
 }
@@ -63,10 +63,11 @@ def main() -> int:
 def _render(url: str) -> None:
     """Give the pages something to show."""
     with Client(url) as client:
-        size: dict[str, Any] = {"width": 256, "height": 256}
         # For a delivery that was tried and will be again.
-        client.wait(client.submit(prompt=PROMPTS[3], **size, steps=20, seed=3, webhook=HOOK).id)
-        batch = client.submit_batch(template={**size, "steps": 20, "seed": 7}, zip={"prompt": list(PROMPTS)})
+        client.wait(client.submit(prompt=PROMPTS[3], width=256, height=256, steps=20, seed=3, webhook=HOOK).id)
+        batch = client.submit_batch(
+            template={"width": 256, "height": 256, "steps": 20, "seed": 7}, zip={"prompt": list(PROMPTS)}
+        )
         client.wait_batch(batch.id, timeout_s=300)
         client.cancel(client.submit(prompt=PROMPTS[0], steps=150, width=512, height=512).id)
 

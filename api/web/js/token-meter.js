@@ -33,7 +33,7 @@ export function tokenMeter() {
   };
 }
 
-/** Have the farm count once typing rests. `read` gives the body of POST /v1/prompts/tokens, `boxes` have a meter by its fields. */
+/** Have the farm count once typing rests: `read` gives the body of POST /v1/prompts/tokens, `boxes` the meters of its fields. */
 export function tokenCounter(read, boxes) {
   let rest = null;
   let asked = null;
