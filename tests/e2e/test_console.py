@@ -22,7 +22,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Route, expect, sync_playwright
 from redis import Redis
 from safetensors.torch import save_file
 from sqlalchemy import select, text
@@ -129,7 +129,7 @@ def page(browser: Browser, address: str, announced: str, redis: Redis) -> Iterat
     assert redis.dbsize() == 0
     with watched(browser, address) as page:
         page.goto(address)
-        expect(page.locator("[data-field=sampler] select")).to_have_value("euler_a")
+        page.locator("[data-field=sampler] option[value=ddim]").wait_for(state="attached")
         yield page
 
 
@@ -438,6 +438,21 @@ def test_the_presets_that_people_are_taught(page: Page, name: str, values: tuple
     shown.append(page.locator("[data-field=sampler] select").input_value())
     shown += [page.locator(f"[data-field={field}] input").first.input_value() for field in ("width", "height")]
     assert tuple(shown) == values
+
+
+def test_what_is_typed_before_the_choices_are_there_stays(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/v1/samplers", lambda route: held.append(route))
+    with page.expect_request("**/v1/samplers"):
+        page.reload(wait_until="commit")
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("a  circle")
+    prompt.press("Home")
+    held.pop().continue_()
+    page.locator("[data-field=sampler] option[value=ddim]").wait_for(state="attached")
+    expect(prompt).to_have_value("a  circle")
+    assert prompt.evaluate("box => box.selectionStart") == 0
+    expect(page.locator("[data-field=sampler] select")).to_have_value("euler_a")
 
 
 def test_words_are_weighed_by_ctrl_and_arrows(page: Page) -> None:

@@ -92,6 +92,8 @@ class CreatePage extends HTMLElement {
     const results = el("section", { class: "results", "aria-label": said.jobs }, el("h2", {}, said.jobs), this.empty, this.list);
     fill(this, this.form, results);
     this.#listen();
+    const query = location.hash.split("?").slice(1).join("?");
+    this.values = fromQuery(query || (sessionStorage.getItem(LAST) ?? ""));
     this.#choices();
   }
 
@@ -153,14 +155,15 @@ class CreatePage extends HTMLElement {
     const asked = ["checkpoints", "samplers", "vaes", "loras", "embeddings"];
     const found = await Promise.all(asked.map((name) => get(`/v1/${name}`).catch(() => null)));
     const [checkpoints, samplers, vaes, loras, embeddings] = found;
+    // What was typed meanwhile stays.
+    const { values } = this;
     const named = (list) => (list ?? []).map(({ name }) => ({ value: name, label: name }));
     this.#controls.checkpoint.offer([{ value: "", label: words.options.auto }, ...named(checkpoints?.checkpoints)]);
     this.#samplers = samplers?.samplers ?? [];
     this.#controls.sampler.offer(this.#samplers.map(({ name, label }) => ({ value: name, label })));
     this.#controls.vae.offer([{ value: "", label: words.options.own }, ...named(vaes?.weights)]);
     this.weights.offer({ loras: loras?.weights ?? [], embeddings: embeddings?.weights ?? [] });
-    const query = location.hash.split("?").slice(1).join("?");
-    this.values = fromQuery(query || (sessionStorage.getItem(LAST) ?? ""));
+    this.values = values;
     await this.picture.offer(taken());
   }
 
