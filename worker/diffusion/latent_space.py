@@ -34,7 +34,8 @@ class LatentSpace:
     def is_read_by(self, vae: Any) -> bool:
         """Whether another VAE on the same device shows these latents alike. True for one that shows nothing at all."""
         pictures = torch.stack([self._shown, _decoded(vae, self._latents)])
-        return not float(torch.corrcoef(pictures)[0, 1]) < LIKENESS
+        # A negative is no other space: whoever trained such a decoder meant the same latents.
+        return not abs(float(torch.corrcoef(pictures)[0, 1])) < LIKENESS
 
 
 def squares() -> Tensor:
