@@ -7,7 +7,7 @@ from redis import Redis
 from shared import broker, canaries, events, fleet, inputs, outbox, promises, removal, shares, upkeep, uploads
 from shared.db import Database
 from shared.states import JobState
-from shared.storage import IMAGES, LISTED_AT_ONCE, SNAPSHOTS, Storage, snapshot_key, upload_key
+from shared.storage import IMAGES, SNAPSHOTS, Storage, snapshot_key, upload_key
 
 # Enough to wake every slot of a large fleet at once; the next round rings for the rest.
 MAX_RINGS = 1000
@@ -162,9 +162,8 @@ def _walk(db: Database, storage: Storage, prefix: str, places: dict[str, str]) -
             orphans = removal.orphans(session, keys)
         storage.delete_all(orphans)
         swept += len(orphans)
-        is_last = len(keys) < LISTED_AT_ONCE
-        places[prefix] = "" if is_last else keys[-1]
-        if is_last:
+        places[prefix] = keys[-1] if keys else ""
+        if not keys:  # only that is the end: a store may answer fewer than it was asked for
             break
     if swept:
         log.info("orphans.swept", prefix=prefix, objects=swept)

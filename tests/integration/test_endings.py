@@ -227,8 +227,7 @@ def test_a_large_bucket_is_walked_bit_by_bit(db: Database, storage: Storage, mon
     late = [image_key(dead, attempt, 0) for attempt in range(1, 8)]
     for key in late:
         storage.put(key, b"picture", content_type="image/png")
-    for module in (maintenance, storages):
-        monkeypatch.setattr(module, "LISTED_AT_ONCE", 2)
+    monkeypatch.setattr(storages, "LISTED_AT_ONCE", 2)
     monkeypatch.setattr(maintenance, "PAGES_AT_ONCE", 2)
     places = {IMAGES: f"{IMAGES}{dead}"}
     assert maintenance.sweep_orphans(db, storage, places) == 4
