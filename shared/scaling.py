@@ -39,7 +39,8 @@ def desired_workers(backlog: float, worker_speed: float | None, *, workers: int,
     While nobody has measured a speed, one worker is wanted for any work at all, and the `workers` that are there stay.
     """
     gpu_s = backlog_gpu_s(backlog, worker_speed)
-    wanted = max(1, workers) if gpu_s is None else math.ceil(gpu_s / goal.target_wait_s)
+    # A quotient may be too small for a number, and there is work all the same.
+    wanted = max(1, workers) if gpu_s is None else max(math.ceil(gpu_s / goal.target_wait_s), int(gpu_s > 0))
     return min(max(wanted, goal.minimum), goal.maximum)
 
 

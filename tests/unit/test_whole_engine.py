@@ -18,7 +18,7 @@ from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
 from worker.order import Order
 
-EXAMPLES = 4  # a second or two each
+EXAMPLES = 8
 SIDES = (64, 72, 96)
 PROMPTS = (
     "",
