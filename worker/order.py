@@ -32,8 +32,8 @@ class Order:
             return cls(params, _canvas(params, init, mask))
 
     def specs(self) -> list[ImageSpec]:
-        """Return one engine spec per image."""
-        params = self.params
+        """Return one engine spec per image. All start from the same picture, which is then encoded once."""
+        params, start = self.params, self._start()
         passes = (_first_pass(params), *([_second_pass(params.hires)] if params.hires else []))
         return [
             ImageSpec(
@@ -43,7 +43,7 @@ class Order:
                 variation_strength=params.variation.strength if params.variation else 0.0,
                 clip_skip=params.clip_skip,
                 vae=params.vae,
-                start=self._start(),
+                start=start,
             )
             for seed, variation_seed in zip(params.seeds, params.variation_seeds, strict=True)
         ]

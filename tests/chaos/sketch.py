@@ -18,6 +18,7 @@ from shared.catalog import CheckpointFile
 from shared.settings import Settings
 from shared.weights import Shelves
 from tests.ceiling import Ceiling
+from worker.engine.arrival import Arrival, there
 from worker.engine.engine import Engine
 from worker.engine.request import ImageSpec, Pixels
 from worker.engine.snapshot import Snapshot
@@ -97,8 +98,8 @@ class SketchRunner:
         self._ambush.pass_by("claimed")
         return Draft(spec)
 
-    def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Sketch:
-        return Sketch(draft, snapshot.steps_done if snapshot else 0)
+    def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Arrival[Sketch]:
+        return there(Sketch(draft, snapshot.steps_done if snapshot else 0))
 
     def denoise(self, batch: Sequence[Sketch]) -> None:
         time.sleep(self._step_s / 2)
@@ -109,7 +110,7 @@ class SketchRunner:
         for image in batch:
             image.steps_done += 1
 
-    def turn(self, image: Sketch) -> None:
+    def turn(self, image: Sketch) -> Arrival[Sketch]:
         raise NotImplementedError("the suite asks for one pass only")
 
     def preview(self, image: Sketch) -> Developed:

@@ -19,6 +19,7 @@ from worker.diffusion.lora import Mix
 from worker.diffusion.lora_file import load
 from worker.diffusion.vae import begin_decode
 from worker.engine import profile
+from worker.engine.arrival import arrived
 from worker.engine.draft import Draft
 from worker.engine.engine import Engine
 from worker.engine.latents import Latents
@@ -51,10 +52,10 @@ def test_the_host_waits_for_nothing_inside_a_tick(tmp_path: Path) -> None:
     mix = Mix.of([(lora, 0.5)])
     drafts[0] = replace(drafts[0], legs=(replace(drafts[0].legs[0], unet_mix=mix, text_mix=mix),))
     # Once, for what libraries set up at their first call.
-    advance(runner, [runner.begin(draft) for draft in drafts])
+    advance(runner, [arrived(runner.begin(draft)) for draft in drafts])
     forgetful = DiffusionRunner.of(checkpoint)  # of the prompts that it has encoded
     with no_waiting():
-        images = [forgetful.begin(draft) for draft in drafts]
+        images = [arrived(forgetful.begin(draft)) for draft in drafts]
         advance(forgetful, images)
         shown = [forgetful.preview(images[0]), begin_decode(checkpoint.vae, images[0].walk.x)]
     for developing in shown:

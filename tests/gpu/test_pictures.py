@@ -17,6 +17,7 @@ from tests.gpu.card import demo
 from tests.integration.test_invariance import SAMPLES, Recording, anything, in_company
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.vae import begin_decode
+from worker.engine.arrival import arrived
 from worker.engine.engine import run_alone
 from worker.engine.request import ImageSpec, Pixels
 from worker.engine.runner import DiffusionRunner
@@ -96,13 +97,11 @@ def fragile() -> Any:
 def test_a_picture_whose_vae_overflows_is_decoded_in_full_precision() -> None:
     checkpoint = replace(demo(torch.float16), vae=fragile())
     runner = DiffusionRunner.of(checkpoint)
-    image = runner.begin(runner.draft(studio.spec()))
+    image = arrived(runner.begin(runner.draft(studio.spec())))
     while not image.is_over:
         runner.denoise([image])
     developing = begin_decode(checkpoint.vae, image.walk.x)
-    if developing.done is not None:
-        developing.done.synchronize()
-    assert not bool(developing.finite)
+    assert not bool(developing.fetched.tensors()[1])
     pixels = developing.pixels()
     assert pixels.std() > 1  # neither black nor gray
 
@@ -110,10 +109,10 @@ def test_a_picture_whose_vae_overflows_is_decoded_in_full_precision() -> None:
 def test_a_snapshot_taken_on_a_gpu_goes_on_to_the_same_bits() -> None:
     runner = DiffusionRunner.of(demo(torch.float16), strict_samples=4)
     draft = runner.draft(studio.spec())
-    whole, broken_off = runner.begin(draft), runner.begin(draft)
+    whole, broken_off = arrived(runner.begin(draft)), arrived(runner.begin(draft))
     for _ in range(5):
         runner.denoise([broken_off])
-    resumed = runner.begin(draft, broken_off.snapshot())
+    resumed = arrived(runner.begin(draft, broken_off.snapshot()))
     for image in (whole, resumed):
         while not image.is_over:
             runner.denoise([image])

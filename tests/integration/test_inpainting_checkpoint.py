@@ -14,6 +14,7 @@ from shared.params import Upscaler
 from tests.studio import CPU, DEMO, demo, spec
 from worker.diffusion import checkpoint as checkpoints
 from worker.diffusion.checkpoint import Checkpoint
+from worker.engine.arrival import arrived
 from worker.engine.engine import run_alone
 from worker.engine.request import Start
 from worker.engine.runner import DiffusionRunner
@@ -56,7 +57,7 @@ def test_inputs_that_do_nothing_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.05])
 def test_the_mask_reaches_the_unet(tmp_path: Path, weight: float) -> None:
     runner = DiffusionRunner.of(widened(tmp_path, weight))
-    image = runner.begin(runner.draft(spec(start=start(), last=3, **SMALL)))
+    image = arrived(runner.begin(runner.draft(spec(start=start(), last=3, **SMALL))))
     assert image.extra is not None
     mask = image.extra[0, 0]
     assert (mask[:, :4] == 0).all()

@@ -24,6 +24,7 @@ from tests import adapters, studio
 from tests.factories import params
 from tests.studio import DemoEngine, demo, spec
 from worker import png
+from worker.engine.arrival import arrived
 from worker.engine.draft import Library
 from worker.engine.engine import run_alone
 from worker.engine.request import ImageSpec, Pixels, Start
@@ -248,7 +249,7 @@ def test_running_out_of_memory_lets_go_of_the_failed_call() -> None:
     """A future keeps its error for as long as the job wants it; the error must not keep the call's tensors."""
     hungry = Hungry()
     runner = DiffusionRunner.of(replace(demo(), unet=hungry))
-    image = runner.begin(runner.draft(spec(steps=2, width=64, height=64)))
+    image = arrived(runner.begin(runner.draft(spec(steps=2, width=64, height=64))))
     with pytest.raises(OutOfMemory) as kept:
         runner.denoise([image])
     assert kept.value.retryable

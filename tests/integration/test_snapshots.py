@@ -12,6 +12,7 @@ from shared.params import MaskFill, Upscaler
 from shared.samplers import SCHEDULES, Sampler
 from tests.ceiling import Ceiling
 from tests.studio import PASS, demo, spec
+from worker.engine.arrival import arrived
 from worker.engine.engine import Engine, run_alone
 from worker.engine.latents import Latents
 from worker.engine.request import ImageSpec, Pixels, Start
@@ -52,11 +53,11 @@ def runner() -> DiffusionRunner:
 
 def interrupted(runner: DiffusionRunner, wanted: ImageSpec) -> tuple[Pixels, list[bytes]]:
     """Render an image; return its pixels and its snapshot at every boundary between steps."""
-    image = runner.begin(runner.draft(wanted))
+    image = arrived(runner.begin(runner.draft(wanted)))
     kept = [packed(image)]
     while not image.is_over:
         if image.is_pass_over:
-            runner.turn(image)
+            arrived(runner.turn(image))
         else:
             runner.denoise([image])
         kept.append(packed(image))
@@ -101,7 +102,7 @@ def test_every_kind_of_image_goes_on_from_any_step(runner: DiffusionRunner, name
 
 
 def test_a_snapshot_in_hand_does_not_change_while_its_image_goes_on(runner: DiffusionRunner) -> None:
-    image = runner.begin(runner.draft(spec(**SMALL, sampler=Sampler.UNIPC)))
+    image = arrived(runner.begin(runner.draft(spec(**SMALL, sampler=Sampler.UNIPC))))
     for _ in range(3):
         runner.denoise([image])
     taken = image.snapshot()

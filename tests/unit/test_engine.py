@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from queue import SimpleQueue
 from threading import Event, Thread, current_thread
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from shared.errors import Canceled, EngineStopped, NotANumber, OutOfMemory, RenderFailed
 from tests.ceiling import Ceiling
+from worker.engine.arrival import Arrival, Way
 from worker.engine.engine import Engine, run_alone
 from worker.engine.request import Pixels, Request
 from worker.engine.snapshot import Snapshot
@@ -94,7 +96,10 @@ class ToyDevice:
         self.developed: list[int] = []
         self.drafted_by: set[str] = set()
         self.is_fast = True
+        self.has_encoded = True
+        self.waits = 0
         self.before_call: Callable[[Sequence[Toy]], None] = lambda _batch: None
+        self.before_wait: Callable[[], None] = lambda: None
 
     def draft(self, spec: Any) -> Toy:
         self.drafted_by.add(current_thread().name)
@@ -102,7 +107,22 @@ class ToyDevice:
             raise ValueError("cannot be read")
         return Toy(spec, spec.seed)
 
-    def begin(self, draft: Toy, snapshot: Snapshot | None = None) -> Toy:
+    def begin(self, draft: Toy, snapshot: Snapshot | None = None) -> Arrival[Toy]:
+        return Arrival(self._way(partial(self._begun, draft, snapshot)))
+
+    def _way(self, act: Callable[[], Toy]) -> Way[Toy]:
+        yield self
+        return act()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.has_encoded
+
+    def wait(self) -> None:
+        self.waits += not self.has_encoded
+        self.before_wait()
+
+    def _begun(self, draft: Toy, snapshot: Snapshot | None) -> Toy:
         if snapshot:
             draft.value, draft.steps_done = int(snapshot.latents["value"]), snapshot.steps_done
             draft.passes_begun = snapshot.leg + 1
@@ -118,10 +138,14 @@ class ToyDevice:
             toy.value = (toy.value * 31 + toy.steps_done) % 251
             toy.steps_done += 1
 
-    def turn(self, image: Toy) -> None:
+    def turn(self, image: Toy) -> Arrival[Toy]:
+        return Arrival(self._way(partial(self._turned, image)))
+
+    def _turned(self, image: Toy) -> Toy:
         if image.spec.prompt == "unturnable":
             raise RenderFailed("too large")
         image.passes_begun += 1
+        return image
 
     def preview(self, image: Toy) -> Film:
         return Film(self, image)
@@ -341,6 +365,61 @@ def test_others_go_on_while_the_device_develops(engine: Engine[Toy, Toy], device
     assert second.result(10) is not None
     assert developed_by_then == [[]] * 6
     assert device.developed == [1, 2]
+
+
+def test_others_go_on_while_the_device_encodes(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    """Who is on the way to its first step holds nobody up, nor who is on the way to that of its next pass."""
+    device.has_encoded = False
+
+    def encode_from_time_to_time(_batch: Sequence[Toy]) -> None:
+        device.has_encoded = len(device.batches) in {2, 9}
+
+    device.before_call = encode_from_time_to_time
+    # Nobody else is there when the first one comes: it is waited for.
+    long, short = (
+        engine.submit(replace(SPEC, seed=1, steps=12)),
+        engine.submit(replace(SPEC, seed=2, steps=3, passes=2)),
+    )
+    engine.start()
+    assert long.result(10) is not None
+    assert (short.result(10) == run_alone(ToyDevice(), short.spec)).all()
+    assert device.waits == 1
+    assert device.batches == [[1]] * 3 + [[1, 2]] * 3 + [[1]] * 4 + [[1], [2]] * 2 + [[2]]
+
+
+def test_a_request_canceled_on_its_way_never_arrives(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    device.has_encoded = False
+    stays = engine.submit(replace(SPEC, seed=1, steps=3))
+    leaves = engine.submit(replace(SPEC, seed=2))
+    device.before_call = lambda _batch: leaves.cancel()
+    engine.start()
+    assert stays.result(10) is not None
+    with pytest.raises(Canceled):
+        leaves.result(10)
+    assert device.batches == [[1]] * 3
+
+
+def test_stopping_fails_who_is_on_the_way(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    device.has_encoded = False
+    under_way, go_on = Event(), Event()
+
+    def hold(_batch: Sequence[Toy]) -> None:
+        under_way.set()
+        assert go_on.wait(10)
+
+    device.before_call = hold
+    requests = [engine.submit(replace(SPEC, seed=seed)) for seed in (1, 2)]
+    engine.start()
+    assert under_way.wait(10)
+    stopping = Thread(target=engine.stop)
+    stopping.start()
+    with pytest.raises(EngineStopped):
+        submit_until_refused(engine)
+    go_on.set()
+    stopping.join(10)
+    for request in requests:
+        with pytest.raises(EngineStopped):
+            request.result(10)
 
 
 def test_images_are_made_ready_by_whoever_submits_them(engine: Engine[Toy, Toy], device: ToyDevice) -> None:

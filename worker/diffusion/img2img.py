@@ -14,7 +14,7 @@ from torch.nn import functional
 from shared.errors import NotANumber
 from shared.params import MaskFill, Upscaler
 from worker.diffusion.noise import PIXELS_PER_LATENT
-from worker.diffusion.transfer import sent
+from worker.diffusion.transfer import Fetched, sent
 from worker.diffusion.vae import in_full_precision, within_memory
 
 INTERPOLATIONS: dict[Upscaler, dict[str, Any]] = {
@@ -27,13 +27,54 @@ INTERPOLATIONS: dict[Upscaler, dict[str, Any]] = {
 }
 
 
-def encode(vae: Any, pixels: NDArray[np.uint8], noise: Tensor | None) -> Tensor:
-    """Encode pixels (height, width, 3) on the VAE's device into scaled latents (1, 4, height/8, width/8) float32.
+class Encoding:
+    """A picture on its way through a VAE. Any number of images may wait for it and start from it."""
 
-    `noise` is unit noise of the latents' shape that picks a sample of the posterior; None takes its mean. What blows up in half
-    precision is encoded once more in fp32, then raises `NotANumber`.
-    """
-    return _encoded(vae, _signed(pixels), noise)
+    def __init__(self, vae: Any, pixels: NDArray[np.uint8], *, hidden: NDArray[np.float32] | None = None) -> None:
+        """Launch the encoding of pixels (height, width, 3), gray where a mask (height, width) hides them. Waits for nothing."""
+        self._picture = _signed(sent(torch.from_numpy(pixels), vae.device))
+        if hidden is not None:
+            self._picture = self._picture * (1 - sent(_cut(hidden), vae.device))
+        self._launch(vae)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `latents` would return without waiting for the device."""
+        return self._finite.is_ready
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        self._finite.wait()
+
+    def latents(self, noise: Tensor | None) -> Tensor:
+        """Return scaled latents (1, 4, height/8, width/8) float32, on the device.
+
+        `noise` is unit noise of their shape that picks a sample of the posterior; None takes its mean. What blew up in half
+        precision is encoded once more in fp32, then raises `NotANumber`.
+        """
+        if not self._is_finite() and self._vae.dtype != torch.float32:
+            self._launch(in_full_precision(self._vae))
+        if not self._is_finite():
+            raise NotANumber("The VAE turned the init image into not-a-number.")
+        mean, std = self._mean, self._std
+        sample = mean if noise is None else mean + std * sent(noise, mean.device).to(mean.dtype)
+        latents: Tensor = (self._vae.config.scaling_factor * sample).float()
+        return latents
+
+    def _launch(self, vae: Any) -> None:
+        self._vae = vae
+        self._mean, self._std = _posterior(vae, self._picture)
+        # Of all that a sample can be: no noise is drawn that lies beyond eight deviations.
+        self._finite = Fetched((self._mean.abs() + 8 * self._std).isfinite().all())
+
+    def _is_finite(self) -> bool:
+        (flag,) = self._finite.tensors()
+        return bool(flag)
+
+
+def encode(vae: Any, pixels: NDArray[np.uint8], noise: Tensor | None) -> Tensor:
+    """Encode pixels as `Encoding` does, and wait for it."""
+    return Encoding(vae, pixels).latents(noise)
 
 
 def latent_mask(mask: NDArray[np.float32], device: torch.device) -> Tensor:
@@ -54,22 +95,15 @@ def filled(latents: Tensor, mask: NDArray[np.float32] | None, fill: MaskFill, no
     return kept + sent(noise, latents.device) * painted if fill is MaskFill.NOISE else kept
 
 
-def inpainting_channels(
-    vae: Any, pixels: NDArray[np.uint8], mask: NDArray[np.float32] | None, noise: Tensor | None
-) -> Tensor:
-    """Return what an inpainting checkpoint reads beside the latents: mask and masked picture, (1, 5, height/8, width/8) float32.
-
-    Masked pixels are gray in the masked picture; without a mask all are. Raises `NotANumber`.
-    """
-    if mask is None:
-        mask = np.ones(pixels.shape[:2], np.float32)
-    masked = _encoded(vae, _signed(pixels) * (1 - _cut(mask)), noise)
-    return torch.cat([latent_mask(mask, masked.device), masked], dim=1)
+def begin_masked(vae: Any, pixels: NDArray[np.uint8], mask: NDArray[np.float32] | None) -> Encoding:
+    """Begin to encode what an inpainting checkpoint may see of a picture: what is not painted. Without a mask that is nothing."""
+    return Encoding(vae, pixels, hidden=np.ones(pixels.shape[:2], np.float32) if mask is None else mask)
 
 
-def open_channels(vae: Any, *, width: int, height: int) -> Tensor:
-    """Return what an inpainting checkpoint reads when there is no picture at all, (1, 5, height/8, width/8) float32."""
-    return inpainting_channels(vae, np.zeros((height, width, 3), np.uint8), None, None)
+def inpainting_channels(masked: Tensor, mask: NDArray[np.float32] | None) -> Tensor:
+    """Return what an inpainting checkpoint reads beside the latents: mask and masked picture, (1, 5, height/8, width/8)."""
+    painted = torch.ones_like(masked[:, :1]) if mask is None else latent_mask(mask, masked.device)
+    return torch.cat([painted, masked], dim=1)
 
 
 def upscale_latents(x: Tensor, *, width: int, height: int, upscaler: Upscaler) -> Tensor:
@@ -78,23 +112,19 @@ def upscale_latents(x: Tensor, *, width: int, height: int, upscaler: Upscaler) -
     return functional.interpolate(x, size=size, **INTERPOLATIONS[upscaler])
 
 
-def _encoded(vae: Any, image: Tensor, noise: Tensor | None) -> Tensor:
-    height, width = image.shape[2] // PIXELS_PER_LATENT, image.shape[3] // PIXELS_PER_LATENT
-    pixels = sent(image, vae.device).to(vae.dtype)
-    posterior = within_memory(vae, height, width, lambda: vae.encode(pixels).latent_dist)
-    mean = posterior.mean
-    sample = mean if noise is None else mean + posterior.std * sent(noise, vae.device).to(vae.dtype)
-    latents: Tensor = (vae.config.scaling_factor * sample).float()
-    if bool(torch.isfinite(latents).all()):  # waits for the device
-        return latents
-    if vae.dtype != torch.float32:
-        return _encoded(in_full_precision(vae), image, noise)
-    raise NotANumber("The VAE turned the init image into not-a-number.")
+def _posterior(vae: Any, picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation, (1, 4, height/8, width/8) in the VAE's precision."""
+    height, width = picture.shape[2] // PIXELS_PER_LATENT, picture.shape[3] // PIXELS_PER_LATENT
+    picture = picture.to(vae.dtype)
+    distribution = within_memory(vae, height, width, lambda: vae.encode(picture).latent_dist)
+    return distribution.mean, distribution.std
 
 
-def _signed(pixels: NDArray[np.uint8]) -> Tensor:
+def _signed(pixels: Tensor) -> Tensor:
     """Bring pixels to -1 … 1, (1, 3, height, width) float32, with diffusers' roundings and memory order: both decide bits."""
-    unit = torch.from_numpy(pixels[None].astype(np.float32) / 255.0).permute(0, 3, 1, 2)
+    # A number would be turned into its reciprocal on a GPU, which rounds differently.
+    white = torch.full((), 255.0, device=pixels.device)
+    unit = (pixels[None].float() / white).permute(0, 3, 1, 2)
     return 2.0 * unit - 1.0
 
 

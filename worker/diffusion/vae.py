@@ -28,6 +28,7 @@ from worker.diffusion import memory
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.latent_space import LatentSpace
 from worker.diffusion.noise import PIXELS_PER_LATENT
+from worker.diffusion.transfer import Fetched
 
 DIFFUSERS_PREFIX = "decoder.mid_block."
 # What diffusers used to call the parts of an attention; its loader still reads such files, and so must we.
@@ -43,27 +44,29 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Development:
-    """Pixels on their way from the device. `image` is (H, W, 3) uint8 and `finite` a flag, in host memory once `done` is."""
+    """Pixels on their way from the device: an image (H, W, 3) uint8, and a flag that says whether all numbers were finite."""
 
-    image: Tensor
-    finite: Tensor
-    done: Any
+    fetched: Fetched
     retry: "Callable[[], Development] | None"
 
     @property
     def is_ready(self) -> bool:
         """Whether `pixels` would return without waiting for the device."""
-        return self.done is None or bool(self.done.query())
+        return self.fetched.is_ready
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        self.fetched.wait()
 
     def pixels(self) -> NDArray[np.uint8]:
         """Return (height, width, 3) uint8. Numbers that have blown up are decoded once more in fp32, then raise `NotANumber`."""
-        if self.done is not None:
-            self.done.synchronize()
-        if bool(self.finite):
-            array: NDArray[np.uint8] = self.image.numpy()
-            return array.copy() if self.done is not None else array
+        image, finite = self.fetched.tensors()
+        if bool(finite):
+            array: NDArray[np.uint8] = image.numpy()
+            # Pinned memory is scarce and goes back with its tensor.
+            return array.copy() if image.is_pinned() else array
         if self.retry is None:
             raise NotANumber
         with memory.told():
@@ -181,17 +184,7 @@ def _launched(vae: Any, x: Tensor, retry: Callable[[], Development] | None) -> D
 def to_host(image: Tensor, retry: Callable[[], Development] | None) -> Development:
     """Send an image (3, height, width) float32 of -1 … 1 to the host without waiting; `retry` makes it anew if not finite."""
     pixels = (image / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    finite = torch.isfinite(image).all()
-    if not image.is_cuda:
-        return Development(pixels, finite, None, retry)
-    host, flag = _host_copy(pixels), _host_copy(finite)
-    done = torch.cuda.Event()
-    done.record()
-    return Development(host, flag, done, retry)
-
-
-def _host_copy(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    return Development(Fetched(pixels, torch.isfinite(image).all()), retry)
 
 
 def _refuse_sdxl(file: WeightsFile, raw: bytes) -> None:

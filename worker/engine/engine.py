@@ -1,4 +1,4 @@
-"""The loop that fills the device: admit, schedule, denoise, turn, deliver, for every request that is active, step by step.
+"""The loop that fills the device: admit, arrive, schedule, denoise, turn, deliver, for every active request, step by step.
 
 One thread owns the device; any thread may submit, wait and cancel, and what an image needs before the device sees it is done on
 the submitting thread. Whatever one request does, the engine's thread lives on.
@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 
 from shared.errors import Canceled, EngineStopped, FarmError, OutOfMemory, RenderFailed
+from worker.engine.arrival import Arrival, arrived
 from worker.engine.pace import Pace
 from worker.engine.request import Developing, Draft, ImageSpec, Pixels, Rendering, Request
 from worker.engine.scheduler import BatchScheduler, Limits
@@ -30,14 +31,14 @@ class Runner(Protocol[D, R]):
     def draft(self, spec: ImageSpec) -> D:
         """Do all that needs no device, on any thread: read prompts, load weights, plan the steps, draw the noise."""
 
-    def begin(self, draft: D, snapshot: Snapshot | None = None) -> R:
-        """Encode prompts and the picture to start from, and stand at the first step, or where the snapshot was taken."""
+    def begin(self, draft: D, snapshot: Snapshot | None = None) -> Arrival[R]:
+        """Lead an image to its first step, or to where the snapshot was taken: prompts and picture to start from are encoded."""
 
     def denoise(self, batch: Sequence[R]) -> None:
         """Make one UNet call for the whole batch and advance each image by one step."""
 
-    def turn(self, image: R) -> None:
-        """Go from a finished pass to the start of the next."""
+    def turn(self, image: R) -> Arrival[R]:
+        """Lead it from a finished pass to the first step of the next. Until it arrives it is in no batch."""
 
     def preview(self, image: R) -> Developing:
         """Begin to show the picture as it is taking shape, small."""
@@ -48,10 +49,10 @@ class Runner(Protocol[D, R]):
 
 def run_alone(runner: Runner[D, R], spec: ImageSpec) -> Pixels:
     """Render one image by itself: the simple loop that says what the engine must produce."""
-    image = runner.begin(runner.draft(spec))
+    image = arrived(runner.begin(runner.draft(spec)))
     while not image.is_over:
         if image.is_pass_over:
-            runner.turn(image)
+            image = arrived(runner.turn(image))
         else:
             runner.denoise([image])
     return runner.decode(image).pixels()
@@ -63,6 +64,7 @@ class Engine(Generic[D, R]):
     def __init__(self, runner: Runner[D, R], *, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._runner = runner
         self._scheduler: BatchScheduler[Request] = BatchScheduler(limits)
+        self._arriving: dict[Request, Arrival[R]] = {}
         self._images: dict[Request, R] = {}
         self._developing: deque[tuple[Request, Developing]] = deque()
         self._clock = clock
@@ -119,16 +121,17 @@ class Engine(Generic[D, R]):
     def tick(self) -> None:
         """Advance the requests whose turn it is by one UNet call."""
         began = self._clock()
-        self._drop_canceled()
         self._admit()
+        self._drop_canceled()
+        # With nothing to denoise there is nothing better to do than to wait for the device.
+        self._arrive(wait=not self._images)
         batch = self._scheduler.schedule()
         if batch:
             cost = sum(self._images[request].cost for request in batch)
             self._denoise(batch)
             for request in batch:
                 self._move_on(request)
-        # With nothing left to denoise there is nothing better to do than to wait for the device.
-        self._deliver(wait=not self._images)
+        self._deliver(wait=not self._images and not self._arriving)
         if batch:
             self.pace = self.pace.after(self._clock() - began, cost=cost, images=len(batch))
 
@@ -140,28 +143,41 @@ class Engine(Generic[D, R]):
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._inbox or self._images or self._developing or self._is_stopped)
+            self._changed.wait_for(lambda: self._has_work or self._is_stopped)
             return not self._is_stopped
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._inbox or self._arriving or self._images or self._developing)
 
     def _drop_canceled(self) -> None:
         for request in self._scheduler.requests():
             if request.is_canceled:
                 self._leave(request, Canceled())
+        for request in [request for request in self._arriving if request.is_canceled]:
+            del self._arriving[request]
+            request.fail(Canceled())
 
     def _admit(self) -> None:
         while self._inbox:
             request, draft = self._inbox.popleft()
-            if request.is_canceled:
-                request.fail(Canceled())
-                continue
+            self._arriving[request] = self._runner.begin(draft, request.snapshot)
+
+    def _arrive(self, *, wait: bool) -> None:
+        """Let those take part that stand at the first step of their pass. With `wait` the oldest is waited for."""
+        for request, arrival in list(self._arriving.items()):
             try:
-                image = self._runner.begin(draft, request.snapshot)
+                image = arrival.get(wait=wait)
             except Exception as error:  # noqa: BLE001 - one bad request must not end the others
+                del self._arriving[request]
                 request.fail(_as_render_error(error))
                 continue
-            self._images[request] = image
-            self._queue(request, image)
-            self._move_on(request)
+            wait = False
+            if image is not None:
+                del self._arriving[request]
+                self._images[request] = image
+                self._queue(request, image)
+                self._move_on(request)
 
     def _queue(self, request: Request, image: R) -> None:
         self._scheduler.add(request, image.bucket, samples=image.samples, cost=image.cost)
@@ -194,10 +210,9 @@ class Engine(Generic[D, R]):
 
     def _advance(self, request: Request, image: R) -> None:
         if image.is_pass_over and not image.is_over:
-            self._runner.turn(image)
-            self._scheduler.remove(request)
-            self._queue(request, image)
-        if image.is_over:
+            self._leave(request, None)
+            self._arriving[request] = self._runner.turn(image)
+        elif image.is_over:
             self._developing.append((request, self._runner.decode(image)))
             self._leave(request, None)
         elif request.wants_preview:
@@ -223,7 +238,7 @@ class Engine(Generic[D, R]):
 
     def _abandon(self) -> None:
         waiting = [request for request, _ in [*self._inbox, *self._developing]]
-        for request in [*self._images, *waiting]:
+        for request in [*self._images, *self._arriving, *waiting]:
             request.fail(EngineStopped())
 
 

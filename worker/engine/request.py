@@ -42,7 +42,7 @@ class Pass:
         return self.upscaler is Upscaler.LANCZOS
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Start:
     """What an image-to-image pass starts from, at the size of the first pass. With a mask only its ones change."""
 

@@ -1,8 +1,11 @@
 """The torch side of the engine: one resident checkpoint, and what is done on the device for each image."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Self
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,10 +13,12 @@ from worker.diffusion import canvas, img2img, memory, vae
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.conditioning import Conditions, PromptEncoder
+from worker.diffusion.img2img import Encoding
 from worker.diffusion.lora import Adapters
 from worker.diffusion.plan import Walk
 from worker.diffusion.preview import Previewer
 from worker.diffusion.transfer import sent
+from worker.engine.arrival import Arrival, Task, Way
 from worker.engine.draft import Draft, Drafter, Leg, Library
 from worker.engine.latents import Inpainting, Latents
 from worker.engine.request import Developing, ImageSpec, Mask, Start
@@ -44,6 +49,9 @@ class DiffusionRunner:
         self._prompts = PromptEncoder(checkpoint)
         self._text_adapters = Adapters(checkpoint.text_encoder, "text_encoder")
         self._stack = Stack(checkpoint, strict_samples, compiled=compiled)
+        self._encodings: WeakKeyDictionary[Start, Encoding] = WeakKeyDictionary()
+        # Large pictures take tens of milliseconds to resize, several steps of the others.
+        self._aside = ThreadPoolExecutor(1, "resizer")
 
     @classmethod
     def of(
@@ -69,20 +77,9 @@ class DiffusionRunner:
         """Do all that needs no device."""
         return self._drafter.draft(spec)
 
-    @torch.inference_mode()
-    def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Latents:
+    def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Arrival[Latents]:
         """Encode prompts and the picture to start from, and stand at the first step, or where the snapshot was taken."""
-        with memory.told():
-            leg, *left = draft.legs[snapshot.leg if snapshot else 0 :]
-            start = draft.start if leg is draft.legs[0] else None
-            clean = self._clean(draft, leg, start) if start else None
-            image = self._stand(draft, leg, clean)
-            image.legs_left = tuple(left)
-            if start and start.mask is not None and clean is not None:
-                image.inpainting = self._inpainting(start.mask, clean, leg)
-            if snapshot:
-                image.resume(snapshot)
-            return image
+        return Arrival(self._beginning(draft, snapshot))
 
     @torch.inference_mode()
     def denoise(self, batch: Sequence[Latents]) -> None:
@@ -91,12 +88,9 @@ class DiffusionRunner:
             for image, rows in zip(batch, self._stack.predict(batch), strict=True):
                 image.advance(rows)
 
-    @torch.inference_mode()
-    def turn(self, image: Latents) -> None:
+    def turn(self, image: Latents) -> Arrival[Latents]:
         """Enlarge the result of a pass and stand at the first step of the next."""
-        with memory.told():
-            leg, *left = image.legs_left
-            image.enter(self._stand(image.draft, leg, self._enlarged(image, leg)), tuple(left))
+        return Arrival(self._turning(image))
 
     @torch.inference_mode()
     def preview(self, image: Latents) -> Developing:
@@ -110,7 +104,29 @@ class DiffusionRunner:
         with memory.told():
             return vae.begin_decode(image.draft.vae, image.walk.x)
 
-    def _stand(self, draft: Draft, leg: Leg, clean: Tensor | None) -> Latents:
+    @torch.inference_mode()
+    def _beginning(self, draft: Draft, snapshot: Snapshot | None) -> Way[Latents]:
+        with memory.told():
+            leg, *left = draft.legs[snapshot.leg if snapshot else 0 :]
+            start = draft.start if leg is draft.legs[0] else None
+            clean = (yield from self._clean(draft, leg, start)) if start else None
+            image = yield from self._stand(draft, leg, clean)
+            image.legs_left = tuple(left)
+            if start and start.mask is not None and clean is not None:
+                image.inpainting = self._inpainting(start.mask, clean, leg)
+            if snapshot:
+                image.resume(snapshot)
+            return image
+
+    @torch.inference_mode()
+    def _turning(self, image: Latents) -> Way[Latents]:
+        with memory.told():
+            leg, *left = image.legs_left
+            enlarged = yield from self._enlarged(image, leg)
+            image.enter((yield from self._stand(image.draft, leg, enlarged)), tuple(left))
+            return image
+
+    def _stand(self, draft: Draft, leg: Leg, clean: Tensor | None) -> Way[Latents]:
         """Stand at the first step of a pass: on noise, or on a picture, (1, 4, height/8, width/8), with noise over it."""
         device = self._checkpoint.device
         clean_weight, noise_weight = leg.plan.start
@@ -120,38 +136,43 @@ class DiffusionRunner:
         image = Latents(draft, leg, Walk(leg.plan, x, leg.fresh), self._conditions(leg))
         image.is_strict = self._is_strict
         if self._checkpoint.is_inpainting:
-            image.extra = self._extra(draft, leg)
+            image.extra = yield from self._extra(draft, leg)
         return image
 
     def _conditions(self, leg: Leg) -> Conditions:
         with self._text_adapters.applied([(1, leg.text_mix)]):
             return self._prompts.encode(leg.script, leg.text_mix.key if leg.text_mix else None)
 
-    def _clean(self, draft: Draft, leg: Leg, start: Start) -> Tensor:
-        clean = img2img.encode(draft.vae, start.pixels, _on(leg.posterior, self._checkpoint.device))
-        return img2img.filled(clean, start.mask, start.fill, leg.noise)
+    def _clean(self, draft: Draft, leg: Leg, start: Start) -> Way[Tensor]:
+        """Encode the picture to start from, once for all images that do."""
+        encoding = self._encodings.get(start)
+        if encoding is None:
+            encoding = self._encodings[start] = Encoding(draft.vae, start.pixels)
+        yield encoding
+        return img2img.filled(encoding.latents(leg.posterior), start.mask, start.fill, leg.noise)
 
     def _inpainting(self, mask: Mask, clean: Tensor, leg: Leg) -> Inpainting:
         device = self._checkpoint.device
         return Inpainting(img2img.latent_mask(mask, device), clean, sent(leg.noise, device))
 
-    def _extra(self, draft: Draft, leg: Leg) -> Tensor:
+    def _extra(self, draft: Draft, leg: Leg) -> Way[Tensor]:
         """Return what an inpainting checkpoint reads beside the latents: the picture to start from, masked, or nothing at all."""
         start = draft.start if leg is draft.legs[0] else None
-        if start is None:
-            return img2img.open_channels(draft.vae, width=leg.wanted.width, height=leg.wanted.height)
-        posterior = _on(leg.masked_posterior, self._checkpoint.device)
-        return img2img.inpainting_channels(draft.vae, start.pixels, start.mask, posterior)
+        pixels = start.pixels if start else np.zeros((leg.wanted.height, leg.wanted.width, 3), np.uint8)
+        mask = start.mask if start else None
+        masked = img2img.begin_masked(draft.vae, pixels, mask)
+        yield masked
+        return img2img.inpainting_channels(masked.latents(leg.masked_posterior if start else None), mask)
 
-    def _enlarged(self, image: Latents, leg: Leg) -> Tensor:
+    def _enlarged(self, image: Latents, leg: Leg) -> Way[Tensor]:
         """Bring a pass's latents to the size of the next, as latents or by way of pixels."""
-        wanted, x = leg.wanted, image.walk.x
+        wanted, x, draft = leg.wanted, image.walk.x, image.draft
         if wanted.upscaler is not None and not wanted.is_enlarged_in_pixels:
             return img2img.upscale_latents(x, width=wanted.width, height=wanted.height, upscaler=wanted.upscaler)
-        pixels = vae.begin_decode(image.draft.vae, x).pixels()
-        enlarged = canvas.resize(pixels, wanted.width, wanted.height)
-        return img2img.encode(image.draft.vae, enlarged, _on(leg.posterior, self._checkpoint.device))
-
-
-def _on(noise: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if noise is None else sent(noise, device)
+        development = vae.begin_decode(draft.vae, x)
+        yield development
+        resized = self._aside.submit(canvas.resize, development.pixels(), wanted.width, wanted.height)
+        yield Task(resized)
+        encoding = Encoding(draft.vae, resized.result())
+        yield encoding
+        return encoding.latents(leg.posterior)

@@ -1,0 +1,81 @@
+"""An image on its way to the first step of a pass: encoded, or enlarged, before it may join a batch.
+
+The way is a generator that yields whatever it would have to wait for. So a tick can leave it there and go on with other images.
+"""
+
+from collections.abc import Generator
+from concurrent import futures
+from typing import Any, Generic, Protocol, TypeVar
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Awaited(Protocol):
+    """What the device, or another thread, is still doing."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is done."""
+
+    def wait(self) -> None:
+        """Wait until it is."""
+
+
+Way = Generator[Awaited, None, R_co]
+
+
+class Arrival(Generic[R_co]):
+    """Leads an image along its way."""
+
+    def __init__(self, way: Way[R_co]) -> None:
+        self._way = way
+        self._awaited: Awaited | None = None
+
+    def get(self, *, wait: bool) -> R_co | None:
+        """Return the image if it has arrived; else lead it as far as that goes without waiting. With `wait`, to the end.
+
+        Raises what befell it on its way.
+        """
+        while self._awaited is None or wait or self._awaited.is_ready:
+            if self._awaited is not None:
+                self._awaited.wait()
+            try:
+                self._awaited = next(self._way)
+            except StopIteration as end:
+                image: R_co = end.value
+                return image
+        return None
+
+
+def there(image: R) -> Arrival[R]:
+    """Return the arrival of an image that has no way to go."""
+    return Arrival(_no_way(image))
+
+
+def arrived(arrival: Arrival[R]) -> R:
+    """Wait for an image."""
+    image = arrival.get(wait=True)
+    assert image is not None  # noqa: S101 - whoever waits goes the whole way
+    return image
+
+
+def _no_way(image: R) -> Way[R]:
+    yield from ()
+    return image
+
+
+class Task:
+    """What another thread computes."""
+
+    def __init__(self, future: "futures.Future[Any]") -> None:
+        self._future = future
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is done, or has failed."""
+        return self._future.done()
+
+    def wait(self) -> None:
+        """Wait until it is; an error shows in the future's result."""
+        futures.wait([self._future])
