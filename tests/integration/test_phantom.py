@@ -1,0 +1,125 @@
+"""What a worker does on a GPU, on one that is none: everything lies where it must, and no tick waits for the device."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shared import catalog
+from shared.params import Lora, Upscaler
+from shared.samplers import SCHEDULES, Sampler
+from shared.settings import Settings
+from shared.weights import Shelves
+from tests import adapters, phantom, studio
+from tests.ceiling import Ceiling
+from tests.integration.test_invariance import SAMPLES, anything
+from worker import device
+from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion.checkpoint import Checkpoint
+from worker.engine import profile
+from worker.engine.draft import Library
+from worker.engine.engine import Engine, run_alone
+from worker.engine.request import ImageSpec, Request
+from worker.engine.runner import DiffusionRunner
+
+IMAGES = 16
+HALF_PRECISION_LEVELS = 6.0  # of gray, on average over a picture
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With one thread: two of them wait for each other at each of the small calls that a busy machine interrupts."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with phantom.present(monkeypatch):
+        yield
+    torch.set_num_threads(threads)
+
+
+def loaded(dtype: torch.dtype = torch.float32) -> Checkpoint:
+    return checkpoints.load(catalog.inspect(studio.DEMO), phantom.PHANTOM, dtype)
+
+
+def shelves(folder: Path) -> Shelves:
+    """A LoRA, an embedding and a VAE for the demo checkpoint."""
+    adapters.written(folder / "loras/one.safetensors", adapters.as_kohya(adapters.random_lora(1), alpha=4))
+    for kind, tensors in {
+        "embeddings/word": {"emb_params": torch.full((2, adapters.WIDTH), 0.1)},
+        "vaes/own": studio.demo().vae.state_dict(),
+    }.items():
+        path = folder / f"{kind}.safetensors"
+        path.parent.mkdir(parents=True)
+        save_file(tensors, path)
+    kinds = {kind: folder / kind for kind in ("loras", "embeddings", "vaes")}
+    return Shelves.at(**kinds, context_width=adapters.WIDTH)
+
+
+def every_kind() -> list[ImageSpec]:
+    """Images of every kind, with weights of their own here and there, and enlarged by way of pixels."""
+    chance = random.Random(5)
+    specs = [anything(chance, seed) for seed in range(IMAGES)]
+    enlarged = replace(specs[0].passes[0], width=96, height=96, last=1, upscaler=Upscaler.LANCZOS)
+    specs[0] = replace(specs[0], passes=(replace(specs[0].passes[0], width=64, height=64), enlarged))
+    lora = (Lora(name="one", weight=0.7, text_encoder_weight=0.7),)
+    specs[1] = replace(specs[1], vae="own", passes=tuple(replace(one, loras=lora) for one in specs[1].passes))
+    specs[2] = replace(specs[2], passes=tuple(replace(one, prompt="a word") for one in specs[2].passes))
+    return specs
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_pictures_are_the_cpus(tmp_path: Path) -> None:
+    ours, theirs = (
+        DiffusionRunner.of(one, Library.at(one, shelves(tmp_path / one.device.type), memory_bytes=2**30))
+        for one in (loaded(), studio.demo())
+    )
+    for spec in every_kind()[:8]:
+        assert (run_alone(ours, spec) == run_alone(theirs, spec)).all(), spec
+
+
+@pytest.mark.usefixtures("gpu")
+def test_no_tick_waits_while_there_is_something_to_denoise(tmp_path: Path) -> None:
+    """Whatever comes, is encoded, shown, enlarged and developed beside it."""
+    checkpoint = loaded()
+    library = Library.at(checkpoint, shelves(tmp_path), memory_bytes=2**30)
+    engine = Engine(DiffusionRunner.of(checkpoint, library), limits=Ceiling(SAMPLES))
+    engine.submit(
+        studio.spec(width=64, height=64, steps=900, sampler=Sampler.DDIM, schedule=SCHEDULES[Sampler.DDIM][0])
+    )
+    engine.tick()
+    waiting, requests, shown = every_kind(), list[Request](), 0
+    while waiting or not all(request.is_done for request in requests):
+        if waiting:
+            requests.append(engine.submit(waiting.pop(0)))
+        with phantom.no_waiting():
+            engine.tick()
+            shown += sum(request.take_preview() is not None for request in requests)
+        phantom.finish()
+        for request in requests:
+            assert not request.is_done or request.result(0).std() > 0
+    assert shown > IMAGES
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("batching", ["continuous", "strict"])
+def test_a_worker_gets_ready_on_a_gpu_and_renders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: Literal["continuous", "strict"]
+) -> None:
+    """Half precision, as is the rule there."""
+    monkeypatch.setattr(profile, "CUDA_SHAPES", ((8, 8),))
+    settings = Settings(cache_dir=tmp_path, batching=batching, channels_last=True)
+    equipment = device.equip(settings, catalog.inspect(studio.DEMO))
+    assert (equipment.device_name, equipment.gpu_uuid) == ("Phantom", "GPU-phantom")
+    assert equipment.memory() == {"free": 80 * 2**30, "total": 80 * 2**30}
+    assert equipment.proof is not None
+    assert equipment.proof.weights() == equipment.proof.weights()
+    request = equipment.engine.submit(studio.spec(width=64, height=64, steps=4))
+    while not request.is_done:
+        equipment.engine.tick()
+    wanted = run_alone(DiffusionRunner.of(studio.demo()), studio.spec(width=64, height=64, steps=4)).astype(int)
+    assert np.abs(request.result(0) - wanted).mean() < HALF_PRECISION_LEVELS
