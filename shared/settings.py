@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     channels_last: bool = False
     compile: bool = False
     cache_dir: Path | None = None
-    lora_memory_bytes: Annotated[int, Field(ge=0)] = 2 * 1024**3
+    lora_memory_bytes: Annotated[int, Field(ge=0)] | None = None
     preview_seconds: Annotated[float, Field(ge=0)] = 1.0
     preview_decoder: Path | None = None
     hang_seconds: Seconds = 120.0

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shared.weights import Kind, WeightsFile, inspect
+from shared.weights import Kind, Shelves, WeightsFile, inspect
 from tests.studio import demo
 
 WIDTH = 48  # of the demo checkpoint's prompts
@@ -63,6 +63,20 @@ def written(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> Weigh
         metadata=metadata or None,
     )
     return inspect(Kind.LORA, path, context_width=WIDTH)
+
+
+def shelves(folder: Path) -> Shelves:
+    """Folders with one LoRA, `one`, one embedding, `word`, and one VAE, `own`, for the demo checkpoint."""
+    written(folder / "loras/one.safetensors", as_kohya(random_lora(1), alpha=4))
+    for name, tensors in {
+        "embeddings/word": {"emb_params": torch.full((2, WIDTH), 0.1)},
+        "vaes/own": demo().vae.state_dict(),
+    }.items():
+        path = folder / f"{name}.safetensors"
+        path.parent.mkdir(parents=True)
+        save_file(tensors, path)
+    kinds = {kind: folder / kind for kind in ("loras", "embeddings", "vaes")}
+    return Shelves.at(**kinds, context_width=WIDTH)
 
 
 def recoloring(color: str, becomes: str, *, rank: int = 16) -> dict[str, Tensor]:

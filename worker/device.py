@@ -27,6 +27,8 @@ from worker.fitness import Proof
 
 DEFAULT_CACHE_DIR = Path(".farm/cache")
 FREE_BYTES_S = 1.0
+LORA_BYTES = 2 * 2**30
+LORA_SHARE = 1 / 8
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -101,6 +103,14 @@ def chosen_dtype(settings: Settings, device: torch.device) -> torch.dtype:
     return DTYPES[settings.dtype]
 
 
+def lora_memory(settings: Settings, device: torch.device) -> int:
+    """Return how many bytes of LoRAs may stay loaded; by default a share that leaves a small GPU room to render."""
+    if settings.lora_memory_bytes is not None:
+        return settings.lora_memory_bytes
+    total = memory(device).get("total")
+    return min(LORA_BYTES, int(total * LORA_SHARE)) if total else LORA_BYTES
+
+
 def device_name(device: torch.device) -> str:
     """Name a device as people know it."""
     if device.type == "cuda":
@@ -128,7 +138,7 @@ def _engine(
     tiny = settings.preview_decoder
     runner = DiffusionRunner.of(
         loaded,
-        Library.at(loaded, shelves, memory_bytes=settings.lora_memory_bytes),
+        Library.at(loaded, shelves, memory_bytes=lora_memory(settings, loaded.device)),
         Previewer(loaded.vae, load_tiny(tiny, loaded.device, loaded.dtype) if tiny else None),
         strict_samples=settings.max_samples if is_strict else None,
         compiled=compiled,

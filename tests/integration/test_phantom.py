@@ -9,13 +9,11 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from shared import catalog
 from shared.params import Lora, Upscaler
 from shared.samplers import SCHEDULES, Sampler
 from shared.settings import Settings
-from shared.weights import Shelves
 from tests import adapters, phantom, studio
 from tests.ceiling import Ceiling
 from tests.integration.test_invariance import SAMPLES, anything
@@ -46,20 +44,6 @@ def loaded(dtype: torch.dtype = torch.float32) -> Checkpoint:
     return checkpoints.load(catalog.inspect(studio.DEMO), phantom.PHANTOM, dtype)
 
 
-def shelves(folder: Path) -> Shelves:
-    """A LoRA, an embedding and a VAE for the demo checkpoint."""
-    adapters.written(folder / "loras/one.safetensors", adapters.as_kohya(adapters.random_lora(1), alpha=4))
-    for kind, tensors in {
-        "embeddings/word": {"emb_params": torch.full((2, adapters.WIDTH), 0.1)},
-        "vaes/own": studio.demo().vae.state_dict(),
-    }.items():
-        path = folder / f"{kind}.safetensors"
-        path.parent.mkdir(parents=True)
-        save_file(tensors, path)
-    kinds = {kind: folder / kind for kind in ("loras", "embeddings", "vaes")}
-    return Shelves.at(**kinds, context_width=adapters.WIDTH)
-
-
 def every_kind() -> list[ImageSpec]:
     """Images of every kind, with weights of their own here and there, and enlarged by way of pixels."""
     chance = random.Random(5)
@@ -75,7 +59,7 @@ def every_kind() -> list[ImageSpec]:
 @pytest.mark.usefixtures("gpu")
 def test_the_pictures_are_the_cpus(tmp_path: Path) -> None:
     ours, theirs = (
-        DiffusionRunner.of(one, Library.at(one, shelves(tmp_path / one.device.type), memory_bytes=2**30))
+        DiffusionRunner.of(one, Library.at(one, adapters.shelves(tmp_path / one.device.type), memory_bytes=2**30))
         for one in (loaded(), studio.demo())
     )
     for spec in every_kind()[:8]:
@@ -86,7 +70,7 @@ def test_the_pictures_are_the_cpus(tmp_path: Path) -> None:
 def test_no_tick_waits_while_there_is_something_to_denoise(tmp_path: Path) -> None:
     """Whatever comes, is encoded, shown, enlarged and developed beside it."""
     checkpoint = loaded()
-    library = Library.at(checkpoint, shelves(tmp_path), memory_bytes=2**30)
+    library = Library.at(checkpoint, adapters.shelves(tmp_path), memory_bytes=2**30)
     engine = Engine(DiffusionRunner.of(checkpoint, library), limits=Ceiling(SAMPLES))
     engine.submit(
         studio.spec(width=64, height=64, steps=900, sampler=Sampler.DDIM, schedule=SCHEDULES[Sampler.DDIM][0])
@@ -123,3 +107,11 @@ def test_a_worker_gets_ready_on_a_gpu_and_renders(
         equipment.engine.tick()
     wanted = run_alone(DiffusionRunner.of(studio.demo()), studio.spec(width=64, height=64, steps=4)).astype(int)
     assert np.abs(request.result(0) - wanted).mean() < HALF_PRECISION_LEVELS
+
+
+@pytest.mark.parametrize(("total", "expected"), [(6, 0.75), (16, 2.0), (80, 2.0)])
+def test_loras_leave_a_small_gpu_room_to_render(monkeypatch: pytest.MonkeyPatch, total: int, expected: float) -> None:
+    with phantom.present(monkeypatch, memory_bytes=total * 2**30):
+        assert device.lora_memory(Settings(), phantom.PHANTOM) == expected * 2**30
+        assert device.lora_memory(Settings(lora_memory_bytes=5), phantom.PHANTOM) == 5
+    assert device.lora_memory(Settings(), studio.CPU) == 2 * 2**30

@@ -9,11 +9,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from shared.errors import BadWeights, WeightsMissing
-from shared.weights import Kind, Shelf
+from shared.errors import BadWeights, OutOfMemory, WeightsMissing
+from shared.weights import Kind, Shelf, WeightsFile
 from tests.adapters import WIDTH, as_diffusers, as_kohya, random_lora, written
 from tests.studio import demo
 from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion import lora
+from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.lora import Adapters, LoraShelf, Mix
 from worker.diffusion.lora_file import Lora, load
 
@@ -236,3 +238,28 @@ def test_memory_is_bounded_and_the_last_used_stay(tmp_path: Path) -> None:
     loras.get("c")
     assert loras.get("a") is first
     assert loras.get("b") is not second
+
+
+@pytest.mark.parametrize("shortages", [1, 2])
+def test_a_lora_that_does_not_fit_takes_the_place_of_those_that_nobody_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortages: int
+) -> None:
+    for name in ("a", "b"):
+        written(tmp_path / f"{name}.safetensors", as_diffusers(DELTAS[1]))
+    loras = LoraShelf(Shelf(Kind.LORA, tmp_path, context_width=WIDTH), demo(), memory_bytes=2**30)
+    unused = loras.get("a")
+    left = [OutOfMemory("no more")] * shortages
+
+    def full(file: WeightsFile, checkpoint: Checkpoint) -> Lora:
+        if left:
+            raise left.pop()
+        return load(file, checkpoint)
+
+    monkeypatch.setattr(lora, "load", full)
+    if shortages == 1:
+        assert loras.get("b").size_bytes
+        assert loras.get("a") is not unused
+    else:
+        with pytest.raises(OutOfMemory, match="no more"):
+            loras.get("b")
+        assert loras.get("b").size_bytes  # the next one may fit

@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shared.params import GenerationParams, Hires, Inpaint, MaskFill, ResizeMode, Upscaler, Variation
+from shared.params import GenerationParams, Hires, Inpaint, Lora, MaskFill, ResizeMode, Upscaler, Variation
 from shared.pictures import Room
 from shared.samplers import SCHEDULES, Sampler
-from tests import studio
+from shared.weights import Shelves
+from tests import adapters, studio
 from tests.factories import params
+from worker.engine.draft import Library
 from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
 from worker.order import Order
@@ -23,12 +25,15 @@ SIDES = (64, 72, 96)
 PROMPTS = (
     "",
     "a red circle",
+    "a word, (word:1.2), <lora:one:0.5>",
     "a red circle AND a blue square :-0.7 AND [x|y] :0",
     "a [red:blue:9] [circle::0.0] [a|b|c] (star:-1.5) [[dim]]",
     "[a|b] BREAK BREAK , , , (((deep:0)))",
     "\\(x\\) [from:to:150] [:x:1] (unclosed [brackets :1.2",
     ("word, (weighted:1.3) " * 500)[:10_000],
 )
+LIGHT = (Lora(name="one", weight=0.5, text_encoder_weight=0.0),)
+HEAVY = (Lora(name="one", weight=-1.0, text_encoder_weight=1.0),)
 GUIDANCE = (0.0, 0.5, 1.0, 7.0, 50.0)
 
 
@@ -71,6 +76,7 @@ def second_passes(draw: st.DrawFn) -> Hires:
         guidance_scale=draw(st.sampled_from(GUIDANCE)),
         prompt=draw(st.sampled_from(PROMPTS)),
         negative_prompt=draw(st.sampled_from(PROMPTS)),
+        loras=draw(st.sampled_from([(), HEAVY])),
         **draw(pairs()),
     )
 
@@ -89,6 +95,8 @@ def jobs(draw: st.DrawFn) -> GenerationParams:
         "seed": draw(st.sampled_from([0, 1, 2**32 - 1])),
         "num_images": draw(st.sampled_from([1, 1, 2])),
         "upscale": draw(st.sampled_from([1.0, 1.7])),
+        "vae": draw(st.sampled_from([None, None, "own"])),
+        "loras": draw(st.sampled_from([(), (), LIGHT, LIGHT + HEAVY])),
         **draw(pairs()),
     }
     if draw(st.booleans()):
@@ -115,11 +123,17 @@ def paintings(draw: st.DrawFn) -> Inpaint:
     )
 
 
+@pytest.fixture(scope="module")
+def shelves(tmp_path_factory: pytest.TempPathFactory) -> Shelves:
+    return adapters.shelves(tmp_path_factory.mktemp("weights"))
+
+
 @seed(1)
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow], database=None)
 @given(job=jobs())
-def test_what_passes_the_edge_is_rendered(job: GenerationParams) -> None:
-    runner = DiffusionRunner.of(studio.demo())
+def test_what_passes_the_edge_is_rendered(shelves: Shelves, job: GenerationParams) -> None:
+    checkpoint = studio.demo()
+    runner = DiffusionRunner.of(checkpoint, Library.at(checkpoint, shelves, memory_bytes=2**30))
     order = Order.of(job, STORED.__getitem__, Room(2**24))
     specs = order.specs()
     assert len(specs) == job.num_images
@@ -144,3 +158,27 @@ def test_a_variation_is_all_of_one_seed_or_of_the_other(strength: float) -> None
     expected = [runner.draft(spec).legs[0].noise for spec in Order.of(plain, STORED.__getitem__, Room(1)).specs()]
     for ours, theirs in zip(noise, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_images_of_one_job_encode_their_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each picks its own sample of what comes out."""
+    vae, pictures = studio.demo().vae, []
+    encode = vae.encode
+
+    def counted(picture: Any) -> Any:
+        pictures.append(picture)
+        return encode(picture)
+
+    monkeypatch.setattr(vae, "encode", counted)
+    job = params(num_images=3, init_image="init", strength=0.3, width=64, height=64, steps=2)
+    specs = Order.of(job, STORED.__getitem__, Room(2**24)).specs()
+    runner = DiffusionRunner.of(studio.demo())
+    with studio.running(runner) as engine:
+        together = [engine.submit(spec) for spec in specs]
+        ours = [request.result(60) for request in together]
+    assert len(pictures) == 1
+    for spec, pixels in zip(specs, ours, strict=True):
+        alone = run_alone(DiffusionRunner.of(studio.demo()), spec)
+        np.testing.assert_allclose(pixels.astype(int), alone.astype(int), atol=2)
+    assert len(pictures) == 4
+    assert (ours[0] != ours[1]).any()

@@ -16,7 +16,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from shared.errors import OutOfMemory
 from shared.weights import Shelf, WeightsFile
+from worker.diffusion import memory
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.lora_file import Delta, Lora, LowRank, load
 
@@ -124,21 +126,29 @@ class LoraShelf:
 
     def _load(self, file: WeightsFile, future: "Future[Lora]") -> None:
         try:
-            future.set_result(load(file, self._checkpoint))
-            self._shed()
+            future.set_result(self._read(file))
+            self._shed(self._memory_bytes, keep=1)
         except BaseException as error:
             with self._lock:
                 self._loaded.pop(file, None)
             future.set_exception(error)
             raise
 
-    def _shed(self) -> None:
-        """Let go of the longest unused, but not of the last; whoever renders with one holds it anyway."""
+    def _read(self, file: WeightsFile) -> Lora:
+        try:
+            return load(file, self._checkpoint)
+        except OutOfMemory as error:
+            memory.let_go(error)
+        self._shed(0, keep=0)
+        return load(file, self._checkpoint)
+
+    def _shed(self, memory_bytes: int, *, keep: int) -> None:
+        """Let go of the longest unused, but `keep` so many of the last; whoever renders with one holds it anyway."""
         with self._lock:
             sizes = {file: one.result().size_bytes for file, one in self._loaded.items() if one.done()}
             taken = sum(sizes.values())
-            for file in list(sizes)[:-1]:
-                if taken <= self._memory_bytes:
+            for file in list(sizes)[: len(sizes) - keep]:
+                if taken <= memory_bytes:
                     return
                 taken -= sizes[file]
                 del self._loaded[file]
