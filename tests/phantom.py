@@ -259,9 +259,24 @@ def _unchanged_grad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return args[0] if isinstance(args[0], PhantomTensor) else func(*args, **kwargs)
 
 
+def _replaced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`data = …`: the tensor itself gets other numbers, not what stands for it on the CPU."""
+    return func(*args, **kwargs)
+
+
+def _deep_copied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensor, memo = args
+    if not isinstance(tensor, PhantomTensor):
+        return func(*args, **kwargs)
+    memo[id(tensor)] = _on_phantom(_inner(tensor).clone())
+    return memo[id(tensor)]
+
+
 SPECIAL: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     "_has_compatible_shallow_copy_type": _are_alike,
     "torch.Tensor.requires_grad_": _unchanged_grad,
+    "torch.Tensor.data.__set__": _replaced,
+    "torch.Tensor.__deepcopy__": _deep_copied,
     "torch.Tensor.to": _copied,
     "torch.Tensor.cpu": _to_cpu,
     "torch.Tensor.copy_": _copied_into,

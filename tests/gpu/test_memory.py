@@ -1,9 +1,7 @@
 """What a GPU alone can show of memory and waiting: nothing waits inside a tick, small cards suffice, too much is halved."""
 
-import random
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,14 +11,10 @@ from tests import adapters, studio
 from tests.bench.studio import full_size
 from tests.ceiling import Ceiling
 from tests.gpu.card import CONTEXT_BYTES, DEVICE, demo, limited, no_waiting
-from tests.integration.test_invariance import anything
+from tests.integration.test_phantom import beside_a_long_one, every_kind
 from worker.diffusion.checkpoint import Checkpoint
-from worker.diffusion.lora import Mix
-from worker.diffusion.lora_file import load
-from worker.diffusion.vae import begin_decode
 from worker.engine import profile
-from worker.engine.arrival import arrived
-from worker.engine.draft import Draft
+from worker.engine.draft import Draft, Library
 from worker.engine.engine import Engine
 from worker.engine.latents import Latents
 from worker.engine.limits import BatchLimits
@@ -37,34 +31,12 @@ def large() -> Checkpoint:
 
 
 def test_the_host_waits_for_nothing_inside_a_tick(tmp_path: Path) -> None:
-    """Prompts, noise, prompt editing, LoRAs and texts of different lengths included; a picture to start from may wait."""
+    """Images of every kind, LoRAs, embeddings, VAEs and pictures to start from included."""
     checkpoint = demo(torch.float16)
-    chance = random.Random(5)
-    specs = [
-        one for one in (anything(chance, seed) for seed in range(30)) if one.start is None and len(one.passes) == 1
-    ]
-    specs = [replace(one, passes=(replace(one.passes[0], width=64, height=64),)) for one in specs]
-    lora = load(
-        adapters.written(tmp_path / "a.safetensors", adapters.as_kohya(adapters.random_lora(1), alpha=4)), checkpoint
-    )
-    runner = DiffusionRunner.of(checkpoint)
-    drafts = [runner.draft(one) for one in specs]
-    mix = Mix.of([(lora, 0.5)])
-    drafts[0] = replace(drafts[0], legs=(replace(drafts[0].legs[0], unet_mix=mix, text_mix=mix),))
-    # Once, for what libraries set up at their first call.
-    advance(runner, [arrived(runner.begin(draft)) for draft in drafts])
-    forgetful = DiffusionRunner.of(checkpoint)  # of the prompts that it has encoded
-    with no_waiting():
-        images = [arrived(forgetful.begin(draft)) for draft in drafts]
-        advance(forgetful, images)
-        shown = [forgetful.preview(images[0]), begin_decode(checkpoint.vae, images[0].walk.x)]
-    for developing in shown:
-        assert developing.pixels().std() > 0
-
-
-def advance(runner: DiffusionRunner, images: list[Latents]) -> None:
-    while waiting := [image for image in images if not image.is_over]:
-        runner.denoise(waiting)
+    library = Library.at(checkpoint, adapters.shelves(tmp_path), memory_bytes=2**30)
+    # Twice: libraries set up something or other at their first call. A new runner has forgotten its prompts.
+    for quiet in (nullcontext, no_waiting):
+        beside_a_long_one(DiffusionRunner.of(checkpoint, library), every_kind(), quiet=quiet, meanwhile=lambda: None)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_fails_nobody(large: Checkpoint) -> None:

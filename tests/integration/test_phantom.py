@@ -1,7 +1,8 @@
 """What a worker does on a GPU, on one that is none: everything lies where it must, and no tick waits for the device."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from shared.samplers import SCHEDULES, Sampler
 from shared.settings import Settings
 from tests import adapters, phantom, studio
 from tests.ceiling import Ceiling
-from tests.integration.test_invariance import SAMPLES, anything
+from tests.integration.test_invariance import SAMPLES, anything, start
 from worker import device
 from worker.diffusion import checkpoint as checkpoints
 from worker.diffusion.checkpoint import Checkpoint
@@ -71,22 +72,47 @@ def test_no_tick_waits_while_there_is_something_to_denoise(tmp_path: Path) -> No
     """Whatever comes, is encoded, shown, enlarged and developed beside it."""
     checkpoint = loaded()
     library = Library.at(checkpoint, adapters.shelves(tmp_path), memory_bytes=2**30)
-    engine = Engine(DiffusionRunner.of(checkpoint, library), limits=Ceiling(SAMPLES))
+    shown = beside_a_long_one(
+        DiffusionRunner.of(checkpoint, library), every_kind(), quiet=phantom.no_waiting, meanwhile=phantom.finish
+    )
+    assert shown > IMAGES
+
+
+def beside_a_long_one(
+    runner: DiffusionRunner,
+    specs: Iterable[ImageSpec],
+    *,
+    quiet: Callable[[], AbstractContextManager[None]],
+    meanwhile: Callable[[], None],
+) -> int:
+    """Render one image after another while there is always one to denoise, tick by tick; returns how many previews were seen."""
+    engine = Engine(runner, limits=Ceiling(SAMPLES))
     engine.submit(
         studio.spec(width=64, height=64, steps=900, sampler=Sampler.DDIM, schedule=SCHEDULES[Sampler.DDIM][0])
     )
     engine.tick()
-    waiting, requests, shown = every_kind(), list[Request](), 0
+    waiting, requests, shown = list(specs), list[Request](), 0
     while waiting or not all(request.is_done for request in requests):
         if waiting:
             requests.append(engine.submit(waiting.pop(0)))
-        with phantom.no_waiting():
+        with quiet():
             engine.tick()
             shown += sum(request.take_preview() is not None for request in requests)
-        phantom.finish()
+        meanwhile()
         for request in requests:
             assert not request.is_done or request.result(0).std() > 0
-    assert shown > IMAGES
+    return shown
+
+
+@pytest.mark.usefixtures("gpu")
+def test_numbers_that_overflow_are_made_anew_on_the_device() -> None:
+    """Encoded and decoded once more in full precision, by a VAE whose half precision blows up at either end."""
+    checkpoint = loaded(torch.float16)
+    for half in (checkpoint.vae.encoder, checkpoint.vae.decoder):
+        half.conv_in.weight.mul_(2e4)
+    chance = random.Random(1)
+    wanted = studio.spec(width=64, height=64, steps=2, last=1, start=start(chance, 64, 64))
+    assert run_alone(DiffusionRunner.of(checkpoint), wanted).std() > 1
 
 
 @pytest.mark.usefixtures("gpu")
