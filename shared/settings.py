@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     batching: Literal["continuous", "strict"] = "continuous"
     max_samples: Annotated[int, Field(ge=2)] = 16
     profile_seconds: Annotated[float, Field(ge=0)] = 20.0
-    channels_last: bool = False
+    channels_last: bool | Literal["auto"] = "auto"
     compile: bool = False
     cache_dir: Path | None = None
     lora_memory_bytes: Annotated[int, Field(ge=0)] | None = None

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 
 from shared import catalog
@@ -20,7 +21,7 @@ from worker.diffusion.safety import SafetyChecker
 from worker.engine.draft import Library
 from worker.engine.engine import Engine
 from worker.engine.limits import BatchLimits
-from worker.engine.profile import free_bytes, lasting, learn
+from worker.engine.profile import free_bytes, is_faster_channels_last, lasting, learn
 from worker.engine.runner import DiffusionRunner
 from worker.equipment import Equipment
 from worker.fitness import Proof
@@ -31,12 +32,14 @@ LORA_BYTES = 2 * 2**30
 LORA_SHARE = 1 / 8
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
+log = structlog.get_logger(__name__)
+
 
 def equip(settings: Settings, file: CheckpointFile) -> Equipment:
     """Load a checkpoint and learn how much one UNet call may hold."""
     device = chosen_device(settings)
     loaded = checkpoints.load(file, device, chosen_dtype(settings, device))
-    if settings.channels_last:
+    if is_channels_last(settings, loaded):
         loaded.unet.to(memory_format=torch.channels_last)
     # Its rounding depends on the rows of a call, which is what a strict image must not notice.
     compiled = CompiledUNet(loaded.unet) if settings.compile and settings.batching != "strict" else None
@@ -72,10 +75,24 @@ def gpu_uuid(device: torch.device) -> str | None:
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
 
 
+def is_channels_last(settings: Settings, checkpoint: Checkpoint) -> bool:
+    """Return whether the UNet's weights are to lie channels-last; `auto` is whichever is faster on a GPU."""
+    if settings.channels_last != "auto":
+        return settings.channels_last
+    if checkpoint.device.type != "cuda" or settings.batching == "strict":
+        return False
+    # Compiled, it wins: nothing is permuted around the group norms any more.
+    is_faster = settings.compile or is_faster_channels_last(checkpoint)
+    log.info("unet.ordered", channels_last=is_faster)
+    return is_faster
+
+
 def open_limits(settings: Settings, checkpoint: Checkpoint) -> BatchLimits:
     """Return what is known of batch sizes on this device, with this kind of weights."""
     folder = settings.cache_dir or DEFAULT_CACHE_DIR
     channels = "-".join(str(channels) for channels in checkpoint.unet.config.block_out_channels)
+    if checkpoint.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+        channels += " channels-last"
     return BatchLimits(
         folder / "limits.json",
         key=f"{device_name(checkpoint.device)} {checkpoint.dtype} {channels} torch {torch.__version__}",

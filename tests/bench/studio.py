@@ -13,6 +13,7 @@ from shared.script import CLIP_DIR
 from tests.bench.measure import Setting
 from worker.diffusion import checkpoint as checkpoints
 from worker.diffusion.checkpoint import SD15_DIR, Checkpoint
+from worker.engine.profile import is_faster_channels_last
 
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 
@@ -21,9 +22,14 @@ def subjects(device: torch.device, *, quick: bool) -> Iterator[tuple[str, Checkp
     """Return each checkpoint with the settings it is measured at: on a GPU at real sizes, on a CPU at small ones."""
     if device.type == "cuda":
         large = [] if quick else [Setting(side=768, steps=20, clients=16, images=32)]
+        checkpoint = full_size(device, torch.float16)
+        order = "usual order"
+        if is_faster_channels_last(checkpoint):  # as a worker finds out
+            checkpoint.unet.to(memory_format=torch.channels_last)
+            order = "channels-last"
         yield (
-            "full-size random fp16",
-            full_size(device, torch.float16),
+            f"full-size random fp16 {order}",
+            checkpoint,
             [
                 Setting(side=512, steps=20, clients=32, images=64, compiled=True, share=1.0 if quick else 0.7),
                 *large,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -120,10 +120,10 @@ def test_numbers_that_overflow_are_made_anew_on_the_device() -> None:
 def test_a_worker_gets_ready_on_a_gpu_and_renders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: Literal["continuous", "strict"]
 ) -> None:
-    """Half precision, as is the rule there."""
+    """Half precision, as is the rule there; its order in memory is measured, but not where bits are promised."""
     monkeypatch.setattr(profile, "CUDA_SHAPES", ((8, 8),))
-    settings = Settings(cache_dir=tmp_path, batching=batching, channels_last=True)
-    equipment = device.equip(settings, catalog.inspect(studio.DEMO))
+    monkeypatch.setattr(device, "is_faster_channels_last", lambda _: True)
+    equipment = device.equip(Settings(cache_dir=tmp_path, batching=batching), catalog.inspect(studio.DEMO))
     assert (equipment.device_name, equipment.gpu_uuid) == ("Phantom", "GPU-phantom")
     assert equipment.memory() == {"free": 80 * 2**30, "total": 80 * 2**30}
     assert equipment.proof is not None
@@ -133,6 +133,27 @@ def test_a_worker_gets_ready_on_a_gpu_and_renders(
         equipment.engine.tick()
     wanted = run_alone(DiffusionRunner.of(studio.demo()), studio.spec(width=64, height=64, steps=4)).astype(int)
     assert np.abs(request.result(0) - wanted).mean() < HALF_PRECISION_LEVELS
+    if batching == "continuous":
+        assert "channels-last" in (tmp_path / "limits.json").read_text()
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({}, True),
+        ({"compile": True}, True),
+        ({"batching": "strict"}, False),
+        ({"channels_last": False}, False),
+        ({"channels_last": True, "batching": "strict"}, True),
+    ],
+)
+def test_the_order_of_weights_is_the_one_told_or_measured(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], expected: bool
+) -> None:
+    monkeypatch.setattr(device, "is_faster_channels_last", lambda _: True)
+    assert device.is_channels_last(Settings(**told), loaded()) is expected
+    assert device.is_channels_last(Settings(**told), studio.demo()) is bool(told.get("channels_last"))
 
 
 @pytest.mark.parametrize(("total", "expected"), [(6, 0.75), (16, 2.0), (80, 2.0)])

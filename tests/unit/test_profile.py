@@ -67,3 +67,19 @@ def test_an_answer_lasts_for_a_while() -> None:
     for now[0] in (0.0, 0.5, 0.99, 1.0, 1.5, 3.0):
         given.append(asked())
     assert given == [0, 0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("last_s", "usual_s", "expected"), [(0.5, 1.0, True), (0.98, 1.0, False), (1.0, 0.5, False)])
+def test_the_faster_order_in_memory_is_told_and_the_usual_one_kept(
+    monkeypatch: pytest.MonkeyPatch, last_s: float, usual_s: float, expected: bool
+) -> None:
+    """A gain that is hardly one does not count: it would be another one at the next start, with other bits."""
+    weight = demo().unet.conv_in.weight
+
+    def timed(_checkpoint: Any, _shape: Any, samples: int) -> Any:
+        is_last = weight.is_contiguous(memory_format=torch.channels_last)
+        return Measurement(samples, last_s if is_last else usual_s, 1)
+
+    monkeypatch.setattr(profile, "_timed", timed)
+    assert profile.is_faster_channels_last(demo()) is expected
+    assert weight.is_contiguous()

@@ -1,4 +1,4 @@
-"""Times UNet calls by batch size, once per device and checkpoint, so that batches are as large as pays and no larger."""
+"""Times UNet calls, so that batches are as large as pays and no larger, and weights lie in the faster order."""
 
 import math
 import os
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from worker.diffusion import memory
 from worker.diffusion.checkpoint import Checkpoint
 from worker.engine.limits import WORTHWHILE, BatchLimits, Measurement, Shape
 
@@ -16,6 +17,8 @@ BATCHES = (2, 4, 8, 16, 24, 32, 48, 64)
 # 512 px square first: what most ask for, and what the others can be told from.
 CUDA_SHAPES: tuple[Shape, ...] = ((64, 64), (96, 96), (96, 64), (128, 128))
 CPU_SHAPES: tuple[Shape, ...] = ((32, 32),)
+LAYOUT_SHAPE: Shape = (64, 64)
+LAYOUT_SAMPLES = 4  # two images; more might not fit a small card
 
 
 def learn(limits: BatchLimits, checkpoint: Checkpoint, *, ceiling: int, budget_s: float) -> None:
@@ -36,13 +39,25 @@ def measure(checkpoint: Checkpoint, shape: Shape, batches: Iterable[int], *, dea
     for samples in batches:
         try:
             one = _timed(checkpoint, shape, samples)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if not memory.is_shortage(error):
+                raise
+            memory.let_go(error)
             return
         yield one
         if one.seconds / samples >= WORTHWHILE * best or time.perf_counter() >= deadline:
             return
         best = one.seconds / samples
+
+
+@torch.inference_mode()
+def is_faster_channels_last(checkpoint: Checkpoint) -> bool:
+    """Time the UNet with its weights in either memory order. Leaves them in the usual one."""
+    seconds = []
+    for order in (torch.channels_last, torch.contiguous_format):
+        checkpoint.unet.to(memory_format=order)
+        seconds.append(_timed(checkpoint, LAYOUT_SHAPE, LAYOUT_SAMPLES).seconds)
+    return seconds[0] < WORTHWHILE * seconds[1]
 
 
 def lasting(ask: Callable[[], int], seconds: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], int]:
