@@ -32,10 +32,13 @@ class Encoding:
 
     def __init__(self, vae: Any, pixels: NDArray[np.uint8], *, hidden: NDArray[np.float32] | None = None) -> None:
         """Launch the encoding of pixels (height, width, 3), gray where a mask (height, width) hides them. Waits for nothing."""
-        self._picture = _signed(sent(torch.from_numpy(pixels), vae.device))
+        picture = _signed(sent(torch.from_numpy(pixels), vae.device))
         if hidden is not None:
-            self._picture = self._picture * (1 - sent(_cut(hidden), vae.device))
-        self._launch(vae)
+            picture = picture * (1 - sent(_cut(hidden), vae.device))
+        # For as long as it may have to be encoded once more: large ones take 50 MB.
+        self._picture: Tensor | None = picture
+        self._vae = vae
+        self._launch(vae, picture)
 
     @property
     def is_ready(self) -> bool:
@@ -52,18 +55,22 @@ class Encoding:
         `noise` is unit noise of their shape that picks a sample of the posterior; None takes its mean. What blew up in half
         precision is encoded once more in fp32, then raises `NotANumber`.
         """
-        if not self._is_finite() and self._vae.dtype != torch.float32:
-            self._launch(in_full_precision(self._vae))
-        if not self._is_finite():
-            raise NotANumber("The VAE turned the init image into not-a-number.")
+        if self._picture is not None:
+            self._verify(self._picture)
+            self._picture = None
         mean, std = self._mean, self._std
         sample = mean if noise is None else mean + std * sent(noise, mean.device).to(mean.dtype)
         latents: Tensor = (self._vae.config.scaling_factor * sample).float()
         return latents
 
-    def _launch(self, vae: Any) -> None:
-        self._vae = vae
-        self._mean, self._std = _posterior(vae, self._picture)
+    def _verify(self, picture: Tensor) -> None:
+        if not self._is_finite() and self._vae.dtype != torch.float32:
+            self._launch(in_full_precision(self._vae), picture)
+        if not self._is_finite():
+            raise NotANumber("The VAE turned the init image into not-a-number.")
+
+    def _launch(self, vae: Any, picture: Tensor) -> None:
+        self._mean, self._std = _posterior(vae, picture)
         # Of all that a sample can be: no noise is drawn that lies beyond eight deviations.
         self._finite = Fetched((self._mean.abs() + 8 * self._std).isfinite().all())
 
