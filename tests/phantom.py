@@ -145,6 +145,8 @@ def present(monkeypatch: Any, *, memory_bytes: int = 80 * 2**30) -> Iterator[Non
 
 
 def _answered(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if any(hasattr(one, "__torch_function__") and not isinstance(one, Tensor) for one in args):
+        return NotImplemented  # it has an answer of its own
     name = _name(func)
     with torch._C.DisableTorchFunction():
         special = SPECIAL.get(name)

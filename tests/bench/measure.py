@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shared.samplers import Sampler, Schedule
 from tests.ceiling import Ceiling
+from worker.diffusion import division
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.engine.engine import Engine
@@ -191,16 +192,17 @@ class Bench:
         engine.submit(self._spec).result(None)
 
     def _bare_image(self, steps: int | None = None, images: int = 1) -> None:
-        self._pipeline(
-            [PROMPT] * images,
-            negative_prompt=[NEGATIVE] * images,
-            width=self._setting.side,
-            height=self._setting.side,
-            num_inference_steps=steps or self._setting.steps,
-            guidance_scale=GUIDANCE,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in range(images)],
-            output_type="np",
-        )
+        with divided(self._checkpoint.unet, self._checkpoint.vae):
+            self._pipeline(
+                [PROMPT] * images,
+                negative_prompt=[NEGATIVE] * images,
+                width=self._setting.side,
+                height=self._setting.side,
+                num_inference_steps=steps or self._setting.steps,
+                guidance_scale=GUIDANCE,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in range(images)],
+                output_type="np",
+            )
 
     def _loaded(self, engine: Engine[Any, Any]) -> None:
         """Let `clients` each wait for an image and ask for the next, until all `images` are done."""
@@ -310,6 +312,18 @@ def unet_flops(config: Any, latent: int, *, samples: int) -> int:
         x, context = torch.empty(samples, 4, latent, latent), torch.empty(samples, 77, config["cross_attention_dim"])
         unet(x, torch.empty(samples), encoder_hidden_states=context, return_dict=False)
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def divided(*modules: Any) -> Iterator[None]:
+    """Have modules divide by one while the block lasts, as they do in a bare pipeline."""
+    for module in modules:
+        division.put_back(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            division.leave_out(module)
 
 
 def _fits(act: Callable[[], object]) -> bool:

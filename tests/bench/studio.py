@@ -12,6 +12,7 @@ from shared import catalog
 from shared.script import CLIP_DIR
 from tests.bench.measure import Setting
 from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion import division
 from worker.diffusion.checkpoint import SD15_DIR, Checkpoint
 from worker.engine.profile import is_faster_channels_last
 
@@ -63,6 +64,8 @@ def full_size(device: torch.device, dtype: torch.dtype) -> Checkpoint:
     finally:
         torch.set_default_dtype(usual)
     unet, vae, text_encoder = (part.to(device, dtype).eval().requires_grad_(False) for part in parts)
+    for part in (unet, vae):
+        division.leave_out(part)
     return Checkpoint(
         name="full-size",
         unet=unet,

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from shared.catalog import CheckpointFile
 from shared.errors import BadCheckpoint
 from shared.script import CLIP_DIR
+from worker.diffusion import division
 
 INPAINTING_CHANNELS = 9
 SD15_DIR = Path(__file__).parent / "sd15"
@@ -122,6 +123,7 @@ def _refuse_unset_weights(pipeline: Any) -> None:
 def _ready(module: Any, device: torch.device) -> Any:
     if device.type == "cpu":
         _own(module)
+    division.leave_out(module)
     return module.to(device).eval().requires_grad_(False)
 
 

@@ -16,6 +16,8 @@ import structlog
 import torch
 from torch import Tensor
 
+from worker.diffusion import division
+
 # Rows of a compiled call; a batch is filled up to the next. More sizes would waste fewer rows and never be done compiling.
 ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Past its limit of shapes torch quietly stops compiling; ours are bounded by MAX_SHAPES.
@@ -99,7 +101,9 @@ class CompiledUNet:
 
 def _twin(unet: Any) -> Any:
     shared = {id(tensor): tensor for tensor in itertools.chain(unet.parameters(), unet.buffers())}
-    return copy.deepcopy(unet, shared)
+    twin = copy.deepcopy(unet, shared)
+    division.put_back(twin)
+    return twin
 
 
 def _filled(part: Tensor, rows: int) -> Tensor:

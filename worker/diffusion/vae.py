@@ -24,7 +24,7 @@ from torch import Tensor
 
 from shared.errors import BadWeights, NotANumber
 from shared.weights import Shelf, WeightsFile
-from worker.diffusion import memory
+from worker.diffusion import division, memory
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.latent_space import LatentSpace
 from worker.diffusion.noise import PIXELS_PER_LATENT
@@ -146,6 +146,7 @@ def load_vae(file: WeightsFile, checkpoint: Checkpoint, space: LatentSpace) -> A
         vae.load_state_dict(_renamed(weights, vae.config))
         loaded = vae.to(checkpoint.device, checkpoint.dtype).eval().requires_grad_(False)
         _refuse_other_latents(loaded, space)
+        division.leave_out(loaded)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise BadWeights(f"{file.path}: cannot be loaded as a VAE of this checkpoint ({reason}).") from error
