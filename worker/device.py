@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 def equip(settings: Settings, file: CheckpointFile) -> Equipment:
     """Load a checkpoint and learn how much one UNet call may hold."""
     device = chosen_device(settings)
+    if settings.batching == "strict":
+        _promise_bits(device)
     loaded = checkpoints.load(file, device, chosen_dtype(settings, device))
     if is_channels_last(settings, loaded):
         loaded.unet.to(memory_format=torch.channels_last)
@@ -143,15 +145,20 @@ def memory(device: torch.device) -> dict[str, float]:
     return {"free": free, "total": total}
 
 
+def _promise_bits(device: torch.device) -> None:
+    """Have the libraries add up the same numbers in the same order each time. Before they are first used."""
+    torch.backends.cudnn.deterministic = True
+    # Without a workspace of its own a cuBLAS call may be split differently, by what other threads do.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if device.type == "cpu":
+        # Where a second thread takes over depends on an image's row.
+        torch.set_num_threads(1)
+
+
 def _engine(
     settings: Settings, loaded: Checkpoint, shelves: Shelves, compiled: CompiledUNet | None
 ) -> Engine[Any, Any]:
     is_strict = settings.batching == "strict"
-    if is_strict and loaded.device.type == "cpu":
-        # Where a second thread takes over depends on an image's row, and with it how its numbers are added up.
-        torch.set_num_threads(1)
-    if is_strict:
-        torch.backends.cudnn.deterministic = True
     tiny = settings.preview_decoder
     runner = DiffusionRunner.of(
         loaded,
