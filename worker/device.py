@@ -33,6 +33,8 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 def equip(settings: Settings, file: CheckpointFile) -> Equipment:
     """Load a checkpoint and learn how much one UNet call may hold."""
     device = chosen_device(settings)
+    if device.type == "cpu":
+        _spare_a_core()
     loaded = checkpoints.load(file, device, chosen_dtype(settings, device))
     if settings.channels_last:
         loaded.unet.to(memory_format=torch.channels_last)
@@ -114,6 +116,14 @@ def memory(device: torch.device) -> dict[str, float]:
         return {}
     free, total = torch.cuda.mem_get_info(device)
     return {"free": free, "total": total}
+
+
+def _spare_a_core() -> None:
+    """Leave a core to what else a worker does.
+
+    Torch's threads wait for each other by spinning: while one of them is kept from its core, the others keep theirs busy.
+    """
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) - 1)))
 
 
 def _engine(
