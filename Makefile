@@ -16,8 +16,7 @@ demo: $(STAMP) ## Install, start the embedded farm, render one picture, stop
 
 test: $(DEV_STAMP) ## Install what tests need and run them all on the real engines
 	@$(BIN)/python -m tests.packages
-	@# Of two processes with two threads each, one thread always waits for another to get a core.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 up: $(STAMP) ## Run the embedded farm until Ctrl-C
 	@$(BIN)/farm up

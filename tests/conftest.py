@@ -1,5 +1,6 @@
 """The real engines, started once per test run; each test gets them empty."""
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -18,6 +19,14 @@ from tests.factories import DEMO
 # How long an example takes is the machine's affair, not a property of the code.
 hypothesis.settings.register_profile("farm", deadline=None)
 hypothesis.settings.load_profile("farm")
+
+
+def pytest_configure() -> None:
+    """One thread of torch's per process, before it is imported. Several wait for each other by spinning.
+
+    With two on cores that other tests or a compiler want too, a picture of 0.1 s takes up to 20.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from worker.fitness import Proof
 
 DEFAULT_CACHE_DIR = Path(".farm/cache")
 FREE_BYTES_S = 1.0
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 LORA_BYTES = 2 * 2**30
 LORA_SHARE = 1 / 8
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -38,6 +39,8 @@ log = structlog.get_logger(__name__)
 def equip(settings: Settings, file: CheckpointFile) -> Equipment:
     """Load a checkpoint and learn how much one UNet call may hold."""
     device = chosen_device(settings)
+    if device.type == "cpu":
+        _spare_a_core()
     if settings.batching == "strict":
         _promise_bits(device)
     loaded = checkpoints.load(file, device, chosen_dtype(settings, device))
@@ -143,6 +146,20 @@ def memory(device: torch.device) -> dict[str, float]:
         return {}
     free, total = torch.cuda.mem_get_info(device)
     return {"free": free, "total": total}
+
+
+def _spare_a_core() -> None:
+    """Leave a core to what else a worker does, unless told how many threads to use.
+
+    Torch's threads wait for each other by spinning: while one of them is kept from its core, the others keep theirs busy.
+    """
+    if THREADS_VARIABLE not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() - 1)))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _promise_bits(device: torch.device) -> None:

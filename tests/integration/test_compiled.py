@@ -1,19 +1,23 @@
 """The compiled UNet beside the plain one. The real tracing runs; only the code generator, which takes minutes, is left out."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread
 from typing import Any, Literal
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch._inductor.loop_body import InterpreterShim
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from shared import catalog
 from shared.settings import Settings
 from tests import studio
 from worker import device
 from worker.diffusion.compiled import MAX_SHAPES, ROWS, CompiledUNet
+from worker.engine.arrival import arrived
 from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
 
@@ -71,7 +75,7 @@ def test_the_plain_unet_works_while_the_twin_compiles_and_agrees_with_it_afterwa
 
 
 def test_the_twin_shares_the_weights(unet: Any) -> None:
-    twin: Any = CompiledUNet(unet, backend="eager")._unet
+    twin: Any = CompiledUNet(unet, backend="eager")._compiled
     assert {parameter.data_ptr() for parameter in twin.parameters()} == {
         parameter.data_ptr() for parameter in unet.parameters()
     }
@@ -109,8 +113,11 @@ class Counting:
 class Toy(torch.nn.Module):
     """Called as a UNet is, and traced in no time."""
 
-    def forward(self, x: Any, timesteps: Any, encoder_hidden_states: Any, return_dict: bool) -> tuple[torch.Tensor]:
+    def forward(
+        self, x: Any, timesteps: Any, encoder_hidden_states: Any, return_dict: bool, encoder_attention_mask: Any = None
+    ) -> tuple[torch.Tensor]:
         assert not return_dict
+        assert encoder_attention_mask is None
         return (x * timesteps[:, None, None, None] + encoder_hidden_states.mean(),)
 
 
@@ -129,6 +136,75 @@ def test_every_shape_is_compiled_and_none_on_the_engines_thread() -> None:
             assert compiled.predict(x.contiguous(memory_format=order), timesteps, context) is not None
     assert backend.calls == 2 * len(ROWS)
     assert backend.shapes == len(ROWS)
+
+
+class Guarded(Toy):
+    """As diffusers' models are: their attributes are looked up by `torch.nn.Module`, which the compiled code is guarded for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("one", torch.ones(()))
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
+    def forward(self, x: Any, *rest: Any, **how: Any) -> tuple[torch.Tensor]:
+        return (super().forward(x, *rest, **how)[0] * self.one,)
+
+
+def test_a_trace_on_one_thread_makes_no_other_compile() -> None:
+    """Tracing replaces methods of all modules, for seconds; what has been compiled does not fit meanwhile."""
+    threads: list[str] = []
+    tracing, seen = Event(), Event()
+
+    def hold(x: torch.Tensor) -> torch.Tensor:
+        tracing.set()
+        seen.wait(5)
+        return x
+
+    def backend(graph: Any, _examples: Any) -> Any:
+        threads.append(current_thread().name)
+        if len(threads) == 2:
+            make_fx(hold)(torch.ones(()))
+        return graph
+
+    compiled = CompiledUNet(Guarded(), backend=backend)
+    for rows in (2, 4):
+        assert compiled.predict(*call(rows)) is None
+    assert tracing.wait(30)
+    found = compiled.predict(*call(2))
+    seen.set()
+    assert compiled.settle()
+    assert threads == ["compiler", "compiler"]
+    assert found is not None
+    x, timesteps, context = call(2)
+    torch.testing.assert_close(found, Guarded()(x, timesteps, context, return_dict=False)[0])
+
+
+def test_the_inductor_traces_its_own_module_before_anyone_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that another thread called during that trace would raise."""
+    InterpreterShim._dummy_gm.cache_clear()
+    CompiledUNet(Toy(), backend="inductor")
+    monkeypatch.setattr(torch.fx.Tracer, "trace", None)
+    assert InterpreterShim._dummy_gm() is not None
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.0])
+def test_all_that_an_engine_asks_for_fits_what_was_compiled(guidance_scale: float) -> None:
+    """Memory order, kind of tensor, mode, number of threads: whatever else compiled code is guarded for."""
+    backend = Counting()
+    toy = Toy()
+    toy.config = studio.demo().unet.config
+    compiled = CompiledUNet(toy, backend=backend)
+    runner = DiffusionRunner.of(replace(studio.demo(), unet=toy), compiled=compiled)
+    batches = (1, 2, 3, 5, 8, 12, 16, 24, 32)
+    for _ in range(2):
+        backend.calls = 0
+        for images in batches:
+            spec = studio.spec(width=64, height=72, steps=1, guidance_scale=guidance_scale)
+            runner.denoise([arrived(runner.begin(runner.draft(spec))) for _ in range(images)])
+        compiled.settle()
+    assert backend.calls == len(batches)
 
 
 def test_whoever_would_leave_learns_that_something_is_being_compiled() -> None:

@@ -1,5 +1,6 @@
 """Prompts to chunks to hidden states with the demo checkpoint's tokenizer and text encoder, against small computations."""
 
+import copy
 import gc
 import weakref
 from collections.abc import Sequence
@@ -202,6 +203,25 @@ def test_both_layouts_of_the_text_encoder(reader: PromptReader, checkpoint: Chec
             states(reader, theirs, RED, clip_skip=clip_skip),
             states(reader, PromptEncoder(checkpoint), RED, clip_skip=clip_skip),
         )
+
+
+def test_clip_skip_minds_no_other_encoder_while_torch_compiles(
+    reader: PromptReader, checkpoint: Checkpoint, encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compile on any thread is seen on all, and the library then keeps one list of hidden states for the whole process."""
+    expected = states(reader, PromptEncoder(checkpoint), RED, clip_skip=2)
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    other = Thread(target=copy.deepcopy(checkpoint.text_encoder), args=(torch.tensor([[BOS, EOS]]),))
+
+    def meanwhile(*_: Any) -> None:
+        other.start()
+        other.join()
+
+    hook = checkpoint.text_encoder.encoder.layers[0].register_forward_hook(meanwhile)
+    try:
+        assert torch.equal(states(reader, encoder, RED, clip_skip=2), expected)
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize("clip_skip", [0, 4])

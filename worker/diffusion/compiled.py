@@ -2,6 +2,9 @@
 
 Compiling one shape takes a minute or more and is done aside, by one thread; until a shape is ready the plain UNet does its work.
 The twin shares the weights but not the modules: LoRA hooks come and go on the plain UNet while the twin is being traced.
+
+Tracing is no affair of one thread: torch replaces methods of `torch.nn.Module` itself meanwhile, and tells every thread that it
+compiles. What that would do to whoever renders is mended here and in `conditioning`.
 """
 
 import copy
@@ -38,14 +41,23 @@ class CompiledUNet:
 
     def __init__(self, unet: Any, *, rows: Sequence[int] = ROWS, backend: Any = "inductor") -> None:
         self._rows = rows
-        self._unet = torch.compile(_twin(unet), dynamic=False, backend=backend)
+        twin = _twin(unet)
+        self._compiling = torch.compile(twin, dynamic=False, backend=backend)
+        # Runs what has been compiled and compiles nothing: a trace on the other thread makes torch's guards fail on this one,
+        # which would wait for it and then compile its own shape a second time. The twin as it is answers meanwhile.
+        self._compiled = torch._dynamo.run(twin)
+        if backend == "inductor":
+            _trace_ahead()
         self._asked: set[Shape] = set()
         self._ready: set[Shape] = set()
         self._wanted: Queue[tuple[Shape, Tensor, Tensor]] = Queue()
         Thread(target=self._compile, name="compiler", daemon=True).start()
 
     def predict(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor | None:
-        """Return the UNet's output for x (rows, channels, h, w), or None while this shape is not ready."""
+        """Return the UNet's output for x (rows, channels, h, w), or None while this shape is not ready.
+
+        Asks for inference mode, in which shapes are compiled: outside of it nothing compiled fits.
+        """
         rows = next((rows for rows in self._rows if rows >= len(x)), None)
         if rows is None:
             return None
@@ -54,7 +66,7 @@ class CompiledUNet:
         if shape not in self._ready:
             self._ask(shape, x, context)
             return None
-        return self._call(*(_filled(part, rows) for part in (x, timesteps, context)))[: len(x)]
+        return _output(self._compiled, *(_filled(part, rows) for part in (x, timesteps, context)))[: len(x)]
 
     @property
     def is_busy(self) -> bool:
@@ -85,7 +97,7 @@ class CompiledUNet:
             try:
                 # The second call runs what the first one compiled, on whatever it still has to set up.
                 for _ in range(2):
-                    self._call(x, torch.full((shape[0],), 500.0, device=x.device), context)
+                    _output(self._compiling, x, torch.full((shape[0],), 500.0, device=x.device), context)
             except Exception as error:  # noqa: BLE001 - the plain UNet goes on; a compiler may fail in any way
                 log.warning("unet.not_compiled", shape=shape, error=f"{type(error).__name__}: {error}"[:500])
             else:
@@ -94,9 +106,20 @@ class CompiledUNet:
             finally:
                 self._wanted.task_done()
 
-    def _call(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        output: Tensor = self._unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
-        return output
+
+def _output(unet: Any, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    output: Tensor = unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
+    return output
+
+
+def _trace_ahead() -> None:
+    """Trace now, before anyone renders, what the inductor would trace with its first shape.
+
+    This one trace takes every module that is called meanwhile, on any thread, for a part of what it traces, and raises there.
+    """
+    from torch._inductor.loop_body import InterpreterShim
+
+    InterpreterShim._dummy_gm()
 
 
 def _twin(unet: Any) -> Any:
@@ -107,6 +130,6 @@ def _twin(unet: Any) -> Any:
 
 
 def _filled(part: Tensor, rows: int) -> Tensor:
-    """Fill up with zeros. What lies in memory in another order would be compiled anew, on the thread that asks."""
+    """Fill up with zeros. What lies in memory in another order does not fit what was compiled."""
     missing = rows - len(part)
     return (torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part).contiguous()

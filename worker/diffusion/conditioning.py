@@ -4,8 +4,10 @@ Attention weights and clip skip are A1111's. Every chunk is encoded by itself, s
 """
 
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,13 +56,11 @@ class PromptEncoder:
         filling = CHUNK_TOKENS + 1 - len(chunk.slots)
         ids = [tokenizer.bos_token_id, *(token for token, _ in chunk.slots), *[tokenizer.eos_token_id] * filling]
         weights = [1.0, *(weight for _, weight in chunk.slots), *[1.0] * filling]
-        with injected(encoder, [chunk.placed]):
-            output = encoder(sent(torch.tensor([ids]), self._checkpoint.device), output_hidden_states=clip_skip > 1)
-        if clip_skip == 1:
-            states = output.last_hidden_state
-        else:
-            # Transformers before and after 5.6: the norm lies in `text_model` or in the encoder itself.
-            states = getattr(encoder, "text_model", encoder).final_layer_norm(output.hidden_states[-clip_skip])
+        # Transformers before and after 5.6: the layers lie in `text_model` or in the encoder itself.
+        parts = getattr(encoder, "text_model", encoder)
+        with injected(encoder, [chunk.placed]), _noted(parts.encoder.layers[-clip_skip]) as noted:
+            output = encoder(sent(torch.tensor([ids]), self._checkpoint.device))
+        states = output.last_hidden_state if clip_skip == 1 else parts.final_layer_norm(noted[0])
         return _emphasized(states[0], weights)
 
 
@@ -99,6 +99,20 @@ class Conditions:
             weight * (positive - negative) for weight, positive in zip(self.weights, positives.split(1), strict=True)
         ]
         return negative + guidance_scale * sum(directions[1:], directions[0])
+
+
+@contextmanager
+def _noted(layer: Any) -> Iterator[list[Tensor]]:
+    """Note what a layer gives, (1, 77, width), while the block lasts.
+
+    The library's own `output_hidden_states` gathers what every thread's encoders give into one list while torch compiles on any.
+    """
+    given: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _layer, _inputs, output: given.append(output))
+    try:
+        yield given
+    finally:
+        hook.remove()
 
 
 def _emphasized(states: Tensor, weights: list[float]) -> Tensor:
