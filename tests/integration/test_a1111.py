@@ -514,10 +514,19 @@ def test_a_queue_for_later(farm: httpx.Client, storage: Storage) -> None:
     assert packed.namelist() == ["0.png", "1.png"]
     assert [one["id"] for one in farm.get(f"{queue}/history").json()["tasks"]] == [task]
     assert farm.get(f"{queue}/queue").json()["total_pending_tasks"] == 0
+    assert farm.get(f"{queue}/task/nope").status_code == 404
     storage.delete(image_key(UUID(job_ids[0]), 1, 0))  # as while it is being deleted
     gone = farm.get(f"{queue}/task/{task}/results")
     assert (gone.status_code, job_ids[0] in gone.json()["detail"]) == (410, True)
-    assert farm.get(f"{queue}/task/nope").status_code == 404
+
+
+def test_a_call_whose_job_was_deleted_is_rendered_again(farm: httpx.Client) -> None:
+    first = farm.post("/sdapi/v1/txt2img", json={**SMALL, "force_task_id": "again"})
+    job_id = first.headers["x-farm-job-id"]
+    assert farm.delete(f"/v1/jobs/{job_id}").status_code == 204
+    again = farm.post("/sdapi/v1/txt2img", json={**SMALL, "force_task_id": "again"})
+    assert again.json()["images"] == first.json()["images"]
+    assert again.headers["x-farm-job-id"] != job_id
 
 
 def test_a_task_in_the_queue_can_be_canceled(idle: Settings) -> None:
