@@ -14,12 +14,12 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from api import stored
-from api.admission import admit_batch
 from api.callers import Caller, Reader, Submitter
 from api.deps import Desk, DeskDep
 from api.problems import documented
 from api.v1 import archives, sheets
 from api.v1 import cursor as cursors
+from api.v1.admission import admit_batch
 from api.v1.images import shrunk
 from api.v1.jobs import ClientsKey
 from api.v1.sheets import Edges, Tile
