@@ -89,7 +89,8 @@ class CreatePage extends HTMLElement {
     this.form = this.#form();
     this.list = el("div", { class: "cards" });
     this.empty = el("p", { class: "hint" }, said.nothing);
-    const results = el("section", { class: "results", "aria-label": said.jobs }, el("h2", {}, said.jobs), this.empty, this.list);
+    const heading = el("h2", {}, said.jobs);
+    const results = el("section", { class: "results", "aria-label": said.jobs }, heading, this.empty, this.list);
     fill(this, this.form, results);
     this.#listen();
     const query = location.hash.split("?").slice(1).join("?");
@@ -100,7 +101,8 @@ class CreatePage extends HTMLElement {
   #form() {
     const changed = () => this.#changed();
     const last = () => jobs.list()[0]?.seeds?.[0] ?? this.#lastSeed;
-    const sweep = { read: () => this.values, pictures: () => this.picture.pictures(), run: (batch) => this.#sweep(batch) };
+    const pictures = () => this.picture.pictures();
+    const sweep = { read: () => this.values, pictures, run: (batch) => this.#sweep(batch) };
     return el(
       "form",
       { class: "form", noValidate: true, onsubmit: (event) => this.#submit(event) },

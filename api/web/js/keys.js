@@ -29,6 +29,7 @@ export async function keys(body, look) {
 
 function row(key, look) {
   const path = `/v1/keys/${key.id}`;
+  const pause = () => patch(path, { paused: !key.paused });
   const revoke = async () => confirm(said.revokeSure(key.name)) && remove(path);
   return [
     el("span", { dir: "auto" }, key.name, key.paused ? el("small", {}, said.paused) : null),
@@ -41,7 +42,7 @@ function row(key, look) {
     el(
       "span",
       { class: "row" },
-      act(`pause-${key.id}`, key.paused ? said.resumeKey : said.pauseKey, () => patch(path, { paused: !key.paused }), look),
+      act(`pause-${key.id}`, key.paused ? said.resumeKey : said.pauseKey, pause, look),
       act(`revoke-${key.id}`, said.revoke, revoke, look),
     ),
   ];
@@ -90,7 +91,8 @@ function wanted(name, scopes, limits) {
   const given = Object.entries(limits).filter(([, input]) => input.value !== "");
   const body = Object.fromEntries(given.map(([limit, input]) => [limit, Number(input.value)]));
   if (body.expires_in) body.expires_in *= DAY_S;
-  return { ...body, name: name.value.trim(), scopes: scopes.filter(({ checked }) => checked).map(({ value }) => value) };
+  const chosen = scopes.filter(({ checked }) => checked).map(({ value }) => value);
+  return { ...body, name: name.value.trim(), scopes: chosen };
 }
 
 function copying(token) {
