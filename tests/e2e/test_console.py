@@ -188,13 +188,25 @@ def test_a_prompt_becomes_its_picture(page: Page) -> None:
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
 
 
+def bottom(card: Locator) -> float:
+    box = card.bounding_box()
+    assert box is not None
+    return box["y"] + box["height"]
+
+
 def test_a_render_is_canceled(page: Page) -> None:
+    generate(page, steps=1, width=64, height=64)
+    finished(page)
     generate(page, steps=150, width=512, height=512)
     page.locator("job-card[data-state=running]").wait_for()
     page.get_by_role("button", name="Cancel").click()
     card = page.locator("job-card[data-state=canceled]")
     card.wait_for()
     expect(card.locator("progress")).to_be_hidden()
+    # It leaves no gap beside the picture in its row, and holds no place where it is alone.
+    assert bottom(card) == bottom(finished(page))
+    page.set_viewport_size({"width": 360, "height": 740})
+    expect(card.locator(".frame")).to_have_css("height", "0px")
 
 
 def test_what_users_write_is_text(page: Page) -> None:
