@@ -519,13 +519,20 @@ def test_the_keyboard_goes_everywhere_and_is_seen(page: Page) -> None:
 
 
 def test_nothing_moves_by_itself(page: Page) -> None:
-    for _ in range(3):
-        generate(page, steps=1, width=64, height=64)
-    expect(page.locator("job-card")).to_have_count(3)
-    # New cards push older ones on, as asked for; a slow machine does it so late that the browser sees no reason any more.
-    page.evaluate("shifted = 0")
+    late: list[Route] = []
+    page.route("**/v1/jobs/*", lambda route: late.append(route) if route.request.method == "PUT" else route.continue_())
+    for count in range(3):
+        with page.expect_request(lambda request: request.method == "PUT"):
+            generate(page, steps=1, width=64, height=64)
+        # A press pushes older cards on at once, not when the farm has answered.
+        expect(page.locator("job-card[data-state=sending]")).to_have_count(count + 1)
+    # Half a second after the last press browsers see no reason any more.
+    page.wait_for_function("pressed => performance.now() > pressed + 500", arg=page.evaluate("performance.now()"))
+    for route in late:
+        route.continue_()
     expect(page.locator("job-card[data-state=succeeded] img:not(.preview)")).to_have_count(3)
-    assert page.evaluate("shifted") < 0.1
+    expect(page.locator("job-card")).to_have_count(3)
+    assert page.evaluate("shifted") < 0.05
     page.reload()  # now all three come by themselves
     expect(page.locator("job-card[data-state=succeeded] img:not(.preview)")).to_have_count(3)
     page.get_by_role("link", name="Gallery").click()
@@ -593,6 +600,7 @@ def test_refusals_say_what_to_do(browser: Browser, guarded: tuple[str, list[str]
         page.locator("job-card[data-state=queued]").wait_for()
         generate(page, steps=1)
         expect(page.locator("#notes .error").last).to_contain_text("wait for some, or cancel some")
+        expect(page.locator("job-card")).to_have_count(1)  # what is refused was never there
         with watched(browser, address, "401", "503") as full:
             enter(full, address, large)
             generate(full, steps=1)

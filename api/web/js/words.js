@@ -124,6 +124,7 @@ export const words = {
   },
   job: {
     states: {
+      sending: "sending",
       queued: "waiting",
       running: "rendering",
       succeeded: "done",
