@@ -878,6 +878,27 @@ def test_an_admin_makes_pauses_and_revokes_keys(browser: Browser, guarded: tuple
         row = panel.get_by_role("row").filter(has_text="atelier")
         expect(row).to_contain_text("2.5 / 0")
         expect(row).to_contain_text("∞ / 7 / ∞")
+        row.get_by_role("button", name="Change limits").click()
+        dialog = page.get_by_role("dialog", name="Limits of atelier")
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        expect(dialog.get_by_label("Weight")).to_be_focused()
+        expect(dialog.get_by_label("Weight")).to_have_value("2.5")
+        dialog.get_by_label("Weight").fill("4.25")
+        dialog.get_by_label("Jobs queued at most").fill("")
+        dialog.get_by_label("Requests a minute at most").fill("0")
+        dialog.get_by_role("button", name="Save").click()
+        expect(dialog).to_be_visible()  # the browser says what is wrong
+        dialog.get_by_label("Requests a minute at most").fill("30")
+        dialog.get_by_role("button", name="Save").click()
+        expect(row).to_contain_text("4.25 / 0")
+        expect(row).to_contain_text("∞ / ∞ / 30")
+        expect(row.get_by_role("button", name="Change limits")).to_be_focused()
+        page.keyboard.press("Enter")
+        dialog.get_by_label("Weight").fill("9")
+        page.keyboard.press("Escape")
+        expect(row.get_by_role("button", name="Change limits")).to_be_focused()
+        expect(row).to_contain_text("4.25 / 0")
         row.get_by_role("button", name="Pause").click()
         expect(row).to_contain_text("paused")
         row.get_by_role("button", name="Resume").click()
@@ -892,6 +913,7 @@ def test_an_admin_makes_pauses_and_revokes_keys(browser: Browser, guarded: tuple
         made = session.scalars(select(KeyRow).where(KeyRow.name == "atelier")).one()
     assert made.revoked_at is not None
     assert made.expires_at is not None
+    assert (made.weight, made.max_queued, made.requests_per_minute, made.max_running) == (4.25, None, 30, None)
 
 
 def test_what_is_typed_into_a_new_key_outlives_fresh_figures(

@@ -1,4 +1,4 @@
-/** What the panels of the farm's page are made of: tables, figures, times, buttons that act and redraw it. */
+/** What the panels of the farm's page are made of: tables, figures, times, and buttons that act and redraw. */
 
 import { announce, el } from "./dom.js";
 import { words } from "./words.js";
