@@ -24,6 +24,9 @@ from shared.params import MAX_PRIORITY
 ANONYMOUS = "anonymous"
 # The owner of what is made with FARM_ADMIN_KEY.
 OPERATOR = "operator"
+# Asked for while someone types, the console does so at most every 0.4 s: that must not cost the submit that comes after.
+COUNTING = "/v1/prompts/tokens"
+COUNTING_PER_MINUTE = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,11 @@ class _Basic(HTTPBasic):
         return None
 
 
-async def identify(desk: Desk, authorization: str | None) -> Caller:
-    """Return who sends this `Authorization` header; raise `Unauthenticated`, `RateLimited` or `DatabaseUnavailable`."""
+async def identify(desk: Desk, authorization: str | None, path: str) -> Caller:
+    """Return who sends this `Authorization` header; raise `Unauthenticated`, `RateLimited` or `DatabaseUnavailable`.
+
+    What is asked for under the path counts against the key's rate.
+    """
     if desk.settings.auth == "none":
         # A farm without keys has one caller, who owns everything and may do everything.
         return _almighty(ANONYMOUS)
@@ -86,8 +92,15 @@ async def identify(desk: Desk, authorization: str | None) -> Caller:
         known = await run_in_threadpool(desk.keys.fetch, token)
     caller = _holder(known)
     if caller.requests_per_minute is not None:
-        await run_in_threadpool(desk.throttle.take, caller.owner, caller.requests_per_minute)
+        await run_in_threadpool(_count, desk, caller.owner, caller.requests_per_minute, path)
     return caller
+
+
+def _count(desk: Desk, owner: str, per_minute: int, path: str) -> None:
+    if path == COUNTING:
+        desk.throttle.take(owner, max(per_minute, COUNTING_PER_MINUTE), what="token counts")
+    else:
+        desk.throttle.take(owner, per_minute)
 
 
 async def _caller(
@@ -100,7 +113,7 @@ async def _caller(
     ],
 ) -> Caller:
     known: Caller | None = getattr(request.state, "caller", None)
-    return known or await identify(desk, request.headers.get("Authorization"))
+    return known or await identify(desk, request.headers.get("Authorization"), request.url.path)
 
 
 def _given(authorization: str | None) -> str:

@@ -21,7 +21,7 @@ class Gate:
             try:
                 # Kept for the handler's dependency, which asks the same.
                 request.state.caller = await callers.identify(
-                    request.app.state.desk, request.headers.get("Authorization")
+                    request.app.state.desk, request.headers.get("Authorization"), scope["path"]
                 )
             except FarmError as error:
                 await problems.of(request, error)(scope, receive, send)

@@ -77,7 +77,14 @@ class KeyLimits(BaseModel):
     max_priority: Annotated[
         int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY, description="The highest priority of its jobs.")
     ] = 0
-    requests_per_minute: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    requests_per_minute: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="Up to a minute's at once. Token counts have a rate of their own: the same, but at least 150.",
+        ),
+    ] = None
     max_queued: Annotated[int | None, Field(ge=1, le=10_000_000, description="Jobs waiting at once.")] = None
     max_running: Annotated[int | None, Field(ge=1, le=100_000, description="Jobs rendered at once.")] = None
     paused: Annotated[bool, Field(description="Its queued jobs wait.")] = False

@@ -8,7 +8,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from api import console, metrics, ops, problems
-from api.a1111 import dialect
+from api.a1111 import dialect, styles
 from api.a1111 import routes as a1111
 from api.body import BodyLimit
 from api.deps import open_desk
@@ -61,8 +61,9 @@ Every error is problem JSON (RFC 9457) with a stable `code`.
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the api. Settings come from the environment unless given."""
+    """Build the api. Settings come from the environment unless given. What is wrong with them ends the process."""
     settings = settings or load()
+    styles.check(settings.styles_file)
     configure_logging(settings)
     configure_tracing("api")
 

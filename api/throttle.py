@@ -40,17 +40,17 @@ class Throttle:
         self._clock = clock
         self._away_until = 0.0
 
-    def take(self, owner: str, requests_per_minute: int) -> None:
-        """Count one request; raises `RateLimited` with the seconds until the next is welcome."""
+    def take(self, owner: str, per_minute: int, *, what: str = "requests") -> None:
+        """Count one request, or one of `what` has a bucket of its own; raises `RateLimited` with the seconds to wait."""
         if self._clock() < self._away_until:
             return
         try:
-            each_s = MINUTE_S / requests_per_minute
-            wait_ms = int(self._take(keys=[f"throttle:{owner}"], args=[each_s, MINUTE_S]))
+            each_s = MINUTE_S / per_minute
+            wait_ms = int(self._take(keys=[f"throttle:{what}:{owner}"], args=[each_s, MINUTE_S]))
         except RedisError as error:
             self._away_until = self._clock() + AWAY_S
             log.warning("throttle.off", error=type(error).__name__)
             return
         if wait_ms:
-            detail = f"This API key may make {requests_per_minute} requests a minute."
+            detail = f"This API key may make {per_minute} {what} a minute."
             raise RateLimited(detail, retry_after_s=wait_ms / 1000)

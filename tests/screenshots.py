@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlencode
 
+import httpx
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from api.client import Farm as Client
@@ -62,6 +63,7 @@ def main() -> int:
 
 def _render(url: str) -> None:
     """Give the pages something to show."""
+    httpx.post(f"{url}/v1/keys", json={"name": "atelier", "weight": 2.5, "max_queued": 7}).raise_for_status()
     with Client(url) as client:
         # For a delivery that was tried and will be again.
         client.wait(client.submit(prompt=PROMPTS[3], width=256, height=256, steps=20, seed=3, webhook=HOOK).id)
@@ -84,6 +86,9 @@ def _shots(browser: Browser, url: str) -> list[Path]:
             if name == "gallery":
                 page.locator(".tile button.picture").first.click()
                 shots.append(_shot(page, "dialog", "dialog img", FOLDER / f"viewer-{size}-{scheme}.png"))
+            if name == "farm":
+                page.get_by_role("button", name="Change limits").click()
+                shots.append(_shot(page, "dialog", "dialog form", FOLDER / f"limits-{size}-{scheme}.png"))
         page.close()
     return shots
 

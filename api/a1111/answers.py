@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from api import stored
 from api.a1111.calls import Call
 from api.deps import Desk
 from shared import infotext, previews
@@ -34,12 +35,12 @@ class Shown:
 
 
 def pictures(desk: Desk, call: Call) -> list[Shown]:
-    """Fetch the pictures of a call, in order; of jobs that were canceled what could last be seen. Raises `Unavailable`."""
+    """Fetch a call's pictures, in order; of jobs that were canceled what could last be seen. Raises `Gone`, `Unavailable`."""
     return [shown for job in call.jobs for shown in _of(desk, job)]
 
 
 def body(desk: Desk, call: Call, echo: Mapping[str, Any]) -> bytes:
-    """Write the answer to a call that has ended. Raises `Unavailable`."""
+    """Write the answer to a call that has ended. Raises `Gone`, `Unavailable`."""
     about, shown = call.row.about, pictures(desk, call)
     sheet = _sheet([one.file for one in shown]) if about["grid"] and len(shown) > 1 else None
     texts = [one.text for one in shown]
@@ -104,7 +105,7 @@ def _of(desk: Desk, job: JobRow) -> Iterator[Shown]:
     params = GenerationParams.model_validate(job.params)
     if job.state == JobState.SUCCEEDED:
         for image in job.images:
-            file = desk.storage.get(image.key)
+            file = stored.picture(desk, image)
             yield Shown(file, _text(file))
     elif job.state == JobState.CANCELED:
         for index in range(params.num_images):

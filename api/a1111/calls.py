@@ -42,9 +42,11 @@ class Call:
         return all(JobState(job.state).is_final for job in self.jobs)
 
     @property
-    def has_failed(self) -> bool:
-        """Whether any of its jobs ended without images."""
-        return any(JobState(job.state).is_final and job.state != JobState.SUCCEEDED for job in self.jobs)
+    def is_whole(self) -> bool:
+        """Whether all of its jobs are still there and none ended without images."""
+        return len(self.jobs) == len(self.row.job_ids) and not any(
+            JobState(job.state).is_final and job.state != JobState.SUCCEEDED for job in self.jobs
+        )
 
 
 def record(
@@ -74,9 +76,9 @@ def hold(transaction: Transaction, session_id: str, name: str) -> None:
 
 
 def same(transaction: Transaction, session_id: str, name: str, fingerprint: str) -> Call | None:
-    """Return a session's call of this name if it came of the same request and has not failed."""
+    """Return a session's call of this name if it came of the same request and is whole."""
     known = find(transaction, session_id, name)
-    return known if known and known.row.fingerprint == fingerprint and not known.has_failed else None
+    return known if known and known.row.fingerprint == fingerprint and known.is_whole else None
 
 
 def find(transaction: Transaction, session_id: str, name: str) -> Call | None:

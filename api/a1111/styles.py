@@ -23,16 +23,29 @@ class Style:
 
 def read(path: Path | None) -> Mapping[str, Style]:
     """Read the file with the columns name, prompt and negative_prompt; no file, no styles. Raises `Unavailable`."""
-    if path is None:
-        return {}
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES).decode("utf-8-sig", errors="replace")
+        text = _text(path)
     except OSError as error:
         raise Unavailable(f"The file of prompt styles cannot be read ({error.strerror}).") from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
     styles = [Style(row.get("name") or "", row.get("prompt") or "", row.get("negative_prompt") or "") for row in rows]
     return {style.name: style for style in styles if style.name}
+
+
+def check(path: Path | None) -> None:
+    """End a process that is to serve a file which cannot be read, with one line that says so, as wrong settings do."""
+    try:
+        _text(path)
+    except OSError as error:
+        wrong = f"{path} cannot be read ({error.strerror}); name a CSV file, or none"
+        raise SystemExit(f"farm: FARM_STYLES_FILE: {wrong} (.env.example explains every setting)") from None
+
+
+def _text(path: Path | None) -> str:
+    if path is None:
+        return ""
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES).decode("utf-8-sig", errors="replace")
 
 
 def applied(prompt: str, texts: Sequence[str]) -> str:

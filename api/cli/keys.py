@@ -28,7 +28,9 @@ def create(
     scope: Annotated[list[str] | None, typer.Option(help="submit, read or admin; repeat for several.")] = None,
     weight: Annotated[float, typer.Option(help="Its share of the GPUs, against other keys'.")] = 1.0,
     max_priority: Annotated[int, typer.Option(help="The highest priority of its jobs.")] = 0,
-    rate: Annotated[int | None, typer.Option(help="Requests a minute.")] = None,
+    rate: Annotated[
+        int | None, typer.Option(help="Requests a minute; token counts have as many of their own, and at least 150.")
+    ] = None,
     max_queued: Annotated[int | None, typer.Option(help="Jobs waiting at once.")] = None,
     max_running: Annotated[int | None, typer.Option(help="Jobs rendered at once.")] = None,
     expires_in: Annotated[int | None, typer.Option(help="Seconds until it expires.")] = None,

@@ -2,9 +2,12 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import TypeAlias
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+from shared.errors import Gone
 
 ZIP = "application/zip"
 
@@ -35,11 +38,13 @@ class _Pipe(io.RawIOBase):
 def zipped(files: Iterable[File], *, at: datetime) -> Iterator[bytes]:
     """Yield the zip file by file. Pictures are stored as they are, for PNG is compressed already.
 
-    An error of a file's source breaks the zip off before its directory, so that every reader notices.
+    A file that is gone by its turn is left out. Any other error of a file's source breaks the zip off before its directory, so
+    that every reader notices.
     """
     pipe = _Pipe()
     with ZipFile(pipe, "w", ZIP_STORED) as archive:
         for name, read in files:
-            archive.writestr(ZipInfo(name, date_time=at.timetuple()[:6]), read())
+            with suppress(Gone):
+                archive.writestr(ZipInfo(name, date_time=at.timetuple()[:6]), read())
             yield pipe.taken()
     yield pipe.taken()

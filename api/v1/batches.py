@@ -13,19 +13,20 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from api.admission import admit_batch
+from api import stored
 from api.callers import Caller, Reader, Submitter
 from api.deps import Desk, DeskDep
 from api.problems import documented
 from api.v1 import archives, sheets
 from api.v1 import cursor as cursors
+from api.v1.admission import admit_batch
 from api.v1.images import shrunk
 from api.v1.jobs import ClientsKey
 from api.v1.sheets import Edges, Tile
 from api.v1.sweeps import MAX_JOBS, BatchSubmission
 from shared import batches, events, jobs
 from shared.db import BatchRow, JobRow
-from shared.errors import BatchNotFound, ImagesNotReady
+from shared.errors import BatchNotFound, Gone, ImagesNotReady
 from shared.states import JobState
 from shared.wire import Batch, Job
 
@@ -158,7 +159,10 @@ def sheet(
     responses={200: {"content": {archives.ZIP: {}}}, **documented(404, 409)},
 )
 def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingResponse:
-    """Send every image that is finished as one zip, with `jobs.json`. Names begin with the job's place in the batch."""
+    """Send every image that is finished as one zip, with `jobs.json`. Names begin with the job's place in the batch.
+
+    Jobs that are removed meanwhile are left out.
+    """
     with desk.db.transaction() as session:
         batch = batches.get(session, batch_id, owner=caller.sees_only)
         rows = batches.jobs(session, batch_id)
@@ -187,7 +191,10 @@ def layout(batch: BatchRow, start: int, count: int) -> tuple[int, Edges]:
 def _tile(desk: Desk, px: int, row: JobRow) -> Tile:
     if not row.images:
         return Tile(None, row.state)
-    data = desk.storage.get(row.images[0].key)
+    try:
+        data = stored.picture(desk, row.images[0])
+    except Gone:
+        return Tile(None, "removed")
     with desk.intake.decoding():
         return Tile(shrunk(data, px))
 
@@ -195,7 +202,7 @@ def _tile(desk: Desk, px: int, row: JobRow) -> Tile:
 def _files(desk: Desk, rows: Sequence[JobRow]) -> Iterator[archives.File]:
     for row in rows:
         for image in row.images:
-            yield f"{row.batch_index:04}-{image.index}-{image.seed}.png", partial(desk.storage.get, image.key)
+            yield f"{row.batch_index:04}-{image.index}-{image.seed}.png", partial(stored.picture, desk, image)
     told = BatchJobs(jobs=[Job.of(row) for row in rows], next_start=None)
     yield "jobs.json", lambda: told.model_dump_json(indent=1, include={"jobs"}).encode()
 

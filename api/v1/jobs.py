@@ -9,11 +9,11 @@ from pydantic import AfterValidator, BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from api.admission import admit
 from api.callers import Caller, Reader, Submitter
 from api.deps import Desk, DeskDep, JobId
 from api.problems import documented
 from api.v1 import cursor as cursors
+from api.v1.admission import admit
 from api.v1.queue import outlook
 from api.v1.submissions import Submission
 from api.v1.waits import WaitS

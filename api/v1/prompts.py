@@ -75,7 +75,11 @@ class Word:
 
 @router.post("/tokens", summary="Count the tokens of prompts")
 def tokens(wanted: Prompts, desk: DeskDep, _caller: Reader) -> Counts:
-    """Count tokens and show where each chunk of 75 begins, by the workers' own rules; LoRA tags take none."""
+    """Count tokens and show where each chunk of 75 begins, by the workers' own rules; LoRA tags take none.
+
+    Cheap enough to call while someone types: it does not count against the key's requests a minute, but has as many of its own,
+    and at least 150.
+    """
     script = _reader().read(
         split_loras(wanted.prompt)[0], wanted.negative_prompt, steps=wanted.steps, embeddings=_embeddings(desk)
     )

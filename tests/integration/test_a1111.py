@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -25,6 +26,7 @@ from api.main import create_app
 from shared import catalog, fleet
 from shared.db import Database
 from shared.settings import Settings
+from shared.storage import Storage, image_key
 from tests import studio
 from tests.workshop import serving, working
 
@@ -496,7 +498,7 @@ def test_skip_leaves_the_other_iterations(farm: httpx.Client) -> None:
     assert json.loads(answer.json()["info"])["all_seeds"] == [7, 8]
 
 
-def test_a_queue_for_later(farm: httpx.Client) -> None:
+def test_a_queue_for_later(farm: httpx.Client, storage: Storage) -> None:
     queue = "/agent-scheduler/v1"
     body = {**SMALL, "checkpoint": "farm-demo.safetensors", "n_iter": 2}
     task = farm.post(f"{queue}/queue/txt2img", json=body).json()["task_id"]
@@ -513,6 +515,18 @@ def test_a_queue_for_later(farm: httpx.Client) -> None:
     assert [one["id"] for one in farm.get(f"{queue}/history").json()["tasks"]] == [task]
     assert farm.get(f"{queue}/queue").json()["total_pending_tasks"] == 0
     assert farm.get(f"{queue}/task/nope").status_code == 404
+    storage.delete(image_key(UUID(job_ids[0]), 1, 0))  # as while it is being deleted
+    gone = farm.get(f"{queue}/task/{task}/results")
+    assert (gone.status_code, job_ids[0] in gone.json()["detail"]) == (410, True)
+
+
+def test_a_call_whose_job_was_deleted_is_rendered_again(farm: httpx.Client) -> None:
+    first = farm.post("/sdapi/v1/txt2img", json={**SMALL, "force_task_id": "again"})
+    job_id = first.headers["x-farm-job-id"]
+    assert farm.delete(f"/v1/jobs/{job_id}").status_code == 204
+    again = farm.post("/sdapi/v1/txt2img", json={**SMALL, "force_task_id": "again"})
+    assert again.json()["images"] == first.json()["images"]
+    assert again.headers["x-farm-job-id"] != job_id
 
 
 def test_a_task_in_the_queue_can_be_canceled(idle: Settings) -> None:

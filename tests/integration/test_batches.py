@@ -248,6 +248,17 @@ def test_the_sheet_and_the_zip(client: TestClient, db: Database, storage: Storag
     assert [job["state"] for job in told] == ["succeeded"] * 3 + ["queued"]
 
 
+def test_what_is_removed_while_it_is_packed_is_left_out(client: TestClient, db: Database, storage: Storage) -> None:
+    batch_id = submit(client)
+    first, second = succeed(db, storage), succeed(db, storage, "#00ff00")
+    storage.delete(image_key(first, 1, 0))
+    assert client.get(f"/v1/batches/{batch_id}/sheet").headers["content-type"] == "image/webp"
+    answer = client.get(f"/v1/batches/{batch_id}/images.zip")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["0001-0-1.png", "jobs.json"]
+        assert archive.read("0001-0-1.png") == storage.get(image_key(second, 1, 0))
+
+
 def test_removed_jobs_are_told_and_an_empty_batch_goes(client: TestClient, db: Database) -> None:
     batch_id = submit(client)
     client.post(f"/v1/batches/{batch_id}/cancel")

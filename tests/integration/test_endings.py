@@ -157,6 +157,18 @@ def test_a_deleted_job_is_gone_with_its_images(client: TestClient, db: Database,
     problem(client.post(f"/v1/jobs/{job_id}/cancel"), 410, "gone")
 
 
+@pytest.mark.parametrize("how", ["/thumbnail", "?inline=true"])
+def test_a_picture_asked_for_while_its_job_is_deleted_is_gone(
+    client: TestClient, db: Database, storage: Storage, how: str
+) -> None:
+    job_id = succeeded(db, storage)
+    with db.transaction() as session:
+        row = jobs.get(session, job_id)
+    storage.delete_all(removal.objects(row))  # its objects go first
+    told = problem(client.get(f"/v1/jobs/{job_id}/images/0{how}"), 410, "gone")
+    assert str(job_id) in told["detail"]
+
+
 def test_a_job_that_may_still_be_rendered_is_not_deleted(client: TestClient, db: Database) -> None:
     job_id = submit(db)
     problem(client.delete(f"/v1/jobs/{job_id}"), 409, "job_not_final")

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from redis import Redis
 from sqlalchemy import text
 
-from api import keys
+from api import callers, keys
 from api.deps import Desk
 from api.keyring import REMEMBER_S, KeyRing
 from api.keys import KeyLimits, NewKey, Scope, Token
@@ -215,6 +215,20 @@ def test_a_keys_rate_is_its_own_and_says_when_to_come_back(door: TestClient, db:
     problem(refused, 429, "rate_limited")
     assert 1 <= int(refused.headers["retry-after"]) <= 20
     assert door.get("/v1/jobs", headers=bearer(calm)).status_code == 200
+
+
+def test_typing_takes_nothing_from_the_rate_of_submits_and_is_bounded(
+    door: TestClient, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callers, "COUNTING_PER_MINUTE", 4)
+    typist = bearer(issue(db, requests_per_minute=2))
+
+    def typed(headers: dict[str, str]) -> int:
+        return door.post("/v1/prompts/tokens", json={"prompt": "a red circle"}, headers=headers).status_code
+
+    assert [typed(typist) for _ in range(5)] == [200, 200, 200, 200, 429]
+    assert [door.post("/v1/jobs", json=BODY, headers=typist).status_code for _ in range(3)] == [202, 202, 429]
+    assert [typed(bearer(issue(db, requests_per_minute=6))) for _ in range(5)] == [200] * 5
 
 
 def test_without_redis_no_rate_holds(engines: Settings) -> None:

@@ -37,6 +37,16 @@ def test_files_stay_readable() -> None:
     assert not {path: n for path, n in lines.items() if n > (500 if path in LISTS else 400)}
 
 
+def test_lines_of_the_consoles_scripts_stay_readable() -> None:
+    scripts = sorted((ROOT / "api/web/js").glob("*.js"))
+    assert scripts
+    lines = [
+        (path.name, number, line) for path in scripts for number, line in enumerate(path.read_text().splitlines(), 1)
+    ]
+    # As long as ruff lets lines of Python be.
+    assert not [(name, number) for name, number, line in lines if len(line) > 120]
+
+
 def test_functions_stay_readable() -> None:
     long = {
         f"{path.relative_to(ROOT)}:{node.name}": node.end_lineno - node.lineno + 1

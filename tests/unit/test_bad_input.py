@@ -1,9 +1,12 @@
 """What is wrong with a setting or a store, said in one line that names the fix and repeats no secret."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from botocore.exceptions import ClientError
 
+from api.a1111 import styles
 from shared.errors import NoDevice, StorageUnavailable
 from shared.settings import Settings, load
 from shared.storage import ADVICE, Storage
@@ -30,6 +33,19 @@ def test_a_bad_setting_ends_a_process_with_its_name(monkeypatch: pytest.MonkeyPa
         load()
     assert "s3same" not in str(ended.value)
     assert "\n" not in str(ended.value)
+
+
+def test_styles_that_cannot_be_read_end_a_process_with_the_settings_name(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(
+            SystemExit, match=r"^farm: FARM_STYLES_FILE: .* cannot be read .*; name a CSV file"
+        ) as ended:
+            styles.check(path)
+        assert str(path) in str(ended.value)
+        assert "\n" not in str(ended.value)
+    (tmp_path / "styles.csv").write_text("name,prompt,negative_prompt\n")
+    styles.check(tmp_path / "styles.csv")
+    styles.check(None)
 
 
 @pytest.mark.parametrize(("code", "advice"), ADVICE.items())

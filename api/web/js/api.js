@@ -84,6 +84,11 @@ export async function post(path, body = {}, options = {}) {
   return response.status === 204 ? null : response.json();
 }
 
+/** PUT JSON under a name of one's own and read JSON. */
+export async function put(path, body) {
+  return (await exchange("PUT", path, { body })).json();
+}
+
 /** Change part of a thing. */
 export async function patch(path, body) {
   return (await exchange("PATCH", path, { body })).json();
@@ -97,6 +102,18 @@ export async function remove(path) {
 /** GET bytes, with the key that an <img> could not send. */
 export async function blob(path, options) {
   return (await exchange("GET", path, options)).blob();
+}
+
+/** A new id, ordered by time as the farm's own are (UUID version 7). crypto.randomUUID is not there on plain HTTP. */
+export function uuid() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  const [view, now] = [new DataView(bytes.buffer), Date.now()];
+  view.setUint32(0, now / 2 ** 16);
+  view.setUint16(4, now % 2 ** 16);
+  view.setUint16(6, 0x7000 | (view.getUint16(6) & 0x0fff));
+  view.setUint8(8, 0x80 | (view.getUint8(8) & 0x3f));
+  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
 }
 
 /** Follow a server-sent event stream until it ends: `hear(event, data)` for each event. */

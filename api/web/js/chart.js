@@ -13,7 +13,7 @@ function svg(tag, attributes, ...children) {
   return made;
 }
 
-/** Columns for `values`, which may be null; `says` gives the text for those who do not see them, and for the pointer. */
+/** Columns for `values`, which may be null; `says` gives the text for who does not see them, and for the pointer. */
 export function columns(values, { title, from, to, kind = "", format = String, says }) {
   const top = Math.max(...values.map((value) => value ?? 0));
   const step = WIDTH / values.length;
@@ -23,7 +23,8 @@ export function columns(values, { title, from, to, kind = "", format = String, s
     name.textContent = says(value, index);
     // The whole height answers to the pointer, the column alone is seen.
     const place = svg("rect", { x: index * step, y: 0, width: step, height: HEIGHT, class: "place" }, name);
-    const seen = { x: index * step, y: HEIGHT - tall, width: Math.max(1, step - 1.5), height: tall, class: `column ${kind}` };
+    const extent = { x: index * step, y: HEIGHT - tall, width: Math.max(1, step - 1.5), height: tall };
+    const seen = { ...extent, class: `column ${kind}` };
     return [svg("rect", seen), place];
   };
   const drawn = svg(

@@ -53,7 +53,8 @@ const INPUTS = {
     if (field.options) offer(field.options.map((value) => ({ value, label: spelled(value) })));
     const write = (value) => {
       // A name that is not offered (any more) is shown as it is: the farm refuses it with the names it knows.
-      if (value && ![...node.options].some((option) => option.value === value)) node.append(el("option", { value }, value));
+      const isOffered = [...node.options].some((option) => option.value === value);
+      if (value && !isOffered) node.append(el("option", { value }, value));
       node.value = value ?? "";
     };
     return { node, offer, read: () => node.value, write };
@@ -64,7 +65,7 @@ const INPUTS = {
   },
 };
 
-/** A text area for a prompt, with a meter of its tokens. `edited` is called at every change, `changed` at the end of one. */
+/** A text area for a prompt, with a meter of its tokens. `edited` is called at every change, `changed` at its end. */
 export function promptBox(name, { changed, edited }) {
   const id = freshId(name);
   const said = words.create;

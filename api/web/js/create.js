@@ -1,11 +1,11 @@
 /** The page that makes pictures: the form on one side, what becomes of it on the other. */
 
-import { get, post } from "./api.js";
+import { get, post, put, uuid } from "./api.js";
 import { control, promptBox } from "./controls.js";
 import { announce, el, fill } from "./dom.js";
 import { FIELDS, fresh, fromParams, fromQuery, submission, TEXTS, toQuery } from "./fields.js";
 import "./job-card.js";
-import { isOlder, jobs } from "./jobs.js";
+import { isOlder, jobs, sending } from "./jobs.js";
 import "./picture-input.js";
 import { isInfotext, params as readParams, texts } from "./png.js";
 import { presetBar } from "./presets.js";
@@ -89,7 +89,8 @@ class CreatePage extends HTMLElement {
     this.form = this.#form();
     this.list = el("div", { class: "cards" });
     this.empty = el("p", { class: "hint" }, said.nothing);
-    const results = el("section", { class: "results", "aria-label": said.jobs }, el("h2", {}, said.jobs), this.empty, this.list);
+    const heading = el("h2", {}, said.jobs);
+    const results = el("section", { class: "results", "aria-label": said.jobs }, heading, this.empty, this.list);
     fill(this, this.form, results);
     this.#listen();
     const query = location.hash.split("?").slice(1).join("?");
@@ -100,7 +101,8 @@ class CreatePage extends HTMLElement {
   #form() {
     const changed = () => this.#changed();
     const last = () => jobs.list()[0]?.seeds?.[0] ?? this.#lastSeed;
-    const sweep = { read: () => this.values, pictures: () => this.picture.pictures(), run: (batch) => this.#sweep(batch) };
+    const pictures = () => this.picture.pictures();
+    const sweep = { read: () => this.values, pictures, run: (batch) => this.#sweep(batch) };
     return el(
       "form",
       { class: "form", noValidate: true, onsubmit: (event) => this.#submit(event) },
@@ -245,19 +247,22 @@ class CreatePage extends HTMLElement {
 
   async #submit(event) {
     event.preventDefault();
-    await this.#send(submission(this.values, await this.picture.pictures()));
+    const [id, values] = [uuid(), this.values];
+    // At once, as one expects of a press; the farm may answer late, and other cards would move then for no seen reason.
+    this.#card(sending(id, submission(values)));
     // On a narrow screen the cards lie below the form: what was asked for must not come unseen.
     if (this.list.getBoundingClientRect().top > innerHeight) this.list.parentElement.scrollIntoView();
+    await this.#send(id, submission(values, await this.picture.pictures()));
   }
 
-  async #send(body) {
+  async #send(id, body) {
     try {
-      const job = await post("/v1/jobs", body, once());
+      const job = await put(`/v1/jobs/${id}`, body);
       this.#lastSeed = job.params.seed;
       jobs.take(job);
     } catch (error) {
       announce(error.message, { error: true });
-      return;
+      this.#forget(id);
     }
     jobs.refresh();
   }
@@ -274,11 +279,13 @@ class CreatePage extends HTMLElement {
 
   #onJob = (event) => this.#card(event.detail);
 
-  #onGone = (event) => {
-    this.#cards.get(event.detail)?.remove();
-    this.#cards.delete(event.detail);
+  #onGone = (event) => this.#forget(event.detail);
+
+  #forget(id) {
+    this.#cards.get(id)?.remove();
+    this.#cards.delete(id);
     this.empty.hidden = this.#cards.size > 0;
-  };
+  }
 
   #card(job) {
     let card = this.#cards.get(job.id);
@@ -295,7 +302,7 @@ class CreatePage extends HTMLElement {
 
 /** A key of its own makes a submission that is repeated one. */
 function once() {
-  return { headers: { "Idempotency-Key": crypto.randomUUID() } };
+  return { headers: { "Idempotency-Key": uuid() } };
 }
 
 function shownPictures() {

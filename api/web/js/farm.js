@@ -63,7 +63,8 @@ function refusal(error) {
 
 async function queue(body) {
   const found = await get("/v1/queue");
-  const titles = [words.fields.checkpoint[0], said.waiting, said.running, said.oldest, said.wait, said.backlog, said.workers];
+  const { waiting, running, oldest, wait, backlog, workers } = said;
+  const titles = [words.fields.checkpoint[0], waiting, running, oldest, wait, backlog, workers];
   const rows = found.checkpoints.map((one) => [
     one.checkpoint,
     one.queued,
@@ -73,22 +74,25 @@ async function queue(body) {
     span(one.backlog_s),
     one.workers,
   ]);
-  const figures = el("p", { class: "figures" }, figure(found.queued, said.waiting), figure(found.running, said.running));
+  const counts = [figure(found.queued, said.waiting), figure(found.running, said.running)];
+  const figures = el("p", { class: "figures" }, counts);
   fill(body, figures, rows.length ? table(titles, rows) : hint(said.noCheckpoints));
 }
 
 async function throughput(body) {
   const { since, minutes, checkpoints } = await get("/v1/throughput");
-  const sum = (of) => Array.from({ length: minutes }, (_, at) => checkpoints.reduce((all, one) => all + one[of][at], 0));
+  const inMinute = (of, at) => checkpoints.reduce((all, one) => all + one[of][at], 0);
+  const sum = (of) => Array.from({ length: minutes }, (_, at) => inMinute(of, at));
   const [pictures, succeeded, failed] = ["pictures", "succeeded", "failed"].map(sum);
   const waitedInAll = (at) => checkpoints.reduce((all, one) => all + one.succeeded[at] * (one.wait_s[at] ?? 0), 0);
   const waited = succeeded.map((jobs, at) => (jobs ? waitedInAll(at) / jobs : null));
   const total = (values) => values.reduce((all, value) => all + value, 0);
   const clock = { hour: "2-digit", minute: "2-digit" };
   const time = (at) => new Date(Date.parse(since) + at * 60_000).toLocaleTimeString([], clock);
-  const chart = (values, title, more = {}) =>
-    columns(values, { title, from: time(0), to: said.now, says: (value, at) => `${time(at)}: ${value ?? "–"}`, ...more });
-  const figures = el("p", { class: "figures" }, figure(total(pictures), said.pictures), figure(total(failed), said.failed));
+  const says = (value, at) => `${time(at)}: ${value ?? "–"}`;
+  const chart = (values, title, more = {}) => columns(values, { title, from: time(0), to: said.now, says, ...more });
+  const totals = [figure(total(pictures), said.pictures), figure(total(failed), said.failed)];
+  const figures = el("p", { class: "figures" }, totals);
   const waits = { format: words.job.seconds, says: (value, at) => `${time(at)}: ${span(value) ?? "–"}` };
   fill(
     body,

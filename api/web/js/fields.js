@@ -23,7 +23,8 @@ export const FIELDS = {
   hires_steps: number(0, 150, 1, 0),
   hires_strength: number(0, 1, 0.05, 0.5),
   hires_upscaler: choice("latent", [
-    "latent", "latent_antialiased", "latent_bicubic", "latent_bicubic_antialiased", "latent_nearest", "latent_nearest_exact", "lanczos",
+    ...["latent", "latent_antialiased", "latent_bicubic", "latent_bicubic_antialiased"],
+    ...["latent_nearest", "latent_nearest_exact", "lanczos"],
   ]),
   strength: number(0, 1, 0.05, 0.75),
   resize_mode: choice("stretch", ["stretch", "crop", "fill"]),

@@ -100,7 +100,7 @@ class GalleryPage extends HTMLElement {
     } finally {
       if (asked === this.#asked) this.#loading = false;
     }
-    // What came may not fill the screen, or somebody is at the end again: the observer tells of changes, and first what is.
+    // What came may not fill the screen, or somebody is at the end again: the observer tells first what is.
     if (asked === this.#asked && this.#cursor) {
       this.end.unobserve(this.foot);
       this.end.observe(this.foot);

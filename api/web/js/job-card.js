@@ -53,7 +53,7 @@ export class JobCard extends HTMLElement {
     const { steps_done: done, steps_total: total } = job.progress;
     this.dataset.state = job.state;
     this.#parts.bar.value = job.state === "succeeded" ? 1 : total ? done / total : 0;
-    this.#parts.bar.hidden = !ACTIVE.has(job.state);
+    this.#parts.bar.hidden = !isUnderWay(job);
     this.#parts.bar.setAttribute("aria-label", said.steps(done, total));
     const line = status(job);
     if (this.#parts.state.textContent !== line) this.#parts.state.textContent = line;
@@ -102,7 +102,7 @@ export class JobCard extends HTMLElement {
       await remove(`/v1/jobs/${id}`);
       this.remove();
     };
-    if (ACTIVE.has(state)) return [button(said.cancel, cancel)];
+    if (isUnderWay(this.#job)) return [button(said.cancel, cancel, { disabled: !ACTIVE.has(state) })];
     if (state === "succeeded") return [button(said.reuse, reuse)];
     return [button(said.retry, retry), button(said.reuse, reuse), button(words.viewer.remove, drop)];
   }
@@ -112,9 +112,13 @@ export class JobCard extends HTMLElement {
   }
 }
 
-function button(label, act) {
+function isUnderWay({ state }) {
+  return state === "sending" || ACTIVE.has(state);
+}
+
+function button(label, act, props = {}) {
   const press = () => act().catch((error) => announce(error.message, { error: true }));
-  return el("button", { type: "button", class: "plain", onclick: press }, label);
+  return el("button", { type: "button", class: "plain", onclick: press, ...props }, label);
 }
 
 /** What a job's card says of it. */

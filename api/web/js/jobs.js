@@ -10,12 +10,20 @@ const CALM_MS = 5000;
 const LISTED = 40;
 // Streams hold connections, of which a browser has six for one host.
 const STREAMS = 2;
+// When a job that is being sent was made: after every time there is.
+const SOON = "~";
 
 export const ACTIVE = new Set(["queued", "running"]);
 
+/** A job as it is shown while the farm has not answered yet. */
+export function sending(id, params) {
+  const progress = { steps_done: 0, steps_total: 0 };
+  return { id, state: "sending", params, progress, images: [], timings: {}, version: 0 };
+}
+
 /** By time; the id, which a client may have chosen, tells jobs of one moment apart. */
 export function isOlder(job, other) {
-  const [at, then] = [job.timings.created_at, other.timings.created_at];
+  const [at, then] = [job.timings.created_at ?? SOON, other.timings.created_at ?? SOON];
   return at === then ? job.id < other.id : at < then;
 }
 
@@ -78,10 +86,12 @@ class Jobs extends EventTarget {
   }
 
   async #list() {
+    // What is submitted while the farm writes its list is not on it.
+    const known = [...this.#jobs.keys()];
     const { jobs } = await get(`/v1/jobs?limit=${LISTED}`);
     const listed = new Set(jobs.map((job) => job.id));
     jobs.forEach((job) => this.take(job));
-    for (const id of this.#jobs.keys()) {
+    for (const id of known) {
       // Not listed: deleted elsewhere, or older than what is listed and out of sight.
       if (!listed.has(id)) {
         this.#jobs.delete(id);

@@ -1,22 +1,15 @@
 /** The panel of API keys: those there are, and a form that makes one. */
 
 import { get, patch, post, remove } from "./api.js";
-import { announce, el, fill, freshId } from "./dom.js";
+import { announce, el, fill } from "./dom.js";
+import { changeLimits, limitField, limitInputs, numberInput } from "./key-limits.js";
 import { act, ago, hint, table } from "./panel.js";
 import { words } from "./words.js";
 
 const said = words.farm;
 const DAY_S = 86_400;
 const SCOPES = ["submit", "read", "admin"];
-// As POST /v1/keys takes them; empty limits nothing.
-const LIMITS = {
-  weight: { min: 0.1, max: 1000, step: 0.1, placeholder: "1" },
-  max_priority: { min: -100, max: 100, step: 1, placeholder: "0" },
-  max_running: { min: 1, max: 100_000, step: 1, placeholder: "∞" },
-  max_queued: { min: 1, max: 10_000_000, step: 1, placeholder: "∞" },
-  requests_per_minute: { min: 1, max: 1_000_000, step: 1, placeholder: "∞" },
-  expires_in: { min: 1, max: 3660, step: 1, placeholder: said.never },
-};
+const DAYS = { min: 1, max: 3660, step: 1, placeholder: said.never };
 
 /** Show the keys. The form is built once: what is typed into it outlives every redrawing. */
 export async function keys(body, look) {
@@ -29,6 +22,7 @@ export async function keys(body, look) {
 
 function row(key, look) {
   const path = `/v1/keys/${key.id}`;
+  const pause = () => patch(path, { paused: !key.paused });
   const revoke = async () => confirm(said.revokeSure(key.name)) && remove(path);
   return [
     el("span", { dir: "auto" }, key.name, key.paused ? el("small", {}, said.paused) : null),
@@ -41,7 +35,8 @@ function row(key, look) {
     el(
       "span",
       { class: "row" },
-      act(`pause-${key.id}`, key.paused ? said.resumeKey : said.pauseKey, () => patch(path, { paused: !key.paused }), look),
+      act(`limits-${key.id}`, said.changeLimits, () => changeLimits(key), look),
+      act(`pause-${key.id}`, key.paused ? said.resumeKey : said.pauseKey, pause, look),
       act(`revoke-${key.id}`, said.revoke, revoke, look),
     ),
   ];
@@ -50,8 +45,8 @@ function row(key, look) {
 function newKey(look) {
   const name = el("input", { required: true, maxLength: 100, "aria-label": said.keyName, placeholder: said.keyName });
   const scopes = SCOPES.map((scope) => el("input", { type: "checkbox", value: scope, checked: scope !== "admin" }));
-  const number = ([limit, range]) => [limit, el("input", { type: "number", ...range })];
-  const limits = Object.fromEntries(Object.entries(LIMITS).map(number));
+  const limits = { ...limitInputs(), expires_in: numberInput(DAYS) };
+  const fields = Object.entries(limits).map(limitField);
   const once = el("p", { class: "once", role: "status", hidden: true });
   const create = async (event) => {
     event.preventDefault();
@@ -75,14 +70,9 @@ function newKey(look) {
       scopes.map((scope) => el("label", { class: "check" }, scope, ` ${scope.value}`)),
       el("button", { type: "submit" }, said.create),
     ),
-    el("details", {}, el("summary", {}, said.limits), el("div", { class: "grid" }, Object.entries(limits).map(field))),
+    el("details", {}, el("summary", {}, said.limits), el("div", { class: "grid" }, fields)),
     once,
   );
-}
-
-function field([limit, input]) {
-  input.id = freshId(limit);
-  return el("div", { class: "field" }, el("label", { htmlFor: input.id }, said.keyLimits[limit]), input);
 }
 
 /** The body of POST /v1/keys; what is left empty keeps the farm's own default. */
@@ -90,7 +80,8 @@ function wanted(name, scopes, limits) {
   const given = Object.entries(limits).filter(([, input]) => input.value !== "");
   const body = Object.fromEntries(given.map(([limit, input]) => [limit, Number(input.value)]));
   if (body.expires_in) body.expires_in *= DAY_S;
-  return { ...body, name: name.value.trim(), scopes: scopes.filter(({ checked }) => checked).map(({ value }) => value) };
+  const chosen = scopes.filter(({ checked }) => checked).map(({ value }) => value);
+  return { ...body, name: name.value.trim(), scopes: chosen };
 }
 
 function copying(token) {

@@ -1,4 +1,4 @@
-/** What the panels of the farm's page are made of: tables, figures, times, and buttons that act and have their panel redrawn. */
+/** What the panels of the farm's page are made of: tables, figures, times, and buttons that act and redraw. */
 
 import { announce, el } from "./dom.js";
 import { words } from "./words.js";
@@ -48,5 +48,6 @@ export function act(name, label, run, look) {
 export async function keeping(body, draw) {
   await draw();
   const wanted = body.dataset.focus;
-  if (wanted && document.activeElement === document.body) body.querySelector(`[data-act="${CSS.escape(wanted)}"]`)?.focus();
+  const isLost = document.activeElement === document.body;
+  if (wanted && isLost) body.querySelector(`[data-act="${CSS.escape(wanted)}"]`)?.focus();
 }

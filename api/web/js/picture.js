@@ -1,4 +1,4 @@
-/** A picture behind the API key: fetched when it comes near the screen, let go when it is far, so that thousands cost no more. */
+/** A picture behind the API key: fetched when it comes near the screen, let go when far: thousands cost no more. */
 
 import { blob } from "./api.js";
 import { el, fill } from "./dom.js";

@@ -62,7 +62,8 @@ export function infotext(text, samplers) {
   for (const [name, label] of Object.entries(numbers)) if (given[label]) found[name] = Number(given[label]);
   if (width && height) Object.assign(found, { width, height });
   if (given["Variation seed"]) {
-    found.variation = { seed: Number(given["Variation seed"]), strength: Number(given["Variation seed strength"] ?? 0) };
+    const strength = Number(given["Variation seed strength"] ?? 0);
+    found.variation = { seed: Number(given["Variation seed"]), strength };
   }
   if (given.Model) found.checkpoint = given.Model;
   if (given["Hires upscale"]) found.hires = hires(given, found);

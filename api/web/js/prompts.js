@@ -32,9 +32,10 @@ function bounds(text, start, end) {
   return [start, end];
 }
 
-/** About how many tokens each chunk of a prompt holds; BREAK begins a new one. CLIP's own tokens differ in rare words. */
+/** About how many tokens each chunk of a prompt holds; BREAK begins a new one. CLIP's tokens differ in rare words. */
 export function chunks(prompt) {
-  const plain = prompt.replace(/<lora:[^>]*>/g, " ").replace(/:\s*-?[\d.]+\s*([)\]])/g, "$1").replace(/(?<!\\)[()[\]]/g, " ");
+  const unweighted = prompt.replace(/<lora:[^>]*>/g, " ").replace(/:\s*-?[\d.]+\s*([)\]])/g, "$1");
+  const plain = unweighted.replace(/(?<!\\)[()[\]]/g, " ");
   const found = [];
   for (const part of plain.split(/\bBREAK\b/)) {
     let count = (part.match(/[\p{L}]+|\p{N}|[^\s\p{L}\p{N}]+/gu) ?? []).reduce((sum, word) => sum + tokens(word), 0);

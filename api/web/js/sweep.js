@@ -17,7 +17,7 @@ export function combinations(values, across, down) {
   return along(down).flatMap((low) => along(across).map((high) => put(put(values, down, low), across, high)));
 }
 
-/** The values of an axis as typed: numbers tidied to their field, "20-30 (5)" is 20, 25, 30; prompts end at bars. Pure. */
+/** An axis's values as typed: numbers tidied to their field, "20-30 (5)" is 20, 25, 30; bars part prompts. Pure. */
 export function axisValues(name, text) {
   if (TEXTS.includes(name)) return text.split("|").map((part) => part.trim()).filter(Boolean);
   if (FIELDS[name]?.kind === "flag") return [false, true];
@@ -32,7 +32,7 @@ export function axisValues(name, text) {
   });
 }
 
-/** The panel. `read` gives the form's values, `pictures` what they start from; `run` submits the body of POST /v1/batches. */
+/** The panel. `read` gives the form's values, `pictures` what they start from; `run` posts a body to /v1/batches. */
 export function sweepPanel({ read, pictures, run }) {
   const button = el("button", { type: "button" });
   const axes = { across: { name: "", values: [] }, down: { name: "", values: [] } };
@@ -66,10 +66,11 @@ export function sweepPanel({ read, pictures, run }) {
     run(batch(forms.map((form) => submission({ ...form, seed: form.seed ?? seed }, start))));
   });
   tell();
-  return el("div", {}, el("small", {}, said.sweepHelp), axis("across", said.sweepAcross), axis("down", said.sweepDown), button);
+  const rows = [axis("across", said.sweepAcross), axis("down", said.sweepDown)];
+  return el("div", {}, el("small", {}, said.sweepHelp), rows, button);
 }
 
-/** The body of POST /v1/batches for many bodies of POST /v1/jobs: what they share said once, what differs side by side. Pure. */
+/** The body of POST /v1/batches for many of POST /v1/jobs: what they share once, what differs side by side. Pure. */
 export function batch(bodies) {
   const names = [...new Set(bodies.flatMap((body) => Object.keys(body)))];
   const varies = (name) => new Set(bodies.map((body) => JSON.stringify(body[name]))).size > 1;

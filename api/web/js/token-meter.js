@@ -1,4 +1,4 @@
-/** How full a prompt's chunks of 75 tokens are and where each begins: the farm's own count, and a guess until it comes. */
+/** How full a prompt's chunks of 75 tokens are and where each begins: the farm's count, and a guess until it comes. */
 
 import { post } from "./api.js";
 import { el, fill } from "./dom.js";
@@ -33,7 +33,7 @@ export function tokenMeter() {
   };
 }
 
-/** Have the farm count once typing rests: `read` gives the body of POST /v1/prompts/tokens, `boxes` the meters of its fields. */
+/** Have the farm count once typing rests: `read` gives a body for /v1/prompts/tokens, `boxes` its fields' meters. */
 export function tokenCounter(read, boxes) {
   let rest = null;
   let asked = null;

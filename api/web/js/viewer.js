@@ -56,7 +56,7 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
       { class: "actions" },
       button(said.download, async () => download(await bytes(), `${shown.job.id}-${shown.image.index}.png`)),
       button(said.reuse, reused(async () => reuse({ ...shown.job.params, seed: shown.image.seed }))),
-      isWhole() && button(said.vary, again(() => ({ variation: { seed: Math.floor(Math.random() * 2 ** 32), strength: 0.15 } }))),
+      isWhole() && button(said.vary, again(() => ({ variation: { seed: drawn(), strength: 0.15 } }))),
       isWhole() && button(said.upscale, again(() => ({ upscale: 2 }))),
       button(said.send, async () => {
         const picture = await bytes();
@@ -94,7 +94,12 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
 }
 
 function button(name, act) {
-  return el("button", { type: "button", onclick: () => act().catch((error) => announce(error.message, { error: true })) }, name);
+  const press = () => act().catch((error) => announce(error.message, { error: true }));
+  return el("button", { type: "button", onclick: press }, name);
+}
+
+function drawn() {
+  return Math.floor(Math.random() * 2 ** 32);
 }
 
 function dangerous(name, act) {
@@ -108,7 +113,8 @@ function told({ job, image }) {
   const all = { ...job.params, seed: image.seed, job: job.id, worker: job.worker };
   const isSaid = (value) => value !== null && value !== undefined && value !== "" && value.length !== 0;
   // What leaves the picture as it is goes without saying.
-  const idle = { clip_skip: 1, upscale: 1, num_images: 1, ...(job.params.init_image ? {} : { resize_mode: "stretch" }) };
+  const fitted = job.params.init_image ? {} : { resize_mode: "stretch" };
+  const idle = { clip_skip: 1, upscale: 1, num_images: 1, ...fitted };
   return Object.entries(all).filter(([name, value]) => name !== "prompt" && isSaid(value) && idle[name] !== value);
 }
 

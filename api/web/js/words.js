@@ -58,7 +58,7 @@ export const words = {
     invertMask: "Invert",
     more: "More settings",
     hires: "Hires fix",
-    hiresHelp: "Renders small first, then again over the enlarged picture, so that large pictures keep one composition.",
+    hiresHelp: "Renders small, then again over the enlarged picture, so that large pictures keep one composition.",
     loras: "LoRAs and embeddings",
     addLora: "Add a LoRA …",
     addEmbedding: "Insert an embedding …",
@@ -71,7 +71,9 @@ export const words = {
     lock: "Keep the last seed",
     random: "random",
     sweep: "Sweep",
-    sweepHelp: "Renders every combination of the values of one or two settings. Commas part values, bars (|) prompts; 20-40 (5) counts up.",
+    sweepHelp:
+      "Renders every combination of the values of one or two settings. " +
+      "Commas part values, bars (|) prompts; 20-40 (5) counts up.",
     sweepAcross: "Across",
     sweepDown: "Down",
     sweepNone: "nothing",
@@ -122,6 +124,7 @@ export const words = {
   },
   job: {
     states: {
+      sending: "sending",
       queued: "waiting",
       running: "rendering",
       succeeded: "done",
@@ -148,7 +151,10 @@ export const words = {
     picture: (prompt) => `Picture: ${prompt || "no prompt"}`,
     attempt: (attempt, of) => `attempt ${attempt} of ${of}`,
     gone: "This job was deleted.",
-    seconds: (s) => (s < 90 ? `${Math.max(1, Math.round(s))} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${Math.round(s / 3600)} h`),
+    seconds: (s) => {
+      if (s < 90) return `${Math.max(1, Math.round(s))} s`;
+      return s < 5400 ? `${Math.round(s / 60)} min` : `${Math.round(s / 3600)} h`;
+    },
   },
   gallery: {
     search: "Search prompts",
@@ -160,7 +166,7 @@ export const words = {
     zip: "Download as zip",
     zipping: (done, all) => `Packing ${done} of ${all} …`,
     remove: "Delete",
-    removeSure: (count) => (count === 1 ? "Delete this job and its pictures for good?" : `Delete ${count} jobs and their pictures for good?`),
+    removeSure: (count) => `Delete ${count === 1 ? "this job and its" : `${count} jobs and their`} pictures for good?`,
     nothing: "No pictures here yet.",
     end: "That is all.",
     loading: "Loading …",
@@ -181,7 +187,14 @@ export const words = {
     download: "Download PNG",
     remove: "Delete",
     details: "Parameters",
-    labels: { negative_prompt: "Negative prompt", kind: "Kind", job: "Job", worker: "Worker", loras: "LoRAs", hires: "Hires fix" },
+    labels: {
+      negative_prompt: "Negative prompt",
+      kind: "Kind",
+      job: "Job",
+      worker: "Worker",
+      loras: "LoRAs",
+      hires: "Hires fix",
+    },
   },
   farm: {
     actions: "Actions",
@@ -213,7 +226,8 @@ export const words = {
     noFailures: "None.",
     failureColumns: ["Code", "Jobs", "Newest", "When", ""],
     retryAll: "Try all again",
-    retried: (count) => (count ? `${count} job${count === 1 ? " was" : "s were"} queued again.` : "They were all tried again before."),
+    retried: (count) =>
+      count ? `${count} job${count === 1 ? " was" : "s were"} queued again.` : "They were all tried again before.",
     atLeast: (count) => `${count} or more`,
     throughput: "Last hour",
     pictures: "pictures",
@@ -228,7 +242,10 @@ export const words = {
     deliveryStates: { pending: "on its way", delivered: "delivered", failed: "given up" },
     replay: "Send again",
     keys: "API keys",
-    keyColumns: ["Name", "Begins with", "Scopes", "Weight / priority", "Running / queued / a minute at most", "Used", "Ends", ""],
+    keyColumns: [
+      ...["Name", "Begins with", "Scopes", "Weight / priority", "Running / queued / a minute at most"],
+      ...["Used", "Ends", ""],
+    ],
     keyLimits: {
       weight: "Weight (share of the GPUs)",
       max_priority: "Highest priority",
@@ -239,6 +256,11 @@ export const words = {
     },
     noKeys: "No keys yet.",
     limits: "Limits",
+    limitsOf: (name) => `Limits of ${name}`,
+    limitsHelp: "An empty field limits nothing. Changes act within seconds.",
+    changeLimits: "Change limits",
+    save: "Save",
+    keep: "Leave as they are",
     never: "never",
     paused: "paused: its queued jobs wait",
     copy: "Copy",

@@ -27,7 +27,8 @@ export function zip(files) {
     offset += local.reduce((sum, part) => sum + part.length, 0);
   }
   const length = directory.reduce((sum, part) => sum + part.length, 0);
-  const end = fixed([0x06054b50, 4], [0, 2], [0, 2], [files.length, 2], [files.length, 2], [length, 4], [offset, 4], [0, 2]);
+  const counts = [[files.length, 2], [files.length, 2]];
+  const end = fixed([0x06054b50, 4], [0, 2], [0, 2], ...counts, [length, 4], [offset, 4], [0, 2]);
   return new Blob([...parts, ...directory, end], { type: "application/zip" });
 }
 

@@ -1,0 +1,22 @@
+"""Finished pictures as the storage holds them, for whoever asks while their job may be on its way out."""
+
+import structlog
+
+from api.deps import Desk
+from shared import jobs
+from shared.db import ImageRow
+from shared.errors import Gone, ObjectMissing
+
+log = structlog.get_logger(__name__)
+
+
+def picture(desk: Desk, image: ImageRow) -> bytes:
+    """Return an image's bytes. Raises `Gone` for a job that was removed since its row was read, and `StorageUnavailable`."""
+    try:
+        return desk.storage.get(image.key)
+    except ObjectMissing as error:
+        with desk.db.transaction() as session:
+            jobs.get(session, image.job_id)  # raises if it is gone by now
+        # Objects go before their rows: it is being removed at this moment, or else the storage has lost it.
+        log.warning("image.missing", job_id=str(image.job_id), key=image.key)
+        raise Gone(f"The storage does not have image {image.index} of job {image.job_id} any more.") from error

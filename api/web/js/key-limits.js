@@ -1,0 +1,82 @@
+/** What a key may use: the fields for it, and the dialog that changes it. */
+
+import { patch } from "./api.js";
+import { el, freshId } from "./dom.js";
+import { words } from "./words.js";
+
+const said = words.farm;
+// As POST and PATCH /v1/keys take them; empty limits nothing.
+const LIMITS = {
+  weight: { min: 0.001, max: 1000, step: "any", placeholder: "1" },
+  max_priority: { min: -100, max: 100, step: 1, placeholder: "0" },
+  max_running: { min: 1, max: 100_000, step: 1, placeholder: "∞" },
+  max_queued: { min: 1, max: 10_000_000, step: 1, placeholder: "∞" },
+  requests_per_minute: { min: 1, max: 1_000_000, step: 1, placeholder: "∞" },
+};
+// A key always has these, and the farm takes no null for them.
+const NEEDED = new Set(["weight", "max_priority"]);
+
+/** A number field for each limit, by its name. */
+export function limitInputs() {
+  return Object.fromEntries(Object.entries(LIMITS).map(([name, range]) => [name, numberInput(range)]));
+}
+
+export function numberInput(range) {
+  return el("input", { type: "number", ...range });
+}
+
+/** A field with its label above. */
+export function limitField([name, input]) {
+  input.id = freshId(name);
+  return el("div", { class: "field" }, el("label", { htmlFor: input.id }, said.keyLimits[name]), input);
+}
+
+/** Let a key's limits be changed; settles once that is done or given up. */
+export function changeLimits(key) {
+  const inputs = limitInputs();
+  for (const [name, input] of Object.entries(inputs)) {
+    input.value = key[name] ?? "";
+    input.required = NEEDED.has(name);
+  }
+  const refused = el("p", { class: "warning", role: "alert" });
+  const dialog = el("dialog", { class: "limits", "aria-label": said.limitsOf(key.name) });
+  const save = async (event) => {
+    event.preventDefault();
+    try {
+      await patch(`/v1/keys/${key.id}`, changed(key, inputs));
+      dialog.close();
+    } catch (error) {
+      refused.textContent = error.message;
+    }
+  };
+  dialog.append(
+    el(
+      "form",
+      { onsubmit: save },
+      el("h2", { dir: "auto" }, said.limitsOf(key.name)),
+      el("div", { class: "grid" }, Object.entries(inputs).map(limitField)),
+      el("small", {}, said.limitsHelp),
+      refused,
+      el(
+        "div",
+        { class: "actions" },
+        el("button", { type: "submit" }, said.save),
+        el("button", { type: "button", onclick: () => dialog.close() }, said.keep),
+      ),
+    ),
+  );
+  document.body.append(dialog);
+  dialog.showModal();
+  return new Promise((done) => {
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      done();
+    });
+  });
+}
+
+/** The body of PATCH /v1/keys: what was left alone stays what it is by then. */
+function changed(key, inputs) {
+  const read = ([name, input]) => [name, input.value === "" ? null : Number(input.value)];
+  return Object.fromEntries(Object.entries(inputs).map(read).filter(([name, value]) => value !== key[name]));
+}
