@@ -157,6 +157,8 @@ class ToyDevice:
         return image
 
     def preview(self, image: Toy) -> Film:
+        if image.spec.prompt == "unshowable":
+            raise OutOfMemory
         return Film(self, image)
 
     def decode(self, image: Toy) -> Film:
@@ -528,6 +530,15 @@ def test_previews_are_made_when_asked_for(engine: Engine[Toy, Toy], device: ToyD
     assert request.result(10) is not None
     assert shown[0] is None  # nothing had been made yet
     assert all(preview is not None for preview in shown[1:])
+
+
+def test_a_preview_that_fails_costs_no_image(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    request = engine.submit(replace(SPEC, prompt="unshowable"))
+    shown: list[Any] = []
+    device.before_call = lambda _batch: shown.append(request.take_preview())
+    engine.start()
+    assert request.result(10) is not None
+    assert shown == [None] * SPEC.steps
 
 
 def test_a_preview_that_is_not_ready_is_not_waited_for(engine: Engine[Toy, Toy], device: ToyDevice) -> None:

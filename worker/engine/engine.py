@@ -235,8 +235,15 @@ class Engine(Generic[D, R]):
             self._developing.append((request, self._runner.decode(image)))
             self._leave(request, None)
         elif request.wants_preview:
+            self._show(request, image)
+
+    def _show(self, request: Request, image: R) -> None:
+        """Begin a preview. One that fails, where memory is nearly full, costs the preview and never the image."""
+        request.wants_preview = False
+        try:
             request.preview = self._runner.preview(image)
-            request.wants_preview = False
+        except Exception as error:  # noqa: BLE001 - as above
+            log.warning("preview.failed", error=f"{type(error).__name__}: {error}"[:500])
 
     def _deliver(self, *, wait: bool) -> None:
         """Hand over the pictures that are there, oldest first; with `wait` one of them is waited for."""
