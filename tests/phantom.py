@@ -23,23 +23,26 @@ READS = {
     for name in (
         "item",
         "tolist",
-        "numpy",
         "nonzero",
+        "argwhere",
         "masked_select",
         "unique",
         "equal",
         "allclose",
         "is_nonzero",
-        "__array__",
+        "__format__",
+        "__repr__",
         "__bool__",
         "__float__",
         "__int__",
         "__index__",
+        "__complex__",
         "__contains__",
     )
 }
 READS |= {name.replace("torch.Tensor.", "torch.") for name in READS} | {"torch.unique_consecutive", "torch.bincount"}
-COPIES = {"torch.Tensor.to", "torch.Tensor.cuda", "torch.Tensor.cpu"}
+READS |= {"torch.linalg.inv", "torch.linalg.solve", "torch.linalg.lstsq"}  # whether there was a solution
+NUMBERS = {"alpha", "beta", "value", "fill_value"}  # arguments that a launch must know
 MADE_ON_THE_HOST = {"torch.tensor", "torch.as_tensor", "torch.from_numpy", "torch.Tensor.new_tensor"}
 
 
@@ -160,6 +163,10 @@ def _answered(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> An
 def _computed(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Compute on the CPU what a call wants, and leave the result where its tensors are."""
     wanted = _device(kwargs.get("device"))
+    if any(isinstance(kwargs.get(name), PhantomTensor) for name in NUMBERS):
+        _stream.wait(f"{name} by a number from the device")
+    if wanted == PHANTOM and kwargs.get("generator") is not None:
+        raise Stranded(f"{name}: the generator is the host's")
     tensors = list(_tensors((args, kwargs)))
     ours = [one for one in tensors if isinstance(one, PhantomTensor)]
     if ours and (lost := [one for one in tensors if not isinstance(one, PhantomTensor) and one.dim()]):
@@ -222,11 +229,40 @@ def _copied_into(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _indexed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An index of flags must be counted before the result has a size; one from the host must be copied first."""
-    if isinstance(args[0], PhantomTensor) and any(
-        one.dtype == torch.bool or not isinstance(one, PhantomTensor) for one in _tensors(args[1])
+    parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+    if isinstance(args[0], PhantomTensor) and (
+        any(one.dtype == torch.bool or not isinstance(one, PhantomTensor) for one in _tensors(args[1]))
+        or any(isinstance(part, list) for part in parts)
     ):
         _stream.wait("an index")
+    ends = [end for part in parts if isinstance(part, slice) for end in (part.start, part.stop, part.step)]
+    if any(isinstance(end, PhantomTensor) for end in ends):
+        _stream.wait("the end of a slice")
     return _computed(func, _name(func), args, kwargs)
+
+
+def _chosen(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`where` of a condition alone, and `repeat_interleave` by counts from the device, give results of unknown size."""
+    if _name(func) == "torch.where":
+        is_unknown = len(args) == 1 and isinstance(args[0], PhantomTensor)
+    else:
+        is_unknown = isinstance(args[-1], PhantomTensor) and kwargs.get("output_size") is None
+    if is_unknown:
+        _stream.wait(_name(func))
+    return _computed(func, _name(func), args, kwargs)
+
+
+def _filled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if len(args) > 1 and isinstance(args[1], PhantomTensor):
+        _stream.wait("a number from the device to fill with")
+    return _computed(func, _name(func), args, kwargs)
+
+
+def _as_array(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Numpy takes nothing from a device, however long one would wait."""
+    if isinstance(args[0], PhantomTensor):
+        raise Stranded("numpy's arrays lie on the host")
+    return func(*args, **kwargs)
 
 
 def _pinned_copy(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -284,6 +320,13 @@ SPECIAL: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     "torch.Tensor.copy_": _copied_into,
     "torch.Tensor.__getitem__": _indexed,
     "torch.Tensor.__setitem__": _indexed,
+    "torch.Tensor.numpy": _as_array,
+    "torch.Tensor.__array__": _as_array,
+    "torch.Tensor.repeat_interleave": _chosen,
+    "torch.repeat_interleave": _chosen,
+    "torch.where": _chosen,
+    "torch.full": _filled,
+    "torch.full_like": _filled,
     "torch.Tensor.pin_memory": _pinned_copy,
     "torch.Tensor.is_pinned": _says_pinned,
     "torch.Tensor.device.__get__": _device_of,

@@ -23,7 +23,7 @@ INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 4}
 
 
-def widened(tmp_path: Path, mask_weight: float) -> Checkpoint:
+def widened(tmp_path: Path, mask_weight: float, device: torch.device = CPU) -> Checkpoint:
     """Write and load the demo with inputs for a mask and a masked picture; the mask's are all `mask_weight`."""
     weights = load_file(DEMO)
     four = weights[INPUT]
@@ -34,7 +34,7 @@ def widened(tmp_path: Path, mask_weight: float) -> Checkpoint:
     path = tmp_path / "inpainting.safetensors"
     save_file(weights, path)
     shutil.copytree(DEMO.with_suffix(".config"), path.with_suffix(".config"))
-    return checkpoints.load(catalog.inspect(path), CPU, torch.float32)
+    return checkpoints.load(catalog.inspect(path), device, torch.float32)
 
 
 def start() -> Start:

@@ -10,22 +10,26 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
 from shared import catalog
-from shared.params import Lora, Upscaler
+from shared.params import Lora, MaskFill, Upscaler
 from shared.samplers import SCHEDULES, Sampler
 from shared.settings import Settings
 from tests import adapters, phantom, studio
 from tests.ceiling import Ceiling
+from tests.integration.test_inpainting_checkpoint import widened
 from tests.integration.test_invariance import SAMPLES, anything, start
 from worker import device
 from worker.diffusion import checkpoint as checkpoints
 from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.preview import Previewer
 from worker.engine import profile
 from worker.engine.draft import Library
 from worker.engine.engine import Engine, run_alone
 from worker.engine.request import ImageSpec, Request
 from worker.engine.runner import DiffusionRunner
+from worker.engine.snapshot import pack, unpack
 
 IMAGES = 16
 HALF_PRECISION_LEVELS = 6.0  # of gray, on average over a picture
@@ -78,6 +82,20 @@ def test_no_tick_waits_while_there_is_something_to_denoise(tmp_path: Path) -> No
     assert shown > IMAGES
 
 
+@pytest.mark.usefixtures("gpu")
+def test_no_tick_waits_for_what_an_inpainting_checkpoint_reads(tmp_path: Path) -> None:
+    """Nor for a decoder's previews."""
+    checkpoint = widened(tmp_path, 0.05, phantom.PHANTOM)
+    tiny: Any = AutoencoderTiny()
+    tiny.to(phantom.PHANTOM).requires_grad_(False)
+    runner = DiffusionRunner.of(checkpoint, previewer=Previewer(checkpoint.vae, tiny))
+    chance = random.Random(2)
+    small: dict[str, Any] = {"width": 64, "height": 64, "steps": 3}
+    painted = replace(start(chance, 64, 64), mask=np.eye(64, dtype=np.float32), fill=MaskFill.NOISE)
+    specs = [studio.spec(**small), studio.spec(start=painted, last=2, **small)]
+    assert beside_a_long_one(runner, specs, quiet=phantom.no_waiting, meanwhile=phantom.finish)
+
+
 def beside_a_long_one(
     runner: DiffusionRunner,
     specs: Iterable[ImageSpec],
@@ -102,6 +120,70 @@ def beside_a_long_one(
         for request in requests:
             assert not request.is_done or request.result(0).std() > 0
     return shown
+
+
+WAITS: dict[str, Callable[[Any], Any]] = {
+    "a number": lambda x: x.sum().item(),
+    "a flag": lambda x: bool((x > 0).all()),
+    "text": lambda x: f"{x.sum():.3f}",
+    "a print": str,
+    "a copy": lambda x: x.cpu(),
+    "a copy that nobody waits for into any memory": lambda x: torch.empty(4).copy_(x, non_blocking=True),
+    "a copy to the device": lambda x: x + torch.ones(4).to(x.device),
+    "made on the host": lambda x: torch.tensor([1.0], device=x.device),
+    "indices of flags": lambda x: x[x > 0],
+    "indices from the host": lambda x: x[[0, 1]],
+    "a slice up to a number": lambda x: x[: (x > 0).sum()],
+    "a choice of unknown size": lambda x: torch.where(x > 0),
+    "repeats of unknown number": lambda x: x.repeat_interleave((x > 0).long()),
+    "a weight from the device": lambda x: x.add(x, alpha=x.sum()),
+    "a filling from the device": lambda x: torch.full((2,), x.sum(), device=x.device),
+    "an equation": lambda x: torch.linalg.inv(torch.eye(2, device=x.device)),
+    "all of it": lambda _: torch.cuda.synchronize(),
+}
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("act", WAITS.values(), ids=WAITS)
+def test_the_phantom_sees_who_waits(act: Callable[[Any], Any]) -> None:
+    x = torch.zeros(4, device=phantom.PHANTOM)
+    act(x)
+    with phantom.no_waiting(), pytest.raises(phantom.Waited):
+        act(x)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_phantom_takes_nothing_from_the_other_side() -> None:
+    x = torch.zeros(4, device=phantom.PHANTOM)
+    host = torch.zeros(4)
+    acts: list[Callable[[], Any]] = [lambda: x + host, x.numpy, lambda: np.asarray(x), x.pin_memory]
+    for act in acts:
+        with pytest.raises(phantom.Stranded):
+            act()
+    with phantom.no_waiting():
+        assert (x.add_(1) * 2)[1:].shape == (3,)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_image_goes_on_from_what_was_fetched_of_it() -> None:
+    """In the middle of its steps, and on its way from one pass to the next."""
+    wanted = every_kind()[0]
+    runner = DiffusionRunner.of(loaded())
+    whole = run_alone(runner, wanted)
+    engine = Engine(runner, limits=Ceiling(SAMPLES))
+    request = engine.submit(wanted)
+    kept: dict[int, bytes | None] = {}
+    while not request.is_done:
+        engine.tick()
+        if request.snapshot is not None:
+            kept[request.steps_done] = pack({0: request.snapshot}, b"")
+    assert len(kept) == request.steps_total  # the last step of the first pass among them
+    for data in kept.values():
+        assert data is not None
+        resumed = engine.submit(wanted, unpack(data, b"")[0])
+        while not resumed.is_done:
+            engine.tick()
+        assert (resumed.result(0) == whole).all()
 
 
 @pytest.mark.usefixtures("gpu")

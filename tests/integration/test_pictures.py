@@ -24,6 +24,7 @@ from tests import adapters, studio
 from tests.factories import params
 from tests.studio import DemoEngine, demo, spec
 from worker import png
+from worker.diffusion.lora import Mix
 from worker.engine.arrival import arrived
 from worker.engine.draft import Library
 from worker.engine.engine import run_alone
@@ -255,6 +256,17 @@ def test_running_out_of_memory_lets_go_of_the_failed_call() -> None:
     assert kept.value.retryable
     assert [held() for held in hungry.held] == [None]
     assert image.steps_done == 0
+
+
+def test_running_out_of_memory_while_an_image_is_made_ready_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRAs are mixed on the device by whoever submits; a shortage is worth another try, and no reason to doubt the worker."""
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(Mix, "of", full)
+    with studio.running(DiffusionRunner.of(demo())) as engine, pytest.raises(OutOfMemory):
+        engine.submit(spec()).result(10)
 
 
 def test_every_seed_is_another_picture() -> None:

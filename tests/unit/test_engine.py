@@ -20,7 +20,7 @@ from worker.engine.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class Spec:
-    """A toy image: `passes` walks of `steps` steps at widths that double."""
+    """A toy image: `passes` walks of `steps` steps at widths that double, each after a way with so many `stops`."""
 
     prompt: str = "p"
     steps: int = 5
@@ -28,6 +28,7 @@ class Spec:
     width: int = 64
     seed: int = 1
     passes: int = 1
+    stops: int = 1
 
 
 SPEC: Any = Spec()
@@ -48,6 +49,8 @@ class Toy:
 
     @property
     def bucket(self) -> int:
+        if self.spec.prompt == "homeless":
+            raise ValueError("fits nowhere")
         return self.spec.width * self.passes_begun
 
     @property
@@ -79,6 +82,8 @@ class Film:
 
     @property
     def is_ready(self) -> bool:
+        if self._toy.spec.prompt == "lost":
+            raise ValueError("the device is gone")
         return self._device.is_fast
 
     def pixels(self) -> Pixels:
@@ -94,6 +99,7 @@ class ToyDevice:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.developed: list[int] = []
+        self.launched: list[int] = []
         self.drafted_by: set[str] = set()
         self.is_fast = True
         self.has_encoded = True
@@ -108,10 +114,12 @@ class ToyDevice:
         return Toy(spec, spec.seed)
 
     def begin(self, draft: Toy, snapshot: Snapshot | None = None) -> Arrival[Toy]:
-        return Arrival(self._way(partial(self._begun, draft, snapshot)))
+        return Arrival(self._way(draft, partial(self._begun, draft, snapshot)))
 
-    def _way(self, act: Callable[[], Toy]) -> Way[Toy]:
-        yield self
+    def _way(self, image: Toy, act: Callable[[], Toy]) -> Way[Toy]:
+        for _ in range(image.spec.stops):
+            self.launched.append(image.spec.seed)
+            yield self
         return act()
 
     @property
@@ -133,13 +141,14 @@ class ToyDevice:
     def denoise(self, batch: Sequence[Toy]) -> None:
         self.before_call(batch)
         assert len({toy.bucket for toy in batch}) == 1
+        assert not any(toy.is_pass_over for toy in batch)
         self.batches.append([toy.spec.seed for toy in batch])
         for toy in batch:
             toy.value = (toy.value * 31 + toy.steps_done) % 251
             toy.steps_done += 1
 
     def turn(self, image: Toy) -> Arrival[Toy]:
-        return Arrival(self._way(partial(self._turned, image)))
+        return Arrival(self._way(image, partial(self._turned, image)))
 
     def _turned(self, image: Toy) -> Toy:
         if image.spec.prompt == "unturnable":
@@ -148,6 +157,8 @@ class ToyDevice:
         return image
 
     def preview(self, image: Toy) -> Film:
+        if image.spec.prompt == "unshowable":
+            raise OutOfMemory
         return Film(self, image)
 
     def decode(self, image: Toy) -> Film:
@@ -220,7 +231,7 @@ def test_a_request_canceled_before_it_began(engine: Engine[Toy, Toy], device: To
     assert device.batches == []
 
 
-@pytest.mark.parametrize("prompt", ["unreadable", "poison", "undecodable", "not a number"])
+@pytest.mark.parametrize("prompt", ["unreadable", "poison", "homeless", "undecodable", "lost", "not a number"])
 def test_a_bad_request_fails_alone(engine: Engine[Toy, Toy], prompt: str) -> None:
     good, bad = engine.submit(SPEC), engine.submit(replace(SPEC, prompt=prompt))
     engine.start()
@@ -319,6 +330,25 @@ def test_a_tick_that_hangs_shows(device: ToyDevice) -> None:
     assert engine.seconds_since_tick == 0.0
 
 
+def test_a_tick_that_gets_on_does_not_hang(device: ToyDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pictures that are decoded in one tick, for a minute each."""
+    now, silences, decode = [10.0], list[float](), device.decode
+
+    def decode_slowly(image: Toy) -> Film:
+        silences.append(slow.seconds_since_tick)
+        now[0] += 60
+        return decode(image)
+
+    monkeypatch.setattr(device, "decode", decode_slowly)
+    slow = Engine(device, limits=Ceiling(8), clock=lambda: now[0])
+    requests = [slow.submit(replace(SPEC, seed=seed)) for seed in range(3)]
+    slow.start()
+    for request in requests:
+        assert request.result(10) is not None
+    slow.stop()
+    assert silences == [0.0] * 3
+
+
 def test_stopping_before_the_start_leaves_nobody_waiting(engine: Engine[Toy, Toy]) -> None:
     request = engine.submit(SPEC)
     assert request.steps_total == SPEC.steps
@@ -399,6 +429,70 @@ def test_a_request_canceled_on_its_way_never_arrives(engine: Engine[Toy, Toy], d
     assert device.batches == [[1]] * 3
 
 
+def test_an_arrival_is_awaited_from_stop_to_stop(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    """So whoever comes meanwhile, and has no way to go, need not wait for all of it; and all are led before one is awaited."""
+    device.has_encoded = False
+    slow = [engine.submit(replace(SPEC, seed=seed, steps=2, stops=3)) for seed in (1, 2)]
+
+    def submit_another() -> None:
+        device.before_wait = lambda: None
+        assert device.launched == [1, 2]
+        slow.append(engine.submit(replace(SPEC, seed=3, stops=0)))
+
+    device.before_wait = submit_another
+    engine.start()
+    for request in slow:
+        assert (request.result(10) == run_alone(ToyDevice(), request.spec)).all()
+    assert device.batches[:5] == [[3]] * 5
+
+
+def test_a_request_canceled_while_it_is_awaited_makes_no_step(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    device.has_encoded = False
+    request = engine.submit(SPEC)
+    device.before_wait = request.cancel
+    engine.start()
+    with pytest.raises(Canceled):
+        request.result(10)
+    assert device.batches == []
+
+
+def test_who_is_canceled_behind_its_last_step_is_in_no_batch_again(
+    engine: Engine[Toy, Toy], device: ToyDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more step of a walk that is over fails, and with it everybody's who shares the call."""
+    begun = device._begun
+
+    def begin_and_cancel(draft: Toy, snapshot: Snapshot | None) -> Toy:
+        if snapshot:
+            late.cancel()
+        return begun(draft, snapshot)
+
+    monkeypatch.setattr(device, "_begun", begin_and_cancel)
+    late = engine.submit(SPEC, Snapshot(0, SPEC.steps, SPEC.steps, {"value": np.float32(1)}))
+    good = engine.submit(SPEC)
+    engine.start()
+    assert good.result(10) is not None
+    with pytest.raises(Canceled):
+        late.result(10)
+
+
+def test_a_device_that_breaks_while_it_is_awaited_fails_the_request(
+    engine: Engine[Toy, Toy], device: ToyDevice
+) -> None:
+    device.has_encoded = False
+
+    def break_once() -> None:
+        device.has_encoded = True
+        raise ValueError("the device is gone")
+
+    device.before_wait = break_once
+    request = engine.submit(SPEC)
+    engine.start()
+    with pytest.raises(RenderFailed, match="ValueError"):
+        request.result(10)
+    assert engine.submit(SPEC).result(10) is not None
+
+
 def test_stopping_fails_who_is_on_the_way(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     device.has_encoded = False
     under_way, go_on = Event(), Event()
@@ -436,6 +530,15 @@ def test_previews_are_made_when_asked_for(engine: Engine[Toy, Toy], device: ToyD
     assert request.result(10) is not None
     assert shown[0] is None  # nothing had been made yet
     assert all(preview is not None for preview in shown[1:])
+
+
+def test_a_preview_that_fails_costs_no_image(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    request = engine.submit(replace(SPEC, prompt="unshowable"))
+    shown: list[Any] = []
+    device.before_call = lambda _batch: shown.append(request.take_preview())
+    engine.start()
+    assert request.result(10) is not None
+    assert shown == [None] * SPEC.steps
 
 
 def test_a_preview_that_is_not_ready_is_not_waited_for(engine: Engine[Toy, Toy], device: ToyDevice) -> None:

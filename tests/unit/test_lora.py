@@ -14,7 +14,7 @@ from shared.weights import Kind, Shelf, WeightsFile
 from tests.adapters import WIDTH, as_diffusers, as_kohya, random_lora, written
 from tests.studio import demo
 from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion import lora
+from worker.diffusion import lora, lora_file
 from worker.diffusion.checkpoint import Checkpoint
 from worker.diffusion.lora import Adapters, LoraShelf, Mix
 from worker.diffusion.lora_file import Lora, load
@@ -263,3 +263,13 @@ def test_a_lora_that_does_not_fit_takes_the_place_of_those_that_nobody_uses(
         with pytest.raises(OutOfMemory, match="no more"):
             loras.get("b")
         assert loras.get("b").size_bytes  # the next one may fit
+
+
+def test_a_lora_that_does_not_fit_is_not_called_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+    written(tmp_path / "a.safetensors", as_diffusers(DELTAS[1]))
+    monkeypatch.setattr(lora_file, "_parsed", full)
+    with pytest.raises(OutOfMemory, match="The LoRA a does not fit"):
+        LoraShelf(Shelf(Kind.LORA, tmp_path, context_width=WIDTH), demo(), memory_bytes=2**30).get("a")

@@ -22,6 +22,11 @@ def test_a_shortage_is_told_as_one(error: Exception) -> None:
     assert told.value.__cause__ is error
 
 
+def test_a_shortage_of_the_host_is_told_as_one() -> None:
+    with pytest.raises(OutOfMemory), memory.told():
+        torch.empty(2**46)
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("CUDA error: an illegal memory access was encountered"), ValueError("no")]
 )

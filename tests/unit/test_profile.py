@@ -83,3 +83,12 @@ def test_the_faster_order_in_memory_is_told_and_the_usual_one_kept(
     monkeypatch.setattr(profile, "_timed", timed)
     assert profile.is_faster_channels_last(demo()) is expected
     assert weight.is_contiguous()
+
+
+def test_the_order_of_weights_stays_where_memory_is_too_short_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(profile, "_timed", full)
+    assert not profile.is_faster_channels_last(demo())
+    assert demo().unet.conv_in.weight.is_contiguous()

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from shared.errors import BadWeights, NotANumber, OutOfMemory, WeightsMissing
@@ -93,6 +95,24 @@ def test_an_init_image_is_encoded_once_more_in_full_precision(broken: bool) -> N
             img2img.encode(Fragile(broken=True), pixels, None)
     else:
         assert (img2img.encode(Fragile(broken=False), pixels, None) == demo().vae.config.scaling_factor).all()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_images_of_one_picture_have_it_encoded_once_more_together(
+    broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mended: list[Any] = []
+
+    def in_full_precision(vae: Any) -> Any:
+        mended.append(vae)
+        return vaes.in_full_precision(vae)
+
+    monkeypatch.setattr(img2img, "in_full_precision", in_full_precision)
+    encoding = img2img.Encoding(Fragile(broken=broken), np.full((64, 64, 3), 200, np.uint8))
+    for _ in range(3):
+        with pytest.raises(NotANumber, match="init image") if broken else nullcontext():
+            assert encoding.latents(None).isfinite().all()
+    assert len(mended) == 1
 
 
 def test_latents_that_are_not_numbers_fail() -> None:
@@ -206,6 +226,18 @@ def test_a_vae_loads_from_any_layout(tmp_path: Path, layout: str) -> None:
     vae = shelf.get("mine")
     assert shelf.get("mine") is vae
     assert (begin_decode(vae, latents()).pixels() == begin_decode(demo().vae, latents()).pixels()).all()
+
+
+def test_a_vae_that_does_not_fit_is_not_called_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is tried again, and nobody mends a file that is well."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("no more")
+
+    save_file(demo().vae.state_dict(), tmp_path / "mine.safetensors")
+    monkeypatch.setattr(AutoencoderKL, "to", full)
+    with pytest.raises(OutOfMemory, match="The VAE mine does not fit"):
+        VaeShelf(Shelf(Kind.VAE, tmp_path), demo()).get("mine")
 
 
 def test_a_vae_of_another_architecture_is_refused(tmp_path: Path) -> None:

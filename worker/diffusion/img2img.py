@@ -53,21 +53,21 @@ class Encoding:
         """Return scaled latents (1, 4, height/8, width/8) float32, on the device.
 
         `noise` is unit noise of their shape that picks a sample of the posterior; None takes its mean. What blew up in half
-        precision is encoded once more in fp32, then raises `NotANumber`.
+        precision is encoded once more in fp32, for all that ask, then raises `NotANumber`.
         """
         if self._picture is not None:
-            self._verify(self._picture)
+            self._mend(self._picture)
             self._picture = None
+        if not self._is_finite():
+            raise NotANumber("The VAE turned the init image into not-a-number.")
         mean, std = self._mean, self._std
         sample = mean if noise is None else mean + std * sent(noise, mean.device).to(mean.dtype)
         latents: Tensor = (self._vae.config.scaling_factor * sample).float()
         return latents
 
-    def _verify(self, picture: Tensor) -> None:
+    def _mend(self, picture: Tensor) -> None:
         if not self._is_finite() and self._vae.dtype != torch.float32:
             self._launch(in_full_precision(self._vae), picture)
-        if not self._is_finite():
-            raise NotANumber("The VAE turned the init image into not-a-number.")
 
     def _launch(self, vae: Any, picture: Tensor) -> None:
         self._mean, self._std = _posterior(vae, picture)

@@ -20,6 +20,7 @@ from torch.nn import functional
 from shared import weights
 from shared.errors import BadWeights, OutOfMemory
 from shared.weights import WeightsFile
+from worker.diffusion import memory
 from worker.diffusion.checkpoint import Checkpoint
 
 SIDES = ("unet", "text_encoder")
@@ -128,11 +129,11 @@ def load(file: WeightsFile, checkpoint: Checkpoint) -> Lora:
         raw = file.path.read_bytes()
         metadata = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__") or {}
         return _parsed(file.name, safetensors.torch.load(raw), _Scales(metadata), checkpoint)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"The LoRA {file.name} does not fit into the memory of {checkpoint.device}.") from error
     except _Misfit as error:
         raise BadWeights(f"{file.path}: {error}") from error
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:  # replaced or cut just now
+        if memory.is_shortage(error):
+            raise OutOfMemory(f"The LoRA {file.name} does not fit into the memory of {checkpoint.device}.") from error
         reason = " ".join(str(error).split())[:200]
         raise BadWeights(f"{file.path}: cannot be read ({reason}).") from error
 

@@ -8,8 +8,8 @@ import torch
 
 from shared.errors import OutOfMemory
 
-# What libraries and the driver say where torch raises no error of its own: cuBLAS and cuDNN for their workspaces.
-SHORTAGES = ("out of memory", "ALLOC_FAILED")
+# What libraries and the driver say where torch raises no error of its own: cuBLAS and cuDNN for their workspaces, a CPU for all.
+SHORTAGES = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 
 def is_shortage(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.errors import BadWeights, NotANumber
+from shared.errors import BadWeights, NotANumber, OutOfMemory
 from shared.weights import Shelf, WeightsFile
 from worker.diffusion import division, memory
 from worker.diffusion.checkpoint import Checkpoint
@@ -136,7 +136,10 @@ def tiling(vae: Any, tile: int | None) -> Iterator[None]:
 
 
 def load_vae(file: WeightsFile, checkpoint: Checkpoint, space: LatentSpace) -> Any:
-    """Load a VAE of the checkpoint's own architecture and latents, in the original layout or diffusers'. Raises `BadWeights`."""
+    """Load a VAE of the checkpoint's own architecture and latents, in the original layout or diffusers'.
+
+    Raises `BadWeights` and, of a device that is too full for good ones, `OutOfMemory`.
+    """
     try:
         # Read, not mapped: a mapped file that is overwritten changes under the engine, and one that is cut ends the process.
         raw = file.path.read_bytes()
@@ -148,6 +151,8 @@ def load_vae(file: WeightsFile, checkpoint: Checkpoint, space: LatentSpace) -> A
         _refuse_other_latents(loaded, space)
         division.leave_out(loaded)
     except Exception as error:
+        if memory.is_shortage(error):
+            raise OutOfMemory(f"The VAE {file.name} does not fit into the memory of {checkpoint.device}.") from error
         reason = " ".join(str(error).split())[:200]
         raise BadWeights(f"{file.path}: cannot be loaded as a VAE of this checkpoint ({reason}).") from error
     return loaded
@@ -164,7 +169,7 @@ class VaeShelf:
         self._lock = Lock()
 
     def get(self, name: str) -> Any:
-        """Return a VAE by name, loading it on this thread. Raises `WeightsMissing` or `BadWeights`."""
+        """Return a VAE by name, loading it on this thread. Raises `WeightsMissing`, `BadWeights` or `OutOfMemory`."""
         file = self._shelf.find(name)
         with self._lock:
             if file not in self._loaded:

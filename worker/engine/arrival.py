@@ -32,20 +32,24 @@ class Arrival(Generic[R_co]):
         self._way = way
         self._awaited: Awaited | None = None
 
-    def get(self, *, wait: bool) -> R_co | None:
-        """Return the image if it has arrived; else lead it as far as that goes without waiting. With `wait`, to the end.
+    def get(self) -> R_co | None:
+        """Return the image if it has arrived; else lead it as far as that goes without waiting.
 
         Raises what befell it on its way.
         """
-        while self._awaited is None or wait or self._awaited.is_ready:
-            if self._awaited is not None:
-                self._awaited.wait()
+        while self._awaited is None or self._awaited.is_ready:
             try:
                 self._awaited = next(self._way)
             except StopIteration as end:
                 image: R_co = end.value
                 return image
         return None
+
+    def wait(self) -> None:
+        """Wait for what it stopped at, and for nothing that comes after."""
+        if self._awaited is not None:
+            self._awaited.wait()
+            self._awaited = None
 
 
 def there(image: R) -> Arrival[R]:
@@ -55,8 +59,8 @@ def there(image: R) -> Arrival[R]:
 
 def arrived(arrival: Arrival[R]) -> R:
     """Wait for an image."""
-    image = arrival.get(wait=True)
-    assert image is not None  # noqa: S101 - whoever waits goes the whole way
+    while (image := arrival.get()) is None:
+        arrival.wait()
     return image
 
 

@@ -68,7 +68,7 @@ class Engine(Generic[D, R]):
         self._images: dict[Request, R] = {}
         self._developing: deque[tuple[Request, Developing]] = deque()
         self._clock = clock
-        self._tick_began: float | None = None
+        self._got_on_at: float | None = None
         self.pace = Pace()
         self._inbox: deque[tuple[Request, D]] = deque()
         self._changed = Condition()
@@ -109,8 +109,8 @@ class Engine(Generic[D, R]):
 
     @property
     def seconds_since_tick(self) -> float:
-        """How long the present tick has taken; 0 while there is nothing to do."""
-        began = self._tick_began
+        """For how long the present tick has got nowhere; 0 while there is nothing to do."""
+        began = self._got_on_at
         return 0.0 if began is None else self._clock() - began
 
     @property
@@ -123,8 +123,7 @@ class Engine(Generic[D, R]):
         began = self._clock()
         self._admit()
         self._drop_canceled()
-        # With nothing to denoise there is nothing better to do than to wait for the device.
-        self._arrive(wait=not self._images)
+        self._arrive()
         batch = self._scheduler.schedule()
         if batch:
             cost = sum(self._images[request].cost for request in batch)
@@ -134,12 +133,19 @@ class Engine(Generic[D, R]):
         self._deliver(wait=not self._images and not self._arriving)
         if batch:
             self.pace = self.pace.after(self._clock() - began, cost=cost, images=len(batch))
+        elif self._arriving:
+            self._await_oldest()
 
     def _run(self) -> None:
         while self._wait_for_work():
-            self._tick_began = self._clock()
+            self._got_on_at = self._clock()
             self.tick()
-            self._tick_began = None
+            self._got_on_at = None
+
+    def _get_on(self) -> None:
+        """Tell the watchdog that one act of a tick is over: on a CPU sixteen pictures are decoded in one, for minutes."""
+        if self._got_on_at is not None:
+            self._got_on_at = self._clock()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -155,32 +161,43 @@ class Engine(Generic[D, R]):
             if request.is_canceled:
                 self._leave(request, Canceled())
         for request in [request for request in self._arriving if request.is_canceled]:
-            del self._arriving[request]
-            request.fail(Canceled())
+            self._turn_away(request, Canceled())
 
     def _admit(self) -> None:
         while self._inbox:
             request, draft = self._inbox.popleft()
             self._arriving[request] = self._runner.begin(draft, request.snapshot)
 
-    def _arrive(self, *, wait: bool) -> None:
-        """Let those take part that stand at the first step of their pass. With `wait` the oldest is waited for."""
+    def _arrive(self) -> None:
+        """Let those take part that stand at the first step of their pass, and lead the others on."""
         for request, arrival in list(self._arriving.items()):
+            self._get_on()
             try:
-                image = arrival.get(wait=wait)
+                image = arrival.get()
+                if image is not None:
+                    self._scheduler.add(request, image.bucket, samples=image.samples, cost=image.cost)
             except Exception as error:  # noqa: BLE001 - one bad request must not end the others
-                del self._arriving[request]
-                request.fail(_as_render_error(error))
+                self._turn_away(request, _as_render_error(error))
                 continue
-            wait = False
             if image is not None:
                 del self._arriving[request]
                 self._images[request] = image
-                self._queue(request, image)
                 self._move_on(request)
 
-    def _queue(self, request: Request, image: R) -> None:
-        self._scheduler.add(request, image.bucket, samples=image.samples, cost=image.cost)
+    def _await_oldest(self) -> None:
+        """Wait for what the oldest arrival waits for: with nothing to denoise there is nothing better to do.
+
+        Not for all of its way: meanwhile others may come, who have none, or go.
+        """
+        request, arrival = next(iter(self._arriving.items()))
+        try:
+            arrival.wait()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._turn_away(request, _as_render_error(error))
+
+    def _turn_away(self, request: Request, error: Exception) -> None:
+        del self._arriving[request]
+        request.fail(error)
 
     def _denoise(self, batch: list[Request]) -> None:
         try:
@@ -197,11 +214,13 @@ class Engine(Generic[D, R]):
 
     def _move_on(self, request: Request) -> None:
         """Do what follows an image's step: show it, start its next pass, or develop it."""
+        self._get_on()
         image = self._images.get(request)
         if image is None:
             return
         request.steps_done, request.snapshot = image.steps_done, image.snapshot()
-        if request.is_canceled:  # it is dropped at the next tick's start; more would be work for nobody
+        if request.is_canceled:  # at once: whoever stands behind its last step is not to be in a batch again
+            self._leave(request, Canceled())
             return
         try:
             self._advance(request, image)
@@ -216,19 +235,32 @@ class Engine(Generic[D, R]):
             self._developing.append((request, self._runner.decode(image)))
             self._leave(request, None)
         elif request.wants_preview:
+            self._show(request, image)
+
+    def _show(self, request: Request, image: R) -> None:
+        """Begin a preview. One that fails, where memory is nearly full, costs the preview and never the image."""
+        request.wants_preview = False
+        try:
             request.preview = self._runner.preview(image)
-            request.wants_preview = False
+        except Exception as error:  # noqa: BLE001 - as above
+            log.warning("preview.failed", error=f"{type(error).__name__}: {error}"[:500])
 
     def _deliver(self, *, wait: bool) -> None:
-        while self._developing and (wait or self._developing[0][1].is_ready):
-            request, developing = self._developing.popleft()
-            if request.is_canceled:
-                request.fail(Canceled())
-                continue
+        """Hand over the pictures that are there, oldest first; with `wait` one of them is waited for."""
+        while self._developing:
+            request, developing = self._developing[0]
+            self._get_on()
             try:
-                request.finish(developing.pixels())
+                if request.is_canceled:
+                    request.fail(Canceled())
+                elif wait or developing.is_ready:
+                    request.finish(developing.pixels())
+                    wait = False
+                else:
+                    return
             except Exception as error:  # noqa: BLE001 - as above
                 request.fail(_as_render_error(error))
+            self._developing.popleft()
 
     def _leave(self, request: Request, error: Exception | None) -> None:
         self._scheduler.remove(request)

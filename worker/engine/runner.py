@@ -74,8 +74,9 @@ class DiffusionRunner:
         )
 
     def draft(self, spec: ImageSpec) -> Draft:
-        """Do all that needs no device."""
-        return self._drafter.draft(spec)
+        """Do all that does not wait for the device; some of it takes memory there."""
+        with memory.told():
+            return self._drafter.draft(spec)
 
     def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Arrival[Latents]:
         """Encode prompts and the picture to start from, and stand at the first step, or where the snapshot was taken."""
