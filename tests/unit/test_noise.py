@@ -22,6 +22,19 @@ def test_the_first_noise_depends_on_seed_and_size_only() -> None:
     assert not Noise(7, width=64, height=64).first().equal(Noise(8, width=64, height=64).first())
 
 
+@pytest.mark.parametrize("sampler", [Sampler.EULER_A, Sampler.DPMPP_SDE])
+def test_a_call_that_is_made_again_adds_the_same(monkeypatch: pytest.MonkeyPatch, sampler: Sampler) -> None:
+    monkeypatch.setattr(noises, "DRAWN_AHEAD_BYTES", 0)
+    plan = plans.make(sampler, Schedule.KARRAS, 5, sd15())
+    once, twice = (Noise(3, width=64, height=64).fresh(plan) for _ in range(2))
+    assert isinstance(once, FreshNoise)
+    assert isinstance(twice, FreshNoise)
+    for call in range(len(plan.calls)):
+        first = twice[call]
+        assert twice[call].equal(first)
+        assert once[call].equal(first)
+
+
 def test_fresh_noise_is_summed_up_by_call() -> None:
     plan = plans.make(Sampler.EULER_A, Schedule.UNIFORM, 5, sd15())
     fresh = drawn_ahead(Noise(3, width=64, height=64), plan)

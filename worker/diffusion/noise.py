@@ -62,15 +62,21 @@ class Noise:
 
 
 class FreshNoise:
-    """A plan's fresh noise, to be asked for call by call, in order."""
+    """A plan's fresh noise, to be asked for call by call, in order; once more for a call that did not fit into memory."""
 
     def __init__(self, plan: Plan, units: Iterator[Tensor], shape: tuple[int, ...]) -> None:
         self._plan = plan
         self._units = enumerate(units)
         self._shape = shape
+        self._last: tuple[int, Tensor] | None = None
 
     def __getitem__(self, call: int) -> Tensor:
         """Return what a call adds, (1, 4, height/8, width/8)."""
+        if self._last is None or self._last[0] != call:
+            self._last = call, self._drawn(call)
+        return self._last[1]
+
+    def _drawn(self, call: int) -> Tensor:
         total = torch.zeros(self._shape)
         for wanted, weight in self._plan.calls[call].fresh:
             # Draws without weight are made all the same: the next ones follow from them.
