@@ -191,7 +191,7 @@ class Floor:
     ) -> None:
         """Have the slots hand back what they run, and end the process without those that do not come back."""
         leases.drain()
-        if not handover.finish(leases.running, renderer.hand_back, lambda: engine.seconds_since_tick):
+        if not handover.finish(leases.running, renderer.hand_back, lambda: engine.seconds_stuck):
             self._retire(db, worker_id)
             os._exit(self.exit_status)
 
@@ -215,7 +215,7 @@ class Floor:
     def _watch(self, engine: Engine[Any, Any], leases: Leases) -> None:
         settings = self._settings
         parts = {
-            "engine": lambda: engine.seconds_since_tick,
+            "engine": lambda: engine.seconds_stuck,
             "heartbeat": leases.seconds_in_beat,
             "slot": leases.overstay_s,
         }

@@ -18,7 +18,7 @@ from shared.catalog import CheckpointFile
 from shared.settings import Settings
 from shared.weights import Shelves
 from tests.ceiling import Ceiling
-from worker.engine.arrival import Arrival, there
+from worker.engine.arrival import Arrival, Way
 from worker.engine.engine import Engine
 from worker.engine.request import ImageSpec, Pixels
 from worker.engine.snapshot import Snapshot
@@ -74,6 +74,12 @@ class Developed:
         return np.random.default_rng(self.seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def no_way(sketch: Sketch) -> Way[Sketch]:
+    """Nothing is done before the first step."""
+    yield from ()
+    return sketch
+
+
 class Ambush:
     """A trap in a folder: whoever first takes away the file of a moment dies there, and leaves its name in the file's."""
 
@@ -99,7 +105,7 @@ class SketchRunner:
         return Draft(spec)
 
     def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Arrival[Sketch]:
-        return there(Sketch(draft, snapshot.steps_done if snapshot else 0))
+        return Arrival(no_way(Sketch(draft, snapshot.steps_done if snapshot else 0)))
 
     def denoise(self, batch: Sequence[Sketch]) -> None:
         time.sleep(self._step_s / 2)

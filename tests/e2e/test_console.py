@@ -885,13 +885,19 @@ def test_the_hour_is_charted_and_failures_are_tried_again_by_code(page: Page, ad
     assert page.request.get(f"{address}/v1/throughput").json()["checkpoints"][0]["pictures"][-2:] != [0, 0]
 
 
-def test_an_admin_makes_pauses_and_revokes_keys(browser: Browser, guarded: tuple[str, list[str]], db: Database) -> None:
-    address, _ = guarded
+@contextmanager
+def administering(browser: Browser, address: str, db: Database) -> Iterator[Page]:
+    """The Farm page, for an admin."""
     with db.transaction() as session:
         admin = keys.create(session, NewKey(name="boss", scopes=frozenset({Scope.ADMIN})))[1].text
     with watched(browser, address, "401") as page:
         enter(page, address, admin)
         page.get_by_role("link", name="Farm").click()
+        yield page
+
+
+def test_an_admin_makes_pauses_and_revokes_keys(browser: Browser, guarded: tuple[str, list[str]], db: Database) -> None:
+    with administering(browser, guarded[0], db) as page:
         panel = page.get_by_role("region", name="API keys", exact=True)
         panel.get_by_role("textbox", name="Name", exact=True).fill("atelier")
         panel.get_by_label("submit", exact=True).uncheck()
@@ -901,7 +907,7 @@ def test_an_admin_makes_pauses_and_revokes_keys(browser: Browser, guarded: tuple
         panel.get_by_label("Ends after days").fill("30")
         panel.get_by_role("button", name="Create key").click()
         token = panel.get_by_role("status").locator("code").inner_text()
-        told = page.request.get(f"{address}/v1/keys/me", headers={"Authorization": f"Bearer {token}"}).json()
+        told = page.request.get(f"{guarded[0]}/v1/keys/me", headers={"Authorization": f"Bearer {token}"}).json()
         assert (told["scopes"], told["weight"], told["max_queued"]) == (["read"], 2.5, 7)
         row = panel.get_by_role("row").filter(has_text="atelier")
         expect(row).to_contain_text("2.5 / 0")
@@ -947,12 +953,7 @@ def test_an_admin_makes_pauses_and_revokes_keys(browser: Browser, guarded: tuple
 def test_what_is_typed_into_a_new_key_outlives_fresh_figures(
     browser: Browser, guarded: tuple[str, list[str]], db: Database
 ) -> None:
-    address, _ = guarded
-    with db.transaction() as session:
-        admin = keys.create(session, NewKey(name="boss", scopes=frozenset({Scope.ADMIN})))[1].text
-    with watched(browser, address, "401") as page:
-        enter(page, address, admin)
-        page.get_by_role("link", name="Farm").click()
+    with administering(browser, guarded[0], db) as page:
         panel = page.get_by_role("region", name="API keys", exact=True)
         panel.get_by_role("textbox", name="Name", exact=True).fill("half written")
         row = panel.get_by_role("row").filter(has_text="three")

@@ -77,7 +77,7 @@ def test_img2img_starts_where_diffusers_does(checkpoint: Checkpoint) -> None:
     image = theirs.image_processor.preprocess(Image.fromarray(pixels()))
     expected = theirs.prepare_latents(image, timestep, 1, 1, torch.float32, CPU, seeded())
     generator = seeded()
-    clean = img2img.encode(checkpoint.vae, pixels(), drawn(generator))
+    clean = img2img.Encoding(checkpoint.vae, pixels()).latents(drawn(generator))
     alpha = theirs.scheduler.alphas_cumprod[timestep]
     assert torch.equal(expected, alpha.sqrt() * clean + (1 - alpha).sqrt() * drawn(generator))
     assert (clean.dtype, clean.shape) == (torch.float32, torch.Size(SHAPE))
@@ -103,7 +103,7 @@ def test_inpainting_starts_where_diffusers_does(checkpoint: Checkpoint, strength
         return_image_latents=True,
     )
     generator = seeded()
-    assert torch.equal(clean, img2img.encode(checkpoint.vae, pixels(), drawn(generator)))
+    assert torch.equal(clean, img2img.Encoding(checkpoint.vae, pixels()).latents(drawn(generator)))
     assert torch.equal(noise, drawn(generator))
 
 
@@ -145,7 +145,7 @@ def test_a_picture_survives_the_way_there_and_back(checkpoint: Checkpoint) -> No
     """Flat colours, which the demo VAE knows."""
     flat = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     flat[...] = (220, 30, 30)
-    latents = img2img.encode(checkpoint.vae, flat, None)
+    latents = img2img.Encoding(checkpoint.vae, flat).latents(None)
     image = checkpoint.vae.decode(latents / checkpoint.vae.config.scaling_factor).sample
     back = (image / 2 + 0.5).clamp(0, 1)[0].mean((1, 2)) * 255
     assert (back - torch.tensor([220.0, 30.0, 30.0])).abs().max() < 25

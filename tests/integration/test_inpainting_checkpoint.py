@@ -65,3 +65,24 @@ def test_the_mask_reaches_the_unet(tmp_path: Path, weight: float) -> None:
     blind = run_alone(DiffusionRunner.of(widened(tmp_path / "blind", 0.0)), spec(start=start(), last=3, **SMALL))
     seeing = run_alone(runner, spec(start=start(), last=3, **SMALL))
     assert (blind != seeing).any() == bool(weight)
+
+
+def test_images_of_one_picture_have_it_encoded_once_whole_and_once_masked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, pictures = widened(tmp_path, 0.05), []
+    encode = checkpoint.vae.encode
+
+    def counted(picture: torch.Tensor) -> Any:
+        pictures.append(picture)
+        return encode(picture)
+
+    monkeypatch.setattr(checkpoint.vae, "encode", counted)
+    runner, shared = DiffusionRunner.of(checkpoint), start()
+    one, two = (arrived(runner.begin(runner.draft(spec(start=shared, last=3, seed=seed, **SMALL)))) for seed in (1, 2))
+    assert len(pictures) == 2
+    assert not torch.equal(pictures[0], pictures[1])
+    assert one.extra is not None
+    assert two.extra is not None
+    assert torch.equal(one.extra[:, 0], two.extra[:, 0])
+    assert not torch.equal(one.extra[:, 1:], two.extra[:, 1:])  # each has its own sample

@@ -1,6 +1,7 @@
 """The engine's loop on a toy device: exact arithmetic instead of a UNet, and faults on demand."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
@@ -280,6 +281,31 @@ def test_a_broken_call_fails_its_batch_and_the_engine_lives_on(engine: Engine[To
 
 
 def test_stopping_fails_what_is_in_flight(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    running = engine.submit(SPEC)
+    with stopped_in_a_call(engine, device):
+        waiting = engine.submit(SPEC)
+    for request in (running, waiting):
+        with pytest.raises(EngineStopped):
+            request.result(10)
+    assert len(device.batches) == 1
+    assert not engine.is_alive
+    assert engine.seconds_stuck == 0.0
+
+
+def test_stopping_fails_who_is_on_the_way(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    device.has_encoded = False
+    requests = [engine.submit(replace(SPEC, seed=seed)) for seed in (1, 2)]
+    with stopped_in_a_call(engine, device):
+        pass
+    assert device.batches == [[1]]
+    for request in requests:
+        with pytest.raises(EngineStopped):
+            request.result(10)
+
+
+@contextmanager
+def stopped_in_a_call(engine: Engine[Toy, Toy], device: ToyDevice) -> Iterator[None]:
+    """Start an engine, and stop it while its first call is under way and the block is done."""
     under_way, go_on = Event(), Event()
 
     def wait(_batch: Sequence[Toy]) -> None:
@@ -287,22 +313,15 @@ def test_stopping_fails_what_is_in_flight(engine: Engine[Toy, Toy], device: ToyD
         assert go_on.wait(10)
 
     device.before_call = wait
-    running = engine.submit(SPEC)
     engine.start()
     assert under_way.wait(10)
-    waiting = engine.submit(SPEC)
+    yield
     stopping = Thread(target=engine.stop)
     stopping.start()
     with pytest.raises(EngineStopped):
         submit_until_refused(engine)  # the stop closes the door before it waits for the tick under way
     go_on.set()
     stopping.join(10)
-    for request in (running, waiting):
-        with pytest.raises(EngineStopped):
-            request.result(10)
-    assert len(device.batches) == 1
-    assert not engine.is_alive
-    assert engine.seconds_since_tick == 0.0
 
 
 def submit_until_refused(engine: Engine[Toy, Toy]) -> None:
@@ -323,11 +342,11 @@ def test_a_tick_that_hangs_shows(device: ToyDevice) -> None:
     engine.start()
     assert under_way.wait(10)
     now = 13.0
-    assert engine.seconds_since_tick == 3.0
+    assert engine.seconds_stuck == 3.0
     go_on.set()
     assert request.result(10) is not None
     engine.stop()
-    assert engine.seconds_since_tick == 0.0
+    assert engine.seconds_stuck == 0.0
 
 
 def test_a_tick_that_gets_on_does_not_hang(device: ToyDevice, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +354,7 @@ def test_a_tick_that_gets_on_does_not_hang(device: ToyDevice, monkeypatch: pytes
     now, silences, decode = [10.0], list[float](), device.decode
 
     def decode_slowly(image: Toy) -> Film:
-        silences.append(slow.seconds_since_tick)
+        silences.append(slow.seconds_stuck)
         now[0] += 60
         return decode(image)
 
@@ -491,29 +510,6 @@ def test_a_device_that_breaks_while_it_is_awaited_fails_the_request(
     with pytest.raises(RenderFailed, match="ValueError"):
         request.result(10)
     assert engine.submit(SPEC).result(10) is not None
-
-
-def test_stopping_fails_who_is_on_the_way(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
-    device.has_encoded = False
-    under_way, go_on = Event(), Event()
-
-    def hold(_batch: Sequence[Toy]) -> None:
-        under_way.set()
-        assert go_on.wait(10)
-
-    device.before_call = hold
-    requests = [engine.submit(replace(SPEC, seed=seed)) for seed in (1, 2)]
-    engine.start()
-    assert under_way.wait(10)
-    stopping = Thread(target=engine.stop)
-    stopping.start()
-    with pytest.raises(EngineStopped):
-        submit_until_refused(engine)
-    go_on.set()
-    stopping.join(10)
-    for request in requests:
-        with pytest.raises(EngineStopped):
-            request.result(10)
 
 
 def test_images_are_made_ready_by_whoever_submits_them(engine: Engine[Toy, Toy], device: ToyDevice) -> None:

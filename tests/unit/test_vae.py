@@ -92,9 +92,9 @@ def test_an_init_image_is_encoded_once_more_in_full_precision(broken: bool) -> N
     pixels = np.full((64, 64, 3), 200, np.uint8)
     if broken:
         with pytest.raises(NotANumber, match="init image"):
-            img2img.encode(Fragile(broken=True), pixels, None)
+            img2img.Encoding(Fragile(broken=True), pixels).latents(None)
     else:
-        assert (img2img.encode(Fragile(broken=False), pixels, None) == demo().vae.config.scaling_factor).all()
+        assert (img2img.Encoding(Fragile(broken=False), pixels).latents(None) == demo().vae.config.scaling_factor).all()
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -79,11 +79,6 @@ class Encoding:
         return bool(flag)
 
 
-def encode(vae: Any, pixels: NDArray[np.uint8], noise: Tensor | None) -> Tensor:
-    """Encode pixels as `Encoding` does, and wait for it."""
-    return Encoding(vae, pixels).latents(noise)
-
-
 def latent_mask(mask: NDArray[np.float32], device: torch.device) -> Tensor:
     """Return a mask (height, width) for latents, (1, 1, height/8, width/8) of 0 and 1, 1 where they are painted.
 

@@ -52,20 +52,10 @@ class Arrival(Generic[R_co]):
             self._awaited = None
 
 
-def there(image: R) -> Arrival[R]:
-    """Return the arrival of an image that has no way to go."""
-    return Arrival(_no_way(image))
-
-
 def arrived(arrival: Arrival[R]) -> R:
     """Wait for an image."""
     while (image := arrival.get()) is None:
         arrival.wait()
-    return image
-
-
-def _no_way(image: R) -> Way[R]:
-    yield from ()
     return image
 
 

@@ -108,7 +108,7 @@ class Engine(Generic[D, R]):
         return request
 
     @property
-    def seconds_since_tick(self) -> float:
+    def seconds_stuck(self) -> float:
         """For how long the present tick has got nowhere; 0 while there is nothing to do."""
         began = self._got_on_at
         return 0.0 if began is None else self._clock() - began

@@ -50,6 +50,7 @@ class DiffusionRunner:
         self._text_adapters = Adapters(checkpoint.text_encoder, "text_encoder")
         self._stack = Stack(checkpoint, strict_samples, compiled=compiled)
         self._encodings: WeakKeyDictionary[Start, Encoding] = WeakKeyDictionary()
+        self._masked: WeakKeyDictionary[Start, Encoding] = WeakKeyDictionary()
         # Large pictures take tens of milliseconds to resize, several steps of the others.
         self._aside = ThreadPoolExecutor(1, "resizer")
 
@@ -159,11 +160,17 @@ class DiffusionRunner:
     def _extra(self, draft: Draft, leg: Leg) -> Way[Tensor]:
         """Return what an inpainting checkpoint reads beside the latents: the picture to start from, masked, or nothing at all."""
         start = draft.start if leg is draft.legs[0] else None
-        pixels = start.pixels if start else np.zeros((leg.wanted.height, leg.wanted.width, 3), np.uint8)
-        mask = start.mask if start else None
-        masked = img2img.begin_masked(draft.vae, pixels, mask)
+        if start is None:
+            nothing = img2img.begin_masked(
+                draft.vae, np.zeros((leg.wanted.height, leg.wanted.width, 3), np.uint8), None
+            )
+            yield nothing
+            return img2img.inpainting_channels(nothing.latents(None), None)
+        masked = self._masked.get(start)
+        if masked is None:
+            masked = self._masked[start] = img2img.begin_masked(draft.vae, start.pixels, start.mask)
         yield masked
-        return img2img.inpainting_channels(masked.latents(leg.masked_posterior if start else None), mask)
+        return img2img.inpainting_channels(masked.latents(leg.masked_posterior), start.mask)
 
     def _enlarged(self, image: Latents, leg: Leg) -> Way[Tensor]:
         """Bring a pass's latents to the size of the next, as latents or by way of pixels."""
