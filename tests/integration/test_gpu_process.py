@@ -82,10 +82,11 @@ def until_logged(log: Path, event: bytes, running: subprocess.Popen[bytes]) -> N
 def test_a_render_outlives_its_workers(settings: Settings, db: Database, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     with db.transaction() as session:
-        job_id = jobs.submit(session, params(steps=150, width=256, height=256), max_attempts=3).id
+        job_id = jobs.submit(session, params(steps=150, width=512, height=512), max_attempts=3).id
 
     with process(settings, log, drain_s=60) as killed:
-        row = until(db, job_id, killed, lambda row: row.snapshot_attempt == 1 and row.steps_done > 0)
+        until_logged(log, b"snapshot.kept", killed)  # the row names a snapshot before there is one
+        row = until(db, job_id, killed, lambda row: row.steps_done > 0)
         killed.kill()
     with db.transaction() as session:
         assert upkeep.take_over(session, str(row.worker_id)) == [(job_id, JobState.QUEUED)]

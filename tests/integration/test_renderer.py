@@ -243,7 +243,7 @@ class Away(Database):
 
 
 def test_a_suspect_waits_until_it_is_alone(floor: Floor) -> None:
-    companion = floor.submit(steps=150, width=256, height=256)
+    companion = floor.submit(steps=150, width=512, height=512)
     beside = floor.answer_in_background()
     floor.beat_until(companion, 1)
     suspect, later = floor.submit(), floor.submit()

@@ -161,15 +161,15 @@ def test_images_that_were_done_are_not_denoised_again(parts: Parts, pair: Engine
     assert done.steps_total <= made <= done.steps_total + 3  # a step that was under way at the drain is made again
 
 
-def test_a_lost_workers_job_goes_on_from_what_it_kept_meanwhile(parts: Parts, pair: Engines) -> None:
+def test_a_lost_workers_job_goes_on_from_what_it_kept_meanwhile(parts: Parts, pair: Engines, storage: Storage) -> None:
     settings, *rest = parts
     often = settings.model_copy(update={"snapshot_seconds": 0.001})
     one, other = (Worker(name, engine, often, *rest) for name, engine in zip("ab", pair, strict=True))
-    expected = undisturbed(other)
-    job_id = submit(one.db)
+    expected = undisturbed(other, steps=48)
+    job_id = submit(one.db, steps=48)
     slot = one.begin()
     one.beat_until(job_id, 8)
-    while one.row(job_id).snapshot_attempt is None:
+    while not storage.keys(snapshot_key(job_id, 1)):  # the row is written first
         pass
     with one.db.transaction() as session:  # as when the process of worker a had been killed and came back
         assert upkeep.take_over(session, "a") == [(job_id, JobState.QUEUED)]
