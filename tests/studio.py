@@ -1,12 +1,14 @@
 """The demo checkpoint, specs to start from, and engines on it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import pytest
 import torch
 
 from shared import catalog
@@ -58,3 +60,24 @@ def running(runner: DiffusionRunner, *, samples: int = 16) -> Iterator[DemoEngin
         yield engine
     finally:
         engine.stop()
+
+
+@contextmanager
+def held(engine: DemoEngine, when: Callable[[], bool]) -> Iterator[Event]:
+    """Hold an engine before its next step once `when` is true, while the block lasts; the event is set when it is held."""
+    runner = engine._runner
+    denoise = runner.denoise
+    is_held, may_go = Event(), Event()
+
+    def wait_and_denoise(batch: Sequence[Latents]) -> None:
+        if when():
+            is_held.set()
+            may_go.wait()
+        denoise(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "denoise", wait_and_denoise)
+        try:
+            yield is_held
+        finally:
+            may_go.set()

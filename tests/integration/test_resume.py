@@ -1,6 +1,7 @@
 """Jobs that are interrupted in the middle of a render and go on at another worker, with the same pictures in the end."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Thread
 from uuid import UUID
 
@@ -67,6 +68,7 @@ class Worker:
         shelf: Storage | None = None,
     ) -> None:
         self.db = db
+        self.engine = engine
         self.leases = Leases(db, settings, name)
         self.renderer = Renderer(
             settings,
@@ -90,17 +92,18 @@ class Worker:
         with self.db.transaction() as session:
             return jobs.get(session, job_id)
 
-    def beat_until(self, job_id: UUID, steps: int) -> None:
-        """Report progress until the row shows that many steps; the engine's own work is what passes the time."""
-        while self.row(job_id).steps_done < steps:
-            self.leases.beat()
-            assert self.row(job_id).state in {JobState.QUEUED, JobState.RUNNING}
+    @contextmanager
+    def held_at(self, steps: int) -> Iterator[Thread]:
+        """Begin the next job, and keep it from going on while the block lasts once so many of its steps are done."""
+        with studio.held(self.engine, lambda: sum(one.steps_done for one in self.leases.running()) >= steps) as is_held:
+            slot = self.begin()
+            assert is_held.wait(60)
+            yield slot
 
     def drain_at(self, job_id: UUID, steps: int) -> JobRow:
-        """Begin the job, and be drained once so many steps are done."""
-        slot = self.begin()
-        self.beat_until(job_id, steps)
-        self.leases.drain()
+        """Begin the job, which is next, and be drained once so many steps are done."""
+        with self.held_at(steps) as slot:
+            self.leases.drain()
         slot.join(timeout=30)
         return self.row(job_id)
 
@@ -165,14 +168,13 @@ def test_a_lost_workers_job_goes_on_from_what_it_kept_meanwhile(parts: Parts, pa
     settings, *rest = parts
     often = settings.model_copy(update={"snapshot_seconds": 0.001})
     one, other = (Worker(name, engine, often, *rest) for name, engine in zip("ab", pair, strict=True))
-    expected = undisturbed(other, steps=48)
-    job_id = submit(one.db, steps=48)
-    slot = one.begin()
-    one.beat_until(job_id, 8)
-    while not storage.keys(snapshot_key(job_id, 1)):  # the row is written first
-        pass
-    with one.db.transaction() as session:  # as when the process of worker a had been killed and came back
-        assert upkeep.take_over(session, "a") == [(job_id, JobState.QUEUED)]
+    expected = undisturbed(other)
+    job_id = submit(one.db)
+    with one.held_at(8) as slot:
+        while not storage.keys(snapshot_key(job_id, 1)):  # the row is written first
+            pass
+        with one.db.transaction() as session:  # as when the process of worker a had been killed and came back
+            assert upkeep.take_over(session, "a") == [(job_id, JobState.QUEUED)]
     other.renderer.answer()  # beside the zombie
     slot.join(timeout=30)
     done = other.row(job_id)
