@@ -38,6 +38,8 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
             patch.setenv(name, value)
         # As on a loopback address; tests of keys ask for them.
         patch.setenv("FARM_AUTH", "none")
+        # An engine that other tests starve is not down; one that is down refuses at once.
+        patch.setenv("FARM_CONNECT_SECONDS", "30")
         settings = Settings(log_level="warning")
         migrations.upgrade(settings.database_url.get_secret_value())
         Storage(settings).ensure_bucket()

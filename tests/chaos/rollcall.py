@@ -15,7 +15,7 @@ JOB_S = 2.0
 
 
 def absent(stage: Stage, workers: int, step_s: float) -> Iterator[Violation]:
-    """Give every slot work at once, three times over, and name the workers that do not run as many jobs as they have slots."""
+    """Give every slot work for as long as is waited, and name the workers that do not run as many jobs as they have slots."""
     job = {
         "prompt": "roll call",
         "width": 64,
@@ -24,7 +24,8 @@ def absent(stage: Stage, workers: int, step_s: float) -> Iterator[Violation]:
         "sampler": "euler",
     }
     http = urllib3.PoolManager(timeout=10.0, retries=False)
-    batch = http.request("POST", f"{stage.url}/v1/batches", json={"jobs": [job] * (3 * workers * SLOTS)}).json()
+    wanted = {"jobs": [job] * int(workers * SLOTS * WAIT_S / JOB_S)}
+    batch = http.request("POST", f"{stage.url}/v1/batches", json=wanted).json()
     most: dict[str, int] = {}
 
     def all_answer() -> bool:

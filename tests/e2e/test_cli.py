@@ -17,15 +17,26 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FARM = [sys.executable, "-c", "import sys; from api.cli import main; sys.exit(main())"]
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+# A demo that takes a minute, so that it is not done when it is interrupted, and leaves its usual port to another test's.
+SLOW = "from api.cli.up import DEMO_PARAMS; DEMO_PARAMS.update(width=512, height=512, steps=150); "
+ELSEWHERE = "import sys, api.cli.demo; sys.modules['api.cli.demo']._PORT = 0; "
 
 
 @contextmanager
-def farm(*arguments: str, profile_s: float = 0) -> Iterator["subprocess.Popen[str]"]:
-    """Run a command whose farm is embedded, whatever the engines of other tests put into the environment."""
+def farm(*arguments: str, profile_s: float = 0, before: str = "") -> Iterator["subprocess.Popen[str]"]:
+    """Run a command whose farm is embedded, whatever the engines of other tests put into the environment.
+
+    `before` is run by its Python first.
+    """
     env = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     env |= {"PYTHONPATH": str(ROOT), "FARM_PROFILE_SECONDS": str(profile_s)}
     process = subprocess.Popen(
-        [*FARM, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*FARM[:2], before + FARM[2], *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         with process:
@@ -61,7 +72,7 @@ def test_the_demo_ends_with_its_picture_and_leaves_no_process(tmp_path: Path) ->
 
 @pytest.mark.parametrize("line", ["postgres ready", "queued"])
 def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, line: str) -> None:
-    with farm("demo", "--data-dir", str(tmp_path)) as process:
+    with farm("demo", "--data-dir", str(tmp_path), before=SLOW + ELSEWHERE) as process:
         assert process.stderr
         wait_for(process.stderr, line)
         process.send_signal(signal.SIGINT)

@@ -22,7 +22,7 @@ from deploy.standalone.supervisor import Supervisor
 from tests import compose, packages
 from tests.chaos.farm import until
 from tests.compose import Machine
-from tests.e2e.test_farm import ended
+from tests.e2e.test_farm import ended, submit
 
 ENV = {
     "FARM_REDIS_PASSWORD": "redis-password",
@@ -58,9 +58,16 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
             supervisor.start(program)
         url = make_url(engine.env["FARM_DATABASE_URL"])
         env = {**ENV, "FARM_DATABASE_PASSWORD": str(url.password)}
-        taken = {name: ports.pick("127.0.0.1") for name in LISTENING}
+        taken = dict(zip(LISTENING, _ports(len(LISTENING)), strict=True))
         _start(supervisor, env, taken, f"127.0.0.1:{url.port}", folder.path)
         yield Composed(supervisor, taken)
+
+
+def _ports(count: int) -> set[int]:
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(ports.pick("127.0.0.1"))
+    return found
 
 
 def _start(supervisor: Supervisor, env: dict[str, str], taken: dict[str, int], database: str, data: Path) -> None:
@@ -99,9 +106,8 @@ def _start(supervisor: Supervisor, env: dict[str, str], taken: dict[str, int], d
 def test_the_commands_of_the_compose_file_render_a_picture(farm: Composed) -> None:
     key = {"Authorization": f"Bearer {ENV['FARM_ADMIN_KEY']}"}
     with httpx.Client(base_url=farm.url("api"), timeout=60, headers=key) as http:
-        assert httpx.get(f"{farm.url('api')}/v1/jobs").status_code == httpx.codes.UNAUTHORIZED
-        body = {"prompt": "a red circle on a blue background", "width": 128, "height": 128, "steps": 4}
-        job_id = http.post("/v1/jobs", json=body).json()["id"]
+        assert httpx.get(f"{farm.url('api')}/v1/jobs", timeout=60).status_code == httpx.codes.UNAUTHORIZED
+        job_id = submit(http)
         assert ended(http, job_id)["state"] == "succeeded"
         # The storage is hidden: the api hands the picture on instead of redirecting.
         picture = http.get(f"/v1/jobs/{job_id}/images/0")
@@ -120,7 +126,8 @@ def test_prometheus_by_its_own_command_sees_every_process_and_keeps_its_rules(fa
     listen = f"--web.listen-address=127.0.0.1:{farm.ports['prometheus']}"
     farm.supervisor.start(replace(program, argv=(*program.argv, listen)))
     with httpx.Client(base_url=farm.url("prometheus"), timeout=20) as http:
-        assert http.get(service["healthcheck"]["test"][-1].split(":9090")[1]).is_success
+        ready = service["healthcheck"]["test"][-1].split(":9090")[1]
+        assert until(lambda: http.get(ready).is_success, WAIT_S)
 
         def value(query: str) -> float | None:
             found = http.get("/api/v1/query", params={"query": query}).json()["data"]["result"]

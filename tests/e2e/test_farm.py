@@ -22,7 +22,7 @@ TICK = Event()  # never set: `TICK.wait` is the polling interval of the things t
 def options(data_dir: Path) -> UpOptions:
     """A farm on free ports that notices a lost worker sooner than the default's 20 s, and that times no batches."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
-    environ |= {"FARM_LEASE_SECONDS": "6", "FARM_HEARTBEAT_SECONDS": "1", "FARM_PROFILE_SECONDS": "0"}
+    environ |= {"FARM_LEASE_SECONDS": "10", "FARM_HEARTBEAT_SECONDS": "1", "FARM_PROFILE_SECONDS": "0"}
     return UpOptions(port=0, data_dir=data_dir, device="cpu", environ=environ)
 
 
@@ -106,7 +106,8 @@ def test_a_killed_part_comes_back_and_the_next_render_works(farm: Farm, http: ht
 
 
 def test_a_job_survives_the_death_of_its_worker(farm: Farm, http: httpx.Client) -> None:
-    job_id = submit(http, steps=60, width=256, height=256)
+    # Surely not done when its worker dies, and made anew within the deadline.
+    job_id = submit(http, steps=150, width=256, height=256, num_images=2)
     until(lambda: http.get(f"/v1/jobs/{job_id}").json()["progress"]["steps_done"] >= 1)
     (worker,) = (pid for name, pid in farm.pids().items() if name.startswith("gpu"))
     os.kill(worker, signal.SIGKILL)

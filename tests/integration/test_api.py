@@ -82,7 +82,7 @@ def test_a_finished_job_shows_its_images(client: TestClient, db: Database, stora
     assert job["images"][0]["url"] == f"/v1/jobs/{job_id}/images/0"
     redirect = client.get(job["images"][0]["url"])
     assert redirect.status_code == 307
-    download = httpx.get(redirect.headers["location"])
+    download = httpx.get(redirect.headers["location"], timeout=60)
     assert (download.content, download.headers["content-type"]) == (b"png bytes", "image/png")
     problem(client.get(f"/v1/jobs/{job_id}/images/1"), 404, "image_not_found")
     problem(client.get(f"/v1/jobs/{job_id}/images/99"), 422, "invalid_request")

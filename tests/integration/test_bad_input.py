@@ -76,7 +76,7 @@ def test_a_port_that_is_taken_ends_a_process(process: tuple[str, ...], db: Datab
 @pytest.mark.parametrize("process", [(*parts.API, "0"), parts.COURIER], ids=["api", "courier"])
 @pytest.mark.usefixtures("settings")
 def test_what_does_not_answer_at_the_start_is_told_and_waited_for(process: tuple[str, ...], tmp_path: Path) -> None:
-    wrong = {"FARM_DATABASE_URL": NOWHERE, "FARM_S3_SECRET_ACCESS_KEY": "s3same-s3same", "FARM_CONNECT_SECONDS": "2"}
+    wrong = {"FARM_DATABASE_URL": NOWHERE, "FARM_S3_SECRET_ACCESS_KEY": "s3same-s3same", "FARM_CONNECT_SECONDS": "30"}
     with parts.running(process, tmp_path, wrong) as running:
 
         def missing() -> dict[str, str]:
@@ -200,7 +200,7 @@ def started(process: tuple[str, ...], **changes: str) -> tuple[int, str]:
         **os.environ,
         "FARM_CHECKPOINT": str(studio.DEMO),
         "FARM_DEVICE": "cpu",
-        "FARM_CONNECT_SECONDS": "2",
+        "FARM_CONNECT_SECONDS": "30",
         **changes,
     }
     done = subprocess.run([sys.executable, *process], env=env, capture_output=True, text=True, timeout=60, check=False)

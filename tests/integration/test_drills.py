@@ -18,6 +18,7 @@ import pytest
 from shared import migrations
 from shared.settings import Settings
 from tests import pages
+from tests.chaos.farm import until
 from tests.factories import DEMO
 from tests.site import LONG_STEPS, WAIT_S, Site, opened, place
 
@@ -107,6 +108,8 @@ def test_a_drained_worker_leaves_and_its_job_goes_on(site: Site) -> None:
 def test_why_a_job_failed_is_found(site: Site) -> None:
     job = site.submit(steps=LONG_STEPS, timeout=1)
     site.until(job, "failed")
+    courier = site.folder / "courier" / "stdout"
+    assert until(lambda: b"job.time_is_up" in courier.read_bytes(), WAIT_S)  # told after the row
     logs = " ".join(str(site.folder / name / "stdout") for name in ("courier", "gpu0@here"))
     told = pages.run("failed.md", "failed", site.env(JOB=job))
     assert told.startswith("JOB\t")

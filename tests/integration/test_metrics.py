@@ -156,7 +156,7 @@ def test_a_worker_answers_on_its_own_port() -> None:
     port = ports.pick("127.0.0.1")
     stop = meters.board.serve(port)
     try:
-        with closing(urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)) as answer:
+        with closing(urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)) as answer:
             now = values(answer.read().decode())
         with pytest.raises(PortTaken, match="FARM_METRICS_PORT"):
             Board().serve(port)

@@ -253,7 +253,9 @@ def test_a_suspect_waits_until_it_is_alone(floor: Floor) -> None:
     while floor.row(suspect).state != JobState.RUNNING:
         pass
     slots.append(floor.answer_in_background())
-    (waiting,) = (one for one in floor.leases.running() if one.claim.job_id == suspect)
+    while not (held := [one for one in floor.leases.running() if one.claim.job_id == suspect]):
+        pass  # the row is written first
+    (waiting,) = held
     floor.beat_until(companion, floor.row(companion).steps_done + 1)
     assert waiting.requests == []
     assert floor.row(later).state == JobState.QUEUED

@@ -23,6 +23,7 @@ from shared.errors import StorageUnavailable
 from shared.settings import Settings
 from shared.storage import Storage
 from tests import pages, parts
+from tests.chaos import sketch
 from tests.chaos.farm import until
 from tests.factories import DEMO
 
@@ -73,7 +74,7 @@ class Farm:
         for kind, argv in commands.items():
             own = folder / name / kind
             own.mkdir(parents=True)
-            self.processes[kind] = open_.enter_context(parts.running(argv, own, env))
+            self.processes[kind] = open_.enter_context(parts.running(argv, own, {**env, sketch.STEP_VARIABLE: "0.05"}))
         key = {"Authorization": f"Bearer {env['FARM_ADMIN_KEY']}"}
         self.http = open_.enter_context(
             httpx.Client(base_url=f"http://{HERE}:{port}", headers=key, timeout=20, follow_redirects=True)
@@ -89,7 +90,7 @@ class Farm:
         return str(answer.json()["id"])
 
     def until(self, job: str, state: str) -> dict[str, Any]:
-        assert until(lambda: self.http.get(f"/v1/jobs/{job}").json()["state"] == state, WAIT_S)
+        assert until(lambda: self.http.get(f"/v1/jobs/{job}").json().get("state") == state, WAIT_S)
         found: dict[str, Any] = self.http.get(f"/v1/jobs/{job}").json()
         return found
 

@@ -84,7 +84,7 @@ def test_a_key_and_the_webhooks_secret_are_rotated(
     settings: Settings, db: Database, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked(token: str) -> int:
-        return httpx.get(f"{url}/v1/jobs", headers={"Authorization": f"Bearer {token}"}).status_code
+        return httpx.get(f"{url}/v1/jobs", headers={"Authorization": f"Bearer {token}"}, timeout=60).status_code
 
     assert db
     monkeypatch.setattr(keyring, "REMEMBER_S", 0.0)

@@ -15,7 +15,7 @@ def test_put_get_url_delete(storage: Storage) -> None:
     storage.put(key, b"bytes", content_type="image/png")
     assert storage.get(key) == b"bytes"
     url = storage.url(key, ttl_s=60, filename="a.png", content_type="image/png")
-    assert httpx.get(url).content == b"bytes"
+    assert httpx.get(url, timeout=60).content == b"bytes"
     storage.delete(key)
     storage.delete(key)
     with pytest.raises(ObjectMissing):
@@ -27,7 +27,7 @@ def test_a_url_cannot_be_bent_to_another_key(storage: Storage) -> None:
     for one in (key, other):
         storage.put(one, b"bytes", content_type="image/png")
     url = storage.url(key, ttl_s=60, filename="a.png", content_type="image/png")
-    assert httpx.get(url.replace(key, other)).status_code == 403
+    assert httpx.get(url.replace(key, other), timeout=60).status_code == 403
 
 
 def test_urls_are_signed_for_the_public_address(settings: Settings) -> None:

@@ -37,7 +37,8 @@ def url(engines: Settings) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str, redis: Redis) -> Iterator[httpx.Client]:
-    redis.ping()
+    while not redis.pubsub_numsub(events.CHANNEL)[0][1]:
+        pass  # what is told before anyone listens is lost
     with httpx.Client(base_url=url, timeout=20) as client:
         yield client
 

@@ -144,11 +144,12 @@ def test_a_program_that_does_not_exist_fails_to_start(supervise: Callable[..., S
 
 
 def test_a_program_that_is_never_ready_fails_to_start_and_is_stopped(
-    tmp_path: Path, supervise: Callable[..., Supervisor]
+    tmp_path: Path, heard: Heard, supervise: Callable[..., Supervisor]
 ) -> None:
     supervisor = supervise()
     with pytest.raises(StartFailed, match="sleeper was not ready in time"):
         supervisor.start(python("sleeper", "import signal; signal.pause()", ready=lambda: False, ready_within_s=0.2))
+    heard.next("started", "sleeper")
     (entry,) = json.loads((tmp_path / "run.json").read_text())["running"]
     process = psutil.Process(entry[1])
     supervisor.stop()

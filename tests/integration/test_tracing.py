@@ -111,6 +111,7 @@ def test_a_real_job_is_followed_from_http_to_its_webhook(
         sent: list[Outcome] = []
         courier = Courier(db, Outside(allow_private=True), settings, sent=sent.append)
         assert courier.hand_out() == 1
+        courier._pool.shutdown(wait=True)  # a stop takes back what has not begun
         courier.stop()
     assert [outcome.word for outcome in sent] == ["delivered"]
     found = named(spans)

@@ -30,7 +30,7 @@ def heard(connection: Connection, celery: Celery) -> list[Message]:
     messages: list[Message] = []
     with Consumer(connection, celery.conf.task_queues, callbacks=[lambda _body, message: messages.append(message)]):
         while connection.default_channel.qos.can_consume():
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=60)
     return messages
 
 

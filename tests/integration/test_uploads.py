@@ -31,7 +31,7 @@ def announce(client: TestClient, size_bytes: int = len(PICTURE)) -> dict[str, An
 def brought(client: TestClient, data: bytes = PICTURE) -> str:
     """Announce a file and PUT it to where the answer says."""
     upload = announce(client, len(data))
-    answer = httpx.put(upload["upload_url"], content=data)
+    answer = httpx.put(upload["upload_url"], content=data, timeout=60)
     assert answer.status_code == 200, answer.text
     return str(upload["id"])
 
@@ -57,7 +57,7 @@ def test_a_batch_receives_it_once(client: TestClient) -> None:
 
 def test_the_storage_takes_what_was_announced_and_no_more(client: TestClient) -> None:
     upload = announce(client, 10)
-    assert httpx.put(upload["upload_url"], content=b"x" * 11).status_code == 403
+    assert httpx.put(upload["upload_url"], content=b"x" * 11, timeout=60).status_code == 403
     problem(submit(client, upload["id"]), 422, "invalid_request")
 
 

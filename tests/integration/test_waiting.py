@@ -38,7 +38,7 @@ def front(engines: Settings) -> Iterator[tuple[str, Waiting]]:
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        httpx.get(f"{url}/healthz")
+        httpx.get(f"{url}/healthz", timeout=60)
         yield url, app.state.desk.waiting
         server.should_exit = True
         thread.join()
@@ -105,7 +105,7 @@ def test_a_crowd_that_leaves_is_not_looked_up(
             crowd.enter_context(socket.create_connection(address)).sendall(request)
         assert until(lambda: waiting.watchers == 20, 20)
     assert until(lambda: waiting.watchers == 0, 20)
-    assert httpx.get(f"{url}/v1/jobs/{job_id}").is_success
+    assert httpx.get(f"{url}/v1/jobs/{job_id}", timeout=60).is_success
     assert looked_up == [job_id]
 
 
@@ -179,7 +179,7 @@ def test_nonsense_is_refused(engines: Settings, job_id: UUID, path: str, code: s
 
 def test_a_wait_is_told_to_have_been_heard(front: tuple[str, Waiting], db: Database, job_id: UUID) -> None:
     canceled(db, job_id)
-    answer = httpx.get(f"{front[0]}/v1/jobs/{job_id}", headers={"Prefer": "wait=10"})
+    answer = httpx.get(f"{front[0]}/v1/jobs/{job_id}", headers={"Prefer": "wait=10"}, timeout=60)
     assert answer.headers["Preference-Applied"] == "wait=10"
 
 

@@ -31,7 +31,7 @@ def address(engines: Settings) -> Iterator[str]:
 @pytest.fixture
 def api(address: str, announced: str, redis: Redis) -> Iterator[webuiapi.WebUIApi]:
     assert announced
-    assert redis.dbsize() == 0
+    assert redis.ping()
     parts = urlsplit(address)
     client = webuiapi.WebUIApi(host=parts.hostname, port=parts.port, username="admin", password="any")
     yield client

@@ -46,7 +46,7 @@ def test_nothing_is_claimed_beside_a_suspect() -> None:
     assert slot.is_waiting()
     assert not slot.asked
     company.leave(suspect)
-    slot.join(5)
+    slot.join(30)
     assert slot.got == claim(2)
 
 
@@ -60,7 +60,7 @@ def test_a_suspect_is_alone_once_the_others_have_left() -> None:
     waiting.join(0.05)
     assert waiting.is_alive()
     company.leave(others[1])
-    waiting.join(5)
+    waiting.join(30)
     assert not waiting.is_alive()
 
 
@@ -87,7 +87,7 @@ def test_a_resting_worker_claims_when_it_may_again() -> None:
     slot = Slot(company, claim(1))
     assert slot.is_waiting()
     company.rest(False)
-    slot.join(5)
+    slot.join(30)
     assert slot.got == claim(1)
 
 
@@ -96,6 +96,6 @@ def test_closing_sends_everyone_away() -> None:
     company.rest(True)
     slot = Slot(company, claim(1))
     company.close()
-    slot.join(5)
+    slot.join(30)
     assert slot.got is None
     assert not slot.asked
