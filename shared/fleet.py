@@ -47,7 +47,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A checkpoint that jobs may name and the workers that hold it in memory now."""
+    """A checkpoint that jobs may name and the workers that take jobs for it now."""
 
     name: str
     size_bytes: int
@@ -169,8 +169,9 @@ def workers(session: Session, *, silent_after_s: float) -> Sequence[Seen]:
 
 
 def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[Served]:
-    """List every checkpoint ever announced, by name. A worker silent for longer than `silent_after_s` does not count."""
-    alive = (WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)) & WorkerRow.unfit.is_(None)
+    """List every checkpoint ever announced, by name, with the workers that take jobs for it."""
+    is_alive = WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)
+    takes_jobs = is_alive & WorkerRow.unfit.is_(None) & WorkerRow.draining_at.is_(None)
     rows = session.execute(
         select(
             CheckpointRow.name,
@@ -180,7 +181,7 @@ def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[Served]:
             CheckpointRow.announced_at,
             CheckpointRow.sha256,
         )
-        .join(WorkerRow, (WorkerRow.checkpoint == CheckpointRow.name) & alive, isouter=True)
+        .join(WorkerRow, (WorkerRow.checkpoint == CheckpointRow.name) & takes_jobs, isouter=True)
         .group_by(CheckpointRow.name)
         .order_by(CheckpointRow.name)
     )

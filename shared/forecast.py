@@ -13,15 +13,17 @@ class Reason(StrEnum):
 
     TURN = "waits_its_turn"
     NO_WORKER = "no_worker_serves_its_checkpoint"
+    DRAINING = "all_its_workers_are_draining"
+    RETRY = "waits_to_be_tried_again"
     PAUSED = "its_key_is_paused"
     LIMIT = "its_key_runs_as_many_as_it_may"
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one checkpoint has to do and who does it. Costs are `GenerationParams.cost`; `speed` is cost a second of all workers.
+    """What one checkpoint has to do and who takes it. Costs are `GenerationParams.cost`; `speed` is cost a second of all workers.
 
-    `speed` is None while no live worker has measured any.
+    `speed` is None while no live worker has measured any. Workers that are `draining` take no job and count for nothing else.
     """
 
     checkpoint: str
@@ -32,6 +34,7 @@ class Load:
     running_cost: int = 0
     running_cost_left: float = 0.0
     workers: int = 0
+    draining: int = 0
     slots: int = 0
     speed: float | None = None
 
@@ -55,18 +58,26 @@ class Forecast:
     finish_s: float | None
 
 
-def forecast_queued(load: Load, before: Ahead, cost: int, *, held: Reason | None = None) -> Forecast:
-    """Predict a queued job of `cost` that has the jobs `before` it, unless its key is `held` back."""
-    reason = (held or Reason.TURN) if load.workers else Reason.NO_WORKER
+def forecast_queued(
+    load: Load, before: Ahead, cost: int, *, held: Reason | None = None, due_in_s: float = 0.0
+) -> Forecast:
+    """Predict a queued job of `cost` that has the jobs `before` it, is not tried for a while, or whose key is `held` back."""
+    reason = _why(load, held, due_in_s)
     if held or not load.speed or not before.is_all or not load.slots:
         return Forecast(before.jobs, reason, None, None)
     # Jobs leave at speed / mean cost a second; this one starts when enough of those in front have left.
     in_front = before.jobs + load.running
     must_leave = in_front + 1 - load.slots
     mean_cost = (before.cost + load.running_cost) / in_front if in_front else 0.0
-    start_s = max(0, must_leave) * mean_cost / load.speed
+    start_s = max(due_in_s, max(0, must_leave) * mean_cost / load.speed)
     companions = min(load.slots, in_front + 1)
     return Forecast(before.jobs, reason, start_s, start_s + cost * companions / load.speed)
+
+
+def _why(load: Load, held: Reason | None, due_in_s: float) -> Reason:
+    if not load.workers:
+        return Reason.DRAINING if load.draining else Reason.NO_WORKER
+    return held or (Reason.RETRY if due_in_s else Reason.TURN)
 
 
 def forecast_running(load: Load, cost_left: float) -> Forecast:

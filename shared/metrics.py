@@ -52,7 +52,9 @@ DATABASE_UP = Metric(
 QUEUE_DEPTH = Metric("farm_queue_depth", "gauge", "Jobs that wait.", ("checkpoint",))
 QUEUE_OLDEST_S = Metric("farm_queue_oldest_seconds", "gauge", "Age of the oldest job that waits.", ("checkpoint",))
 JOBS_RUNNING = Metric("farm_jobs_running", "gauge", "Jobs that workers hold.", ("checkpoint",))
-WORKERS = Metric("farm_workers", "gauge", "Gpu workers that have been heard within a lease.", ("checkpoint",))
+WORKERS = Metric(
+    "farm_workers", "gauge", "Gpu workers that take jobs: heard within a lease, fit and not draining.", ("checkpoint",)
+)
 BACKLOG_GPU_S = Metric(
     "farm_backlog_gpu_seconds",
     "gauge",

@@ -46,6 +46,14 @@ def ahead(session: Session, row: JobRow) -> Ahead:
     return Ahead(min(count, FARTHEST_COUNTED), int(cost), is_all=count <= FARTHEST_COUNTED)
 
 
+def due_in_s(session: Session, row: JobRow) -> float:
+    """Return how long a queued job waits before it is tried again; 0 for one that may be claimed now."""
+    if row.not_before is None:
+        return 0.0
+    left = session.execute(select(func.extract("epoch", row.not_before - func.now()))).scalar_one()
+    return max(0.0, float(left))
+
+
 def cost_left(row: JobRow) -> float:
     """Return what a running job still costs."""
     return row.cost * (1 - row.steps_done / row.steps_total) if row.steps_total else 0.0
@@ -87,17 +95,20 @@ def _work(session: Session, *states: JobState, checkpoint: str | None = None) ->
 
 
 def _hands(session: Session, silent_after_s: float, *, checkpoint: str | None = None) -> _Sums:
+    takes_jobs = WorkerRow.draining_at.is_(None)
+    workers = func.count().filter(takes_jobs)
     # A worker that has not worked yet counts as fast as the mean of those that have.
-    measured = func.count(case((WorkerRow.speed > 0, 1)))
-    speed = func.sum(WorkerRow.speed) * func.count() / func.nullif(measured, 0)
+    measured = func.count(case((WorkerRow.speed > 0, 1))).filter(takes_jobs)
+    speed = func.sum(WorkerRow.speed).filter(takes_jobs) * workers / func.nullif(measured, 0)
+    slots = func.coalesce(func.sum(WorkerRow.slots).filter(takes_jobs), 0)
     query = (
-        select(WorkerRow.checkpoint, func.count(), func.sum(WorkerRow.slots), speed)
+        select(WorkerRow.checkpoint, workers, func.count().filter(~takes_jobs), slots, speed)
         .where(WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s), WorkerRow.unfit.is_(None))
         .group_by(WorkerRow.checkpoint)
     )
     if checkpoint is not None:
         query = query.where(WorkerRow.checkpoint == checkpoint)
     return {
-        name: {"workers": workers, "slots": int(slots), "speed": speed}
-        for name, workers, slots, speed in session.execute(query)
+        name: {"workers": workers, "draining": draining, "slots": int(slots), "speed": speed}
+        for name, workers, draining, slots, speed in session.execute(query)
     }

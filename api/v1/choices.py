@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1", tags=["choices"], dependencies=[Depends(reader)
 
 
 class Checkpoint(BaseModel):
-    """A checkpoint and how many live workers hold it. Jobs for one without workers wait."""
+    """A checkpoint and how many workers take jobs for it; draining ones take none. Jobs for one without workers wait."""
 
     name: str
     size_bytes: int

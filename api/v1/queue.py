@@ -112,7 +112,8 @@ def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:
     if state is JobState.RUNNING:
         return forecast.forecast_running(load, queue.cost_left(row))
     held = shares.held(session, row.owner)
-    return forecast.forecast_queued(load, queue.ahead(session, row), row.cost, held=held)
+    due_in_s = queue.due_in_s(session, row)
+    return forecast.forecast_queued(load, queue.ahead(session, row), row.cost, held=held, due_in_s=due_in_s)
 
 
 def _by_minute(checkpoint: str, ended: Mapping[int, Minute]) -> CheckpointThroughput:

@@ -46,12 +46,12 @@ def courier(env: Mapping[str, str]) -> Program:
 
 
 def gpu_worker(env: Mapping[str, str], worker: GpuWorker, url: str) -> Program:
-    """Serve a checkpoint; ready when the api counts as many workers of its checkpoint as were started up to this one."""
+    """Serve a checkpoint; ready when the api lists as many workers of its checkpoint as were started up to this one."""
     return Program(
         name=worker.name,
         argv=_celery("worker.gpu", worker.name, worker.slots, "-Q", f"render.{worker.checkpoint}"),
         env={**env, **worker.env},
-        ready=lambda: _ready_workers(url, worker.checkpoint, env.get("FARM_ADMIN_KEY")) >= worker.rank,
+        ready=lambda: _living_workers(url, worker.checkpoint, env.get("FARM_ADMIN_KEY")) >= worker.rank,
         ready_within_s=WORKER_READY_S,
         grace_s=WORKER_GRACE_S,
     )
@@ -64,10 +64,12 @@ def _celery(app: str, name: str, slots: int, *extra: str) -> tuple[str, ...]:
     )
 
 
-def _ready_workers(url: str, checkpoint: str, key: str | None) -> int:
-    listing = _get(f"{url}/v1/checkpoints", key) or {}
+def _living_workers(url: str, checkpoint: str, key: str | None) -> int:
+    # One that was drained stays idle, and is as ready as it will be.
+    listing = _get(f"{url}/v1/workers", key) or {}
     with suppress(KeyError, TypeError):
-        return sum(int(entry["ready_workers"]) for entry in listing["checkpoints"] if entry["name"] == checkpoint)
+        fit = [one for one in listing["workers"] if one["is_alive"] and not one["unfit"]]
+        return sum(one["checkpoint"] == checkpoint for one in fit)
     return 0
 
 

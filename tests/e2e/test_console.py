@@ -872,6 +872,27 @@ def test_a_worker_is_drained_and_takes_jobs_again(page: Page, address: str) -> N
     assert page.request.get(f"{address}/v1/workers").json()["workers"][0]["draining_at"] is None
 
 
+def test_what_was_asked_before_a_press_is_not_drawn_after_it(page: Page) -> None:
+    page.get_by_role("link", name="Farm").click()
+    panel = page.get_by_role("region", name="Workers", exact=True)
+    drain = panel.get_by_role("button", name="Drain")
+    drain.wait_for()
+    held: list[tuple[Route, APIResponse]] = []
+    page.route("**/v1/workers", lambda route: route.continue_() if held else held.append((route, route.fetch())))
+    while not held:
+        page.wait_for_timeout(10)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/v1/workers") else None)
+    with page.expect_response("**/drain"):
+        drain.click()
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    assert asked == []
+    route, before = held[0]
+    with page.expect_response("**/v1/workers"):
+        route.fulfill(response=before)
+    panel.get_by_role("button", name="Take jobs again").wait_for()
+
+
 def test_the_hour_is_charted_and_failures_are_tried_again_by_code(page: Page, address: str, db: Database) -> None:
     with db.transaction() as session:
         for _ in range(2):

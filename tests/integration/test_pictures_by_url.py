@@ -45,7 +45,7 @@ def site() -> Iterator[Server]:
 def client(request: Any, engines: Settings, announced: str, redis: Redis) -> Iterator[TestClient]:
     settings = engines.model_copy(update={"allow_private_urls": request.param})
     assert announced
-    assert redis.dbsize() == 0
+    assert redis.ping()
     with TestClient(create_app(settings)) as opened:
         yield opened
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from api.main import create_app
 from shared import fleet, jobs
 from shared.db import Database
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, OutOfMemory
 from shared.settings import Settings
 from tests.factories import DEMO, params
 
@@ -95,6 +95,38 @@ def test_a_job_that_nobody_serves_says_so(client: TestClient, db: Database) -> N
         "start_s": None,
         "finish_s": None,
     }
+
+
+def test_a_draining_worker_is_not_counted_on(client: TestClient, db: Database) -> None:
+    (job_id,) = submit(db)
+    measured(db, speed=COST)
+    with db.transaction() as session:
+        fleet.drain(session, "gpu0@test", is_draining=True)
+    outlook = client.get(f"/v1/jobs/{job_id}").json()["outlook"]
+    assert (outlook["reason"], outlook["start_s"]) == ("all_its_workers_are_draining", None)
+    (queue,) = client.get("/v1/queue").json()["checkpoints"]
+    assert (queue["workers"], queue["slots"], queue["predicted_wait_s"]) == (0, 0, None)
+    (served,) = client.get("/v1/checkpoints").json()["checkpoints"]
+    assert (served["ready_workers"], served["slots"]) == (0, 0)
+    with db.transaction() as session:
+        fleet.announce(
+            session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=2
+        )
+        fleet.beat(session, "gpu1@test", speed=COST * 2)
+    (queue,) = client.get("/v1/queue").json()["checkpoints"]
+    assert (queue["workers"], queue["slots"], queue["backlog_s"]) == (1, 2, 0.5)
+
+
+def test_a_job_that_is_tried_again_later_says_so(client: TestClient, db: Database) -> None:
+    (job_id,) = submit(db)
+    (taken,) = claim(db, 1)
+    assert taken is not None
+    measured(db, speed=COST)
+    with db.transaction() as session:
+        jobs.fail(session, taken, OutOfMemory(), retry_s=600)
+    outlook = client.get(f"/v1/jobs/{job_id}").json()["outlook"]
+    assert outlook["reason"] == "waits_to_be_tried_again"
+    assert 200 < outlook["start_s"] <= 600
 
 
 def test_a_job_that_has_ended_has_no_outlook(client: TestClient, db: Database) -> None:

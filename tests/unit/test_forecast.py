@@ -29,6 +29,21 @@ def test_without_a_worker_nobody_can_know_but_the_reason() -> None:
     assert (found.position, found.reason, found.start_s, found.finish_s) == (7, Reason.NO_WORKER, None, None)
 
 
+def test_workers_that_are_draining_are_told_from_none() -> None:
+    found = forecast_queued(Load("c", draining=1), Ahead(0, 0), COST, due_in_s=1.0)
+    assert (found.reason, found.start_s) == (Reason.DRAINING, None)
+
+
+def test_a_job_that_failed_waits_to_be_tried_again() -> None:
+    found = forecast_queued(load(), Ahead(0, 0), COST, due_in_s=7.0)
+    assert (found.reason, found.start_s) == (Reason.RETRY, 7.0)
+    assert found.finish_s == pytest.approx(7.0 + COST / 10)
+    behind = forecast_queued(load(), Ahead(40, 40 * COST), COST, due_in_s=7.0)
+    assert behind.start_s is not None
+    assert behind.start_s > 7.0
+    assert forecast_queued(load(), Ahead(0, 0), COST, held=Reason.PAUSED, due_in_s=7.0).reason is Reason.PAUSED
+
+
 def test_what_was_not_counted_to_the_end_is_not_predicted() -> None:
     assert forecast_queued(load(), Ahead(10_000, 10**6, is_all=False), COST).start_s is None
 

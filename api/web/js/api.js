@@ -41,6 +41,7 @@ function headers(extra = {}) {
 }
 
 async function exchange(method, path, { body, signal, ...extra } = {}) {
+  const asked = key.get();
   let response;
   try {
     response = await fetch(path, {
@@ -55,6 +56,8 @@ async function exchange(method, path, { body, signal, ...extra } = {}) {
     throw new ApiError(0, "unreachable", words.errors.unreachable);
   }
   tellReachable(response.status !== 502 && response.status !== 504);
+  // Asked with another key than there is now, it says nothing about this one.
+  if (response.status === 401 && asked === key.get()) dispatchEvent(new CustomEvent("farm:key-needed"));
   if (!response.ok) throw await refusal(response);
   return response;
 }
@@ -64,7 +67,6 @@ async function refusal(response) {
   const retryAfter = Number(response.headers.get("Retry-After")) || null;
   const advice = words.errors[problem.code] ?? words.errors[response.status];
   const detail = problem.detail ?? `${response.status} ${response.statusText}`;
-  if (response.status === 401) dispatchEvent(new CustomEvent("farm:key-needed"));
   return new ApiError(
     response.status,
     problem.code ?? `http_${response.status}`,

@@ -36,7 +36,7 @@ class FarmPage extends HTMLElement {
   #panel(title, show, every) {
     const body = el("div", { class: "panel-body" });
     const index = this.#timers.push(null) - 1;
-    const look = async () => {
+    const once = async () => {
       clearTimeout(this.#timers[index]);
       try {
         if (!isRead(body)) await keeping(body, () => show(body, look));
@@ -45,6 +45,9 @@ class FarmPage extends HTMLElement {
       }
       if (this.#on) this.#timers[index] = setTimeout(look, every);
     };
+    // One after another: an answer from before a press must not be drawn over the one from after it.
+    let last = Promise.resolve();
+    const look = () => (last = last.then(once, once));
     look();
     return el("section", { class: "panel", "aria-label": title }, el("h2", {}, title), body);
   }

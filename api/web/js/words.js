@@ -138,9 +138,10 @@ export const words = {
     reasons: {
       waits_its_turn: "waits its turn",
       no_worker_serves_its_checkpoint: "no worker serves its checkpoint now",
-      all_workers_are_draining: "its workers are being emptied",
-      waits_to_try_again: "waits a little before it is tried again",
-      key_runs_as_many_as_it_may: "this key runs as many jobs as it may",
+      all_its_workers_are_draining: "its workers are being emptied",
+      waits_to_be_tried_again: "waits a little before it is tried again",
+      its_key_is_paused: "its key is paused",
+      its_key_runs_as_many_as_it_may: "its key runs as many jobs as it may",
     },
     steps: (done, total) => `${done} of ${total} steps`,
     cancel: "Cancel",
