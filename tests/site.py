@@ -76,8 +76,8 @@ class Site:
 
     def ready(self, checkpoint: str, workers: int) -> None:
         def count() -> int:
-            workers = self.http.get("/v1/workers").json()["workers"]
-            ready = [one for one in workers if one["is_alive"] and not one["draining_at"]]
+            listed = self.http.get("/v1/workers").json()["workers"]
+            ready = [one for one in listed if one["is_alive"] and not one["draining_at"]]
             return sum(one["checkpoint"] == checkpoint for one in ready)
 
         assert until(lambda: count() == workers, WAIT_S)

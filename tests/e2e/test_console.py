@@ -546,7 +546,6 @@ def test_nothing_moves_by_itself(page: Page) -> None:
         expect(page.locator("job-card[data-state=sending]")).to_have_count(count + 1)
     # Half a second after the last press browsers see no reason any more.
     page.wait_for_function("pressed => performance.now() > pressed + 500", arg=page.evaluate("performance.now()"))
-    page.evaluate("shifted = 0")  # a frame that came late does not count as the press's own
     for route in late:
         route.continue_()
     expect(page.locator("job-card[data-state=succeeded] img:not(.preview)")).to_have_count(3)
@@ -905,7 +904,7 @@ def test_the_hour_is_charted_and_failures_are_tried_again_by_code(page: Page, ad
     expect(hour.locator(".figures")).to_have_text("0 pictures2 jobs failed")
     tall = "column => column.height.baseVal.value"
     lately = hour.locator(".column.bad").evaluate_all(f"columns => columns.slice(-2).map({tall})")
-    assert max(lately) > 0  # the minute may have turned since
+    assert [height > 0 for height in lately].count(True) == 1  # the minute may have turned since
     assert hour.locator(".column").first.evaluate(tall) == 0
     panel = page.get_by_role("region", name="Recent failures", exact=True)
     expect(panel).to_contain_text("It asks for the moon.")

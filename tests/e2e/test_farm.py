@@ -132,6 +132,8 @@ def test_a_restart_keeps_jobs_and_images_and_leaves_no_process(tmp_path: Path) -
         family = psutil.Process().children(recursive=True)
         mine = [one for one in family if one.pid in first.pids().values()]
         assert mine
+        (worker,) = http.get("/v1/workers").json()["workers"]
+        assert http.post(f"/v1/workers/{worker['id']}/drain").is_success  # stays idle, and is no reason not to start
     assert not [one for one in mine if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     with Farm(options(tmp_path)) as second, httpx.Client(base_url=second.url, timeout=20) as http:
         assert http.get(f"/v1/jobs/{job_id}").json()["images"] == job["images"]

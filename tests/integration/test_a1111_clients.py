@@ -170,7 +170,7 @@ def test_dify(farm: httpx.Client) -> None:
 def test_aiya(farm: httpx.Client, address: str) -> None:
     """The Discord bot probes what it talks to, sends halves of steps, and reads the progress while it waits."""
     with httpx.Client(base_url=address, timeout=60) as root:
-        assert root.head("/", follow_redirects=True, timeout=60).status_code == 200
+        assert root.head("/", follow_redirects=True).status_code == 200
         assert root.get("/config").headers["content-type"].startswith("application/")
         assert root.get("/config").json()
     assert farm.get("cmd-flags").status_code == 200
