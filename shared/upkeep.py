@@ -23,7 +23,7 @@ LATE_WRITE = timedelta(seconds=60)
 Moved = list[tuple[UUID, JobState]]
 
 
-def rescue(session: Session, *, lease_s: float, limit: int = 500) -> Moved:
+def rescue_lost(session: Session, *, lease_s: float, limit: int = 500) -> Moved:
     """Take back the jobs of workers that went silent: queued again, or failed when their attempts are used up.
 
     A lost worker's leases end at different moments, up to a heartbeat apart. All its jobs are taken at the first, for only

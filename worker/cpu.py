@@ -68,7 +68,7 @@ news = Listener(redis, lambda _event: courier.wake())
 def upkeep() -> None:
     """Rescue, then ring: a rescued job is among those that wait."""
     try:
-        for state in maintenance.rescue(db, redis, lease_s=settings.lease_seconds):
+        for state in maintenance.rescue_lost_jobs(db, redis, lease_s=settings.lease_seconds):
             rescued.labels(state).inc()
         maintenance.call_time(db, redis)
         rings.inc(maintenance.reconcile(db, redis, app))

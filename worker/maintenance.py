@@ -17,10 +17,10 @@ PAGES_AT_ONCE = 100  # of a thousand keys each: a courier walks past 14 million 
 log = structlog.get_logger(__name__)
 
 
-def rescue(db: Database, redis: Redis, *, lease_s: float) -> list[JobState]:
+def rescue_lost_jobs(db: Database, redis: Redis, *, lease_s: float) -> list[JobState]:
     """Take back jobs whose lease of `lease_s` ran out. Returns the state that each has now."""
     with db.transaction() as session:
-        rescued = upkeep.rescue(session, lease_s=lease_s)
+        rescued = upkeep.rescue_lost(session, lease_s=lease_s)
         fleet.forget(session)
         promises.forget(session)
         canaries.forget(session)

@@ -121,7 +121,7 @@ class Bench:
 
     def _rescue(self) -> None:
         with self._db.transaction() as session:
-            upkeep.rescue(session, lease_s=LEASE_S)
+            upkeep.rescue_lost(session, lease_s=LEASE_S)
 
     def _timed(self, *acts: Callable[[], None], repeats: int | None = None) -> list[dict[str, float]]:
         times: list[list[float]] = [[] for _ in acts]

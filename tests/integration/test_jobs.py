@@ -96,7 +96,7 @@ def test_a_zombie_changes_nothing(db: Database) -> None:
     zombie = claimed(db)
     expire_leases(db)
     with db.transaction() as session:
-        assert upkeep.rescue(session, lease_s=LEASE_S) == [(job_id, JobState.QUEUED)]
+        assert upkeep.rescue_lost(session, lease_s=LEASE_S) == [(job_id, JobState.QUEUED)]
     heir = claimed(db)
     assert heir.attempt == zombie.attempt + 1
     before = row(db, job_id).version
@@ -117,7 +117,7 @@ def test_heartbeats_extend_and_count(db: Database) -> None:
     with db.transaction() as session:
         held = jobs.heartbeat(session, [jobs.Beat(c.job_id, c.attempt, 3) for c in claims], lease_s=LEASE_S)
         assert held == {first: 3, second: 3}
-        assert upkeep.rescue(session, lease_s=LEASE_S) == []
+        assert upkeep.rescue_lost(session, lease_s=LEASE_S) == []
     assert row(db, first).steps_done == 3
 
 
@@ -177,7 +177,7 @@ def test_a_job_that_kills_workers_is_failed_with_the_reason(db: Database) -> Non
         claimed(db)
         expire_leases(db)
         with db.transaction() as session:
-            upkeep.rescue(session, lease_s=LEASE_S)
+            upkeep.rescue_lost(session, lease_s=LEASE_S)
     ended = row(db, job_id)
     assert (ended.state, ended.error_code) == (JobState.FAILED, "worker_lost")
     assert "went silent" in (ended.error_message or "")

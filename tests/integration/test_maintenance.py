@@ -39,9 +39,9 @@ def test_a_silent_workers_job_is_queued_again(db: Database, redis: Redis) -> Non
     with db.transaction() as session:
         claim = jobs.claim_next(session, DEMO, "w", lease_s=20)
     assert claim is not None
-    assert maintenance.rescue(db, redis, lease_s=20) == []
+    assert maintenance.rescue_lost_jobs(db, redis, lease_s=20) == []
     with db.transaction() as session:
         session.execute(update(JobRow).values(lease_until=func.now() - timedelta(seconds=1)))
-    assert maintenance.rescue(db, redis, lease_s=20) == [JobState.QUEUED]
+    assert maintenance.rescue_lost_jobs(db, redis, lease_s=20) == [JobState.QUEUED]
     with db.transaction() as session:
         assert jobs.get(session, claim.job_id).state == JobState.QUEUED

@@ -44,7 +44,7 @@ def listen(db: Database, *types: EventType, state: str = "active", owner: str = 
 
 def lose(session: Session) -> None:
     session.execute(update(JobRow).values(lease_until=func.now() - timedelta(seconds=1)))
-    assert upkeep.rescue(session, lease_s=20)
+    assert upkeep.rescue_lost(session, lease_s=20)
 
 
 ACTS: list[tuple[Callable[[Session, jobs.Claim], Any], list[str]]] = [

@@ -48,9 +48,9 @@ def age(db: Database, by_s: float, *columns: str, where: ColumnElement[bool] | N
         session.execute(update(JobRow).where(*([] if where is None else [where])).values(moved))
 
 
-def rescue(db: Database) -> dict[UUID, JobState]:
+def rescued(db: Database) -> dict[UUID, JobState]:
     with db.transaction() as session:
-        return dict(upkeep.rescue(session, lease_s=LEASE_S))
+        return dict(upkeep.rescue_lost(session, lease_s=LEASE_S))
 
 
 def die(db: Database, worker: str) -> dict[UUID, JobState]:
@@ -60,7 +60,7 @@ def die(db: Database, worker: str) -> dict[UUID, JobState]:
         held = select(JobRow.id).where(JobRow.worker_id == worker, JobRow.state == JobState.RUNNING)
         first = session.execute(held.limit(1)).scalar_one()
     age(db, 5.1, "lease_until", where=JobRow.id == first)
-    return rescue(db)
+    return rescued(db)
 
 
 def test_companions_of_a_lost_worker_are_taken_back_together_and_are_not_at_fault(db: Database) -> None:
@@ -87,7 +87,7 @@ def test_workers_are_judged_one_by_one(db: Database) -> None:
     for worker in ("a", "b", "b"):
         claimed(db, worker)
     age(db, LEASE_S + 1, "lease_until")
-    rescue(db)
+    rescued(db)
     assert [row(db, one).faults for one in ids] == [1, 0, 0]
 
 
@@ -99,7 +99,7 @@ def test_a_living_workers_other_jobs_are_left_alone(db: Database) -> None:
         claimed(db, "gpu0@test")
     age(db, LEASE_S + 1, "lease_until", where=JobRow.id == unknown)
     age(db, LEASE_S - 9, "lease_until", where=JobRow.id == known)
-    assert rescue(db) == {unknown: JobState.QUEUED}
+    assert rescued(db) == {unknown: JobState.QUEUED}
     assert (row(db, unknown).faults, row(db, unknown).suspect) == (0, False)
 
 
@@ -118,7 +118,7 @@ def test_couriers_do_not_split_a_lost_worker_between_them(db: Database) -> None:
         claimed(db)
     age(db, LEASE_S + 1, "lease_until")
     with ThreadPoolExecutor(4) as pool:
-        found = [moved for moved in pool.map(lambda _: rescue(db), range(4)) if moved]
+        found = [moved for moved in pool.map(lambda _: rescued(db), range(4)) if moved]
     assert found == [dict.fromkeys(ids, JobState.QUEUED)]
     assert {row(db, one).faults for one in ids} == {0}
 
@@ -243,4 +243,4 @@ def test_a_worker_that_beats_is_not_lost(db: Database) -> None:
     with db.transaction() as session:
         fleet.beat(session, "gpu0@test")
         assert jobs.heartbeat(session, [jobs.Beat(job_id, taken.attempt, 0)], lease_s=LEASE_S)
-    assert rescue(db) == {}
+    assert rescued(db) == {}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import shared.chunks
-import shared.script
+from shared import chunks as prompt_chunks
+from shared import script as prompt_reader
 from shared.chunks import CHUNK_TOKENS
 from shared.errors import InvalidRequest
 from worker.diffusion.checkpoint import Checkpoint
@@ -23,11 +23,11 @@ from worker.diffusion.transfer import sent
 CACHED_CHUNKS = 512  # 0.12 MB each at 768 wide in fp16; negative prompts repeat almost always
 CACHED_STACKS = 4  # per image; `[a|b]` goes back and forth between two
 
-Chunk = shared.chunks.Chunk[Embedding]
-Text = shared.script.Text[Embedding]
-Row = shared.script.Row[Embedding]
-Script = shared.script.Script[Embedding]
-PromptReader = shared.script.PromptReader[Embedding]
+Chunk = prompt_chunks.Chunk[Embedding]
+Text = prompt_reader.Text[Embedding]
+Row = prompt_reader.Row[Embedding]
+Script = prompt_reader.Script[Embedding]
+PromptReader = prompt_reader.PromptReader[Embedding]
 
 
 class PromptEncoder:
