@@ -14,8 +14,8 @@ import torch
 from shared import catalog
 from shared.samplers import Sampler, Schedule
 from tests.ceiling import Ceiling
-from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion import checkpoint_loader
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.engine.draft import Draft
 from worker.engine.engine import Engine
 from worker.engine.latents import Latents
@@ -42,7 +42,7 @@ PASS = Pass(
 @cache
 def demo() -> Checkpoint:
     """The demo checkpoint in fp32 on the CPU, loaded once per run; whoever changes it must work on a copy."""
-    return checkpoints.load(catalog.inspect(DEMO), CPU, torch.float32)
+    return checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float32)
 
 
 def spec(*more_passes: Pass, seed: int = 42, **changes: Any) -> ImageSpec:

@@ -12,8 +12,8 @@ from shared.catalog import CheckpointFile
 from shared.errors import NoDevice
 from shared.settings import Settings
 from shared.weights import Shelves
-from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion import checkpoint_loader
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.fingerprint import fingerprint
 from worker.diffusion.preview import Previewer, load_tiny
@@ -43,7 +43,7 @@ def equip(settings: Settings, file: CheckpointFile) -> Equipment:
         _spare_a_core()
     if settings.batching == "strict":
         _promise_bits(device)
-    loaded = checkpoints.load(file, device, chosen_dtype(settings, device))
+    loaded = checkpoint_loader.load(file, device, chosen_dtype(settings, device))
     if is_channels_last(settings, loaded):
         loaded.unet.to(memory_format=torch.channels_last)
     # Its rounding depends on the rows of a call, which is what a strict image must not notice.

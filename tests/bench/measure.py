@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from shared.samplers import Sampler, Schedule
 from tests.ceiling import Ceiling
 from worker.diffusion import division
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.engine.engine import Engine
 from worker.engine.request import ImageSpec, Pass

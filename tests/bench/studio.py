@@ -11,9 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from shared import catalog
 from shared.script import CLIP_DIR
 from tests.bench.measure import Setting
-from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion import division
-from worker.diffusion.checkpoint import SD15_DIR, Checkpoint
+from worker.diffusion import checkpoint_loader, division
+from worker.diffusion.checkpoint_loader import SD15_DIR, Checkpoint
 from worker.engine.profile import is_faster_channels_last
 
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
@@ -37,7 +36,7 @@ def subjects(device: torch.device, *, quick: bool) -> Iterator[tuple[str, Checkp
             ],
         )
         return
-    demo = checkpoints.load(catalog.inspect(DEMO), device, torch.float32)
+    demo = checkpoint_loader.load(catalog.inspect(DEMO), device, torch.float32)
     images = 4 if quick else 12
     yield "farm-demo", demo, [Setting(side=256, steps=20, clients=4, images=images)]
     if not quick:

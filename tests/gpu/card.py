@@ -8,8 +8,8 @@ import torch
 
 from shared import catalog
 from tests.studio import DEMO
-from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion import checkpoint_loader
+from worker.diffusion.checkpoint_loader import Checkpoint
 
 DEVICE = torch.device("cuda")
 CONTEXT_BYTES = 2**29  # of the driver, beside what torch allots
@@ -18,7 +18,7 @@ CONTEXT_BYTES = 2**29  # of the driver, beside what torch allots
 @cache
 def demo(dtype: torch.dtype) -> Checkpoint:
     """The demo checkpoint on the GPU; whoever changes it must work on a copy."""
-    return checkpoints.load(catalog.inspect(DEMO), DEVICE, dtype)
+    return checkpoint_loader.load(catalog.inspect(DEMO), DEVICE, dtype)
 
 
 @contextmanager

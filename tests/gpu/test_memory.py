@@ -12,7 +12,7 @@ from tests.bench.studio import full_size
 from tests.ceiling import Ceiling
 from tests.gpu.card import CONTEXT_BYTES, DEVICE, demo, limited, no_waiting
 from tests.integration.test_phantom import beside_a_long_one, every_kind
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.engine import profile
 from worker.engine.draft import Draft, Library
 from worker.engine.engine import Engine

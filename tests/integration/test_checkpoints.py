@@ -22,9 +22,9 @@ from shared import catalog
 from shared.errors import BadCheckpoint
 from shared.samplers import Sampler, Schedule
 from tests.studio import spec
-from worker.diffusion import checkpoint as checkpoints
+from worker.diffusion import checkpoint_loader
 from worker.diffusion import plan as plans
-from worker.diffusion.checkpoint import SD15_DIR
+from worker.diffusion.checkpoint_loader import SD15_DIR
 from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
 
@@ -34,7 +34,7 @@ TINY = spec(prompt="a red circle", steps=1, width=64, height=64, sampler=Sampler
 
 
 def test_the_demo_checkpoint_loads_in_half_precision() -> None:
-    loaded = checkpoints.load(catalog.inspect(DEMO), CPU, torch.float16)
+    loaded = checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float16)
     assert loaded.unet.dtype == torch.float16
 
 
@@ -43,8 +43,8 @@ def test_fp32_and_fp16_files_load_alike(tmp_path: Path) -> None:
     path = tmp_path / "full.safetensors"
     save_file({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in half.items()}, path)
     shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "full.config")
-    ours = checkpoints.load(catalog.inspect(path), CPU, torch.float32)
-    demo = checkpoints.load(catalog.inspect(DEMO), CPU, torch.float32)
+    ours = checkpoint_loader.load(catalog.inspect(path), CPU, torch.float32)
+    demo = checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float32)
     for part in ("unet", "vae", "text_encoder"):
         theirs = getattr(demo, part).state_dict()
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in getattr(ours, part).state_dict().items())
@@ -55,7 +55,7 @@ def test_a_file_says_how_it_was_trained(tmp_path: Path, says: tuple[str, ...]) -
     path = tmp_path / "said.safetensors"
     save_file({**load_file(DEMO), **{name: torch.tensor([]) for name in says}}, path)
     shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "said.config")
-    loaded = checkpoints.load(catalog.inspect(path), CPU, torch.float32)
+    loaded = checkpoint_loader.load(catalog.inspect(path), CPU, torch.float32)
     plan = plans.make(Sampler.EULER, Schedule.UNIFORM, 5, loaded.scheduler_config)
     assert plan.predicts_velocity == ("v_pred" in says)
     assert (plan.start[1] > 4000) == ("ztsnr" in says)
@@ -63,20 +63,20 @@ def test_a_file_says_how_it_was_trained(tmp_path: Path, says: tuple[str, ...]) -
 
 
 def test_a_diffusers_folder_loads_alike(tmp_path: Path) -> None:
-    demo = checkpoints.load(catalog.inspect(DEMO), CPU, torch.float32)
+    demo = checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float32)
     shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "mine", dirs_exist_ok=True)
     demo.unet.save_pretrained(tmp_path / "mine/unet")
     demo.vae.save_pretrained(tmp_path / "mine/vae")
     demo.text_encoder.save_pretrained(tmp_path / "mine/text_encoder")
     file = catalog.inspect(tmp_path / "mine")
     assert file.layout == "diffusers"
-    mine = checkpoints.load(file, CPU, torch.float32)
+    mine = checkpoint_loader.load(file, CPU, torch.float32)
     assert (run_alone(DiffusionRunner.of(mine), TINY) == run_alone(DiffusionRunner.of(demo), TINY)).all()
 
 
 def saved(tmp_path: Path, **how: Any) -> Path:
     """The demo as a diffusers folder."""
-    demo = checkpoints.load(catalog.inspect(DEMO), CPU, torch.float16)
+    demo = checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float16)
     folder = tmp_path / "mine"
     shutil.copytree(DEMO.with_suffix(".config"), folder)
     for part in ("unet", "vae", "text_encoder"):
@@ -87,7 +87,7 @@ def saved(tmp_path: Path, **how: Any) -> Path:
 def test_a_folder_with_nothing_but_half_precision_loads(tmp_path: Path) -> None:
     file = catalog.inspect(saved(tmp_path, variant="fp16"))
     assert (file.variant, file.dtype) == ("fp16", "F16")
-    assert run_alone(DiffusionRunner.of(checkpoints.load(file, CPU, torch.float32)), TINY).shape == (64, 64, 3)
+    assert run_alone(DiffusionRunner.of(checkpoint_loader.load(file, CPU, torch.float32)), TINY).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -99,7 +99,7 @@ def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path: Path, part: str) -> N
     del tensors[lost]
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(BadCheckpoint, match=f"mine: .*{lost}"):
-        checkpoints.load(catalog.inspect(folder), CPU, torch.float32)
+        checkpoint_loader.load(catalog.inspect(folder), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"junk" * 100, DEMO.read_bytes()[:5_000_000]])
@@ -108,7 +108,7 @@ def test_a_file_that_changed_after_it_was_inspected_is_refused(tmp_path: Path, c
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(BadCheckpoint, match=r"changed\.safetensors") as refused:
-        checkpoints.load(replace(catalog.inspect(DEMO), path=path), CPU, torch.float32)
+        checkpoint_loader.load(replace(catalog.inspect(DEMO), path=path), CPU, torch.float32)
     assert "\n" not in str(refused.value)
 
 
@@ -146,7 +146,7 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path, lost: str) -> Non
     save_file(tensors, path)
     shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "holed.config")
     with pytest.raises(BadCheckpoint, match=r"holed\.safetensors"):
-        checkpoints.load(catalog.inspect(path), CPU, torch.float32)
+        checkpoint_loader.load(catalog.inspect(path), CPU, torch.float32)
 
 
 def test_a_tiny_file_without_its_config_is_refused(tmp_path: Path) -> None:
@@ -168,22 +168,22 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_a_full_size_sd15_file_renders(full_size: Path) -> None:
     assert 2.1e9 < full_size.stat().st_size < 2.2e9
-    loaded = checkpoints.load(catalog.inspect(full_size), CPU, torch.float16)
+    loaded = checkpoint_loader.load(catalog.inspect(full_size), CPU, torch.float16)
     assert sum(weight.numel() for weight in loaded.unet.parameters()) == 859_520_964
     assert loaded.text_encoder.config.hidden_size == 768
     assert same_as_written(loaded, full_size)
     # Half precision overflows with weights that nobody trained; loading was what had to be proved in it.
     for module in (loaded.unet, loaded.vae, loaded.text_encoder):
         module.float()
-    runner = DiffusionRunner.of(checkpoints.Checkpoint(**{**fields(loaded), "dtype": torch.float32}))
+    runner = DiffusionRunner.of(checkpoint_loader.Checkpoint(**{**fields(loaded), "dtype": torch.float32}))
     assert run_alone(runner, TINY).shape == (64, 64, 3)
 
 
-def fields(loaded: checkpoints.Checkpoint) -> dict[str, Any]:
+def fields(loaded: checkpoint_loader.Checkpoint) -> dict[str, Any]:
     return {name: getattr(loaded, name) for name in loaded.__slots__}
 
 
-def same_as_written(loaded: checkpoints.Checkpoint, path: Path) -> bool:
+def same_as_written(loaded: checkpoint_loader.Checkpoint, path: Path) -> bool:
     with safe_open(path, "pt") as file:
         pairs = [
             (loaded.unet.conv_in.weight, "model.diffusion_model.input_blocks.0.0.weight"),

@@ -29,7 +29,7 @@ from tests import studio
 from tests.factories import DEMO, params
 from tests.studio import DemoEngine
 from worker import device
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.fingerprint import fingerprint
 from worker.engine.runner import DiffusionRunner
 from worker.fitness import CANARY, Fitness, Proof, contradiction

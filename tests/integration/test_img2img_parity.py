@@ -18,9 +18,8 @@ from shared import catalog
 from shared.params import MaskFill, Upscaler
 from shared.samplers import SCHEDULES, Sampler
 from tests.studio import spec
-from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion import img2img, samplers
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion import checkpoint_loader, img2img, samplers
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.engine.arrival import arrived
 from worker.engine.request import Start
 from worker.engine.runner import DiffusionRunner
@@ -34,7 +33,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return checkpoints.load(catalog.inspect(DEMO), CPU, torch.float32)
+    return checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float32)
 
 
 def pipeline(kind: Any, checkpoint: Checkpoint) -> Any:

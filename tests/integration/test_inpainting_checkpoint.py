@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from shared import catalog
 from shared.params import Upscaler
 from tests.studio import CPU, DEMO, demo, spec
-from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion import checkpoint_loader
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.engine.arrival import arrived
 from worker.engine.engine import run_alone
 from worker.engine.request import Start
@@ -34,7 +34,7 @@ def widened(tmp_path: Path, mask_weight: float, device: torch.device = CPU) -> C
     path = tmp_path / "inpainting.safetensors"
     save_file(weights, path)
     shutil.copytree(DEMO.with_suffix(".config"), path.with_suffix(".config"))
-    return checkpoints.load(catalog.inspect(path), device, torch.float32)
+    return checkpoint_loader.load(catalog.inspect(path), device, torch.float32)
 
 
 def start() -> Start:

@@ -21,8 +21,8 @@ from tests.ceiling import Ceiling
 from tests.integration.test_inpainting_checkpoint import widened
 from tests.integration.test_invariance import SAMPLES, anything, start
 from worker import device
-from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion import checkpoint_loader
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.preview import Previewer
 from worker.engine import profile
 from worker.engine.draft import Library
@@ -46,7 +46,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def loaded(dtype: torch.dtype = torch.float32) -> Checkpoint:
-    return checkpoints.load(catalog.inspect(studio.DEMO), phantom.PHANTOM, dtype)
+    return checkpoint_loader.load(catalog.inspect(studio.DEMO), phantom.PHANTOM, dtype)
 
 
 def every_kind() -> list[ImageSpec]:

@@ -14,7 +14,7 @@ import torch
 from tests.bench import measure, report
 from tests.bench.measure import COMPILED, Bench, Setting, unet_flops
 from tests.studio import CPU, demo
-from worker.diffusion.checkpoint import SD15_DIR
+from worker.diffusion.checkpoint_loader import SD15_DIR
 from worker.diffusion.compiled import CompiledUNet
 
 SETTING = Setting(side=64, steps=1, clients=2, images=3, repeats=1, batches=(1, 2))

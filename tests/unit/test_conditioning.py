@@ -21,8 +21,8 @@ from shared import prompt as grammar
 from shared.chunks import MAX_CHUNKS
 from shared.errors import InvalidRequest
 from shared.script import MAX_PARTS
-from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion import checkpoint_loader
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.conditioning import Chunk, Conditions, PromptEncoder, PromptReader, Script
 
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
@@ -32,7 +32,7 @@ RED = "a red circle on a blue background"
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return checkpoints.load(catalog.inspect(DEMO), torch.device("cpu"), torch.float32)
+    return checkpoint_loader.load(catalog.inspect(DEMO), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")

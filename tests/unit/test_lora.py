@@ -13,9 +13,8 @@ from shared.errors import BadWeights, OutOfMemory, WeightsMissing
 from shared.weights import Kind, Shelf, WeightsFile
 from tests.adapters import WIDTH, as_diffusers, as_kohya, random_lora, written
 from tests.studio import demo
-from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion import lora, lora_file
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion import checkpoint_loader, lora, lora_file
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.lora import Adapters, LoraShelf, Mix
 from worker.diffusion.lora_file import Lora, load
 
@@ -53,7 +52,7 @@ def by_peft(tensors: Mapping[str, Tensor], weight: float) -> tuple[Tensor, Tenso
     from shared import catalog
     from tests.studio import CPU, DEMO
 
-    own = checkpoints.load(catalog.inspect(DEMO), CPU, torch.float32)
+    own = checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float32)
     pipeline: Any = StableDiffusionPipeline(
         vae=own.vae,
         text_encoder=own.text_encoder,

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from shared import catalog
 from shared.errors import BadCheckpoint
-from worker.diffusion import checkpoint as checkpoints
-from worker.diffusion import textual_inversion
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion import checkpoint_loader, textual_inversion
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.conditioning import PromptEncoder, PromptReader
 from worker.diffusion.textual_inversion import Embedding, Embeddings
 
@@ -26,7 +25,7 @@ Encode = Callable[..., Tensor]
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return checkpoints.load(catalog.inspect(DEMO), torch.device("cpu"), torch.float32)
+    return checkpoint_loader.load(catalog.inspect(DEMO), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")

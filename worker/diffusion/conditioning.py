@@ -16,7 +16,7 @@ from shared import chunks as prompt_chunks
 from shared import script as prompt_reader
 from shared.chunks import CHUNK_TOKENS
 from shared.errors import InvalidRequest
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.textual_inversion import Embedding, injected
 from worker.diffusion.transfer import sent
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from shared.errors import OutOfMemory
 from shared.weights import Shelf, WeightsFile
 from worker.diffusion import memory
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.lora_file import Delta, Lora, LowRank, load
 
 Parts = tuple[tuple[Lora, float], ...]

@@ -21,7 +21,7 @@ from shared import weights
 from shared.errors import BadWeights, OutOfMemory
 from shared.weights import WeightsFile
 from worker.diffusion import memory
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 
 SIDES = ("unet", "text_encoder")
 # What the ways of writing call the parts of a delta.

@@ -25,7 +25,7 @@ from torch import Tensor
 from shared.errors import BadWeights, NotANumber, OutOfMemory
 from shared.weights import Shelf, WeightsFile
 from worker.diffusion import division, memory
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.latent_space import LatentSpace
 from worker.diffusion.noise import PIXELS_PER_LATENT
 from worker.diffusion.transfer import Fetched

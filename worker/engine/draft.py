@@ -11,7 +11,7 @@ from torch import Tensor
 from shared.params import Lora
 from shared.weights import Shelves
 from worker.diffusion import plan as plans
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.conditioning import PromptReader, Script
 from worker.diffusion.lora import LoraShelf, Mix
 from worker.diffusion.noise import FreshNoise, Noise

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from worker.diffusion import memory
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.engine.limits import WORTHWHILE, BatchLimits, Measurement, Shape
 
 TOKENS = 77

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worker.diffusion import canvas, img2img, memory, vae
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.conditioning import Conditions, PromptEncoder
 from worker.diffusion.img2img import Encoding

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.diffusion.checkpoint import Checkpoint
+from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.lora import Adapters, Mix
 from worker.diffusion.transfer import sent
