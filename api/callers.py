@@ -17,9 +17,9 @@ from starlette.requests import HTTPConnection
 from api.deps import Desk, DeskDep
 from api.keyring import Known
 from api.keys import Scope, Token
-from shared.db import KeyRow
 from shared.errors import PriorityTooHigh, ScopeMissing, Unauthenticated
-from shared.params import MAX_PRIORITY
+from shared.infra.db import KeyRow
+from shared.vocabulary.params import MAX_PRIORITY
 
 ANONYMOUS = "anonymous"
 # The owner of what is made with FARM_ADMIN_KEY.

@@ -16,12 +16,12 @@ from api.quota import Quota
 from api.streams import Streams
 from api.throttle import Throttle
 from api.waiting import Waiting
-from shared import broker
-from shared.db import Database
 from shared.errors import JobNotFound
-from shared.outside import Outside
+from shared.infra import broker
+from shared.infra.db import Database
+from shared.infra.outbound_http import Outside
+from shared.infra.storage import Storage
 from shared.settings import Settings
-from shared.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)

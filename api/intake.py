@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import BoundedSemaphore
 
-from shared import pictures
 from shared.errors import InvalidRequest, TooBusy
-from shared.outside import Outside
+from shared.files import pictures
+from shared.infra.outbound_http import Outside
 
 FETCHES = 8  # of the api's 40 threads
 DECODES = 4  # 0.6 GB at worst

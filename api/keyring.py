@@ -7,7 +7,7 @@ from datetime import datetime
 
 from api import keys
 from api.keys import Token
-from shared.db import Database, KeyRow
+from shared.infra.db import Database, KeyRow
 
 REMEMBER_S = 5.0
 # A token that is unknown is asked for again this soon, so that a key works the moment it is made known.

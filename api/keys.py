@@ -18,9 +18,9 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
-from shared.db import KeyRow
 from shared.errors import KeyNotFound
-from shared.params import MAX_PRIORITY, MIN_PRIORITY, reject_nul
+from shared.infra.db import KeyRow
+from shared.vocabulary.params import MAX_PRIORITY, MIN_PRIORITY, reject_nul
 
 USED_WITHIN = timedelta(minutes=1)
 _PREFIX_BYTES, _SECRET_BYTES = 5, 32

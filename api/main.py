@@ -29,10 +29,10 @@ from api.v1 import (
     webhooks,
     workers,
 )
-from shared.metrics import Board
+from shared.infra.logs import configure_logging
+from shared.infra.metrics import Board
+from shared.infra.tracing import configure_tracing
 from shared.settings import Settings, load
-from shared.telemetry import configure_logging
-from shared.tracing import configure_tracing
 
 PARTS = (
     jobs,

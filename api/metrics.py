@@ -12,14 +12,17 @@ from sqlalchemy import func, select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.deps import DeskDep
-from shared import deliveries, fleet, metrics, queue
-from shared.db import Database
+from api.farm import queue
+from api.farm.scaling import Goal, backlog_gpu_s, desired_workers
 from shared.errors import DatabaseUnavailable
-from shared.fleet import Seen
-from shared.forecast import Load
-from shared.metrics import Board
-from shared.scaling import Goal, backlog_gpu_s, desired_workers
+from shared.fleet import registry
+from shared.fleet.registry import Seen
+from shared.infra import metrics
+from shared.infra.db import Database
+from shared.infra.metrics import Board
 from shared.settings import Settings
+from shared.vocabulary.forecast import Load
+from shared.webhooks import deliveries
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -65,8 +68,8 @@ def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
     try:
         with db.transaction() as session:
             loads = {load.checkpoint: load for load in queue.loads(session, silent_after_s=silent_after_s)}
-            known = [served.name for served in fleet.checkpoints(session, silent_after_s=silent_after_s)]
-            seen = fleet.workers(session, silent_after_s=silent_after_s)
+            known = [served.name for served in registry.checkpoints(session, silent_after_s=silent_after_s)]
+            seen = registry.workers(session, silent_after_s=silent_after_s)
             overdue, lag_s = deliveries.overdue(session)
             now = session.scalars(select(func.now())).one()
     except DatabaseUnavailable as error:

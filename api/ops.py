@@ -6,8 +6,8 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from api.deps import DeskDep
-from shared import broker
 from shared.errors import FarmError
+from shared.infra import broker
 
 router = APIRouter(tags=["operations"])
 

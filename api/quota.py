@@ -10,7 +10,7 @@ from threading import Lock
 
 from sqlalchemy.orm import Session
 
-from shared import lookup
+from api.jobs import queries
 from shared.errors import QueueFull, QueueFullForKey
 
 COUNTED_FOR_S = 1.0
@@ -64,7 +64,7 @@ class Quota:
             return True
 
     def _recount(self, session: Session, owner: str, limit: int) -> Count:
-        queued = lookup.count_queued(session, owner=owner or None, at_most=limit)
+        queued = queries.count_queued(session, owner=owner or None, at_most=limit)
         if len(self._counts) >= MAX_REMEMBERED:
             self._counts.clear()
         fresh = Count(queued, self._clock() + COUNTED_FOR_S)

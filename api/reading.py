@@ -7,7 +7,7 @@ from uuid import UUID
 
 from starlette.concurrency import run_in_threadpool
 
-from shared.db import JobRow
+from shared.infra.db import JobRow
 
 # Bounds what one query holds up: the first of a crowd are answered while the rest are read.
 MAX_ROWS = 200

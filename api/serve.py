@@ -11,9 +11,9 @@ from typing import cast
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from shared import dependencies
+from shared.infra import dependencies
+from shared.infra.logs import configure_logging
 from shared.settings import load
-from shared.telemetry import configure_logging
 
 MAX_HEAD_BYTES = 64 * 1024
 # From the first byte, or the connection, to the end of the head; then the body has a pace to keep (`api.body`).

@@ -3,9 +3,9 @@
 import structlog
 
 from api.deps import Desk
-from shared import jobs
-from shared.db import ImageRow
 from shared.errors import Gone, ObjectMissing
+from shared.infra.db import ImageRow
+from shared.jobs import lifecycle
 
 log = structlog.get_logger(__name__)
 
@@ -16,7 +16,7 @@ def picture(desk: Desk, image: ImageRow) -> bytes:
         return desk.storage.get(image.key)
     except ObjectMissing as error:
         with desk.db.transaction() as session:
-            jobs.get(session, image.job_id)  # raises if it is gone by now
+            lifecycle.get(session, image.job_id)  # raises if it is gone by now
         # Objects go before their rows: it is being removed at this moment, or else the storage has lost it.
         log.warning("image.missing", job_id=str(image.job_id), key=image.key)
         raise Gone(f"The storage does not have image {image.index} of job {image.job_id} any more.") from error

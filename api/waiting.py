@@ -19,12 +19,13 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from api.jobs import queries
 from api.reading import Reader
-from shared import events, lookup
-from shared.db import Database, JobRow
 from shared.errors import DatabaseUnavailable
-from shared.events import JobEvent
-from shared.states import JobState
+from shared.infra import events
+from shared.infra.db import Database, JobRow
+from shared.infra.events import JobEvent
+from shared.vocabulary.states import JobState
 
 RECHECK_S = 3.0
 _RECONNECT_S = 1.0
@@ -206,11 +207,11 @@ class Waiting:
 
     def _read(self, job_ids: Sequence[UUID]) -> Mapping[UUID, JobRow]:
         with self._db.transaction() as session:
-            return lookup.rows(session, job_ids)
+            return queries.rows(session, job_ids)
 
     def _versions(self, job_ids: Sequence[UUID]) -> Mapping[UUID, int]:
         with self._db.transaction() as session:
-            return lookup.versions(session, job_ids)
+            return queries.versions(session, job_ids)
 
 
 async def _to_its_end(query: Coroutine[Any, Any, T]) -> T:

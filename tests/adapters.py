@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shared.weights import Kind, Shelves, WeightsFile, inspect
+from shared.files.weights import Kind, Shelves, WeightsFile, inspect
 from tests.studio import demo
 
 WIDTH = 48  # of the demo checkpoint's prompts

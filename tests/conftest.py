@@ -10,10 +10,12 @@ from redis import Redis
 from sqlalchemy import text
 
 from deploy.standalone.farm import engines_only
-from shared import broker, fleet, migrations
-from shared.db import Base, Database
+from shared import migrations
+from shared.fleet import registry
+from shared.infra import broker
+from shared.infra.db import Base, Database
+from shared.infra.storage import Storage
 from shared.settings import Settings
-from shared.storage import Storage
 from tests.factories import DEMO
 
 # How long an example takes is the machine's affair, not a property of the code.
@@ -92,7 +94,7 @@ def storage(settings: Settings) -> Storage:
 def announced(db: Database) -> str:
     """A fleet with one live worker; returns the name of its checkpoint."""
     with db.transaction() as session:
-        fleet.announce(
+        registry.announce(
             session, worker_id="gpu0@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
         )
     return DEMO

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from shared.params import GenerationParams
-from shared.samplers import Sampler, Schedule
+from shared.vocabulary.params import GenerationParams
+from shared.vocabulary.samplers import Sampler, Schedule
 
 DEMO = "farm-demo"
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from sqlalchemy import text
 
-from shared.db import Base, Database
+from shared.infra.db import Base, Database
 from shared.settings import Settings
 from tests import pages, parts, studio
 from tests.chaos import sketch

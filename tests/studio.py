@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from shared import catalog
-from shared.samplers import Sampler, Schedule
+from shared.files import checkpoints
+from shared.vocabulary.samplers import Sampler, Schedule
 from tests.ceiling import Ceiling
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import Checkpoint
@@ -42,7 +42,7 @@ PASS = Pass(
 @cache
 def demo() -> Checkpoint:
     """The demo checkpoint in fp32 on the CPU, loaded once per run; whoever changes it must work on a copy."""
-    return checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float32)
+    return checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float32)
 
 
 def spec(*more_passes: Pass, seed: int = 42, **changes: Any) -> ImageSpec:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.samplers import SCHEDULES, TWO_CALLS_A_STEP, Sampler, Schedule
+from shared.vocabulary.samplers import SCHEDULES, TWO_CALLS_A_STEP, Sampler, Schedule
 from worker.diffusion import samplers
 from worker.diffusion.noise import Noise
 from worker.diffusion.plan import Plan, Walk

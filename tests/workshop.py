@@ -11,12 +11,13 @@ import uvicorn
 
 from api import serve
 from api.main import create_app
-from shared import broker, catalog
-from shared.db import Database
-from shared.events import Listener
+from shared.files import checkpoints
+from shared.files.weights import Shelves
+from shared.infra import broker
+from shared.infra.db import Database
+from shared.infra.events import Listener
+from shared.infra.storage import Storage
 from shared.settings import Settings
-from shared.storage import Storage
-from shared.weights import Shelves
 from tests import studio
 from tests.factories import DEMO
 from worker.engine.draft import Library
@@ -76,7 +77,7 @@ def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = Non
             redis=redis,
             celery=celery,
             leases=leases,
-            checkpoint_sha256=catalog.digest(catalog.inspect(studio.DEMO)),
+            checkpoint_sha256=checkpoints.digest(checkpoints.inspect(studio.DEMO)),
         )
         over = Event()
 

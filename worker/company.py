@@ -7,7 +7,7 @@ claimed. So it neither starves on a busy farm nor is there ever more than one su
 from collections.abc import Callable
 from threading import Condition, Lock
 
-from shared.jobs import Claim
+from shared.jobs.lifecycle import Claim
 
 # How soon a wait notices what nobody tells it of.
 LOOK_S = 0.25

@@ -5,16 +5,16 @@ from typing import Any
 import structlog
 from celery import signals
 
-from shared import broker, dependencies, metrics
-from shared.db import Database
 from shared.errors import FarmError
-from shared.events import Listener
-from shared.metrics import Board
-from shared.outside import Outside
+from shared.infra import broker, dependencies, metrics
+from shared.infra.db import Database
+from shared.infra.events import Listener
+from shared.infra.logs import configure_logging
+from shared.infra.metrics import Board
+from shared.infra.outbound_http import Outside
+from shared.infra.storage import Storage
+from shared.infra.tracing import configure_tracing
 from shared.settings import load
-from shared.storage import Storage
-from shared.telemetry import configure_logging
-from shared.tracing import configure_tracing
 from worker import maintenance
 from worker.fatal import fatal_errors
 from worker.webhooks import Courier

@@ -7,11 +7,11 @@ from typing import Any
 import structlog
 import torch
 
-from shared import catalog
-from shared.catalog import CheckpointFile
 from shared.errors import NoDevice
+from shared.files import checkpoints
+from shared.files.checkpoints import CheckpointFile
+from shared.files.weights import Shelves
 from shared.settings import Settings
-from shared.weights import Shelves
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
@@ -54,7 +54,7 @@ def equip(settings: Settings, file: CheckpointFile) -> Equipment:
         vaes=settings.vae_dir,
         context_width=loaded.unet.config.cross_attention_dim,
     )
-    safety, sha256 = settings.safety_checker, catalog.digest(file)
+    safety, sha256 = settings.safety_checker, checkpoints.digest(file)
     return Equipment(
         engine=_engine(settings, loaded, shelves, compiled),
         shelves=shelves,

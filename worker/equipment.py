@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shared.weights import Shelves
+from shared.files.weights import Shelves
 from worker.engine.engine import Engine
 from worker.engine.request import Pixels
 from worker.fitness import Proof

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import structlog
 
-from shared import canaries
-from shared.canaries import Shown
-from shared.db import Database
 from shared.errors import DatabaseUnavailable, EngineStopped, OutOfMemory, WorkerUnfit
-from shared.samplers import Sampler, Schedule
+from shared.infra.db import Database
+from shared.vocabulary.samplers import Sampler, Schedule
 from worker.engine.engine import Engine
 from worker.engine.request import ImageSpec, Pass
+from worker.health import canaries
+from worker.health.canaries import Shown
 
 # Of 255. Kernels of one device differ by less than one level in the mean; a broken multiplication by tens.
 TOLERANCE_LEVELS = 4.0

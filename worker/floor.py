@@ -15,13 +15,16 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, catalog, events, fleet, upkeep
-from shared.catalog import CheckpointFile
-from shared.db import Database
 from shared.errors import BadCheckpoint, FarmError, StorageUnavailable, WorkerUnfit
-from shared.events import Listener
+from shared.files import checkpoints
+from shared.files.checkpoints import CheckpointFile
+from shared.fleet import registry
+from shared.infra import broker, events
+from shared.infra.db import Database
+from shared.infra.events import Listener
+from shared.infra.storage import Storage
+from shared.jobs import rescue
 from shared.settings import Settings
-from shared.storage import Storage
 from worker import handover
 from worker.company import Company
 from worker.engine.engine import Engine
@@ -160,7 +163,7 @@ class Floor:
         except WorkerUnfit as error:
             self._announce(db, file, equipment, worker_id=worker_id, slots=slots)
             with db.transaction() as session:
-                fleet.condemn(session, worker_id, str(error))
+                registry.condemn(session, worker_id, str(error))
             raise
         return fitness
 
@@ -179,7 +182,7 @@ class Floor:
         self._company.close()
         try:
             with db.transaction() as session:
-                fleet.condemn(session, worker_id, reason)
+                registry.condemn(session, worker_id, reason)
         except FarmError as error:
             log.warning("worker.not_condemned", error=str(error))
         if self._leases is not None:
@@ -198,7 +201,7 @@ class Floor:
     def _take_over(self, db: Database, redis: Redis, worker_id: str, checkpoint: str) -> None:
         """Put back what a former process of this worker still held, before the checkpoint is loaded: others may be idle."""
         with db.transaction() as session:
-            moved = upkeep.take_over(session, worker_id)
+            moved = rescue.take_over(session, worker_id)
         for job_id, state in moved:
             log.warning("job.taken_over", job_id=str(job_id), state=state)
             events.publish(redis, events.JobEvent(job_id, state))
@@ -232,7 +235,7 @@ class Floor:
         self, db: Database, file: CheckpointFile, equipment: Equipment, *, worker_id: str, slots: int
     ) -> None:
         with db.transaction() as session:
-            fleet.announce(
+            registry.announce(
                 session,
                 worker_id=worker_id,
                 checkpoint=file.name,
@@ -248,7 +251,7 @@ class Floor:
     def _retire(self, db: Database, worker_id: str) -> None:
         try:
             with db.transaction() as session:
-                fleet.retire(session, worker_id)
+                registry.retire(session, worker_id)
         except FarmError as error:
             log.warning("worker.not_retired", error=str(error))
 
@@ -274,12 +277,12 @@ def chosen_checkpoint(settings: Settings) -> CheckpointFile:
     """Find the checkpoint that this worker serves: a path, a name in the checkpoint folder, or the only one in it."""
     wanted, folder = settings.checkpoint, settings.checkpoint_dir
     if wanted is not None and (Path(wanted).exists() or folder is None):
-        return catalog.inspect(Path(wanted))
+        return checkpoints.inspect(Path(wanted))
     if folder is None:
         raise BadCheckpoint(
             "No checkpoint to serve: set FARM_CHECKPOINT to a file, or FARM_CHECKPOINT_DIR to a folder of them."
         )
-    found, _refused = catalog.scan(folder)
+    found, _refused = checkpoints.scan(folder)
     named = [file for file in found if wanted in {None, file.name}]
     if len(named) != 1:
         names = ", ".join(file.name for file in found) or "no checkpoint at all"

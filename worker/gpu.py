@@ -10,11 +10,11 @@ from typing import Any
 import structlog
 from celery import signals
 
-from shared import broker
 from shared.errors import FarmError
+from shared.infra import broker
+from shared.infra.logs import configure_logging
+from shared.infra.tracing import configure_tracing
 from shared.settings import load
-from shared.telemetry import configure_logging
-from shared.tracing import configure_tracing
 from worker.fatal import fatal_errors
 from worker.floor import Floor, chosen_checkpoint
 

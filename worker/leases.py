@@ -12,12 +12,13 @@ from uuid import UUID
 
 import structlog
 
-from shared import fleet, jobs
-from shared.db import Database
 from shared.errors import DatabaseUnavailable
-from shared.events import JobEvent
+from shared.fleet import registry
+from shared.infra.db import Database
+from shared.infra.events import JobEvent
+from shared.jobs import lifecycle
 from shared.settings import Settings
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 from worker.engine.pace import Pace
 from worker.engine.request import Request
 
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 class Running:
     """A claimed job and its requests in the engine."""
 
-    claim: jobs.Claim
+    claim: lifecycle.Claim
     requests: list[Request] = field(default_factory=list)
     was_drained: bool = False
     # Rendered by a worker that turned out to be unfit.
@@ -83,10 +84,10 @@ class Running:
         """Whether there is progress to report, or the lease wants extending."""
         return self.steps_done != self._reported or now - self._reported_at >= heartbeat_s
 
-    def beat(self, now: float) -> jobs.Beat:
+    def beat(self, now: float) -> lifecycle.Beat:
         """Report, and remember what was reported."""
         self._reported, self._reported_at = self.steps_done, now
-        return jobs.Beat(self.claim.job_id, self.claim.attempt, self._reported)
+        return lifecycle.Beat(self.claim.job_id, self.claim.attempt, self._reported)
 
     def progress(self, version: int) -> JobEvent:
         """Tell what was last reported, which made the row's version this."""
@@ -183,10 +184,10 @@ class Leases:
             return
         beats = [running.beat(now) for running in due]
         with self._db.transaction() as session:
-            held = jobs.heartbeat(session, beats, lease_s=self._settings.lease_seconds)
+            held = lifecycle.heartbeat(session, beats, lease_s=self._settings.lease_seconds)
             if worker_is_due:
                 pace = self._pace()
-                is_draining = fleet.beat(
+                is_draining = registry.beat(
                     session,
                     self._worker_id,
                     speed=pace.speed,

@@ -4,10 +4,13 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, canaries, events, fleet, inputs, outbox, promises, removal, shares, upkeep, uploads
-from shared.db import Database
-from shared.states import JobState
-from shared.storage import IMAGES, SNAPSHOTS, Storage, snapshot_key, upload_key
+from shared.fleet import registry
+from shared.infra import broker, events
+from shared.infra.db import Database
+from shared.infra.storage import IMAGES, SNAPSHOTS, Storage, snapshot_key, upload_key
+from shared.jobs import fair_queue, idempotency, inputs, outbox, removal, rescue, uploads
+from shared.vocabulary.states import JobState
+from worker.health import canaries
 
 # Enough to wake every slot of a large fleet at once; the next round rings for the rest.
 MAX_RINGS = 1000
@@ -20,11 +23,11 @@ log = structlog.get_logger(__name__)
 def rescue_lost_jobs(db: Database, redis: Redis, *, lease_s: float) -> list[JobState]:
     """Take back jobs whose lease of `lease_s` ran out. Returns the state that each has now."""
     with db.transaction() as session:
-        rescued = upkeep.rescue_lost(session, lease_s=lease_s)
-        fleet.forget(session)
-        promises.forget(session)
+        rescued = rescue.rescue_lost(session, lease_s=lease_s)
+        registry.forget(session)
+        idempotency.forget(session)
         canaries.forget(session)
-        shares.unpark(session)
+        fair_queue.unpark(session)
     for job_id, state in rescued:
         log.warning("job.rescued", job_id=str(job_id), state=state)
         events.publish(redis, events.JobEvent(job_id, state))
@@ -34,8 +37,8 @@ def rescue_lost_jobs(db: Database, redis: Redis, *, lease_s: float) -> list[JobS
 def call_time(db: Database, redis: Redis) -> list[JobState]:
     """End the attempts that run for too long and the jobs that waited for too long. Returns the state that each has now."""
     with db.transaction() as session:
-        ended = upkeep.end_overdue(session)
-        ended += [(job_id, JobState.EXPIRED) for job_id in upkeep.expire(session)]
+        ended = rescue.end_overdue(session)
+        ended += [(job_id, JobState.EXPIRED) for job_id in rescue.expire(session)]
     for job_id, state in ended:
         log.info("job.time_is_up", job_id=str(job_id), state=state)
         events.publish(redis, events.JobEvent(job_id, state))
@@ -45,7 +48,7 @@ def call_time(db: Database, redis: Redis) -> list[JobState]:
 def reconcile(db: Database, redis: Redis, celery: Celery) -> int:
     """Ring for queued jobs that outnumber their doorbells, as after a loss of Redis. Returns how often."""
     with db.transaction() as session:
-        backlog = upkeep.backlog(session)
+        backlog = rescue.backlog(session)
     rung = 0
     for checkpoint, queued in backlog.items():
         missing = min(queued - broker.waiting_doorbells(redis, checkpoint), MAX_RINGS)
@@ -107,12 +110,12 @@ def sweep_snapshots(db: Database, storage: Storage) -> int:
     swept = 0
     while True:
         with db.transaction() as session:
-            ended = upkeep.ended_with_snapshots(session, limit=SWEPT_AT_ONCE)
+            ended = rescue.ended_with_snapshots(session, limit=SWEPT_AT_ONCE)
         for job_id, last in ended:
             for attempt in range(1, last + 1):
                 storage.delete(snapshot_key(job_id, attempt))
         with db.transaction() as session:
-            upkeep.forget_snapshots(session, [job_id for job_id, _ in ended])
+            rescue.forget_snapshots(session, [job_id for job_id, _ in ended])
         swept += len(ended)
         if len(ended) < SWEPT_AT_ONCE:
             return swept

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sized
 
 from prometheus_client.metrics_core import Metric as Family
 
-from shared import metrics
-from shared.metrics import Board
+from shared.infra import metrics
+from shared.infra.metrics import Board
 from worker.engine.pace import Pace
 
 

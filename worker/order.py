@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from shared import pictures
-from shared.params import GenerationParams, Hires
-from shared.pictures import Room
-from shared.prompt import split_loras
+from shared.files import pictures
+from shared.files.pictures import Room
+from shared.vocabulary.params import GenerationParams, Hires
+from shared.vocabulary.prompt_grammar import split_loras
 from worker.diffusion import canvas
 from worker.diffusion.canvas import Canvas
 from worker.engine.request import ImageSpec, Pass, Pixels, Start

@@ -1,6 +1,7 @@
 """What a slot does when the doorbell rings: claim a job, have its images rendered, store them, end the job.
 
-One doorbell is at most one job. Every outcome is one guarded act of `shared.jobs`; an attempt that lost its job changes nothing.
+One doorbell is at most one job. Every outcome is one guarded act of `shared.jobs.lifecycle`; an attempt that lost its job
+changes nothing.
 """
 
 import hashlib
@@ -15,8 +16,6 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared import broker, events, infotext, jobs, tracing
-from shared.db import Database
 from shared.errors import (
     Canceled,
     DatabaseUnavailable,
@@ -27,11 +26,15 @@ from shared.errors import (
     StorageUnavailable,
     WorkerUnfit,
 )
-from shared.params import GenerationParams
-from shared.pictures import MAX_INPUT_PIXELS, Room
+from shared.files.pictures import MAX_INPUT_PIXELS, Room
+from shared.infra import broker, events, tracing
+from shared.infra.db import Database
+from shared.infra.storage import Storage, image_key
+from shared.jobs import lifecycle
 from shared.settings import Settings
-from shared.states import JobState
-from shared.storage import Storage, image_key
+from shared.vocabulary import infotext
+from shared.vocabulary.params import GenerationParams
+from shared.vocabulary.states import JobState
 from worker import png
 from worker.company import Company
 from worker.engine.engine import Engine
@@ -132,9 +135,9 @@ class Renderer:
         """Claim nothing more; what runs may finish."""
         self._company.close()
 
-    def _claim(self) -> jobs.Claim | None:
+    def _claim(self) -> lifecycle.Claim | None:
         with self._db.transaction() as session:
-            return jobs.claim_next(
+            return lifecycle.claim_next(
                 session,
                 self._checkpoint,
                 self._worker_id,
@@ -142,7 +145,7 @@ class Renderer:
                 oldest_level=next(self._claims) % OLDEST_LEVEL_EVERY == 0,
             )
 
-    def _run(self, claim: jobs.Claim) -> None:
+    def _run(self, claim: lifecycle.Claim) -> None:
         running = Running(claim)
         self._leases.enter(running)
         self._tell(claim, JobState.RUNNING)
@@ -163,7 +166,7 @@ class Renderer:
         finally:
             self._leases.leave(running)
 
-    def _render(self, running: Running) -> list[jobs.FinishedImage]:
+    def _render(self, running: Running) -> list[lifecycle.FinishedImage]:
         order = self._persist(running, lambda: Order.of(running.claim.params, self._storage.get, self._room))
         try:
             kept = self._snapshots.recall(running.claim) if self._snapshots else {}
@@ -223,7 +226,7 @@ class Renderer:
         is_strange = type(error) in {RenderFailed, NotANumber}
         return is_strange and self._trust is not None and not self._trust.examine()
 
-    def _store(self, running: Running, index: int, pixels: Pixels) -> jobs.FinishedImage:
+    def _store(self, running: Running, index: int, pixels: Pixels) -> lifecycle.FinishedImage:
         claim = running.claim
         flagged = self._safety is not None and self._safety.flags(pixels)
         if flagged:
@@ -233,7 +236,7 @@ class Renderer:
         with tracing.span("image.store", index=index, bytes=len(data)):
             self._persist(running, lambda: self._storage.put(key, data, content_type=PNG))
         height, width = pixels.shape[:2]
-        return jobs.FinishedImage(
+        return lifecycle.FinishedImage(
             index=index,
             seed=claim.params.seeds[index],
             key=key,
@@ -245,12 +248,12 @@ class Renderer:
             flagged=flagged,
         )
 
-    def _succeed(self, running: Running, images: list[jobs.FinishedImage]) -> None:
+    def _succeed(self, running: Running, images: list[lifecycle.FinishedImage]) -> None:
         claim = running.claim
 
         def act() -> bool:
             with self._db.transaction() as session:
-                return jobs.succeed(session, claim, images)
+                return lifecycle.succeed(session, claim, images)
 
         if self._insist(running, act):
             log.info("job.succeeded", images=len(images))
@@ -266,7 +269,7 @@ class Renderer:
 
         def act() -> JobState | None:
             with self._db.transaction() as session:
-                return jobs.fail(session, claim, error, retry_s=self._settings.retry_seconds)
+                return lifecycle.fail(session, claim, error, retry_s=self._settings.retry_seconds)
 
         state = self._insist(running, act)
         if state is None:
@@ -293,7 +296,7 @@ class Renderer:
 
         def act() -> bool:
             with self._db.transaction() as session:
-                return jobs.release(session, running.claim)
+                return lifecycle.release(session, running.claim)
 
         if self._insist(running, act):
             log.info("job.released")
@@ -332,7 +335,7 @@ class Renderer:
             time.sleep(pause_s)
         raise AssertionError("pauses never end")
 
-    def _tell(self, claim: jobs.Claim, state: JobState) -> None:
+    def _tell(self, claim: lifecycle.Claim, state: JobState) -> None:
         events.publish(self._redis, events.JobEvent(claim.job_id, state))
 
 

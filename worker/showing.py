@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from redis import Redis
 
-from shared import previews
+from shared.infra import previews
 from worker.leases import Running
 
 JPEG_SIDE_PX = 256

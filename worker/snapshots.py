@@ -13,12 +13,12 @@ from pathlib import Path
 
 import structlog
 
-from shared import jobs
-from shared.db import Database
 from shared.errors import FarmError, StorageUnavailable
-from shared.jobs import Attempt, Claim
+from shared.infra.db import Database
+from shared.infra.storage import Storage, snapshot_key
+from shared.jobs import lifecycle
+from shared.jobs.lifecycle import Attempt, Claim
 from shared.settings import Settings
-from shared.storage import Storage, snapshot_key
 from worker.engine.snapshot import BadSnapshot, Snapshot, pack, unpack
 from worker.leases import Running
 
@@ -67,7 +67,7 @@ class Snapshots:
         log.info("job.resumed", steps=steps)
         try:
             with self._db.transaction() as session:
-                jobs.resume(session, claim, steps)
+                lifecycle.resume(session, claim, steps)
         except FarmError as error:
             log.warning("job.resumed_unseen", error=str(error))
         return kept
@@ -85,7 +85,7 @@ class Snapshots:
         if data is None:
             return 0
         with self._db.transaction() as session:
-            if not jobs.note_snapshot(session, claim):
+            if not lifecycle.note_snapshot(session, claim):
                 return 0
         self._storage.put(snapshot_key(claim.job_id, claim.attempt), data, content_type=CONTENT_TYPE)
         return len(data)

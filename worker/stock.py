@@ -4,10 +4,10 @@ from itertools import chain
 
 import structlog
 
-from shared import fleet
-from shared.db import Database
 from shared.errors import DatabaseUnavailable
-from shared.weights import Shelves
+from shared.files.weights import Shelves
+from shared.fleet import registry
+from shared.infra.db import Database
 
 # Well under `fleet.WEIGHTS_SEEN_WITHIN`, after which the fleet takes a file for gone.
 RESCAN_S = 10.0
@@ -27,6 +27,6 @@ class Stock:
         files = list(chain.from_iterable(shelf.files().values() for shelf in self._shelves))
         try:
             with self._db.transaction() as session:
-                fleet.stock(session, files)
+                registry.stock(session, files)
         except DatabaseUnavailable as error:
             log.warning("stock.not_announced", error=str(error))

@@ -16,13 +16,14 @@ from threading import Event, Lock, Thread
 import structlog
 from standardwebhooks import Webhook
 
-from shared import deliveries, tracing
-from shared.db import Database
-from shared.deliveries import Due, Outcome
 from shared.errors import FarmError
-from shared.outbox import EventType
-from shared.outside import Outside, Reply
+from shared.infra import tracing
+from shared.infra.db import Database
+from shared.infra.outbound_http import Outside, Reply
+from shared.jobs.outbox import EventType
 from shared.settings import Settings
+from shared.webhooks import deliveries
+from shared.webhooks.deliveries import Due, Outcome
 
 PLACES = 128  # threads, made when needed
 AILING_PLACES = 32

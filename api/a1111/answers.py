@@ -16,11 +16,12 @@ from PIL.PngImagePlugin import PngInfo
 from api import stored
 from api.a1111.calls import Call
 from api.deps import Desk
-from shared import infotext, previews
-from shared.db import JobRow
-from shared.params import GenerationParams
-from shared.samplers import SAMPLER_LABELS
-from shared.states import JobState
+from shared.infra import previews
+from shared.infra.db import JobRow
+from shared.vocabulary import infotext
+from shared.vocabulary.params import GenerationParams
+from shared.vocabulary.samplers import SAMPLER_LABELS
+from shared.vocabulary.states import JobState
 
 # A sheet of more pixels is left out; the pictures themselves are in the answer anyway.
 MAX_SHEET_PIXELS = 16 * 2**20

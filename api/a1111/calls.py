@@ -12,11 +12,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session as Transaction
 
 from api.deps import Desk
-from shared import events, jobs, lookup
-from shared.db import CallRow, JobRow
+from api.jobs import queries
 from shared.errors import JobAlreadyFinal
-from shared.events import JobEvent
-from shared.states import JobState
+from shared.infra import events
+from shared.infra.db import CallRow, JobRow
+from shared.infra.events import JobEvent
+from shared.jobs import lifecycle
+from shared.vocabulary.states import JobState
 
 # How far back unfinished calls are looked for; what is older is found by its name alone.
 MOST_RECENT = 500
@@ -118,7 +120,7 @@ def cancel(desk: Desk, made: Sequence[JobRow]) -> None:
             continue
         try:
             with desk.db.transaction() as transaction:
-                row = jobs.cancel(transaction, job.id)
+                row = lifecycle.cancel(transaction, job.id)
         except JobAlreadyFinal:
             continue
         events.publish(desk.redis, JobEvent(row.id, JobState(row.state), row.version))
@@ -129,5 +131,5 @@ def _newest(session_id: str) -> Any:
 
 
 def _with_jobs(transaction: Transaction, row: CallRow) -> Call:
-    found = lookup.rows(transaction, row.job_ids)
+    found = queries.rows(transaction, row.job_ids)
     return Call(row, tuple(found[job_id] for job_id in row.job_ids if job_id in found))

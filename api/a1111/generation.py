@@ -27,9 +27,9 @@ from api.deps import Desk, DeskDep
 from api.v1.admission import admit
 from api.v1.submissions import WebhookChoice
 from api.waiting import while_connected
-from shared.db import JobRow
 from shared.errors import FarmError, InvalidRequest, OutOfMemory, RenderFailed, UnknownCheckpoint
-from shared.states import JobState
+from shared.infra.db import JobRow
+from shared.vocabulary.states import JobState
 
 router = APIRouter(strict_content_type=False)
 

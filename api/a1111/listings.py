@@ -8,9 +8,9 @@ from fastapi import APIRouter
 from api.a1111 import names, sessions, styles
 from api.callers import Reader
 from api.deps import Desk, DeskDep
-from shared import fleet
-from shared.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, TWO_CALLS_A_STEP, Sampler, Schedule
-from shared.weights import Kind
+from shared.files.weights import Kind
+from shared.fleet import registry
+from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, TWO_CALLS_A_STEP, Sampler, Schedule
 
 router = APIRouter(prefix="/sdapi/v1")
 
@@ -154,5 +154,5 @@ def _sampler_options(sampler: Sampler) -> dict[str, str]:
 
 def _weights(desk: Desk, kind: Kind) -> list[tuple[str, str | None]]:
     with desk.db.transaction() as transaction:
-        rows = fleet.weights(transaction, kind, silent_after_s=desk.settings.lease_seconds)
+        rows = registry.weights(transaction, kind, silent_after_s=desk.settings.lease_seconds)
         return [(row.name, row.alias) for row in rows]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from api.a1111.refusals import Impossible, SamplerNotFound
-from shared.params import Upscaler
-from shared.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, Sampler, Schedule
+from shared.vocabulary.params import Upscaler
+from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, Sampler, Schedule
 
 AUTOMATIC = "automatic"
 NO_UPSCALER = "None"

@@ -14,9 +14,9 @@ from api.a1111.fields import Flag, Int, Lax, Number, Text
 from api.a1111.refusals import NothingFound
 from api.callers import Reader, Submitter
 from api.deps import Desk, DeskDep
-from shared import pictures
 from shared.errors import BadPicture, InvalidRequest
-from shared.params import MAX_SIDE_PX
+from shared.files import pictures
+from shared.vocabulary.params import MAX_SIDE_PX
 
 router = APIRouter(prefix="/sdapi/v1", strict_content_type=False)
 

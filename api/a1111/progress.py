@@ -7,9 +7,9 @@ from typing import Any
 
 from api.a1111.answers import stamp
 from api.a1111.calls import Call
-from shared.db import JobRow
-from shared.params import GenerationParams
-from shared.states import JobState
+from shared.infra.db import JobRow
+from shared.vocabulary.params import GenerationParams
+from shared.vocabulary.states import JobState
 
 # What the original shows of a job that has just begun.
 FIRST = 0.01

@@ -18,7 +18,7 @@ from api.callers import Reader, Submitter
 from api.deps import Desk, DeskDep
 from api.v1.submissions import WebhookChoice
 from shared.errors import InvalidRequest
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 
 router = APIRouter(prefix="/agent-scheduler/v1", strict_content_type=False)
 

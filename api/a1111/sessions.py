@@ -14,8 +14,8 @@ from api.a1111 import names
 from api.a1111.options import CHECKPOINT
 from api.callers import ANONYMOUS, Reader
 from api.deps import Desk
-from shared import fleet
-from shared.db import SessionRow
+from shared.fleet import registry
+from shared.infra.db import SessionRow
 
 KEPT_DAYS = 90
 
@@ -45,7 +45,7 @@ def choose(transaction: Transaction, session_id: str, chosen: dict[str, Any]) ->
 
 def checkpoints(transaction: Transaction, desk: Desk) -> dict[str, str | None]:
     """Return the checkpoints of the farm with their SHA-256, the one that sessions begin with first."""
-    served = fleet.checkpoints(transaction, silent_after_s=desk.settings.lease_seconds)
+    served = registry.checkpoints(transaction, silent_after_s=desk.settings.lease_seconds)
     preferred = desk.settings.default_checkpoint
     ranked = sorted(served, key=lambda one: (one.name != preferred, not one.ready_workers, one.name))
     return {one.name: one.sha256 for one in ranked}

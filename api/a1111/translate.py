@@ -16,8 +16,8 @@ from api.a1111.refusals import Impossible, InitImageMissing, ScriptNotFound
 from api.a1111.requests import Img2Img, Picture, Txt2Img
 from api.a1111.styles import Style
 from api.v1.submissions import Submission
-from shared.params import MAX_IMAGES, MAX_SEED, SIDE_MULTIPLE_PX, MaskFill, ResizeMode
-from shared.prompt import split_loras
+from shared.vocabulary.params import MAX_IMAGES, MAX_SEED, SIDE_MULTIPLE_PX, MaskFill, ResizeMode
+from shared.vocabulary.prompt_grammar import split_loras
 
 MAX_CALL_IMAGES = 64
 DEFAULT_STRENGTH = 0.75

@@ -16,10 +16,10 @@ from api.a1111.fields import Flag, Int, Lax, Text
 from api.a1111.sessions import SessionId
 from api.callers import Reader, Submitter
 from api.deps import Desk, DeskDep
-from shared import previews
-from shared.db import JobRow
 from shared.errors import BrokerUnavailable
-from shared.states import JobState
+from shared.infra import previews
+from shared.infra.db import JobRow
+from shared.vocabulary.states import JobState
 
 router = APIRouter(strict_content_type=False)
 

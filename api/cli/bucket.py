@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from api.cli.roles import Role
 from shared.errors import ObjectMissing, StorageUnavailable
-from shared.storage import IMAGES, Storage, image_key, input_key, snapshot_key, upload_key
+from shared.infra.storage import IMAGES, Storage, image_key, input_key, snapshot_key, upload_key
 
 PROBE = b"farm doctor"
 REFUSED = {"AccessDenied", "403"}

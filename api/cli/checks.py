@@ -66,8 +66,8 @@ def postgres() -> Finding:
     from sqlalchemy import text
 
     from shared import migrations
-    from shared.db import Database
     from shared.errors import DatabaseUnavailable
+    from shared.infra.db import Database
 
     db = Database(_settings(), pool_size=1)
     try:
@@ -91,7 +91,7 @@ def redis() -> Finding:
     """Ask Redis whether it keeps what it is told (AOF) and evicts nothing."""
     from redis.exceptions import RedisError, ResponseError
 
-    from shared import broker
+    from shared.infra import broker
 
     connection = broker.connect(_settings())
     try:
@@ -115,7 +115,7 @@ def storage(role: Role | None = None) -> Finding:
     """Do in the bucket what a role does there, or find out whose work the key is for."""
     from api.cli import bucket
     from shared.errors import StorageUnavailable
-    from shared.storage import Storage
+    from shared.infra.storage import Storage
 
     try:
         refusals = bucket.able(Storage(_settings()), [role] if role else tuple(Role))

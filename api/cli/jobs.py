@@ -9,7 +9,7 @@ import typer
 from api.cli.bars import steps
 from api.cli.client import ClientError, Front, JobBody
 from api.cli.console import complain, say, shortened, table
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 
 
 def list_jobs(

@@ -100,7 +100,7 @@ def _session(data_dir: Path) -> "Iterator[Session]":
     # Only here: SQLAlchemy takes longer to load than most commands to run.
     from sqlalchemy.exc import ProgrammingError
 
-    from shared.db import Database
+    from shared.infra.db import Database
     from shared.settings import load
 
     db = Database(load(database_url=SecretStr(_database_url(data_dir))), pool_size=1)

@@ -17,8 +17,8 @@ from api.cli.client import ClientError, FarmClient, Front, JobBody, JobId
 from api.cli.console import Failure, complain, note, say
 from api.cli.pictures import Folder, Picture, save_images
 from api.cli.watch import Interrupted, interruptible, is_final, watch
-from shared.params import MAX_SEED
-from shared.samplers import Sampler, Schedule
+from shared.vocabulary.params import MAX_SEED
+from shared.vocabulary.samplers import Sampler, Schedule
 
 
 def render(

@@ -12,7 +12,7 @@ from types import FrameType
 
 from api.cli.client import ClientError, FarmClient, JobBody, JobId
 from api.cli.console import note
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 
 QUICK_S, QUICK_FOR_S, CALM_S = 0.1, 5.0, 1.0
 PATIENCE_S = 30.0

@@ -11,6 +11,6 @@ from api.client.asynchronous import AsyncFarm
 from api.client.farm import Farm
 from api.client.problems import ClientError
 from api.client.webhooks import BadSignature, verify
-from shared.wire import Batch, Job, Preview, Steps
+from shared.jobs.wire import Batch, Job, Preview, Steps
 
 __all__ = ["AsyncFarm", "BadSignature", "Batch", "ClientError", "Farm", "Job", "Preview", "Steps", "verify"]

@@ -9,7 +9,7 @@ from api.client import talks
 from api.client.lines import Line
 from api.client.reading import as_batch, as_job, image_url
 from api.client.story import News, Story
-from shared.wire import Batch, Job
+from shared.jobs.wire import Batch, Job
 
 
 class Farm:

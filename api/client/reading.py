@@ -6,7 +6,7 @@ from pydantic import BaseModel, ValidationError
 
 from api.client import problems
 from api.client.problems import ClientError
-from shared.wire import Batch, Job
+from shared.jobs.wire import Batch, Job
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -16,7 +16,7 @@ import httpx
 
 from api.client import problems
 from api.client.problems import ClientError
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 
 TRIES = 3
 MAX_RETRY_AFTER_S = 5.0

@@ -16,12 +16,15 @@ from api.v1 import inputs
 from api.v1.resolution import Inputs, resolve
 from api.v1.submissions import Submission, WebhookChoice
 from api.v1.sweeps import BatchSubmission
-from shared import batches, broker, fleet, jobs, promises, receivers, tracing
-from shared.db import BatchRow, JobRow
-from shared.jobs import Order
-from shared.outbox import EventType
+from shared.files.weights import Kind
+from shared.fleet import registry
+from shared.infra import broker, tracing
+from shared.infra.db import BatchRow, JobRow
+from shared.jobs import batches, idempotency, lifecycle
+from shared.jobs.lifecycle import Order
+from shared.jobs.outbox import EventType
 from shared.settings import Settings
-from shared.weights import Kind
+from shared.webhooks import endpoints
 
 
 def admit(
@@ -45,9 +48,9 @@ def admit(
             return earlier
         order = _order(session, desk, caller, submission, received, Names(session, desk.settings))
         desk.quota.admit(session, caller.owner, caller.max_queued)
-        [row] = jobs.submit_all(session, [replace(order, job_id=job_id, digest=digest if job_id else None)])
+        [row] = lifecycle.submit_all(session, [replace(order, job_id=job_id, digest=digest if job_id else None)])
         if key:
-            promises.keep(session, caller.owner, key, digest or "", row.id)
+            idempotency.keep(session, caller.owner, key, digest or "", row.id)
     tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
     # After the commit: a worker that hears the doorbell must find the row.
     broker.ring(desk.celery, row.checkpoint)
@@ -62,9 +65,9 @@ def digest_of(submission: BaseModel) -> str:
 def _earlier(session: Session, caller: Caller, key: str | None, job_id: UUID | None, digest: str) -> JobRow | None:
     """Return the job that was made under this name before. Raises as `promises.made` and `promises.chosen`."""
     if job_id is not None:
-        return promises.chosen(session, caller.owner, job_id, digest)
-    made = promises.made(session, caller.owner, key, digest) if key else None
-    return jobs.get(session, made) if made else None
+        return idempotency.chosen(session, caller.owner, job_id, digest)
+    made = idempotency.made(session, caller.owner, key, digest) if key else None
+    return lifecycle.get(session, made) if made else None
 
 
 def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, *, key: str | None = None) -> BatchRow:
@@ -74,7 +77,7 @@ def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, *, key: str
     received = inputs.receive_all(desk, caller, wanted.submissions)
     digest = "batch " + digest_of(wanted) if key else ""
     with desk.db.transaction() as session:
-        made = promises.made(session, caller.owner, key, digest) if key else None
+        made = idempotency.made(session, caller.owner, key, digest) if key else None
         if made is not None:
             return batches.get(session, made, owner=caller.owner)
         batch = _opened(session, desk, caller, wanted)
@@ -84,9 +87,9 @@ def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, *, key: str
             for index, (one, pictures) in enumerate(zip(wanted.submissions, received, strict=True))
         ]
         desk.quota.admit(session, caller.owner, caller.max_queued, count=len(orders))
-        rows = jobs.submit_all(session, orders)
+        rows = lifecycle.submit_all(session, orders)
         if key:
-            promises.keep(session, caller.owner, key, digest, batch.id)
+            idempotency.keep(session, caller.owner, key, digest, batch.id)
     for row, order in zip(rows, orders, strict=True):
         tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
     for checkpoint, count in Counter(row.checkpoint for row in rows).items():
@@ -113,9 +116,9 @@ class Names:
     def __init__(self, session: Session, settings: Settings) -> None:
         silent_after_s = settings.lease_seconds
         default = settings.default_checkpoint
-        find = partial(fleet.resolve_checkpoint, session, default=default, silent_after_s=silent_after_s)
+        find = partial(registry.resolve_checkpoint, session, default=default, silent_after_s=silent_after_s)
         self.checkpoint = cache(find)
-        self.weights = cache(partial(fleet.resolve_weights, session, silent_after_s=silent_after_s))
+        self.weights = cache(partial(registry.resolve_weights, session, silent_after_s=silent_after_s))
 
 
 def _order(
@@ -144,7 +147,7 @@ def _receiver(session: Session, desk: Desk, caller: Caller, webhook: WebhookChoi
     """Return the receiver that a submission names. Raises `BlockedUrl` and `InvalidRequest`."""
     if webhook is None:
         return None
-    return receivers.named(
+    return endpoints.named(
         session,
         owner=caller.owner,
         url=webhook.url,

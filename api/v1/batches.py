@@ -24,11 +24,12 @@ from api.v1.images import shrunk
 from api.v1.jobs import ClientsKey
 from api.v1.sheets import Edges, Tile
 from api.v1.sweeps import MAX_JOBS, BatchSubmission
-from shared import batches, events, jobs
-from shared.db import BatchRow, JobRow
 from shared.errors import BatchNotFound, Gone, ImagesNotReady
-from shared.states import JobState
-from shared.wire import Batch, Job
+from shared.infra import events
+from shared.infra.db import BatchRow, JobRow
+from shared.jobs import batches, lifecycle
+from shared.jobs.wire import Batch, Job
+from shared.vocabulary.states import JobState
 
 ON_A_SHEET = 256
 FETCHED_AT_ONCE = 8
@@ -122,7 +123,7 @@ def cancel(batch_id: BatchId, desk: DeskDep, caller: Submitter) -> Batch:
     """Cancel all that has not ended yet; what is running stops within one denoising step. Asking twice is harmless."""
     with desk.db.transaction() as session:
         batches.get(session, batch_id, owner=caller.sees_only)
-        canceled = jobs.cancel_batch(session, batch_id)
+        canceled = lifecycle.cancel_batch(session, batch_id)
     for job_id, version in canceled.items():
         events.publish(desk.redis, events.JobEvent(job_id, JobState.CANCELED, version))
     return _shown(desk, caller, batch_id)

@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field
 from api.callers import reader
 from api.deps import Desk, DeskDep
 from api.problems import documented
-from shared import fleet
-from shared.samplers import SAMPLER_LABELS, SCHEDULES, Sampler, Schedule
-from shared.weights import Kind
+from shared.files.weights import Kind
+from shared.fleet import registry
+from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULES, Sampler, Schedule
 
 router = APIRouter(prefix="/v1", tags=["choices"], dependencies=[Depends(reader)], responses=documented(401, 403, 429))
 
@@ -65,7 +65,7 @@ class Samplers(BaseModel):
 def checkpoints(desk: DeskDep) -> Checkpoints:
     """List the checkpoints that workers have announced."""
     with desk.db.transaction() as session:
-        served = fleet.checkpoints(session, silent_after_s=desk.settings.lease_seconds)
+        served = registry.checkpoints(session, silent_after_s=desk.settings.lease_seconds)
     return Checkpoints(checkpoints=[Checkpoint.model_validate(one, from_attributes=True) for one in served])
 
 
@@ -100,5 +100,5 @@ def samplers() -> Samplers:
 
 def _weights(desk: Desk, kind: Kind) -> WeightsList:
     with desk.db.transaction() as session:
-        rows = fleet.weights(session, kind, silent_after_s=desk.settings.lease_seconds)
+        rows = registry.weights(session, kind, silent_after_s=desk.settings.lease_seconds)
     return WeightsList(weights=[Weights.model_validate(row, from_attributes=True) for row in rows])

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from shared.db import JobRow
+from api.jobs.queries import Place
 from shared.errors import BadCursor
-from shared.lookup import Place
-from shared.outbox import Position
+from shared.infra.db import JobRow
+from shared.jobs.outbox import Position
 
 
 def encode(row_id: UUID) -> str:

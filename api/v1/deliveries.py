@@ -11,11 +11,11 @@ from api.callers import Reader, Submitter
 from api.deps import DeskDep
 from api.problems import documented
 from api.v1 import cursor as cursors
-from shared import deliveries
-from shared.db import DeliveryRow
-from shared.deliveries import DeliveryState, Filter
 from shared.errors import DeliveryNotFound
-from shared.outbox import EventType
+from shared.infra.db import DeliveryRow
+from shared.jobs.outbox import EventType
+from shared.webhooks import deliveries
+from shared.webhooks.deliveries import DeliveryState, Filter
 
 router = APIRouter(prefix="/v1/webhooks/deliveries", tags=["webhooks"], responses=documented(401, 403, 422, 429, 503))
 

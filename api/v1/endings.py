@@ -8,11 +8,13 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.callers import Submitter
 from api.deps import DeskDep, JobId
+from api.jobs import retries
+from api.jobs.retries import RETRIED_AT_ONCE, Dead
 from api.problems import documented
-from shared import broker, removal, retries
-from shared.params import reject_nul
-from shared.retries import RETRIED_AT_ONCE, Dead
-from shared.wire import Job
+from shared.infra import broker
+from shared.jobs import removal
+from shared.jobs.wire import Job
+from shared.vocabulary.params import reject_nul
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 

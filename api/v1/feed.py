@@ -11,10 +11,10 @@ from api.callers import Reader
 from api.deps import DeskDep
 from api.problems import documented
 from api.v1 import cursor as cursors
-from shared import outbox
-from shared.db import EventRow
-from shared.deliveries import message_id
-from shared.outbox import EventType
+from shared.infra.db import EventRow
+from shared.jobs import outbox
+from shared.jobs.outbox import EventType
+from shared.webhooks.deliveries import message_id
 
 LATEST = "latest"
 

@@ -13,11 +13,12 @@ from api import stored
 from api.callers import Caller, Reader
 from api.deps import Desk, DeskDep, JobId
 from api.problems import documented
-from shared import jobs, previews
-from shared.db import ImageRow, JobRow
 from shared.errors import ImageNotFound, ImagesNotReady
-from shared.params import MAX_IMAGES
-from shared.states import JobState
+from shared.infra import previews
+from shared.infra.db import ImageRow, JobRow
+from shared.jobs import lifecycle
+from shared.vocabulary.params import MAX_IMAGES
+from shared.vocabulary.states import JobState
 
 THUMBNAIL_PX = 320  # twice what a tile shows, for dense screens
 THUMBNAIL_QUALITY = 80
@@ -111,4 +112,4 @@ def _image(desk: Desk, caller: Caller, job_id: UUID, index: int) -> ImageRow:
 
 def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
     with desk.db.transaction() as session:
-        return jobs.get(session, job_id, owner=caller.sees_only)
+        return lifecycle.get(session, job_id, owner=caller.sees_only)

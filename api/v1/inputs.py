@@ -10,9 +10,10 @@ from api.callers import Caller
 from api.deps import Desk
 from api.v1.resolution import Inputs
 from api.v1.submissions import Submission
-from shared import inputs, pictures, uploads
 from shared.errors import InvalidRequest, ObjectMissing
-from shared.storage import input_key, upload_key
+from shared.files import pictures
+from shared.infra.storage import input_key, upload_key
+from shared.jobs import inputs, uploads
 
 # Different pictures in one batch: each takes up to a second of a thread while the client waits.
 MAX_PAIRS = 32

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from api.callers import Caller, Reader, Submitter
 from api.deps import Desk, DeskDep, JobId
+from api.jobs import queries
 from api.problems import documented
 from api.v1 import cursor as cursors
 from api.v1.admission import admit
@@ -18,12 +19,13 @@ from api.v1.queue import outlook
 from api.v1.submissions import Submission
 from api.v1.waits import WaitS
 from api.waiting import while_connected
-from shared import events, jobs, lookup
-from shared.db import JobRow
 from shared.errors import DatabaseUnavailable
-from shared.params import reject_nul
-from shared.states import JobState
-from shared.wire import Job
+from shared.infra import events
+from shared.infra.db import JobRow
+from shared.jobs import lifecycle
+from shared.jobs.wire import Job
+from shared.vocabulary.params import reject_nul
+from shared.vocabulary.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
@@ -106,7 +108,7 @@ def listing(
     after = cursors.decode_place(cursor) if cursor else None
     with desk.db.transaction() as session:
         # One more than asked for tells whether there is a next page.
-        rows = lookup.listing(
+        rows = queries.listing(
             session,
             limit=limit + 1,
             after=after,
@@ -135,7 +137,7 @@ async def show(job_id: JobId, desk: DeskDep, caller: Reader, wait_s: WaitS, requ
 
 def _shown(desk: Desk, caller: Caller, job_id: UUID) -> Job:
     with desk.db.transaction() as session:
-        row = jobs.get(session, job_id, owner=caller.sees_only)
+        row = lifecycle.get(session, job_id, owner=caller.sees_only)
         return Job.of(row, outlook(session, desk, row))
 
 
@@ -143,7 +145,7 @@ def _shown(desk: Desk, caller: Caller, job_id: UUID) -> Job:
 def cancel(job_id: JobId, desk: DeskDep, caller: Submitter) -> Job:
     """Cancel a queued or running job. No success can follow; a running job stops within one denoising step."""
     with desk.db.transaction() as session:
-        row = jobs.cancel(session, job_id, owner=caller.sees_only)
+        row = lifecycle.cancel(session, job_id, owner=caller.sees_only)
     events.publish(desk.redis, events.JobEvent(row.id, JobState(row.state), row.version))
     return Job.of(row)
 
@@ -158,7 +160,7 @@ async def awaited(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
 
 def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
     with desk.db.transaction() as session:
-        return jobs.get(session, job_id, owner=caller.sees_only)
+        return lifecycle.get(session, job_id, owner=caller.sees_only)
 
 
 async def _settled(desk: Desk, request: Request, row: JobRow, wait_s: float) -> JobRow:

@@ -10,7 +10,7 @@ from api.callers import Caller, Reader, admin
 from api.deps import DeskDep
 from api.keys import KeyLimits, NewKey, Scope
 from api.problems import documented
-from shared.db import KeyRow
+from shared.infra.db import KeyRow
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=documented(401, 403, 422, 429, 503))
 for_admins = [Depends(admin)]

@@ -12,12 +12,12 @@ from api.callers import Reader
 from api.deps import Desk, DeskDep
 from api.problems import documented
 from api.v1.submissions import Steps, Text
-from shared import fleet
-from shared.chunks import CHUNK_TOKENS, Chunk
-from shared.params import reject_nul
-from shared.prompt import split_loras
-from shared.script import PromptReader, Row
-from shared.weights import Kind
+from shared.files.weights import Kind
+from shared.fleet import registry
+from shared.vocabulary.params import reject_nul
+from shared.vocabulary.prompt_chunks import CHUNK_TOKENS, Chunk
+from shared.vocabulary.prompt_grammar import split_loras
+from shared.vocabulary.prompt_reader import PromptReader, Row
 
 router = APIRouter(prefix="/v1/prompts", tags=["choices"], responses=documented(401, 403, 422, 429, 503))
 
@@ -94,7 +94,7 @@ def _reader() -> PromptReader[Word]:
 
 def _embeddings(desk: Desk) -> tuple[Word, ...]:
     with desk.db.transaction() as session:
-        rows = fleet.weights(session, Kind.EMBEDDING, silent_after_s=desk.settings.lease_seconds)
+        rows = registry.weights(session, Kind.EMBEDDING, silent_after_s=desk.settings.lease_seconds)
     # Without a length it was announced by a worker of an older release.
     return tuple(Word(row.name, row.vectors or 1) for row in rows)
 

@@ -10,12 +10,14 @@ from sqlalchemy.orm import Session
 
 from api.callers import Reader
 from api.deps import Desk, DeskDep
+from api.farm import queue, throughput
+from api.farm.throughput import MINUTES, Minute
 from api.problems import documented
-from shared import forecast, queue, shares, throughput
-from shared.db import JobRow
-from shared.forecast import Ahead, Forecast, Load
-from shared.states import JobState
-from shared.throughput import MINUTES, Minute
+from shared.infra.db import JobRow
+from shared.jobs import fair_queue
+from shared.vocabulary import forecast
+from shared.vocabulary.forecast import Ahead, Forecast, Load
+from shared.vocabulary.states import JobState
 
 router = APIRouter(prefix="/v1", tags=["operations"], responses=documented(503))
 
@@ -111,7 +113,7 @@ def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:
     load = queue.load(session, row.checkpoint, silent_after_s=desk.settings.lease_seconds)
     if state is JobState.RUNNING:
         return forecast.forecast_running(load, queue.cost_left(row))
-    held = shares.held(session, row.owner)
+    held = fair_queue.held(session, row.owner)
     due_in_s = queue.due_in_s(session, row)
     return forecast.forecast_queued(load, queue.ahead(session, row), row.cost, held=held, due_in_s=due_in_s)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from api.v1.submissions import HiresChoice, InpaintChoice, LoraChoice, Submission
-from shared import prompt
 from shared.errors import InvalidRequest
-from shared.params import (
+from shared.vocabulary import prompt_grammar
+from shared.vocabulary.params import (
     MAX_LORA_WEIGHT,
     MAX_LORAS,
     MAX_SEED,
@@ -21,7 +21,7 @@ from shared.params import (
     Lora,
     Variation,
 )
-from shared.samplers import SCHEDULES, Sampler, Schedule
+from shared.vocabulary.samplers import SCHEDULES, Sampler, Schedule
 
 DEFAULT_SIDE_PX = 512
 DEFAULT_STRENGTH = 0.75
@@ -106,7 +106,7 @@ def _schedule(sampler: Sampler, choice: Schedule | None) -> Schedule:
 
 def _loras(text: str, choices: Iterable[LoraChoice], find: FindLora) -> tuple[Lora, ...]:
     """Gather the LoRAs of a prompt's tags and of the field; one that is named twice acts with the sum of its weights."""
-    _, tags = prompt.split_loras(text)
+    _, tags = prompt_grammar.split_loras(text)
     wanted = [(tag.name, tag.unet_weight, tag.text_weight) for tag in tags]
     wanted += [(one.name, one.weight, _or(one.text_encoder_weight, one.weight)) for one in choices]
     sums: dict[str, tuple[float, float]] = {}

@@ -19,12 +19,12 @@ from api.callers import Reader
 from api.deps import DeskDep, JobId
 from api.problems import documented
 from api.v1.jobs import awaited
-from shared import previews
-from shared.db import JobRow
 from shared.errors import BrokerUnavailable
-from shared.events import JobEvent
-from shared.states import JobState
-from shared.wire import Job, Preview, Steps
+from shared.infra import previews
+from shared.infra.db import JobRow
+from shared.infra.events import JobEvent
+from shared.jobs.wire import Job, Preview, Steps
+from shared.vocabulary.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 

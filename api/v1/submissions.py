@@ -4,9 +4,9 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from shared.addresses import MAX_URL_CHARS
-from shared.outbox import ENDINGS, EventType
-from shared.params import (
+from shared.infra.url_guard import MAX_URL_CHARS
+from shared.jobs.outbox import ENDINGS, EventType
+from shared.vocabulary.params import (
     MAX_BLUR_PX,
     MAX_CLIP_SKIP,
     MAX_GUIDANCE_SCALE,
@@ -28,7 +28,7 @@ from shared.params import (
     Upscaler,
     reject_nul,
 )
-from shared.samplers import Sampler, Schedule, check_schedule
+from shared.vocabulary.samplers import Sampler, Schedule, check_schedule
 
 # Strict: a client that sends "20" or true for a number has a bug, and guessing would hide it.
 Side = Annotated[int, Field(strict=True, ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX)]

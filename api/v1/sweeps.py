@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, Secre
 
 from api.v1.resolution import drawn
 from api.v1.submissions import Submission
-from shared.addresses import MAX_URL_CHARS
-from shared.params import reject_nul
+from shared.infra.url_guard import MAX_URL_CHARS
+from shared.vocabulary.params import reject_nul
 
 MAX_JOBS = 1000
 MAX_AXES = 8

@@ -11,10 +11,10 @@ from starlette.concurrency import run_in_threadpool
 from api.callers import Caller, Submitter
 from api.deps import Desk, DeskDep
 from api.problems import documented
-from shared import uploads
-from shared.db import UploadRow
 from shared.errors import InvalidRequest, UploadNotFound
-from shared.storage import upload_key
+from shared.infra.db import UploadRow
+from shared.infra.storage import upload_key
+from shared.jobs import uploads
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"], responses=documented(401, 403, 422, 429, 503))
 

@@ -12,11 +12,12 @@ from api.callers import Reader, Submitter
 from api.deps import DeskDep
 from api.problems import documented
 from api.v1.submissions import WebhookChoice
-from shared import addresses, receivers
-from shared.db import EndpointRow, OwnerSecretRow
 from shared.errors import EndpointNotFound
-from shared.outbox import EventType
-from shared.receivers import EndpointState
+from shared.infra import url_guard
+from shared.infra.db import EndpointRow, OwnerSecretRow
+from shared.jobs.outbox import EventType
+from shared.webhooks import endpoints
+from shared.webhooks.endpoints import EndpointState
 
 MAX_OVERLAP_S = 7 * 86_400
 
@@ -39,7 +40,7 @@ class EndpointChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: Annotated[str | None, Field(strict=True, max_length=addresses.MAX_URL_CHARS)] = None
+    url: Annotated[str | None, Field(strict=True, max_length=url_guard.MAX_URL_CHARS)] = None
     events: Annotated[list[EventType] | None, Field(min_length=1, max_length=len(EventType))] = None
 
 
@@ -95,7 +96,7 @@ class Endpoints(BaseModel):
 def register(wanted: WebhookChoice, desk: DeskDep, caller: Submitter, response: Response) -> NewEndpoint:
     """Register a receiver for all of the caller's jobs. The answer alone shows its secret."""
     with desk.db.transaction() as session:
-        row = receivers.register(
+        row = endpoints.register(
             session,
             owner=caller.owner,
             url=wanted.url,
@@ -111,7 +112,7 @@ def register(wanted: WebhookChoice, desk: DeskDep, caller: Submitter, response: 
 def listing(desk: DeskDep, caller: Reader) -> Endpoints:
     """List the registered endpoints."""
     with desk.db.transaction() as session:
-        rows = receivers.listing(session, owner=caller.sees_only)
+        rows = endpoints.listing(session, owner=caller.sees_only)
         return Endpoints(endpoints=[Endpoint.of(row) for row in rows])
 
 
@@ -119,20 +120,20 @@ def listing(desk: DeskDep, caller: Reader) -> Endpoints:
 def show(endpoint_id: EndpointId, desk: DeskDep, caller: Reader) -> Endpoint:
     """Show one endpoint, also one that a job named."""
     with desk.db.transaction() as session:
-        return Endpoint.of(receivers.get(session, endpoint_id, owner=caller.sees_only))
+        return Endpoint.of(endpoints.get(session, endpoint_id, owner=caller.sees_only))
 
 
 @router.patch("/endpoints/{endpoint_id}", summary="Change an endpoint", responses=documented(400, 404))
 def change(endpoint_id: EndpointId, wanted: EndpointChange, desk: DeskDep, caller: Submitter) -> Endpoint:
     """Change where an endpoint is or what it hears. A new URL is active at once, and gets all that waits."""
     with desk.db.transaction() as session:
-        row = receivers.get(session, endpoint_id, owner=caller.sees_only)
+        row = endpoints.get(session, endpoint_id, owner=caller.sees_only)
         if wanted.events is not None:
             row.events = sorted(set(wanted.events))
         if wanted.url is not None:
-            row.origin = addresses.parse(wanted.url, allow_private=desk.settings.allow_private_urls).origin
+            row.origin = url_guard.parse(wanted.url, allow_private=desk.settings.allow_private_urls).origin
             row.url = wanted.url
-            receivers.resume(session, row)
+            endpoints.resume(session, row)
         return Endpoint.of(row)
 
 
@@ -140,15 +141,15 @@ def change(endpoint_id: EndpointId, wanted: EndpointChange, desk: DeskDep, calle
 def delete(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> None:
     """Delete an endpoint with its deliveries, sent and unsent."""
     with desk.db.transaction() as session:
-        session.delete(receivers.get(session, endpoint_id, owner=caller.sees_only))
+        session.delete(endpoints.get(session, endpoint_id, owner=caller.sees_only))
 
 
 @router.post("/endpoints/{endpoint_id}/pause", summary="Pause an endpoint", responses=documented(404))
 def pause(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> Endpoint:
     """Hold back what is meant for an endpoint; nothing is lost while it is paused."""
     with desk.db.transaction() as session:
-        row = receivers.get(session, endpoint_id, owner=caller.sees_only)
-        receivers.pause(row)
+        row = endpoints.get(session, endpoint_id, owner=caller.sees_only)
+        endpoints.pause(row)
         return Endpoint.of(row)
 
 
@@ -156,8 +157,8 @@ def pause(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> Endpoint
 def resume(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> Endpoint:
     """Make a paused, suspended or gone endpoint active again, and send it at once what waits."""
     with desk.db.transaction() as session:
-        row = receivers.get(session, endpoint_id, owner=caller.sees_only)
-        receivers.resume(session, row)
+        row = endpoints.get(session, endpoint_id, owner=caller.sees_only)
+        endpoints.resume(session, row)
         return Endpoint.of(row)
 
 
@@ -165,7 +166,7 @@ def resume(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> Endpoin
 def rotate(endpoint_id: EndpointId, wanted: Rotation, desk: DeskDep, caller: Submitter) -> Secret:
     """Give an endpoint a new secret. For `overlap_s` both sign, so that the receiver can change over without a gap."""
     with desk.db.transaction() as session:
-        row = receivers.get(session, endpoint_id, owner=caller.sees_only)
+        row = endpoints.get(session, endpoint_id, owner=caller.sees_only)
         return _rotated(session, row, wanted)
 
 
@@ -173,18 +174,18 @@ def rotate(endpoint_id: EndpointId, wanted: Rotation, desk: DeskDep, caller: Sub
 def secret(desk: DeskDep, caller: Submitter) -> Secret:
     """Show the secret that signs the webhooks of the caller's jobs that name a `webhook` without one."""
     with desk.db.transaction() as session:
-        return Secret.model_validate(receivers.owner_secret(session, caller.owner), from_attributes=True)
+        return Secret.model_validate(endpoints.owner_secret(session, caller.owner), from_attributes=True)
 
 
 @router.post("/secret/rotate", summary="Rotate the signing secret", responses=documented(400))
 def rotate_own(wanted: Rotation, desk: DeskDep, caller: Submitter) -> Secret:
     """Replace that secret. For `overlap_s` both sign, so that the receiver can change over without a gap."""
     with desk.db.transaction() as session:
-        return _rotated(session, receivers.owner_secret(session, caller.owner), wanted)
+        return _rotated(session, endpoints.owner_secret(session, caller.owner), wanted)
 
 
 def _rotated(session: Session, row: EndpointRow | OwnerSecretRow, wanted: Rotation) -> Secret:
-    receivers.rotate(
+    endpoints.rotate(
         row, overlap_s=wanted.overlap_s, secret=wanted.secret.get_secret_value() if wanted.secret else None
     )
     session.flush()

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from api.callers import Admin
 from api.deps import DeskDep
 from api.problems import documented
-from shared import fleet
+from shared.fleet import registry
 
 router = APIRouter(prefix="/v1/workers", tags=["operations"], responses=documented(503))
 
@@ -46,7 +46,7 @@ class Workers(BaseModel):
 def listing(desk: DeskDep, _caller: Admin) -> Workers:
     """List the gpu workers, also those that went silent."""
     with desk.db.transaction() as session:
-        rows = fleet.workers(session, silent_after_s=desk.settings.lease_seconds)
+        rows = registry.workers(session, silent_after_s=desk.settings.lease_seconds)
     return Workers(workers=[Worker.model_validate(row, from_attributes=True) for row in rows])
 
 
@@ -54,11 +54,11 @@ def listing(desk: DeskDep, _caller: Admin) -> Workers:
 def drain(worker_id: str, desk: DeskDep, _caller: Admin) -> None:
     """Let a worker finish what it runs and leave. Started again, it stays idle until it is resumed."""
     with desk.db.transaction() as session:
-        fleet.drain(session, worker_id, is_draining=True)
+        registry.drain(session, worker_id, is_draining=True)
 
 
 @router.post("/{worker_id}/resume", status_code=204, responses=documented(404, 422), summary="Take a worker back")
 def resume(worker_id: str, desk: DeskDep, _caller: Admin) -> None:
     """Let a worker that was drained work again."""
     with desk.db.transaction() as session:
-        fleet.drain(session, worker_id, is_draining=False)
+        registry.drain(session, worker_id, is_draining=False)

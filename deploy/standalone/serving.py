@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.standalone.program import StartFailed
-from shared import catalog
-from shared.catalog import CheckpointFile
 from shared.errors import BadCheckpoint
+from shared.files import checkpoints
+from shared.files.checkpoints import CheckpointFile
 
 DEMO = Path(__file__).parent / "checkpoints" / "farm-demo.safetensors"
 # A slot is one job in flight; the engine batches across them, which pays on a GPU and hardly on a CPU.
@@ -55,8 +55,8 @@ def chosen(wanted: Path | None, environ: Mapping[str, str], say: Callable[[str],
     if wanted is None and named and (Path(named).exists() or not folder):
         wanted = Path(named)
     if wanted is not None or not folder:
-        return [catalog.inspect((wanted or DEMO).expanduser())]
-    found, refused = catalog.scan(Path(folder))
+        return [checkpoints.inspect((wanted or DEMO).expanduser())]
+    found, refused = checkpoints.scan(Path(folder))
     for error in refused:
         say(f"skipped: {error}")
     served = [file for file in found if named in {None, "", file.name}]

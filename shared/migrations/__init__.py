@@ -8,7 +8,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from shared.db import normalized_url
+from shared.infra.db import normalized_url
 
 
 def config(database_url: str) -> Config:

@@ -2,9 +2,9 @@
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared.infra.logs import configure_logging
 from shared.migrations import upgrade
 from shared.settings import load
-from shared.telemetry import configure_logging
 
 if __name__ == "__main__":
     settings = load()

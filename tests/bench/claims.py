@@ -19,8 +19,10 @@ from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
 from deploy.standalone.farm import engines_only
-from shared import fleet, jobs, migrations, upkeep
-from shared.db import Database
+from shared import migrations
+from shared.fleet import registry
+from shared.infra.db import Database
+from shared.jobs import lifecycle, rescue
 from shared.settings import Settings
 from tests.factories import DEMO, params
 
@@ -109,19 +111,19 @@ class Bench:
             connection.execute(text("VACUUM ANALYZE jobs"))
             connection.execute(text("SET statement_timeout = 15000"))
 
-    def _beats(self, worker_id: str) -> list[jobs.Beat]:
+    def _beats(self, worker_id: str) -> list[lifecycle.Beat]:
         with self._db.transaction() as session:
             held = session.execute(text("SELECT id, attempt FROM jobs WHERE worker_id = :w"), {"w": worker_id}).all()
-        return [jobs.Beat(job_id, attempt, 1) for job_id, attempt in held]
+        return [lifecycle.Beat(job_id, attempt, 1) for job_id, attempt in held]
 
-    def _beat(self, beats: list[jobs.Beat]) -> None:
+    def _beat(self, beats: list[lifecycle.Beat]) -> None:
         with self._db.transaction() as session:
-            jobs.heartbeat(session, beats, lease_s=3600)
-            fleet.beat(session, "gpu0")
+            lifecycle.heartbeat(session, beats, lease_s=3600)
+            registry.beat(session, "gpu0")
 
     def _rescue(self) -> None:
         with self._db.transaction() as session:
-            upkeep.rescue_lost(session, lease_s=LEASE_S)
+            rescue.rescue_lost(session, lease_s=LEASE_S)
 
     def _timed(self, *acts: Callable[[], None], repeats: int | None = None) -> list[dict[str, float]]:
         times: list[list[float]] = [[] for _ in acts]
@@ -134,7 +136,7 @@ class Bench:
 
     def _plan(self) -> list[str]:
         """Explain a claim, run for real and rolled back."""
-        statement: Any = jobs.claim_statement(DEMO, "w", LEASE_S)
+        statement: Any = lifecycle.claim_statement(DEMO, "w", LEASE_S)
         with self._db.engine.connect() as connection:
             compiled = statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
             escaped = str(compiled).replace(":", r"\:")
@@ -145,7 +147,7 @@ class Bench:
 
 def _claim(db: Database, *, oldest_level: bool = False) -> None:
     with db.transaction() as session:
-        if jobs.claim_next(session, DEMO, "w", lease_s=LEASE_S, oldest_level=oldest_level) is None:
+        if lifecycle.claim_next(session, DEMO, "w", lease_s=LEASE_S, oldest_level=oldest_level) is None:
             raise LookupError("the queue is empty")
 
 
@@ -166,7 +168,7 @@ def _migrated(url: str) -> Database:
     migrations.upgrade(url)
     db = Database(Settings(database_url=SecretStr(url)))
     with db.transaction() as session:
-        fleet.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="host", device="cpu", slots=4)
+        registry.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="host", device="cpu", slots=4)
     return db
 
 

@@ -26,7 +26,7 @@ import psutil
 from deploy.standalone import ports
 from deploy.standalone.farm import engines_only
 from shared import migrations
-from shared.db import CheckpointRow, Database
+from shared.infra.db import CheckpointRow, Database
 from shared.settings import Settings
 from tests import parts
 from tests.bench.pour import Poured, pour

@@ -16,7 +16,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from shared.samplers import Sampler, Schedule
+from shared.vocabulary.samplers import Sampler, Schedule
 from tests.ceiling import Ceiling
 from worker.diffusion import division
 from worker.diffusion.checkpoint_loader import Checkpoint

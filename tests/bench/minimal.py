@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import create_engine, text
 
 from api.v1.submissions import Submission
-from shared import broker
+from shared.infra import broker
 from shared.settings import Settings
 
 INSERT = text("INSERT INTO minimal (id, params) VALUES (:id, :params)")

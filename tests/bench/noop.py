@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from shared.catalog import CheckpointFile
+from shared.files.checkpoints import CheckpointFile
+from shared.files.weights import Shelves
 from shared.settings import Settings
-from shared.weights import Shelves
 from tests.ceiling import Ceiling
 from tests.chaos.sketch import Ambush, Sketch, SketchRunner
 from worker.engine.engine import Engine

@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from shared import catalog
-from shared.script import CLIP_DIR
+from shared.files import checkpoints
+from shared.vocabulary.prompt_reader import CLIP_DIR
 from tests.bench.measure import Setting
 from worker.diffusion import checkpoint_loader, division
 from worker.diffusion.checkpoint_loader import SD15_DIR, Checkpoint
@@ -36,7 +36,7 @@ def subjects(device: torch.device, *, quick: bool) -> Iterator[tuple[str, Checkp
             ],
         )
         return
-    demo = checkpoint_loader.load(catalog.inspect(DEMO), device, torch.float32)
+    demo = checkpoint_loader.load(checkpoints.inspect(DEMO), device, torch.float32)
     images = 4 if quick else 12
     yield "farm-demo", demo, [Setting(side=256, steps=20, clients=4, images=images)]
     if not quick:

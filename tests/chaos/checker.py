@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from uuid import UUID
 
-from shared.states import TRANSITIONS, JobState
+from shared.vocabulary.states import TRANSITIONS, JobState
 from tests.chaos.history import History, Seen, Version
 
 OK, REFUSED, CRASHED, UNAVAILABLE = 200, 400, 500, 503
@@ -48,7 +48,7 @@ def every_accepted_job_ends(history: History) -> Iterator[Violation]:
 
 
 def rows_move_as_states_allow(history: History) -> Iterator[Violation]:
-    """1: final states never change, `version` only grows, and only the moves that `shared.states` draws are made."""
+    """1: final states never change, `version` only grows, and only the moves that `shared.vocabulary.states` draws are made."""
     for job, versions in history.by_job().items():
         if versions[0].state != JobState.QUEUED:
             yield Violation("forbidden_move", f"began as {versions[0].state}", job)

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 from tests.chaos.history import Seen
 from tests.chaos.sketch import POISON
 

@@ -17,9 +17,9 @@ from deploy.standalone.child import Event, Restarts
 from deploy.standalone.program import Program
 from deploy.standalone.serving import GpuWorker
 from deploy.standalone.supervisor import Supervisor
-from shared.db import Database
+from shared.infra.db import Database
+from shared.infra.storage import Storage
 from shared.settings import Settings
-from shared.storage import Storage
 from tests.chaos import proxy, recorder, sketch
 from tests.chaos.proxy import Proxy
 from tests.chaos.recorder import Recorder

@@ -12,7 +12,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import class_row
 
-from shared.storage import IMAGES, SNAPSHOTS
+from shared.infra.storage import IMAGES, SNAPSHOTS
 from tests.chaos.history import Shown, Told, Version
 
 RECORDED = """

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import quantiles
 from typing import Any
 
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 from tests.chaos.checker import Violation
 from tests.chaos.history import Fault, History, Version
 

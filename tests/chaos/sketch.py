@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.catalog import CheckpointFile
+from shared.files.checkpoints import CheckpointFile
+from shared.files.weights import Shelves
 from shared.settings import Settings
-from shared.weights import Shelves
 from tests.ceiling import Ceiling
 from worker.engine.arrival import Arrival, Way
 from worker.engine.engine import Engine

@@ -40,15 +40,17 @@ from sqlalchemy.orm import Session
 
 from api import keys
 from api.keys import NewKey, Scope
-from shared import fleet, jobs, receivers
-from shared.db import Base, Database, ImageRow, JobRow, KeyRow
 from shared.errors import InvalidRequest
-from shared.jobs import FinishedImage
-from shared.outbox import ENDINGS
-from shared.outside import Outside
+from shared.files.weights import Shelves
+from shared.fleet import registry
+from shared.infra.db import Base, Database, ImageRow, JobRow, KeyRow
+from shared.infra.outbound_http import Outside
+from shared.infra.storage import Storage
+from shared.jobs import lifecycle
+from shared.jobs.lifecycle import FinishedImage
+from shared.jobs.outbox import ENDINGS
 from shared.settings import Settings
-from shared.storage import Storage
-from shared.weights import Shelves
+from shared.webhooks import endpoints
 from tests import adapters, studio
 from tests.factories import DEMO, params
 from tests.parts import ROOT
@@ -382,10 +384,10 @@ def done(db: Database, storage: Storage, times: int = 1) -> None:
     storage.put("jobs/many.png", png("#00a000"), content_type="image/png")
     image = FinishedImage(0, 1, "jobs/many.png", "image/png", 128, 128, 1, "0" * 64)
     with db.transaction() as session:
-        jobs.submit(session, params(), max_attempts=1)
-        run = jobs.claim_next(session, DEMO, "w", lease_s=60)
+        lifecycle.submit(session, params(), max_attempts=1)
+        run = lifecycle.claim_next(session, DEMO, "w", lease_s=60)
         assert run is not None
-        jobs.succeed(session, run, [image])
+        lifecycle.succeed(session, run, [image])
         copied(session, JobRow, times - 1, id="gen_random_uuid()", created_at="created_at - n * interval '1 s'")
         copied(session, ImageRow, 1, job_id="jobs.id", frm="jobs", where="jobs.id <> job_id")
 
@@ -654,7 +656,7 @@ def test_refusals_say_what_to_do(browser: Browser, guarded: tuple[str, list[str]
 def stocked(db: Database, shelves: Shelves, announced: str) -> str:
     """A worker that has told of its LoRA and its embedding."""
     with db.transaction() as session:
-        fleet.stock(session, chain.from_iterable(shelf.files().values() for shelf in shelves))
+        registry.stock(session, chain.from_iterable(shelf.files().values() for shelf in shelves))
     return announced
 
 
@@ -837,10 +839,10 @@ def test_webhooks_tell_of_their_attempts_and_are_sent_again(page: Page, db: Data
     with receiving() as receiver:
         receiver.answers = [(500, {})]
         with db.transaction() as session:
-            receivers.register(
+            endpoints.register(
                 session, owner="anonymous", url=receiver.url, events=ENDINGS, secret=None, allow_private=True
             )
-            jobs.cancel(session, jobs.submit(session, params(), max_attempts=1).id)
+            lifecycle.cancel(session, lifecycle.submit(session, params(), max_attempts=1).id)
         deliver(db, settings)
         page.get_by_role("link", name="Farm").click()
         panel = page.get_by_role("region", name="Webhooks", exact=True)
@@ -895,10 +897,10 @@ def test_what_was_asked_before_a_press_is_not_drawn_after_it(page: Page) -> None
 def test_the_hour_is_charted_and_failures_are_tried_again_by_code(page: Page, address: str, db: Database) -> None:
     with db.transaction() as session:
         for _ in range(2):
-            jobs.submit(session, params(steps=1), max_attempts=1)
-            run = jobs.claim_next(session, DEMO, "w", lease_s=60)
+            lifecycle.submit(session, params(steps=1), max_attempts=1)
+            run = lifecycle.claim_next(session, DEMO, "w", lease_s=60)
             assert run is not None
-            jobs.fail(session, run, InvalidRequest("It asks for the moon."))
+            lifecycle.fail(session, run, InvalidRequest("It asks for the moon."))
     page.get_by_role("link", name="Farm").click()
     hour = page.get_by_role("region", name="Last hour", exact=True)
     expect(hour.locator(".figures")).to_have_text("0 pictures2 jobs failed")

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from shared import catalog
+from shared.files import checkpoints
 from tests.studio import DEMO
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import Checkpoint
@@ -18,7 +18,7 @@ CONTEXT_BYTES = 2**29  # of the driver, beside what torch allots
 @cache
 def demo(dtype: torch.dtype) -> Checkpoint:
     """The demo checkpoint on the GPU; whoever changes it must work on a copy."""
-    return checkpoint_loader.load(catalog.inspect(DEMO), DEVICE, dtype)
+    return checkpoint_loader.load(checkpoints.inspect(DEMO), DEVICE, dtype)
 
 
 @contextmanager

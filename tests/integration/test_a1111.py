@@ -26,10 +26,11 @@ from api.a1111 import dialect
 from api.a1111.requests import Txt2Img
 from api.keys import NewKey, Scope
 from api.main import create_app
-from shared import catalog, fleet
-from shared.db import Database
+from shared.files import checkpoints
+from shared.fleet import registry
+from shared.infra.db import Database
+from shared.infra.storage import Storage, image_key
 from shared.settings import Settings
-from shared.storage import Storage, image_key
 from tests import studio
 from tests.chaos.farm import until
 from tests.workshop import serving, working
@@ -90,7 +91,7 @@ def idle(engines: Settings, announced: str, db: Database) -> Settings:
     """The settings of a farm whose jobs wait: the worker of their checkpoint is busy for ever."""
     assert announced
     with db.transaction() as session:
-        fleet.announce(
+        registry.announce(
             session, worker_id="gpu1@test", checkpoint=SHELF, size_bytes=1, hostname="test", device="test", slots=1
         )
     return engines.model_copy(update={"default_checkpoint": SHELF})
@@ -222,10 +223,10 @@ def test_9_an_unknown_checkpoint_is_refused_by_name(farm: httpx.Client) -> None:
 
 
 def test_9_titles_carry_hashes_where_workers_have_told_them(farm: httpx.Client, db: Database) -> None:
-    sha256 = catalog.digest(catalog.inspect(studio.DEMO))
+    sha256 = checkpoints.digest(checkpoints.inspect(studio.DEMO))
     demo = {"worker_id": "gpu0@test", "checkpoint": "farm-demo", "hostname": "test", "device": "test"}
     with db.transaction() as session:
-        fleet.announce(session, **demo, size_bytes=1, slots=4, sha256=sha256)
+        registry.announce(session, **demo, size_bytes=1, slots=4, sha256=sha256)
     (listed,) = farm.get("/sdapi/v1/sd-models").json()
     assert listed["title"] == f"farm-demo.safetensors [{sha256[:10]}]"
     assert (listed["model_name"], listed["hash"], listed["sha256"]) == ("farm-demo", sha256[:10], sha256)
@@ -601,7 +602,7 @@ def test_the_documentation_has_a_section_of_its_own(farm: httpx.Client) -> None:
 def callers(engines: Settings, announced: str, db: Database) -> Iterator[list[httpx.Client]]:
     """Two clients of a farm that asks for keys, which has a checkpoint besides the demo's, and a worker for the latter."""
     with db.transaction() as session:
-        fleet.announce(
+        registry.announce(
             session, worker_id="gpu1@test", checkpoint=SHELF, size_bytes=1, hostname="test", device="test", slots=1
         )
         wanted = NewKey(name="n", scopes=frozenset({Scope.SUBMIT, Scope.READ}))

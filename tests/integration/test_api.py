@@ -15,11 +15,12 @@ from redis import Redis
 from sqlalchemy import text
 
 from api.main import create_app
-from shared import broker, jobs, previews
-from shared.db import Database, WeightsRow
+from shared.files.weights import Kind
+from shared.infra import broker, previews
+from shared.infra.db import Database, WeightsRow
+from shared.infra.storage import Storage, image_key
+from shared.jobs import lifecycle
 from shared.settings import Settings
-from shared.storage import Storage, image_key
-from shared.weights import Kind
 from tests.factories import DEMO
 from tests.unit.test_submissions import BAD_FIELDS
 
@@ -68,14 +69,14 @@ def test_submit_stores_rings_and_answers(client: TestClient, redis: Redis) -> No
 def test_a_finished_job_shows_its_images(client: TestClient, db: Database, storage: Storage) -> None:
     job_id = client.post("/v1/jobs", json={**BODY, "seed": 5}).json()["id"]
     with db.transaction() as session:
-        claim = jobs.claim_next(session, DEMO, "w", lease_s=20)
+        claim = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
     assert claim is not None
     problem(client.get(f"/v1/jobs/{job_id}/images/0"), 409, "images_not_ready")
     key = image_key(claim.job_id, claim.attempt, 0)
     storage.put(key, b"png bytes", content_type="image/png")
-    finished = jobs.FinishedImage(0, 5, key, "image/png", 64, 64, 9, "ab")
+    finished = lifecycle.FinishedImage(0, 5, key, "image/png", 64, 64, 9, "ab")
     with db.transaction() as session:
-        assert jobs.succeed(session, claim, [finished])
+        assert lifecycle.succeed(session, claim, [finished])
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert job["state"] == "succeeded"
     assert job["timings"]["render_s"] >= 0

@@ -14,11 +14,11 @@ import torch
 from pydantic import SecretStr
 
 from deploy.standalone import ports
-from shared import fleet
-from shared.db import Database
 from shared.errors import NoBucket, StorageRefused, StorageUnavailable
+from shared.fleet import registry
+from shared.infra.db import Database
+from shared.infra.storage import Storage
 from shared.settings import Settings
-from shared.storage import Storage
 from tests import parts, studio
 from tests.chaos import sketch
 from tests.chaos.farm import until
@@ -70,7 +70,7 @@ def test_a_port_that_is_taken_ends_a_process(process: tuple[str, ...], db: Datab
     assert "Give each process of a machine its own" in said
     assert "Traceback" not in said
     with db.transaction() as session:
-        assert not fleet.workers(session, silent_after_s=60)
+        assert not registry.workers(session, silent_after_s=60)
 
 
 @pytest.mark.parametrize("process", [(*parts.API, "0"), parts.COURIER], ids=["api", "courier"])
@@ -151,7 +151,7 @@ def test_a_missing_bucket_is_named(settings: Settings) -> None:
 def test_a_clock_that_is_wrong_is_named(storage: Storage, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
     """The store is real, and so is its refusal; only this process takes the time to be three hours later."""
     monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_: Ahead.now(UTC).replace(tzinfo=None))
-    monkeypatch.setattr("shared.storage.datetime", Ahead)
+    monkeypatch.setattr("shared.infra.storage.datetime", Ahead)
     with pytest.raises(StorageUnavailable, match="set this machine's clock: timedatectl set-ntp true"):
         storage.ping() if act == "ping" else storage.put("jobs/clock", b"", content_type="image/png")
     with pytest.raises(StorageRefused, match="set this machine's clock"):

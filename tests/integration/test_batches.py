@@ -15,13 +15,14 @@ from redis import Redis
 from sqlalchemy import func, select, update
 
 from api.main import create_app
-from shared import broker, jobs, removal, shares, upkeep
-from shared.db import BatchRow, Database, DeliveryRow, EventRow, JobRow, KeyRow
 from shared.errors import EngineStopped, RenderFailed
-from shared.jobs import Attempt, FinishedImage, Order
+from shared.infra import broker
+from shared.infra.db import BatchRow, Database, DeliveryRow, EventRow, JobRow, KeyRow
+from shared.infra.storage import Storage, image_key
+from shared.jobs import fair_queue, lifecycle, removal, rescue
+from shared.jobs.lifecycle import Attempt, FinishedImage, Order
 from shared.settings import Settings
-from shared.states import JobState
-from shared.storage import Storage, image_key
+from shared.vocabulary.states import JobState
 from tests.factories import DEMO, params
 from tests.integration.test_api import BODY, problem
 
@@ -34,9 +35,9 @@ def submit(client: TestClient, **changes: Any) -> str:
     return str(answer.json()["id"])
 
 
-def claim(db: Database) -> jobs.Claim:
+def claim(db: Database) -> lifecycle.Claim:
     with db.transaction() as session:
-        taken = jobs.claim_next(session, DEMO, "w", lease_s=20)
+        taken = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
     assert taken is not None
     return taken
 
@@ -53,7 +54,7 @@ def succeed(db: Database, storage: Storage, color: str = "#ff0000") -> UUID:
     storage.put(key, png(color), content_type="image/png")
     image = FinishedImage(0, 1, key, "image/png", 64, 64, 1, "0" * 64)
     with db.transaction() as session:
-        assert jobs.succeed(session, taken, [image])
+        assert lifecycle.succeed(session, taken, [image])
     return taken.job_id
 
 
@@ -119,10 +120,10 @@ def test_it_finishes_with_its_last_job_however_that_ends(client: TestClient, db:
     batch_id = submit(client)
     succeed(db, storage)
     with db.transaction() as session:
-        assert jobs.fail(session, claim_in(session), RenderFailed("no")) is JobState.FAILED
+        assert lifecycle.fail(session, claim_in(session), RenderFailed("no")) is JobState.FAILED
     with db.transaction() as session:
         again = claim_in(session)
-        assert jobs.fail(session, again, EngineStopped("gone")) is JobState.QUEUED  # has not ended
+        assert lifecycle.fail(session, again, EngineStopped("gone")) is JobState.QUEUED  # has not ended
     assert shown(client, batch_id)["state"] == "unfinished"
     assert finished_events(db) == 0
     for _ in range(2):
@@ -134,8 +135,8 @@ def test_it_finishes_with_its_last_job_however_that_ends(client: TestClient, db:
     assert finished_events(db) == 1
 
 
-def claim_in(session: Any) -> jobs.Claim:
-    taken = jobs.claim_next(session, DEMO, "w", lease_s=20)
+def claim_in(session: Any) -> lifecycle.Claim:
+    taken = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
     assert taken is not None
     return taken
 
@@ -147,7 +148,7 @@ def test_two_last_jobs_that_end_at_once_end_it_once(client: TestClient, db: Data
 
         def end(taken: Attempt) -> None:
             with db.transaction() as session:
-                assert jobs.fail(session, taken, RenderFailed("no")) is JobState.FAILED
+                assert lifecycle.fail(session, taken, RenderFailed("no")) is JobState.FAILED
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(end, claims))
@@ -160,7 +161,7 @@ def test_expired_jobs_end_it_too(client: TestClient, db: Database) -> None:
     with db.transaction() as session:
         session.execute(update(JobRow).values(expires_at=func.now()))
     with db.transaction() as session:
-        assert len(upkeep.expire(session)) == 4
+        assert len(rescue.expire(session)) == 4
     assert shown(client, batch_id)["counts"]["expired"] == 4
     assert finished_events(db) == 1
 
@@ -173,7 +174,7 @@ def test_cancel_ends_what_has_not_ended(client: TestClient, db: Database, storag
         batch = client.post(f"/v1/batches/{batch_id}/cancel").json()
         assert (batch["state"], batch["counts"]["canceled"], batch["counts"]["succeeded"]) == ("finished", 3, 1)
     with db.transaction() as session:
-        assert not jobs.succeed(session, running, [])
+        assert not lifecycle.succeed(session, running, [])
     assert finished_events(db) == 1
 
 
@@ -203,7 +204,7 @@ def test_a_batch_takes_its_fair_place(client: TestClient, db: Database) -> None:
     """Another owner's job that comes after a batch goes second."""
     submit(client)
     with db.transaction() as session:
-        other = jobs.submit_all(session, [Order(params=params(), max_attempts=1, owner="other")])[0].id
+        other = lifecycle.submit_all(session, [Order(params=params(), max_attempts=1, owner="other")])[0].id
     claims = [claim(db).job_id for _ in range(2)]
     assert other in claims
 
@@ -214,11 +215,11 @@ def test_a_limited_keys_batch_is_parked_beyond_its_limit(db: Database) -> None:
         session.add(KeyRow(id="limited", max_running=2, **about))
         session.flush()
         order = Order(params=params(), max_attempts=1, owner="limited")
-        first = jobs.submit_all(session, [order])
-        rest = jobs.submit_all(session, [order] * 3)
+        first = lifecycle.submit_all(session, [order])
+        rest = lifecycle.submit_all(session, [order] * 3)
     assert [row.parked for row in [*first, *rest]] == [False, False, True, True]
     with db.transaction() as session:
-        assert shares.unpark(session) == 0
+        assert fair_queue.unpark(session) == 0
 
 
 def test_a_queue_with_too_little_room_takes_none_of_it(engines: Settings, client: TestClient) -> None:

@@ -15,9 +15,9 @@ from botocore.exceptions import ClientError
 from api.cli import bucket, checks
 from api.cli.checks import Level
 from api.cli.roles import Role
-from shared import storage as storages
+from shared.infra import storage as storages
+from shared.infra.storage import Storage
 from shared.settings import Settings
-from shared.storage import Storage
 
 POLICIES = Path(__file__).parents[2] / "deploy/s3-policy"
 ACTIONS = {"HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket", "DeleteObjects": "DeleteObject"}

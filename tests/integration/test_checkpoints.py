@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from shared import catalog
 from shared.errors import BadCheckpoint
-from shared.samplers import Sampler, Schedule
+from shared.files import checkpoints
+from shared.vocabulary.samplers import Sampler, Schedule
 from tests.studio import spec
 from worker.diffusion import checkpoint_loader
 from worker.diffusion import plan as plans
@@ -34,7 +34,7 @@ TINY = spec(prompt="a red circle", steps=1, width=64, height=64, sampler=Sampler
 
 
 def test_the_demo_checkpoint_loads_in_half_precision() -> None:
-    loaded = checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float16)
+    loaded = checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float16)
     assert loaded.unet.dtype == torch.float16
 
 
@@ -43,8 +43,8 @@ def test_fp32_and_fp16_files_load_alike(tmp_path: Path) -> None:
     path = tmp_path / "full.safetensors"
     save_file({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in half.items()}, path)
     shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "full.config")
-    ours = checkpoint_loader.load(catalog.inspect(path), CPU, torch.float32)
-    demo = checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float32)
+    ours = checkpoint_loader.load(checkpoints.inspect(path), CPU, torch.float32)
+    demo = checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float32)
     for part in ("unet", "vae", "text_encoder"):
         theirs = getattr(demo, part).state_dict()
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in getattr(ours, part).state_dict().items())
@@ -55,7 +55,7 @@ def test_a_file_says_how_it_was_trained(tmp_path: Path, says: tuple[str, ...]) -
     path = tmp_path / "said.safetensors"
     save_file({**load_file(DEMO), **{name: torch.tensor([]) for name in says}}, path)
     shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "said.config")
-    loaded = checkpoint_loader.load(catalog.inspect(path), CPU, torch.float32)
+    loaded = checkpoint_loader.load(checkpoints.inspect(path), CPU, torch.float32)
     plan = plans.make(Sampler.EULER, Schedule.UNIFORM, 5, loaded.scheduler_config)
     assert plan.predicts_velocity == ("v_pred" in says)
     assert (plan.start[1] > 4000) == ("ztsnr" in says)
@@ -63,12 +63,12 @@ def test_a_file_says_how_it_was_trained(tmp_path: Path, says: tuple[str, ...]) -
 
 
 def test_a_diffusers_folder_loads_alike(tmp_path: Path) -> None:
-    demo = checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float32)
+    demo = checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float32)
     shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "mine", dirs_exist_ok=True)
     demo.unet.save_pretrained(tmp_path / "mine/unet")
     demo.vae.save_pretrained(tmp_path / "mine/vae")
     demo.text_encoder.save_pretrained(tmp_path / "mine/text_encoder")
-    file = catalog.inspect(tmp_path / "mine")
+    file = checkpoints.inspect(tmp_path / "mine")
     assert file.layout == "diffusers"
     mine = checkpoint_loader.load(file, CPU, torch.float32)
     assert (run_alone(DiffusionRunner.of(mine), TINY) == run_alone(DiffusionRunner.of(demo), TINY)).all()
@@ -76,7 +76,7 @@ def test_a_diffusers_folder_loads_alike(tmp_path: Path) -> None:
 
 def saved(tmp_path: Path, **how: Any) -> Path:
     """The demo as a diffusers folder."""
-    demo = checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float16)
+    demo = checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float16)
     folder = tmp_path / "mine"
     shutil.copytree(DEMO.with_suffix(".config"), folder)
     for part in ("unet", "vae", "text_encoder"):
@@ -85,7 +85,7 @@ def saved(tmp_path: Path, **how: Any) -> Path:
 
 
 def test_a_folder_with_nothing_but_half_precision_loads(tmp_path: Path) -> None:
-    file = catalog.inspect(saved(tmp_path, variant="fp16"))
+    file = checkpoints.inspect(saved(tmp_path, variant="fp16"))
     assert (file.variant, file.dtype) == ("fp16", "F16")
     assert run_alone(DiffusionRunner.of(checkpoint_loader.load(file, CPU, torch.float32)), TINY).shape == (64, 64, 3)
 
@@ -99,7 +99,7 @@ def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path: Path, part: str) -> N
     del tensors[lost]
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(BadCheckpoint, match=f"mine: .*{lost}"):
-        checkpoint_loader.load(catalog.inspect(folder), CPU, torch.float32)
+        checkpoint_loader.load(checkpoints.inspect(folder), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"junk" * 100, DEMO.read_bytes()[:5_000_000]])
@@ -108,7 +108,7 @@ def test_a_file_that_changed_after_it_was_inspected_is_refused(tmp_path: Path, c
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(BadCheckpoint, match=r"changed\.safetensors") as refused:
-        checkpoint_loader.load(replace(catalog.inspect(DEMO), path=path), CPU, torch.float32)
+        checkpoint_loader.load(replace(checkpoints.inspect(DEMO), path=path), CPU, torch.float32)
     assert "\n" not in str(refused.value)
 
 
@@ -146,14 +146,14 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path, lost: str) -> Non
     save_file(tensors, path)
     shutil.copytree(DEMO.with_suffix(".config"), tmp_path / "holed.config")
     with pytest.raises(BadCheckpoint, match=r"holed\.safetensors"):
-        checkpoint_loader.load(catalog.inspect(path), CPU, torch.float32)
+        checkpoint_loader.load(checkpoints.inspect(path), CPU, torch.float32)
 
 
 def test_a_tiny_file_without_its_config_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "alone.safetensors"
     shutil.copy(DEMO, path)
     with pytest.raises(BadCheckpoint, match="cross-attention is 48 wide"):
-        catalog.inspect(path)
+        checkpoints.inspect(path)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_a_full_size_sd15_file_renders(full_size: Path) -> None:
     assert 2.1e9 < full_size.stat().st_size < 2.2e9
-    loaded = checkpoint_loader.load(catalog.inspect(full_size), CPU, torch.float16)
+    loaded = checkpoint_loader.load(checkpoints.inspect(full_size), CPU, torch.float16)
     assert sum(weight.numel() for weight in loaded.unet.parameters()) == 859_520_964
     assert loaded.text_encoder.config.hidden_size == 768
     assert same_as_written(loaded, full_size)

@@ -15,7 +15,7 @@ from redis import Redis
 from api.cli.app import main
 from api.client import AsyncFarm, ClientError, Farm, Job, Preview, Steps
 from shared.settings import Settings
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 from tests.integration.test_batches import png
 from tests.workshop import serving, working
 

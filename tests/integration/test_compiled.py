@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch._inductor.loop_body import InterpreterShim
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from shared import catalog
+from shared.files import checkpoints
 from shared.settings import Settings
 from tests import studio
 from worker import device
@@ -259,7 +259,7 @@ def test_a_worker_compiles_where_it_is_told_to(
     monkeypatch.setattr(device, "CompiledUNet", compiled)
     monkeypatch.setattr(torch, "set_num_threads", lambda _threads: None)
     settings = Settings(compile=True, batching=batching, device="cpu", profile_seconds=0, cache_dir=tmp_path)
-    equipment = device.equip(settings, catalog.inspect(studio.DEMO))
+    equipment = device.equip(settings, checkpoints.inspect(studio.DEMO))
     equipment.engine.start()
     try:
         equipment.engine.submit(studio.spec(width=64, height=64, steps=1)).result(None)

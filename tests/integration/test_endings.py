@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 from api.cli.app import app as farm
 from api.main import create_app
-from shared import jobs, removal
-from shared import storage as storages
-from shared.db import Database, JobRow
 from shared.errors import ObjectMissing, OutOfMemory, RenderFailed
-from shared.jobs import FinishedImage
+from shared.infra import storage as storages
+from shared.infra.db import Database, JobRow
+from shared.infra.storage import IMAGES, Storage, image_key, snapshot_key
+from shared.jobs import lifecycle, removal
+from shared.jobs.lifecycle import FinishedImage
 from shared.settings import Settings
-from shared.states import JobState
-from shared.storage import IMAGES, Storage, image_key, snapshot_key
+from shared.vocabulary.states import JobState
 from tests.factories import DEMO, params
 from tests.integration.test_api import problem
 from tests.workshop import serving
@@ -48,17 +48,17 @@ def storage(settings: Settings) -> Storage:
 
 def submit(db: Database, **changes: object) -> UUID:
     with db.transaction() as session:
-        return jobs.submit(session, params(), max_attempts=2, **changes).id
+        return lifecycle.submit(session, params(), max_attempts=2, **changes).id
 
 
-def claim(db: Database) -> jobs.Claim:
+def claim(db: Database) -> lifecycle.Claim:
     with db.transaction() as session:
-        taken = jobs.claim_next(session, DEMO, "w", lease_s=20)
+        taken = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
     assert taken is not None
     return taken
 
 
-def put(storage: Storage, run: jobs.Attempt) -> str:
+def put(storage: Storage, run: lifecycle.Attempt) -> str:
     key = image_key(run.job_id, run.attempt, 0)
     storage.put(key, b"picture", content_type="image/png")
     return key
@@ -69,19 +69,19 @@ def succeeded(db: Database, storage: Storage) -> UUID:
     taken = claim(db)
     image = FinishedImage(0, 7, put(storage, taken), "image/png", 64, 64, 7, "0" * 64)
     with db.transaction() as session:
-        assert jobs.succeed(session, taken, [image])
+        assert lifecycle.succeed(session, taken, [image])
     return job_id
 
 
 def failed(db: Database, error: RenderFailed | None = None, **changes: object) -> UUID:
     job_id = submit(db, **changes)
     with db.transaction() as session:
-        assert jobs.fail(session, claim_of(session), error or RenderFailed("broken")) is not None
+        assert lifecycle.fail(session, claim_of(session), error or RenderFailed("broken")) is not None
     return job_id
 
 
-def claim_of(session: object) -> jobs.Claim:
-    taken = jobs.claim_next(session, DEMO, "w", lease_s=20)  # type: ignore[arg-type]
+def claim_of(session: object) -> lifecycle.Claim:
+    taken = lifecycle.claim_next(session, DEMO, "w", lease_s=20)  # type: ignore[arg-type]
     assert taken is not None
     return taken
 
@@ -163,7 +163,7 @@ def test_a_picture_asked_for_while_its_job_is_deleted_is_gone(
 ) -> None:
     job_id = succeeded(db, storage)
     with db.transaction() as session:
-        row = jobs.get(session, job_id)
+        row = lifecycle.get(session, job_id)
     storage.delete_all(removal.objects(row))  # its objects go first
     told = problem(client.get(f"/v1/jobs/{job_id}/images/0{how}"), 410, "gone")
     assert str(job_id) in told["detail"]
@@ -204,11 +204,11 @@ def test_objects_of_attempts_that_came_to_nothing_are_swept(db: Database, storag
     submit(db)
     lost = claim(db)
     with db.transaction() as session:
-        assert jobs.release(session, lost)
+        assert lifecycle.release(session, lost)
     kept = claim(db)
     keys = put(storage, lost), put(storage, kept)
     with db.transaction() as session:
-        assert jobs.succeed(session, kept, [FinishedImage(0, 7, keys[1], "image/png", 64, 64, 7, "0" * 64)])
+        assert lifecycle.succeed(session, kept, [FinishedImage(0, 7, keys[1], "image/png", 64, 64, 7, "0" * 64)])
     assert maintenance.sweep_litter(db, storage) == 0  # a late write may still be under way
     age(db, 1)
     assert maintenance.sweep_litter(db, storage) == 1
@@ -221,7 +221,7 @@ def test_what_a_stale_attempt_writes_after_the_sweep_is_found(db: Database, stor
     waiting = submit(db)
     claim(db)
     with db.transaction() as session:
-        removal.remove(session, [jobs.get(session, removed)])
+        removal.remove(session, [lifecycle.get(session, removed)])
     late = [image_key(done, 2, 0), image_key(removed, 1, 0), snapshot_key(done, 1), snapshot_key(removed, 3)]
     kept = [image_key(done, 1, 0), image_key(waiting, 1, 0), snapshot_key(waiting, 1), image_key(foreign, 1, 0)]
     strange = ["jobs/readme.txt", f"jobs/{done}/2/0.png.bak", f"jobs/{done}/0.png"]

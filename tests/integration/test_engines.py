@@ -22,8 +22,8 @@ from deploy.standalone.farm import Farm, StartFailed, UpOptions, engines_only
 from deploy.standalone.folder import DataFolder
 from deploy.standalone.program import ROOT, Account
 from shared.errors import StorageUnavailable
+from shared.infra.storage import Storage
 from shared.settings import Settings
-from shared.storage import Storage
 from tests.integration.test_supervisor import Heard
 
 NOTHING_REMOTE = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}

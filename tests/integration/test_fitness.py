@@ -18,13 +18,13 @@ from redis import Redis
 from sqlalchemy import select
 
 from api.v1.workers import Workers, listing
-from shared import canaries, fleet, jobs
-from shared.canaries import Shown
-from shared.db import CanaryRow, Database, JobRow
 from shared.errors import WorkerUnfit
+from shared.fleet import registry
+from shared.infra.db import CanaryRow, Database, JobRow
+from shared.infra.storage import Storage
+from shared.jobs import lifecycle
 from shared.settings import Settings
-from shared.states import JobState
-from shared.storage import Storage
+from shared.vocabulary.states import JobState
 from tests import studio
 from tests.factories import DEMO, params
 from tests.studio import DemoEngine
@@ -34,6 +34,8 @@ from worker.diffusion.fingerprint import fingerprint
 from worker.engine.runner import DiffusionRunner
 from worker.fitness import CANARY, Fitness, Proof, contradiction
 from worker.floor import UNFIT_EXIT_STATUS
+from worker.health import canaries
+from worker.health.canaries import Shown
 from worker.leases import Leases
 from worker.render import Renderer
 from worker.snapshots import Snapshots
@@ -88,7 +90,7 @@ def proof(loaded: Checkpoint) -> Proof:
 def condemned(db: Database) -> Any:
     def condemn(reason: str) -> None:
         with db.transaction() as session:
-            fleet.condemn(session, "w", reason)
+            registry.condemn(session, "w", reason)
 
     return condemn
 
@@ -137,13 +139,13 @@ def test_no_client_gets_a_picture_of_flipped_weights(
     settings: Settings, db: Database, storage: Storage, worker: Renderer, fitness: Fitness, loaded: Checkpoint
 ) -> None:
     with db.transaction() as session:
-        fleet.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="h", device="d", slots=1)
-        job_id = jobs.submit(session, params(num_images=2), max_attempts=1).id
+        registry.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="h", device="d", slots=1)
+        job_id = lifecycle.submit(session, params(num_images=2), max_attempts=1).id
     fitness.open()
     flip(loaded)
     worker.answer()
     with db.transaction() as session:
-        job = jobs.get(session, job_id)
+        job = lifecycle.get(session, job_id)
     # Handed back, by no fault of its own: the next worker renders it.
     assert (job.state, job.faults, job.images) == (JobState.QUEUED, 0, [])
     assert not storage_keys(storage, job)
@@ -152,7 +154,7 @@ def test_no_client_gets_a_picture_of_flipped_weights(
     with pytest.raises(WorkerUnfit):
         fitness.vouch()
     with db.transaction() as session:
-        (served,) = fleet.checkpoints(session, silent_after_s=60)
+        (served,) = registry.checkpoints(session, silent_after_s=60)
     assert served.ready_workers == 0
 
 
@@ -161,8 +163,8 @@ def test_after_an_error_of_the_device_the_canary_decides_whose_fault_it_was(
     settings: Settings, db: Database, worker: Renderer, fitness: Fitness, loaded: Checkpoint, lasts: bool
 ) -> None:
     with db.transaction() as session:
-        fleet.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="h", device="d", slots=1)
-        job_id = jobs.submit(session, params(), max_attempts=1).id
+        registry.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="h", device="d", slots=1)
+        job_id = lifecycle.submit(session, params(), max_attempts=1).id
     fitness.open()
     calls: list[bool] = []
 
@@ -174,7 +176,7 @@ def test_after_an_error_of_the_device_the_canary_decides_whose_fault_it_was(
     with loaded.unet.register_forward_pre_hook(err):
         worker.answer()
     with db.transaction() as session:
-        job = jobs.get(session, job_id)
+        job = lifecycle.get(session, job_id)
     (seen,) = workers(settings, db).workers
     assert len(calls) > 1  # the canary was rendered
     if lasts:
@@ -212,7 +214,7 @@ def test_no_other_worker_goes_on_from_what_flipped_weights_made(
         snapshots=Snapshots(db, settings, weights="w"),
     )
     with db.transaction() as session:
-        job_id = jobs.submit(session, params(steps=150, width=512, height=512), max_attempts=1).id
+        job_id = lifecycle.submit(session, params(steps=150, width=512, height=512), max_attempts=1).id
     fitness.open()
     slot = Thread(target=worker.answer)
     slot.start()
@@ -220,7 +222,7 @@ def test_no_other_worker_goes_on_from_what_flipped_weights_made(
     while steps < 3:  # the engine's own work is what passes the time
         leases.beat()
         with db.transaction() as session:
-            job = jobs.get(session, job_id)
+            job = lifecycle.get(session, job_id)
         assert job.state in {JobState.QUEUED, JobState.RUNNING}
         steps = job.steps_done
     if is_flipped:
@@ -228,7 +230,7 @@ def test_no_other_worker_goes_on_from_what_flipped_weights_made(
     leases.drain()
     slot.join(60)
     with db.transaction() as session:
-        assert jobs.get(session, job_id).state == JobState.QUEUED
+        assert lifecycle.get(session, job_id).state == JobState.QUEUED
     found = storage._client.list_objects_v2(Bucket=settings.s3_bucket, Prefix=f"snapshots/{job_id}").get("Contents", [])
     assert bool(found) is not is_flipped
 

@@ -27,11 +27,14 @@ from deploy.standalone.child import Restarts
 from deploy.standalone.farm import engines_only
 from deploy.standalone.program import Program
 from deploy.standalone.supervisor import Supervisor
-from shared import broker, fleet, jobs, migrations
-from shared.db import Database
+from shared import migrations
 from shared.errors import BrokerUnavailable, StorageUnavailable
+from shared.fleet import registry
+from shared.infra import broker
+from shared.infra.db import Database
+from shared.infra.storage import Storage
+from shared.jobs import lifecycle
 from shared.settings import Settings
-from shared.storage import Storage
 from tests import parts
 from tests.chaos.farm import until
 from tests.factories import DEMO, params
@@ -113,7 +116,7 @@ def test_engines_without_room_are_told_of_and_used_again(
 @pytest.mark.usefixtures("redis")  # no doorbell of another test: the courier's is what it logs
 def test_processes_whose_logs_cannot_be_written_go_on(db: Database, tmp_path: Path) -> None:
     with db.transaction() as session:
-        job = jobs.submit(session, params(), max_attempts=3).id  # nobody rings for it but the courier
+        job = lifecycle.submit(session, params(), max_attempts=3).id  # nobody rings for it but the courier
     lost = f"farm: logs are lost ({os.strerror(errno.ENOSPC)}): make room where stdout goes"
     port = ports.pick("127.0.0.1")
     with ExitStack() as farm:
@@ -161,7 +164,7 @@ def test_a_part_that_dies_on_a_full_disk_is_started_again(disk: Callable[[str], 
 def _announce(settings: Settings) -> None:
     db = Database(settings, pool_size=1)
     with db.transaction() as session:
-        fleet.announce(
+        registry.announce(
             session, worker_id="gpu0@here", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
         )
     db.close()

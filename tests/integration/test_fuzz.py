@@ -21,7 +21,7 @@ from schemathesis.core.result import Ok
 from api import keys
 from api.keys import NewKey, Scope
 from api.main import create_app
-from shared.db import Database
+from shared.infra.db import Database
 from shared.settings import Settings
 from tests.factories import DEMO
 from tests.integration.test_api import BODY

@@ -13,10 +13,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
-from shared import broker, jobs, upkeep
-from shared.db import Database, JobRow, WorkerRow
+from shared.infra import broker
+from shared.infra.db import Database, JobRow, WorkerRow
+from shared.jobs import lifecycle, rescue
 from shared.settings import Settings
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 from tests import studio
 from tests.chaos import proxy, sketch
 from tests.chaos.proxy import Mode
@@ -60,7 +61,7 @@ def until(db: Database, job_id: UUID, running: subprocess.Popen[bytes], what: Ca
     """Look until a job is so, while the process lives."""
     for _ in range(int(DEADLINE_S / TICK_S)):
         with db.transaction() as session:
-            row = jobs.get(session, job_id)
+            row = lifecycle.get(session, job_id)
         if what(row):
             return row
         with pytest.raises(subprocess.TimeoutExpired):
@@ -82,14 +83,14 @@ def until_logged(log: Path, event: bytes, running: subprocess.Popen[bytes]) -> N
 def test_a_render_outlives_its_workers(settings: Settings, db: Database, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     with db.transaction() as session:
-        job_id = jobs.submit(session, params(steps=150, width=512, height=512), max_attempts=3).id
+        job_id = lifecycle.submit(session, params(steps=150, width=512, height=512), max_attempts=3).id
 
     with process(settings, log, drain_s=60) as killed:
         until_logged(log, b"snapshot.kept", killed)  # the row names a snapshot before there is one
         row = until(db, job_id, killed, lambda row: row.steps_done > 0)
         killed.kill()
     with db.transaction() as session:
-        assert upkeep.take_over(session, str(row.worker_id)) == [(job_id, JobState.QUEUED)]
+        assert rescue.take_over(session, str(row.worker_id)) == [(job_id, JobState.QUEUED)]
 
     with process(settings, log, drain_s=0.1) as drained:
         row = until(db, job_id, drained, lambda row: row.steps_done > row.resumed_from_step > 0)
@@ -97,7 +98,7 @@ def test_a_render_outlives_its_workers(settings: Settings, db: Database, tmp_pat
         drained.send_signal(signal.SIGTERM)
         assert drained.wait(DEADLINE_S) == 0
     with db.transaction() as session:
-        row = jobs.get(session, job_id)
+        row = lifecycle.get(session, job_id)
     assert (row.state, row.snapshot_attempt, row.faults) == (JobState.QUEUED, 2, 1)
 
     with process(settings, log, drain_s=3600) as told_twice:
@@ -107,7 +108,7 @@ def test_a_render_outlives_its_workers(settings: Settings, db: Database, tmp_pat
         told_twice.send_signal(signal.SIGTERM)
         assert told_twice.wait(DEADLINE_S) != 0
     with db.transaction() as session:
-        assert jobs.get(session, job_id).state == JobState.RUNNING  # until its lease is over
+        assert lifecycle.get(session, job_id).state == JobState.RUNNING  # until its lease is over
 
 
 @pytest.mark.usefixtures("redis")
@@ -122,13 +123,13 @@ def test_a_silent_store_does_not_hold_up_a_drain(settings: Settings, db: Databas
             until_logged(log, b"worker.ready", worker)
             with door.misbehaving(Mode.HOLE):
                 with db.transaction() as session:
-                    job_id = jobs.submit(session, params(steps=1), max_attempts=3).id
+                    job_id = lifecycle.submit(session, params(steps=1), max_attempts=3).id
                 ring(settings)
                 until(db, job_id, worker, lambda row: row.steps_done == row.steps_total)
                 worker.send_signal(signal.SIGTERM)
                 assert worker.wait(DEADLINE_S) == 0
     with db.transaction() as session:
-        row = jobs.get(session, job_id)
+        row = lifecycle.get(session, job_id)
         assert (row.state, row.attempt, row.faults, row.suspect) == (JobState.QUEUED, 1, 0, False)
         assert session.scalars(select(WorkerRow.id)).all() == []
     assert b"job.slot_overdue" in log.read_bytes()

@@ -14,9 +14,9 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from shared import catalog
-from shared.params import MaskFill, Upscaler
-from shared.samplers import SCHEDULES, Sampler
+from shared.files import checkpoints
+from shared.vocabulary.params import MaskFill, Upscaler
+from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests.studio import spec
 from worker.diffusion import checkpoint_loader, img2img, samplers
 from worker.diffusion.checkpoint_loader import Checkpoint
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float32)
+    return checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float32)
 
 
 def pipeline(kind: Any, checkpoint: Checkpoint) -> Any:

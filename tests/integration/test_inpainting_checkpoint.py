@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared import catalog
-from shared.params import Upscaler
+from shared.files import checkpoints
+from shared.vocabulary.params import Upscaler
 from tests.studio import CPU, DEMO, demo, spec
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import Checkpoint
@@ -34,7 +34,7 @@ def widened(tmp_path: Path, mask_weight: float, device: torch.device = CPU) -> C
     path = tmp_path / "inpainting.safetensors"
     save_file(weights, path)
     shutil.copytree(DEMO.with_suffix(".config"), path.with_suffix(".config"))
-    return checkpoint_loader.load(catalog.inspect(path), device, torch.float32)
+    return checkpoint_loader.load(checkpoints.inspect(path), device, torch.float32)
 
 
 def start() -> Start:
@@ -47,7 +47,7 @@ def start() -> Start:
 def test_inputs_that_do_nothing_change_nothing(tmp_path: Path) -> None:
     checkpoint = widened(tmp_path, 0.0)
     assert checkpoint.is_inpainting
-    assert catalog.inspect(tmp_path / "inpainting.safetensors").in_channels == 9
+    assert checkpoints.inspect(tmp_path / "inpainting.safetensors").in_channels == 9
     second = spec(width=96, height=96, steps=4, last=2, upscaler=Upscaler.LATENT).passes[0]
     for wanted in (spec(**SMALL), spec(second, **SMALL)):
         ours = run_alone(DiffusionRunner.of(checkpoint), wanted).astype(int)

@@ -10,10 +10,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select, text, update
 from sqlalchemy.dialects import postgresql
 
-from shared import inputs
-from shared.db import Database, InputRow
 from shared.errors import ObjectMissing, StorageUnavailable
-from shared.storage import Storage
+from shared.infra.db import Database, InputRow
+from shared.infra.storage import Storage
+from shared.jobs import inputs
 from tests.integration.test_api import BODY
 from tests.integration.test_batches import png
 from worker import maintenance

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.params import MaskFill, Upscaler
-from shared.samplers import SCHEDULES, Sampler
+from shared.vocabulary.params import MaskFill, Upscaler
+from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests.ceiling import Ceiling
 from tests.studio import demo, spec
 from worker.engine.engine import Engine, run_alone

@@ -8,10 +8,11 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, update
 
-from shared import jobs, lookup, upkeep
-from shared.db import Database, JobRow
+from api.jobs import queries
 from shared.errors import JobAlreadyFinal, JobNotFound, OutOfMemory, RenderFailed
-from shared.states import JobState
+from shared.infra.db import Database, JobRow
+from shared.jobs import lifecycle, rescue
+from shared.vocabulary.states import JobState
 from tests.factories import DEMO, params
 
 LEASE_S = 20.0
@@ -19,15 +20,15 @@ LEASE_S = 20.0
 
 def submit(db: Database, **changes: object) -> UUID:
     with db.transaction() as session:
-        return jobs.submit(session, params(**changes), max_attempts=2).id
+        return lifecycle.submit(session, params(**changes), max_attempts=2).id
 
 
-def claim(db: Database, worker: str = "w") -> jobs.Claim | None:
+def claim(db: Database, worker: str = "w") -> lifecycle.Claim | None:
     with db.transaction() as session:
-        return jobs.claim_next(session, DEMO, worker, lease_s=LEASE_S)
+        return lifecycle.claim_next(session, DEMO, worker, lease_s=LEASE_S)
 
 
-def claimed(db: Database) -> jobs.Claim:
+def claimed(db: Database) -> lifecycle.Claim:
     taken = claim(db)
     assert taken is not None
     return taken
@@ -35,7 +36,7 @@ def claimed(db: Database) -> jobs.Claim:
 
 def row(db: Database, job_id: UUID) -> JobRow:
     with db.transaction() as session:
-        return jobs.get(session, job_id)
+        return lifecycle.get(session, job_id)
 
 
 def expire_leases(db: Database) -> None:
@@ -43,8 +44,8 @@ def expire_leases(db: Database) -> None:
         session.execute(update(JobRow).values(lease_until=func.now() - timedelta(seconds=1)))
 
 
-def image(index: int = 0) -> jobs.FinishedImage:
-    return jobs.FinishedImage(
+def image(index: int = 0) -> lifecycle.FinishedImage:
+    return lifecycle.FinishedImage(
         index=index, seed=1, key=f"k{index}", content_type="image/png", width=64, height=64, size_bytes=9, sha256="ab"
     )
 
@@ -58,7 +59,7 @@ def test_a_job_that_goes_well(db: Database) -> None:
     assert running.state == JobState.RUNNING
     assert running.lease_until is not None
     with db.transaction() as session:
-        assert jobs.succeed(session, taken, [image(0), image(1)])
+        assert lifecycle.succeed(session, taken, [image(0), image(1)])
     done = row(db, job_id)
     assert done.state == JobState.SUCCEEDED
     assert [one.key for one in done.images] == ["k0", "k1"]
@@ -96,18 +97,18 @@ def test_a_zombie_changes_nothing(db: Database) -> None:
     zombie = claimed(db)
     expire_leases(db)
     with db.transaction() as session:
-        assert upkeep.rescue_lost(session, lease_s=LEASE_S) == [(job_id, JobState.QUEUED)]
+        assert rescue.rescue_lost(session, lease_s=LEASE_S) == [(job_id, JobState.QUEUED)]
     heir = claimed(db)
     assert heir.attempt == zombie.attempt + 1
     before = row(db, job_id).version
     with db.transaction() as session:
-        assert not jobs.succeed(session, zombie, [image()])
-        assert jobs.fail(session, zombie, RenderFailed()) is None
-        assert not jobs.release(session, zombie)
-        assert jobs.heartbeat(session, [jobs.Beat(job_id, zombie.attempt, 3)], lease_s=LEASE_S) == {}
+        assert not lifecycle.succeed(session, zombie, [image()])
+        assert lifecycle.fail(session, zombie, RenderFailed()) is None
+        assert not lifecycle.release(session, zombie)
+        assert lifecycle.heartbeat(session, [lifecycle.Beat(job_id, zombie.attempt, 3)], lease_s=LEASE_S) == {}
     assert row(db, job_id).version == before
     with db.transaction() as session:
-        assert jobs.succeed(session, heir, [image()])
+        assert lifecycle.succeed(session, heir, [image()])
 
 
 def test_heartbeats_extend_and_count(db: Database) -> None:
@@ -115,9 +116,9 @@ def test_heartbeats_extend_and_count(db: Database) -> None:
     claims = [claimed(db), claimed(db)]
     expire_leases(db)
     with db.transaction() as session:
-        held = jobs.heartbeat(session, [jobs.Beat(c.job_id, c.attempt, 3) for c in claims], lease_s=LEASE_S)
+        held = lifecycle.heartbeat(session, [lifecycle.Beat(c.job_id, c.attempt, 3) for c in claims], lease_s=LEASE_S)
         assert held == {first: 3, second: 3}
-        assert upkeep.rescue_lost(session, lease_s=LEASE_S) == []
+        assert rescue.rescue_lost(session, lease_s=LEASE_S) == []
     assert row(db, first).steps_done == 3
 
 
@@ -127,7 +128,7 @@ def test_version_grows_with_progress_only(db: Database) -> None:
     versions = [row(db, job_id).version]
     for steps_done in (0, 1, 1, 2):
         with db.transaction() as session:
-            jobs.heartbeat(session, [jobs.Beat(job_id, taken.attempt, steps_done)], lease_s=LEASE_S)
+            lifecycle.heartbeat(session, [lifecycle.Beat(job_id, taken.attempt, steps_done)], lease_s=LEASE_S)
         versions.append(row(db, job_id).version)
     assert [b - a for a, b in pairwise(versions)] == [0, 1, 0, 1]
 
@@ -137,7 +138,7 @@ def test_retryable_errors_are_retried_until_attempts_run_out(db: Database) -> No
     for expected in (JobState.QUEUED, JobState.FAILED):
         taken = claimed(db)
         with db.transaction() as session:
-            assert jobs.fail(session, taken, OutOfMemory("too big")) == expected
+            assert lifecycle.fail(session, taken, OutOfMemory("too big")) == expected
     ended = row(db, job_id)
     assert (ended.error_code, ended.error_message, ended.error_retryable) == ("out_of_memory", "too big", True)
     assert ended.finished_at is not None
@@ -147,17 +148,17 @@ def test_other_errors_fail_at_once(db: Database) -> None:
     submit(db)
     taken = claimed(db)
     with db.transaction() as session:
-        assert jobs.fail(session, taken, RenderFailed()) == JobState.FAILED
+        assert lifecycle.fail(session, taken, RenderFailed()) == JobState.FAILED
 
 
 def test_a_success_after_a_retry_carries_no_error(db: Database) -> None:
     job_id = submit(db)
     taken = claimed(db)
     with db.transaction() as session:
-        jobs.fail(session, taken, OutOfMemory())
+        lifecycle.fail(session, taken, OutOfMemory())
     taken = claimed(db)
     with db.transaction() as session:
-        jobs.succeed(session, taken, [image()])
+        lifecycle.succeed(session, taken, [image()])
     assert row(db, job_id).error_code is None
 
 
@@ -166,7 +167,7 @@ def test_handing_back_is_no_fault(db: Database) -> None:
     for _ in range(5):
         taken = claimed(db)
         with db.transaction() as session:
-            assert jobs.release(session, taken)
+            assert lifecycle.release(session, taken)
     back = row(db, job_id)
     assert (back.state, back.faults, back.attempt) == (JobState.QUEUED, 0, 5)
 
@@ -177,7 +178,7 @@ def test_a_job_that_kills_workers_is_failed_with_the_reason(db: Database) -> Non
         claimed(db)
         expire_leases(db)
         with db.transaction() as session:
-            upkeep.rescue_lost(session, lease_s=LEASE_S)
+            rescue.rescue_lost(session, lease_s=LEASE_S)
     ended = row(db, job_id)
     assert (ended.state, ended.error_code) == (JobState.FAILED, "worker_lost")
     assert "went silent" in (ended.error_message or "")
@@ -188,12 +189,12 @@ def test_no_success_follows_a_cancel(db: Database, run_first: bool) -> None:
     job_id = submit(db)
     taken = claimed(db) if run_first else None
     with db.transaction() as session:
-        assert jobs.cancel(session, job_id).state == JobState.CANCELED
+        assert lifecycle.cancel(session, job_id).state == JobState.CANCELED
     assert claim(db) is None
     if taken is not None:
         with db.transaction() as session:
-            assert not jobs.succeed(session, taken, [image()])
-            assert jobs.heartbeat(session, [jobs.Beat(job_id, taken.attempt, 1)], lease_s=LEASE_S) == {}
+            assert not lifecycle.succeed(session, taken, [image()])
+            assert lifecycle.heartbeat(session, [lifecycle.Beat(job_id, taken.attempt, 1)], lease_s=LEASE_S) == {}
     assert row(db, job_id).state == JobState.CANCELED
     assert row(db, job_id).images == []
 
@@ -201,14 +202,14 @@ def test_no_success_follows_a_cancel(db: Database, run_first: bool) -> None:
 def test_a_final_job_cannot_be_canceled(db: Database) -> None:
     job_id = submit(db)
     with db.transaction() as session:
-        jobs.cancel(session, job_id)
+        lifecycle.cancel(session, job_id)
     with db.transaction() as session, pytest.raises(JobAlreadyFinal, match="already canceled"):
-        jobs.cancel(session, job_id)
+        lifecycle.cancel(session, job_id)
 
 
 def test_an_unknown_job_cannot_be_canceled(db: Database) -> None:
     with db.transaction() as session, pytest.raises(JobNotFound):
-        jobs.cancel(session, uuid4())
+        lifecycle.cancel(session, uuid4())
 
 
 def test_cancel_and_success_race_to_one_end(db: Database) -> None:
@@ -217,14 +218,14 @@ def test_cancel_and_success_race_to_one_end(db: Database) -> None:
         job_id = submit(db)
         taken = claimed(db)
 
-        def succeed(taken: jobs.Claim = taken) -> bool:
+        def succeed(taken: lifecycle.Claim = taken) -> bool:
             with db.transaction() as session:
-                return jobs.succeed(session, taken, [image()])
+                return lifecycle.succeed(session, taken, [image()])
 
         def cancel(job_id: UUID = job_id) -> bool:
             try:
                 with db.transaction() as session:
-                    jobs.cancel(session, job_id)
+                    lifecycle.cancel(session, job_id)
             except JobAlreadyFinal:
                 return False
             return True
@@ -240,14 +241,14 @@ def test_cancel_and_success_race_to_one_end(db: Database) -> None:
 def test_listing_pages_through_everything_once(db: Database) -> None:
     submitted = [submit(db) for _ in range(7)]
     seen: list[UUID] = []
-    after: lookup.Place | None = None
+    after: queries.Place | None = None
     while True:
         with db.transaction() as session:
-            page = lookup.listing(session, limit=3, after=after)
+            page = queries.listing(session, limit=3, after=after)
         if not page:
             break
         seen += [one.id for one in page]
-        after = lookup.Place(page[-1].created_at, page[-1].id)
+        after = queries.Place(page[-1].created_at, page[-1].id)
     assert seen == submitted[::-1]
 
 
@@ -256,8 +257,8 @@ def test_listing_filters(db: Database) -> None:
     other = submit(db, checkpoint="other")
     claimed(db)
     with db.transaction() as session:
-        assert [one.id for one in lookup.listing(session, limit=9, checkpoint="other")] == [other]
-        assert [one.id for one in lookup.listing(session, limit=9, state=JobState.QUEUED)] == [other]
+        assert [one.id for one in queries.listing(session, limit=9, checkpoint="other")] == [other]
+        assert [one.id for one in queries.listing(session, limit=9, state=JobState.QUEUED)] == [other]
 
 
 def test_backlog_counts_what_waits(db: Database) -> None:
@@ -266,4 +267,4 @@ def test_backlog_counts_what_waits(db: Database) -> None:
     submit(db, checkpoint="other")
     claimed(db)
     with db.transaction() as session:
-        assert upkeep.backlog(session) == {DEMO: 1, "other": 1}
+        assert rescue.backlog(session) == {DEMO: 1, "other": 1}

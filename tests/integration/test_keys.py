@@ -21,9 +21,9 @@ from api.keys import KeyLimits, NewKey, Scope, Token
 from api.main import create_app
 from api.quota import COUNTED_FOR_S, Quota
 from api.throttle import Throttle
-from shared import broker
-from shared.db import Database
 from shared.errors import QueueFullForKey, RateLimited
+from shared.infra import broker
+from shared.infra.db import Database
 from shared.settings import Settings
 from tests.integration.test_api import BODY, problem
 

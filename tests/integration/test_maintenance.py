@@ -6,9 +6,10 @@ from celery import Celery
 from redis import Redis
 from sqlalchemy import func, update
 
-from shared import broker, jobs
-from shared.db import Database, JobRow
-from shared.states import JobState
+from shared.infra import broker
+from shared.infra.db import Database, JobRow
+from shared.jobs import lifecycle
+from shared.vocabulary.states import JobState
 from tests.factories import DEMO, params
 from worker import maintenance
 
@@ -16,7 +17,7 @@ from worker import maintenance
 def submit(db: Database, count: int = 1) -> None:
     with db.transaction() as session:
         for _ in range(count):
-            jobs.submit(session, params(), max_attempts=3)
+            lifecycle.submit(session, params(), max_attempts=3)
 
 
 def test_lost_doorbells_ring_again_and_only_the_lost(db: Database, redis: Redis, celery: Celery) -> None:
@@ -37,11 +38,11 @@ def test_a_wiped_redis_is_rung_back(db: Database, redis: Redis, celery: Celery) 
 def test_a_silent_workers_job_is_queued_again(db: Database, redis: Redis) -> None:
     submit(db)
     with db.transaction() as session:
-        claim = jobs.claim_next(session, DEMO, "w", lease_s=20)
+        claim = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
     assert claim is not None
     assert maintenance.rescue_lost_jobs(db, redis, lease_s=20) == []
     with db.transaction() as session:
         session.execute(update(JobRow).values(lease_until=func.now() - timedelta(seconds=1)))
     assert maintenance.rescue_lost_jobs(db, redis, lease_s=20) == [JobState.QUEUED]
     with db.transaction() as session:
-        assert jobs.get(session, claim.job_id).state == JobState.QUEUED
+        assert lifecycle.get(session, claim.job_id).state == JobState.QUEUED

@@ -13,11 +13,14 @@ from sqlalchemy import func, update
 
 from api.main import create_app
 from deploy.standalone import ports
-from shared import fleet, jobs, metrics, receivers
-from shared.db import Database, DeliveryRow, EndpointRow, JobRow
-from shared.metrics import Board, PortTaken
-from shared.outbox import ENDINGS
+from shared.fleet import registry
+from shared.infra import metrics
+from shared.infra.db import Database, DeliveryRow, EndpointRow, JobRow
+from shared.infra.metrics import Board, PortTaken
+from shared.jobs import lifecycle
+from shared.jobs.outbox import ENDINGS
 from shared.settings import Settings
+from shared.webhooks import endpoints
 from tests.factories import DEMO, params
 from worker.engine.pace import Pace
 from worker.meters import Meters
@@ -43,7 +46,7 @@ def values(text: str) -> dict[tuple[str, ...], float]:
 def submit(db: Database, count: int) -> None:
     with db.transaction() as session:
         for _ in range(count):
-            jobs.submit(session, params(), max_attempts=3)
+            lifecycle.submit(session, params(), max_attempts=3)
 
 
 @pytest.mark.usefixtures("announced")
@@ -51,14 +54,14 @@ def test_the_load_of_the_farm_is_shown(http: TestClient, db: Database) -> None:
     submit(db, 5)
     cost = params().cost
     with db.transaction() as session:
-        fleet.beat(session, "gpu0@test", speed=cost / 100)
-        fleet.announce(
+        registry.beat(session, "gpu0@test", speed=cost / 100)
+        registry.announce(
             session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
         )
-        claim = jobs.claim_next(session, DEMO, "gpu1@test", lease_s=20)
+        claim = lifecycle.claim_next(session, DEMO, "gpu1@test", lease_s=20)
         assert claim is not None
         half = params().unet_calls // 2
-        jobs.heartbeat(session, [jobs.Beat(claim.job_id, claim.attempt, half)], lease_s=20)
+        lifecycle.heartbeat(session, [lifecycle.Beat(claim.job_id, claim.attempt, half)], lease_s=20)
         session.execute(update(JobRow).values(created_at=func.now() - func.make_interval(0, 0, 0, 0, 0, 7)))
     now = values(http.get("/metrics").text)
     left_s = (4 + 1 - half / params().unet_calls) * 100
@@ -75,12 +78,12 @@ def test_the_load_of_the_farm_is_shown(http: TestClient, db: Database) -> None:
 @pytest.mark.usefixtures("announced")
 def test_what_is_known_of_gpus_is_shown_and_the_unfit_are_counted(http: TestClient, db: Database) -> None:
     with db.transaction() as session:
-        fleet.beat(session, "gpu0@test", vitals={"temperature_c": 71.0, "ecc_errors": 0, "xid": None})
-        fleet.announce(
+        registry.beat(session, "gpu0@test", vitals={"temperature_c": 71.0, "ecc_errors": 0, "xid": None})
+        registry.announce(
             session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
         )
         assert values(http.get("/metrics").text)["farm_workers_unfit", DEMO] == 0
-        fleet.condemn(session, "gpu1@test", "The canary is 61.0 levels off.")
+        registry.condemn(session, "gpu1@test", "The canary is 61.0 levels off.")
     now = values(http.get("/metrics").text)
     assert now["farm_workers_unfit", DEMO] == 1
     assert now["farm_gpu_temperature_celsius", DEMO, "gpu0@test"] == 71
@@ -114,10 +117,10 @@ def test_every_label_takes_its_values_from_the_operators_side() -> None:
 
 def test_webhooks_that_are_late_are_counted_unless_their_receiver_is_waited_for(http: TestClient, db: Database) -> None:
     with db.transaction() as session:
-        endpoint = receivers.register(
+        endpoint = endpoints.register(
             session, owner="o", url="https://example.com/a", events=ENDINGS, secret=SECRET, allow_private=True
         )
-        jobs.cancel(session, jobs.submit(session, params(), max_attempts=1, owner="o").id)
+        lifecycle.cancel(session, lifecycle.submit(session, params(), max_attempts=1, owner="o").id)
         session.execute(update(DeliveryRow).values(next_at=func.now() - func.make_interval(0, 0, 0, 0, 0, 30)))
     now = values(http.get("/metrics").text)
     assert now["farm_webhooks_overdue",] == 1

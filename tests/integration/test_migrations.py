@@ -5,7 +5,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from shared import migrations
-from shared.db import Base, Database
+from shared.infra.db import Base, Database
 from shared.settings import Settings
 
 

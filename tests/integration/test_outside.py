@@ -11,7 +11,7 @@ import httpcore
 import pytest
 
 from shared.errors import BlockedUrl, UrlUnreachable
-from shared.outside import Outside
+from shared.infra.outbound_http import Outside
 from tests.servers import Handler, Server
 
 LOOPBACK = "127.0.0.1"

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from shared.samplers import Sampler, Schedule
+from shared.vocabulary.samplers import Sampler, Schedule
 from tests.studio import demo
 from tests.walking import PAIRS, SIDE, ours
 from worker.diffusion import plan as plans

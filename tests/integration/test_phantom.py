@@ -12,10 +12,10 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from shared import catalog
-from shared.params import Lora, MaskFill, Upscaler
-from shared.samplers import SCHEDULES, Sampler
+from shared.files import checkpoints
 from shared.settings import Settings
+from shared.vocabulary.params import Lora, MaskFill, Upscaler
+from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests import adapters, phantom, studio
 from tests.ceiling import Ceiling
 from tests.integration.test_inpainting_checkpoint import widened
@@ -46,7 +46,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def loaded(dtype: torch.dtype = torch.float32) -> Checkpoint:
-    return checkpoint_loader.load(catalog.inspect(studio.DEMO), phantom.PHANTOM, dtype)
+    return checkpoint_loader.load(checkpoints.inspect(studio.DEMO), phantom.PHANTOM, dtype)
 
 
 def every_kind() -> list[ImageSpec]:
@@ -205,7 +205,7 @@ def test_a_worker_gets_ready_on_a_gpu_and_renders(
     """Half precision, as is the rule there; its order in memory is measured, but not where bits are promised."""
     monkeypatch.setattr(profile, "CUDA_SHAPES", ((8, 8),))
     monkeypatch.setattr(device, "is_faster_channels_last", lambda _: True)
-    equipment = device.equip(Settings(cache_dir=tmp_path, batching=batching), catalog.inspect(studio.DEMO))
+    equipment = device.equip(Settings(cache_dir=tmp_path, batching=batching), checkpoints.inspect(studio.DEMO))
     assert (equipment.device_name, equipment.gpu_uuid) == ("Phantom", "GPU-phantom")
     assert equipment.memory() == {"free": 80 * 2**30, "total": 80 * 2**30}
     assert equipment.proof is not None

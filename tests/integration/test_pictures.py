@@ -14,12 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deploy.standalone.training.shapes import PALETTE
-from shared import pictures
 from shared.errors import OutOfMemory
-from shared.params import Inpaint, Lora, MaskFill, Upscaler
-from shared.pictures import Room
-from shared.samplers import SCHEDULES, Sampler, Schedule, img2img_steps
-from shared.weights import Shelves
+from shared.files import pictures
+from shared.files.pictures import Room
+from shared.files.weights import Shelves
+from shared.vocabulary.params import Inpaint, Lora, MaskFill, Upscaler
+from shared.vocabulary.samplers import SCHEDULES, Sampler, Schedule, img2img_steps
 from tests import adapters, studio
 from tests.factories import params
 from tests.studio import DemoEngine, demo, spec

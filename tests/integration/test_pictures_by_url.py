@@ -11,9 +11,9 @@ from redis import Redis
 
 from api.intake import DECODES, FETCHES, Intake
 from api.main import create_app
-from shared import pictures
 from shared.errors import TooBusy
-from shared.outside import Outside
+from shared.files import pictures
+from shared.infra.outbound_http import Outside
 from shared.settings import Settings
 from tests.servers import Handler, Server
 

@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
 
-from shared import promises
-from shared.db import Database, JobRow, PromiseRow
+from shared.infra.db import Database, JobRow, PromiseRow
+from shared.jobs import idempotency
 from tests.integration.test_api import BODY, problem
 
 
@@ -64,7 +64,7 @@ def test_keys_are_kept_for_two_days(client: TestClient, db: Database) -> None:
     for hours, same in ((47, True), (2, False)):
         with db.transaction() as session:
             session.execute(update(PromiseRow).values(created_at=PromiseRow.created_at - timedelta(hours=hours)))
-            promises.forget(session)
+            idempotency.forget(session)
         assert (submit(client, "k").json()["id"] == first) is same
 
 

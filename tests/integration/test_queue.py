@@ -8,9 +8,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from api.main import create_app
-from shared import fleet, jobs
-from shared.db import Database
 from shared.errors import InvalidRequest, OutOfMemory
+from shared.fleet import registry
+from shared.infra.db import Database
+from shared.jobs import lifecycle
 from shared.settings import Settings
 from tests.factories import DEMO, params
 
@@ -31,17 +32,17 @@ def client(front: TestClient, announced: str) -> TestClient:
 
 def submit(db: Database, times: int = 1) -> list[str]:
     with db.transaction() as session:
-        return [str(jobs.submit(session, params(), max_attempts=2).id) for _ in range(times)]
+        return [str(lifecycle.submit(session, params(), max_attempts=2).id) for _ in range(times)]
 
 
-def claim(db: Database, times: int) -> list[jobs.Claim | None]:
+def claim(db: Database, times: int) -> list[lifecycle.Claim | None]:
     with db.transaction() as session:
-        return [jobs.claim_next(session, DEMO, "gpu0@test", lease_s=20) for _ in range(times)]
+        return [lifecycle.claim_next(session, DEMO, "gpu0@test", lease_s=20) for _ in range(times)]
 
 
 def measured(db: Database, speed: float) -> None:
     with db.transaction() as session:
-        fleet.beat(session, "gpu0@test", speed=speed, tick_s=0.5, batch_fill=2.5)
+        registry.beat(session, "gpu0@test", speed=speed, tick_s=0.5, batch_fill=2.5)
 
 
 def test_an_idle_farm_has_an_empty_queue(client: TestClient) -> None:
@@ -80,14 +81,14 @@ def test_a_running_jobs_end_comes_nearer_with_every_step(client: TestClient, db:
     assert taken is not None
     measured(db, speed=COST)
     with db.transaction() as session:
-        jobs.heartbeat(session, [jobs.Beat(taken.job_id, taken.attempt, steps_done=3)], lease_s=20)
+        lifecycle.heartbeat(session, [lifecycle.Beat(taken.job_id, taken.attempt, steps_done=3)], lease_s=20)
     assert client.get(f"/v1/jobs/{job_id}").json()["outlook"]["finish_s"] == pytest.approx(0.2, abs=0.1)
 
 
 def test_a_job_that_nobody_serves_says_so(client: TestClient, db: Database) -> None:
     (job_id,) = submit(db)
     with db.transaction() as session:
-        fleet.retire(session, "gpu0@test")
+        registry.retire(session, "gpu0@test")
     outlook = client.get(f"/v1/jobs/{job_id}").json()["outlook"]
     assert outlook == {
         "position": 0,
@@ -101,7 +102,7 @@ def test_a_draining_worker_is_not_counted_on(client: TestClient, db: Database) -
     (job_id,) = submit(db)
     measured(db, speed=COST)
     with db.transaction() as session:
-        fleet.drain(session, "gpu0@test", is_draining=True)
+        registry.drain(session, "gpu0@test", is_draining=True)
     outlook = client.get(f"/v1/jobs/{job_id}").json()["outlook"]
     assert (outlook["reason"], outlook["start_s"]) == ("all_its_workers_are_draining", None)
     (queue,) = client.get("/v1/queue").json()["checkpoints"]
@@ -109,10 +110,10 @@ def test_a_draining_worker_is_not_counted_on(client: TestClient, db: Database) -
     (served,) = client.get("/v1/checkpoints").json()["checkpoints"]
     assert (served["ready_workers"], served["slots"]) == (0, 0)
     with db.transaction() as session:
-        fleet.announce(
+        registry.announce(
             session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=2
         )
-        fleet.beat(session, "gpu1@test", speed=COST * 2)
+        registry.beat(session, "gpu1@test", speed=COST * 2)
     (queue,) = client.get("/v1/queue").json()["checkpoints"]
     assert (queue["workers"], queue["slots"], queue["backlog_s"]) == (1, 2, 0.5)
 
@@ -123,7 +124,7 @@ def test_a_job_that_is_tried_again_later_says_so(client: TestClient, db: Databas
     assert taken is not None
     measured(db, speed=COST)
     with db.transaction() as session:
-        jobs.fail(session, taken, OutOfMemory(), retry_s=600)
+        lifecycle.fail(session, taken, OutOfMemory(), retry_s=600)
     outlook = client.get(f"/v1/jobs/{job_id}").json()["outlook"]
     assert outlook["reason"] == "waits_to_be_tried_again"
     assert 200 < outlook["start_s"] <= 600
@@ -151,9 +152,9 @@ def test_the_last_hour_is_told_minute_by_minute(client: TestClient, db: Database
     with db.transaction() as session:
         for run in (good, many, old):
             assert run is not None
-            jobs.succeed(session, run, [])
+            lifecycle.succeed(session, run, [])
         assert bad is not None
-        jobs.fail(session, bad, InvalidRequest("no"))
+        lifecycle.fail(session, bad, InvalidRequest("no"))
         now = session.execute(text("SELECT date_trunc('minute', now())")).scalar_one()
         for run, minutes_ago, images in ((good, 3, 1), (many, 3, 4), (bad, 59, 1), (old, 60, 1)):
             assert run is not None

@@ -14,15 +14,17 @@ from redis import Redis
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from shared import jobs, pictures, previews
-from shared.db import Database, JobRow
 from shared.errors import DatabaseUnavailable, StorageUnavailable
-from shared.events import JobEvent, Listener, publish
-from shared.params import Hires, Inpaint, Lora, MaskFill, Upscaler
-from shared.samplers import Sampler, Schedule
+from shared.files import pictures
+from shared.infra import previews
+from shared.infra.db import Database, JobRow
+from shared.infra.events import JobEvent, Listener, publish
+from shared.infra.storage import Storage
+from shared.jobs import lifecycle
 from shared.settings import Settings
-from shared.states import JobState
-from shared.storage import Storage
+from shared.vocabulary.params import Hires, Inpaint, Lora, MaskFill, Upscaler
+from shared.vocabulary.samplers import Sampler, Schedule
+from shared.vocabulary.states import JobState
 from tests import studio
 from tests.factories import DEMO, params
 from tests.studio import DemoEngine
@@ -60,11 +62,11 @@ class Floor:
 
     def submit(self, **changes: object) -> UUID:
         with self.db.transaction() as session:
-            return jobs.submit(session, params(**changes), max_attempts=3).id
+            return lifecycle.submit(session, params(**changes), max_attempts=3).id
 
     def row(self, job_id: UUID) -> JobRow:
         with self.db.transaction() as session:
-            return jobs.get(session, job_id)
+            return lifecycle.get(session, job_id)
 
     def answer_in_background(self) -> Thread:
         thread = Thread(target=self.renderer.answer)
@@ -111,7 +113,7 @@ def test_a_canceled_job_stops_at_the_next_step(floor: Floor) -> None:
     slot = floor.answer_in_background()
     floor.beat_until(job_id, 1)
     with floor.db.transaction() as session:
-        jobs.cancel(session, job_id)
+        lifecycle.cancel(session, job_id)
     floor.leases.hear(JobEvent(job_id, JobState.CANCELED))
     slot.join(timeout=30)
     assert not slot.is_alive()
@@ -126,7 +128,7 @@ def test_a_cancel_that_nobody_told_is_found_by_the_heartbeat(floor: Floor) -> No
     slot = floor.answer_in_background()
     floor.beat_until(job_id, 1)
     with floor.db.transaction() as session:
-        jobs.cancel(session, job_id)
+        lifecycle.cancel(session, job_id)
     while slot.is_alive():
         floor.leases.beat()
         slot.join(timeout=0.05)
@@ -260,7 +262,7 @@ def test_a_suspect_waits_until_it_is_alone(floor: Floor) -> None:
     assert waiting.requests == []
     assert floor.row(later).state == JobState.QUEUED
     with floor.db.transaction() as session:
-        jobs.cancel(session, companion)
+        lifecycle.cancel(session, companion)
     floor.leases.hear(JobEvent(companion, JobState.CANCELED))
     for slot in (beside, *slots):
         slot.join(timeout=30)
@@ -340,7 +342,7 @@ def test_previews_of_a_running_job_are_shown(floor: Floor, redis: Redis) -> None
     while (jpeg := previews.get(redis, job_id, 0)) is None:
         showing.renew()
     with floor.db.transaction() as session:
-        jobs.cancel(session, job_id)
+        lifecycle.cancel(session, job_id)
     floor.leases.hear(JobEvent(job_id, JobState.CANCELED))
     slot.join(timeout=30)
     assert Image.open(io.BytesIO(jpeg)).size == (256, 256)

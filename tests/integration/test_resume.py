@@ -10,14 +10,14 @@ import torch
 from celery import Celery
 from redis import Redis
 
-from shared import jobs, upkeep
-from shared.db import Database, JobRow
 from shared.errors import ObjectMissing
-from shared.params import Hires, Upscaler
-from shared.samplers import Sampler, Schedule
+from shared.infra.db import Database, JobRow
+from shared.infra.storage import Storage, snapshot_key
+from shared.jobs import lifecycle, rescue
 from shared.settings import Settings
-from shared.states import JobState
-from shared.storage import Storage, snapshot_key
+from shared.vocabulary.params import Hires, Upscaler
+from shared.vocabulary.samplers import Sampler, Schedule
+from shared.vocabulary.states import JobState
 from tests import studio
 from tests.factories import DEMO, params
 from tests.studio import DemoEngine
@@ -90,7 +90,7 @@ class Worker:
 
     def row(self, job_id: UUID) -> JobRow:
         with self.db.transaction() as session:
-            return jobs.get(session, job_id)
+            return lifecycle.get(session, job_id)
 
     @contextmanager
     def held_at(self, steps: int) -> Iterator[Thread]:
@@ -124,7 +124,7 @@ Engines = tuple[DemoEngine, DemoEngine]
 
 def submit(db: Database, **changes: object) -> UUID:
     with db.transaction() as session:
-        return jobs.submit(session, params(**{**LONG, **changes}), max_attempts=3).id
+        return lifecycle.submit(session, params(**{**LONG, **changes}), max_attempts=3).id
 
 
 def digests(row: JobRow) -> list[str]:
@@ -176,7 +176,7 @@ def test_a_lost_workers_job_goes_on_from_what_it_kept_meanwhile(parts: Parts, pa
         while not storage.keys(snapshot_key(job_id, 1)):  # the row is written first
             pass
         with one.db.transaction() as session:  # as when the process of worker a had been killed and came back
-            assert upkeep.take_over(session, "a") == [(job_id, JobState.QUEUED)]
+            assert rescue.take_over(session, "a") == [(job_id, JobState.QUEUED)]
     other.renderer.answer()  # beside the zombie
     slot.join(timeout=30)
     done = other.row(job_id)
@@ -188,19 +188,19 @@ def test_a_lost_workers_job_goes_on_from_what_it_kept_meanwhile(parts: Parts, pa
 def test_a_stale_attempt_does_not_touch_a_newer_ones_snapshot(db: Database) -> None:
     job_id = submit(db)
     with db.transaction() as session:
-        old = jobs.claim_next(session, DEMO, "a", lease_s=20)
+        old = lifecycle.claim_next(session, DEMO, "a", lease_s=20)
     assert old is not None
     with db.transaction() as session:
-        assert jobs.note_snapshot(session, old)
-        assert jobs.release(session, old)
-        new = jobs.claim_next(session, DEMO, "b", lease_s=20)
+        assert lifecycle.note_snapshot(session, old)
+        assert lifecycle.release(session, old)
+        new = lifecycle.claim_next(session, DEMO, "b", lease_s=20)
     assert new is not None
     assert (new.attempt, new.snapshot_attempt) == (2, 1)
     with db.transaction() as session:
-        assert jobs.note_snapshot(session, new)
-        assert not jobs.note_snapshot(session, old)
-        assert not jobs.resume(session, old, 3)
-        assert jobs.get(session, job_id).snapshot_attempt == 2
+        assert lifecycle.note_snapshot(session, new)
+        assert not lifecycle.note_snapshot(session, old)
+        assert not lifecycle.resume(session, old, 3)
+        assert lifecycle.get(session, job_id).snapshot_attempt == 2
     assert snapshot_key(job_id, 1) != snapshot_key(job_id, 2)
 
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_trusted_is_rendered_anew(fault: str, parts: Parts, pair:
     elif fault == "other job":
         foreign = submit(one.db, steps=10)
         with one.db.transaction() as session:  # out of the way, so that the other one is next
-            jobs.cancel(session, job_id)
+            lifecycle.cancel(session, job_id)
         one.drain_at(foreign, 2)
         storage.put(snapshot_key(foreign, 1), data, content_type="")
         job_id = foreign
@@ -253,10 +253,10 @@ def test_what_was_kept_is_swept_after_the_end(parts: Parts, pair: Engines, stora
     storage.get(snapshot_key(job_id, 1))
     assert maintenance.sweep_snapshots(one.db, storage) == 0  # it has not ended
     with one.db.transaction() as session:
-        jobs.cancel(session, job_id)
-        row = jobs.get(session, job_id)
+        lifecycle.cancel(session, job_id)
+        row = lifecycle.get(session, job_id)
         assert row.finished_at is not None
-        row.finished_at -= 2 * upkeep.LATE_WRITE
+        row.finished_at -= 2 * rescue.LATE_WRITE
     assert maintenance.sweep_snapshots(one.db, storage) == 1
     with pytest.raises(ObjectMissing):
         storage.get(snapshot_key(job_id, 1))

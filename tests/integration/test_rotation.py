@@ -20,8 +20,8 @@ from deploy.standalone import ports, postgres, s3
 from deploy.standalone.farm import engines_only
 from shared import migrations
 from shared.errors import StorageUnavailable
+from shared.infra.storage import Storage
 from shared.settings import Settings
-from shared.storage import Storage
 from tests import pages, parts
 from tests.chaos import sketch
 from tests.chaos.farm import until

@@ -16,10 +16,11 @@ from api import keyring
 from api.cli import checks
 from api.cli.client import Front
 from deploy.standalone import postgres
-from shared import fleet, jobs
-from shared.db import Database
+from shared.fleet import registry
+from shared.infra.db import Database
+from shared.infra.storage import Storage, image_key, input_key, snapshot_key, upload_key
+from shared.jobs import lifecycle
 from shared.settings import Settings
-from shared.storage import Storage, image_key, input_key, snapshot_key, upload_key
 from tests import pages
 from tests.factories import DEMO, params
 from tests.workshop import serving
@@ -58,7 +59,7 @@ def env(settings: Settings, tmp_path: Path) -> dict[str, str]:
 
 def test_what_was_backed_up_comes_back(db: Database, storage: Storage, env: dict[str, str]) -> None:
     with db.transaction() as session:
-        job = jobs.submit(session, params(prompt="kept"), max_attempts=1)
+        job = lifecycle.submit(session, params(prompt="kept"), max_attempts=1)
     storage.put(f"jobs/{job.id}/1/0.png", b"picture", content_type="image/png")
     pages.run("backup.md", "backup", env)
     db.close()
@@ -67,7 +68,7 @@ def test_what_was_backed_up_comes_back(db: Database, storage: Storage, env: dict
     storage.delete(f"jobs/{job.id}/1/0.png")
     pages.run("backup.md", "restore", env)
     with db.transaction() as session:
-        assert jobs.get(session, job.id).params["prompt"] == "kept"
+        assert lifecycle.get(session, job.id).params["prompt"] == "kept"
     assert storage.get(f"jobs/{job.id}/1/0.png") == b"picture"
 
 
@@ -107,14 +108,14 @@ def test_who_scales_by_hand_finds_how_many_are_wanted_and_who_goes_first(
     settings: Settings, db: Database, env: dict[str, str]
 ) -> None:
     with db.transaction() as session:
-        fleet.announce(
+        registry.announce(
             session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
         )
-        jobs.submit(session, params(), max_attempts=1)
-        claim = jobs.claim_next(session, DEMO, "gpu0@test", lease_s=60)
+        lifecycle.submit(session, params(), max_attempts=1)
+        claim = lifecycle.claim_next(session, DEMO, "gpu0@test", lease_s=60)
         assert claim
-        fleet.beat(session, "gpu0@test", speed=1.0)
-        jobs.heartbeat(session, [jobs.Beat(claim.job_id, claim.attempt, 1)], lease_s=60)
+        registry.beat(session, "gpu0@test", speed=1.0)
+        lifecycle.heartbeat(session, [lifecycle.Beat(claim.job_id, claim.attempt, 1)], lease_s=60)
     with serving(settings) as url:
         (wanted,) = pages.run("scale.md", "wanted", {**env, "FARM_URL": url}).splitlines()
         assert wanted.startswith(f'farm_desired_workers{{checkpoint="{DEMO}"}} ')
@@ -122,7 +123,7 @@ def test_who_scales_by_hand_finds_how_many_are_wanted_and_who_goes_first(
         assert (float(cost), first) == (0, "gpu1@test")
         pages.run("scale.md", "drain", {**env, "FARM_URL": url, "WORKER": first})
     with db.transaction() as session:
-        assert fleet.beat(session, first) is True
+        assert registry.beat(session, first) is True
 
 
 def test_every_command_of_the_pages_is_run_by_a_test() -> None:

@@ -13,9 +13,9 @@ from sqlalchemy.dialects import postgresql
 
 from api import keys
 from api.keys import KeyLimits, NewKey
-from shared import jobs, shares
-from shared.db import Database, JobRow
-from shared.forecast import Reason
+from shared.infra.db import Database, JobRow
+from shared.jobs import fair_queue, lifecycle
+from shared.vocabulary.forecast import Reason
 from tests.factories import DEMO, params
 
 EMPTY = "TRUNCATE jobs, images, keys, shares, clocks"
@@ -29,14 +29,14 @@ def key(db: Database, **limits: object) -> str:
 def submit(db: Database, owner: str, times: int = 1, *, priority: int = 0, **changes: object) -> list[UUID]:
     with db.transaction() as session:
         return [
-            jobs.submit(session, params(**changes), max_attempts=2, owner=owner, priority=priority).id
+            lifecycle.submit(session, params(**changes), max_attempts=2, owner=owner, priority=priority).id
             for _ in range(times)
         ]
 
 
-def claim(db: Database, *, oldest_level: bool = False) -> jobs.Claim | None:
+def claim(db: Database, *, oldest_level: bool = False) -> lifecycle.Claim | None:
     with db.transaction() as session:
-        return jobs.claim_next(session, DEMO, "w", lease_s=20, oldest_level=oldest_level)
+        return lifecycle.claim_next(session, DEMO, "w", lease_s=20, oldest_level=oldest_level)
 
 
 def served(db: Database, times: int, *, finish: bool = True) -> list[JobRow]:
@@ -44,12 +44,12 @@ def served(db: Database, times: int, *, finish: bool = True) -> list[JobRow]:
     rows = []
     for _ in range(times):
         with db.transaction() as session:
-            taken = jobs.claim_next(session, DEMO, "w", lease_s=20)
+            taken = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
             if taken is None:
                 break
             if finish:
-                assert jobs.succeed(session, taken, [])
-            rows.append(jobs.get(session, taken.job_id))
+                assert lifecycle.succeed(session, taken, [])
+            rows.append(lifecycle.get(session, taken.job_id))
     return rows
 
 
@@ -143,14 +143,14 @@ def test_what_is_handed_back_is_next(db: Database) -> None:
     assert taken is not None
     submit(db, "b", 3)
     with db.transaction() as session:
-        assert jobs.release(session, taken)
+        assert lifecycle.release(session, taken)
     assert served(db, 1)[0].id == taken.job_id
 
 
 def test_canceled_turns_cost_nothing(db: Database) -> None:
     for job_id in submit(db, "fickle", 50):
         with db.transaction() as session:
-            jobs.cancel(session, job_id)
+            lifecycle.cancel(session, job_id)
     submit(db, "other", 10)
     submit(db, "fickle", 5)
     assert owners(served(db, 4)).count("fickle") == 2
@@ -164,7 +164,7 @@ def test_a_running_limit_holds_and_others_pass(db: Database) -> None:
     assert order.count(limited) == 2
     assert order.count("other") == 3
     with db.transaction() as session:
-        assert shares.held(session, limited) is Reason.LIMIT
+        assert fair_queue.held(session, limited) is Reason.LIMIT
 
 
 def test_a_limited_key_gets_all_its_jobs_done_in_order(db: Database) -> None:
@@ -189,10 +189,10 @@ def test_parked_jobs_move_up_where_canceled_ones_left_room(db: Database, announc
     submitted = submit(db, limited, 5)
     with db.transaction() as session:
         for job_id in submitted[:2]:
-            jobs.cancel(session, job_id)
+            lifecycle.cancel(session, job_id)
     assert claim(db) is None
     with db.transaction() as session:
-        assert shares.unpark(session) == 2
+        assert fair_queue.unpark(session) == 2
     assert [row.id for row in served(db, 9)] == submitted[2:]
 
 
@@ -203,7 +203,7 @@ def test_lifting_a_limit_frees_what_it_parked(db: Database, announced: str) -> N
     with db.transaction() as session:
         keys.change(session, limited, KeyLimits(max_running=None))
     with db.transaction() as session:
-        assert shares.unpark(session) == 4
+        assert fair_queue.unpark(session) == 4
     assert len(served(db, 9, finish=False)) == 5
 
 
@@ -212,8 +212,8 @@ def test_a_paused_keys_jobs_wait(db: Database) -> None:
     submitted = submit(db, paused, 2)
     assert claim(db) is None
     with db.transaction() as session:
-        assert shares.held(session, paused) is Reason.PAUSED
-        assert shares.held(session, "anonymous") is None
+        assert fair_queue.held(session, paused) is Reason.PAUSED
+        assert fair_queue.held(session, "anonymous") is None
     with db.transaction() as session:
         keys.change(session, paused, KeyLimits(paused=False))
     assert [row.id for row in served(db, 9)] == submitted
@@ -226,7 +226,7 @@ def test_a_claim_walks_indexes_in_their_order(db: Database, oldest_level: bool) 
     # What is counted must be known, as autovacuum makes it known.
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE jobs"))
-    statement: Any = jobs.claim_statement(DEMO, "w", 20, oldest_level=oldest_level)
+    statement: Any = lifecycle.claim_statement(DEMO, "w", 20, oldest_level=oldest_level)
     with db.transaction() as session:
         compiled = statement.compile(
             session.get_bind(), dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from shared.params import MaskFill, Upscaler
-from shared.samplers import SCHEDULES, Sampler
+from shared.vocabulary.params import MaskFill, Upscaler
+from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests.ceiling import Ceiling
 from tests.studio import PASS, demo, spec
 from worker.engine.arrival import arrived

@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from shared.errors import ObjectMissing, StorageUnavailable
+from shared.infra.storage import Storage, image_key
 from shared.settings import Settings
-from shared.storage import Storage, image_key
 
 
 def test_put_get_url_delete(storage: Storage) -> None:

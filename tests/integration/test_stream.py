@@ -15,12 +15,13 @@ from redis import Redis
 
 from api.main import create_app
 from api.streams import MAX_STREAMS, Streams
-from shared import events, jobs, previews
-from shared.db import Database
 from shared.errors import TooManyStreams
-from shared.events import JobEvent
+from shared.infra import events, previews
+from shared.infra.db import Database
+from shared.infra.events import JobEvent
+from shared.jobs import lifecycle
 from shared.settings import Settings
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 from tests.factories import params
 
 
@@ -45,12 +46,12 @@ def client(url: str, redis: Redis) -> Iterator[httpx.Client]:
 
 def submitted(db: Database) -> UUID:
     with db.transaction() as session:
-        return jobs.submit(session, params(), max_attempts=3).id
+        return lifecycle.submit(session, params(), max_attempts=3).id
 
 
 def canceled(db: Database, job_id: UUID) -> None:
     with db.transaction() as session:
-        jobs.cancel(session, job_id)
+        lifecycle.cancel(session, job_id)
 
 
 def test_a_stream_tells_state_progress_and_the_end_and_ends(client: httpx.Client, db: Database, redis: Redis) -> None:
@@ -63,7 +64,7 @@ def test_a_stream_tells_state_progress_and_the_end_and_ends(client: httpx.Client
                 events.publish(redis, JobEvent(job_id, JobState.QUEUED, 2, 1, 4))
             elif event.event == "progress":
                 with db.transaction() as session:
-                    assert jobs.claim_next(session, "farm-demo", "w", lease_s=20)
+                    assert lifecycle.claim_next(session, "farm-demo", "w", lease_s=20)
                 canceled(db, job_id)
     assert [event.event for event in seen[:2]] == ["state", "progress"]
     assert seen[1].json() == {"job_id": str(job_id), "version": 2, "steps_done": 1, "steps_total": 4}
@@ -75,12 +76,12 @@ def test_a_stream_tells_state_progress_and_the_end_and_ends(client: httpx.Client
 def test_a_stream_with_previews_sends_each_once(client: httpx.Client, db: Database, redis: Redis) -> None:
     job_id = submitted(db)
     with db.transaction() as session:
-        run = jobs.claim_next(session, "farm-demo", "w", lease_s=20)
+        run = lifecycle.claim_next(session, "farm-demo", "w", lease_s=20)
     assert run is not None
 
     def step(done: int) -> None:
         with db.transaction() as session:
-            [version] = jobs.heartbeat(session, [jobs.Beat(job_id, run.attempt, done)], lease_s=20).values()
+            [version] = lifecycle.heartbeat(session, [lifecycle.Beat(job_id, run.attempt, done)], lease_s=20).values()
         events.publish(redis, JobEvent(job_id, JobState.RUNNING, version, done, 4))
 
     told: list[str] = []

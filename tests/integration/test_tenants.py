@@ -11,7 +11,7 @@ from redis import Redis
 from api import keys
 from api.keys import NewKey, Scope
 from api.main import create_app
-from shared.db import Database
+from shared.infra.db import Database
 from shared.settings import Settings
 from tests.factories import DEMO
 from tests.integration.test_api import BODY

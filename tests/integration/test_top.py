@@ -11,8 +11,9 @@ from contextlib import suppress
 import pytest
 
 from api.cli import main
-from shared import fleet, jobs
-from shared.db import Database
+from shared.fleet import registry
+from shared.infra.db import Database
+from shared.jobs import lifecycle
 from shared.settings import Settings
 from tests.factories import DEMO, params
 from tests.workshop import serving
@@ -23,9 +24,9 @@ FARM = [sys.executable, "-c", "import sys; from api.cli import main; sys.exit(ma
 @pytest.fixture
 def url(settings: Settings, db: Database, announced: str) -> Iterator[str]:
     with db.transaction() as session:
-        jobs.submit(session, params(checkpoint=announced, prompt="a \x1b[2J star"), max_attempts=1)
-        fleet.announce(session, worker_id="gpu1@b", checkpoint=DEMO, size_bytes=1, hostname="b", device="H100", slots=4)
-        fleet.condemn(session, "gpu1@b", "The canary is 61.0 levels off.")
+        lifecycle.submit(session, params(checkpoint=announced, prompt="a \x1b[2J star"), max_attempts=1)
+        registry.announce(session, worker_id="gpu1@b", checkpoint=DEMO, size_bytes=1, hostname="b", device="H100", slots=4)
+        registry.condemn(session, "gpu1@b", "The canary is 61.0 levels off.")
     with serving(settings) as address:
         yield address
 
@@ -73,6 +74,6 @@ def test_a_worker_is_drained_and_taken_back(url: str, db: Database, capsys: pyte
     for arguments, is_draining in (([], True), (["--resume"], False)):
         assert main(["--url", url, "drain", *arguments, "gpu0@test"]) == 0
         with db.transaction() as session:
-            assert fleet.beat(session, "gpu0@test") is is_draining
+            assert registry.beat(session, "gpu0@test") is is_draining
     assert main(["--url", url, "drain", "nobody@nowhere"]) == 1
     assert "worker_not_found" in capsys.readouterr().err

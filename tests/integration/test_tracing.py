@@ -11,14 +11,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from redis import Redis
 
 from api.main import create_app
-from shared import receivers, tracing
-from shared.db import Database
-from shared.deliveries import Outcome
-from shared.outbox import EventType
-from shared.outside import Outside
+from shared.infra import tracing
+from shared.infra.db import Database
+from shared.infra.outbound_http import Outside
+from shared.infra.storage import Storage
+from shared.infra.tracing import configure_tracing, job_span, span, submitted
+from shared.jobs.outbox import EventType
 from shared.settings import Settings
-from shared.storage import Storage
-from shared.tracing import configure_tracing, job_span, span, submitted
+from shared.webhooks import endpoints
+from shared.webhooks.deliveries import Outcome
 from tests import studio
 from tests.factories import DEMO
 from tests.receiver import receiving
@@ -85,7 +86,7 @@ def test_a_real_job_is_followed_from_http_to_its_webhook(
 ) -> None:
     with receiving() as receiver, TestClient(create_app(settings)) as http:
         with db.transaction() as session:
-            receivers.register(
+            endpoints.register(
                 session,
                 owner="anonymous",
                 url=receiver.url,

@@ -10,7 +10,7 @@ from kombu.messaging import Consumer
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from shared import broker
+from shared.infra import broker
 from tests.factories import DEMO
 
 SLOTS = 2

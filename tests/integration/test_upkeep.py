@@ -10,10 +10,11 @@ import pytest
 from redis import Redis
 from sqlalchemy import ColumnElement, func, select, update
 
-from shared import fleet, jobs, upkeep
-from shared.db import Database, JobRow
 from shared.errors import OutOfMemory
-from shared.states import JobState
+from shared.fleet import registry
+from shared.infra.db import Database, JobRow
+from shared.jobs import lifecycle, rescue
+from shared.vocabulary.states import JobState
 from tests.factories import DEMO, params
 from worker import maintenance
 
@@ -22,15 +23,15 @@ LEASE_S = 20.0
 
 def submit(db: Database, *, max_attempts: int = 3, **limits: float) -> UUID:
     with db.transaction() as session:
-        return jobs.submit(session, params(), max_attempts=max_attempts, **limits).id
+        return lifecycle.submit(session, params(), max_attempts=max_attempts, **limits).id
 
 
-def claim(db: Database, worker: str = "w") -> jobs.Claim | None:
+def claim(db: Database, worker: str = "w") -> lifecycle.Claim | None:
     with db.transaction() as session:
-        return jobs.claim_next(session, DEMO, worker, lease_s=LEASE_S)
+        return lifecycle.claim_next(session, DEMO, worker, lease_s=LEASE_S)
 
 
-def claimed(db: Database, worker: str = "w") -> jobs.Claim:
+def claimed(db: Database, worker: str = "w") -> lifecycle.Claim:
     taken = claim(db, worker)
     assert taken is not None
     return taken
@@ -38,7 +39,7 @@ def claimed(db: Database, worker: str = "w") -> jobs.Claim:
 
 def row(db: Database, job_id: UUID) -> JobRow:
     with db.transaction() as session:
-        return jobs.get(session, job_id)
+        return lifecycle.get(session, job_id)
 
 
 def age(db: Database, by_s: float, *columns: str, where: ColumnElement[bool] | None = None) -> None:
@@ -50,7 +51,7 @@ def age(db: Database, by_s: float, *columns: str, where: ColumnElement[bool] | N
 
 def rescued(db: Database) -> dict[UUID, JobState]:
     with db.transaction() as session:
-        return dict(upkeep.rescue_lost(session, lease_s=LEASE_S))
+        return dict(rescue.rescue_lost(session, lease_s=LEASE_S))
 
 
 def die(db: Database, worker: str) -> dict[UUID, JobState]:
@@ -108,7 +109,7 @@ def test_a_worker_takes_back_what_its_former_process_held(db: Database) -> None:
     claimed(db, "w")
     claimed(db, "v")
     with db.transaction() as session:
-        assert upkeep.take_over(session, "w") == [(mine, JobState.QUEUED)]
+        assert rescue.take_over(session, "w") == [(mine, JobState.QUEUED)]
     assert row(db, other).state == JobState.RUNNING
 
 
@@ -151,9 +152,9 @@ def test_poison_fails_and_nobody_else_pays(db: Database, seed: int) -> None:
             assert deaths[job_id] <= 1
 
 
-def filled(db: Database, slots: int) -> list[jobs.Claim]:
+def filled(db: Database, slots: int) -> list[lifecycle.Claim]:
     """Claim as a worker does: nothing more after a suspect, which starts when the others are done."""
-    running: list[jobs.Claim] = []
+    running: list[lifecycle.Claim] = []
     while len(running) < slots and not (running and running[-1].suspect):
         taken = claim(db)
         if taken is None:
@@ -162,10 +163,10 @@ def filled(db: Database, slots: int) -> list[jobs.Claim]:
     return running
 
 
-def finish(db: Database, running: Iterable[jobs.Claim]) -> None:
+def finish(db: Database, running: Iterable[lifecycle.Claim]) -> None:
     with db.transaction() as session:
         for one in running:
-            assert jobs.succeed(session, one, [])
+            assert lifecycle.succeed(session, one, [])
 
 
 def test_a_retry_waits_longer_each_time(db: Database) -> None:
@@ -173,12 +174,12 @@ def test_a_retry_waits_longer_each_time(db: Database) -> None:
     for fault in range(3):
         taken = claimed(db)
         with db.transaction() as session:
-            assert jobs.fail(session, taken, OutOfMemory(), retry_s=60.0) == JobState.QUEUED
+            assert lifecycle.fail(session, taken, OutOfMemory(), retry_s=60.0) == JobState.QUEUED
             due_in = session.execute(select(func.extract("epoch", JobRow.not_before - func.now()))).scalar_one()
         assert 30 * 2**fault <= due_in <= 60 * 2**fault
         assert claim(db) is None
         with db.transaction() as session:
-            assert upkeep.backlog(session) == {}
+            assert rescue.backlog(session) == {}
         age(db, 60 * 2**fault, "not_before")
     assert claimed(db).job_id == job_id
     assert row(db, job_id).not_before is None
@@ -189,7 +190,7 @@ def test_a_released_job_is_first_again(db: Database) -> None:
     taken = claimed(db)
     submit(db)
     with db.transaction() as session:
-        jobs.release(session, taken)
+        lifecycle.release(session, taken)
     assert claimed(db).job_id == first
 
 
@@ -200,13 +201,13 @@ def test_a_job_expires_in_the_queue_only(db: Database, redis: Redis) -> None:
     assert maintenance.call_time(db, redis) == []
     age(db, 61, "expires_at")
     with db.transaction() as session:
-        assert upkeep.backlog(session) == {DEMO: 1}
+        assert rescue.backlog(session) == {DEMO: 1}
     assert claimed(db).job_id == patient
     assert maintenance.call_time(db, redis) == [JobState.EXPIRED]
     assert row(db, late).state == JobState.EXPIRED
     assert row(db, late).finished_at is not None
     with db.transaction() as session:
-        assert jobs.succeed(session, taken, [])
+        assert lifecycle.succeed(session, taken, [])
     assert row(db, started).state == JobState.SUCCEEDED
 
 
@@ -220,18 +221,18 @@ def test_an_attempt_beyond_its_time_is_failed(db: Database, redis: Redis) -> Non
     ended = row(db, slow)
     assert (ended.state, ended.error_code, ended.error_retryable) == (JobState.FAILED, "run_timeout", False)
     with db.transaction() as session:
-        assert not jobs.succeed(session, taken, [])
-        assert jobs.heartbeat(session, [jobs.Beat(slow, taken.attempt, 1)], lease_s=LEASE_S) == {}
+        assert not lifecycle.succeed(session, taken, [])
+        assert lifecycle.heartbeat(session, [lifecycle.Beat(slow, taken.attempt, 1)], lease_s=LEASE_S) == {}
     assert row(db, endless).state == JobState.RUNNING
 
 
 def test_a_success_whose_answer_was_lost_may_be_repeated(db: Database) -> None:
     job_id = submit(db)
     taken = claimed(db)
-    done = jobs.FinishedImage(0, 1, "k", "image/png", 64, 64, 9, "ab")
+    done = lifecycle.FinishedImage(0, 1, "k", "image/png", 64, 64, 9, "ab")
     for _ in range(2):
         with db.transaction() as session:
-            assert jobs.succeed(session, taken, [done])
+            assert lifecycle.succeed(session, taken, [done])
     assert len(row(db, job_id).images) == 1
 
 
@@ -241,6 +242,6 @@ def test_a_worker_that_beats_is_not_lost(db: Database) -> None:
     taken = claimed(db, "gpu0@test")
     age(db, LEASE_S + 1, "lease_until")
     with db.transaction() as session:
-        fleet.beat(session, "gpu0@test")
-        assert jobs.heartbeat(session, [jobs.Beat(job_id, taken.attempt, 0)], lease_s=LEASE_S)
+        registry.beat(session, "gpu0@test")
+        assert lifecycle.heartbeat(session, [lifecycle.Beat(job_id, taken.attempt, 0)], lease_s=LEASE_S)
     assert rescued(db) == {}

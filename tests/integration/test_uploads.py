@@ -9,11 +9,11 @@ from fastapi.testclient import TestClient
 from sqlalchemy import update
 
 from api.main import create_app
-from shared import uploads
-from shared.db import Database, UploadRow
 from shared.errors import ObjectMissing
+from shared.infra.db import Database, UploadRow
+from shared.infra.storage import Storage, upload_key
+from shared.jobs import uploads
 from shared.settings import Settings
-from shared.storage import Storage, upload_key
 from tests.integration.test_api import BODY, problem
 from tests.integration.test_batches import png
 from worker import maintenance

@@ -18,11 +18,12 @@ from redis.asyncio import Redis as AsyncRedis
 from api.main import create_app
 from api.v1.waits import MAX_WAIT_S, preferred
 from api.waiting import Waiting
-from shared import broker, events, jobs
-from shared.db import Database
-from shared.events import JobEvent
+from shared.infra import broker, events
+from shared.infra.db import Database
+from shared.infra.events import JobEvent
+from shared.jobs import lifecycle
 from shared.settings import Settings
-from shared.states import JobState
+from shared.vocabulary.states import JobState
 from tests.chaos.farm import until
 from tests.factories import params
 
@@ -48,13 +49,13 @@ def front(engines: Settings) -> Iterator[tuple[str, Waiting]]:
 def job_id(db: Database, redis: Redis) -> UUID:
     assert redis.ping()
     with db.transaction() as session:
-        return jobs.submit(session, params(), max_attempts=3).id
+        return lifecycle.submit(session, params(), max_attempts=3).id
 
 
 def canceled(db: Database, job_id: UUID) -> None:
     """Cancel a job, and tell nobody."""
     with db.transaction() as session:
-        jobs.cancel(session, job_id)
+        lifecycle.cancel(session, job_id)
 
 
 @pytest.mark.parametrize("is_dead", [False, True], ids=["a lost event", "a dead Redis"])
@@ -114,7 +115,7 @@ def test_hundreds_wait_at_once_and_submits_go_on(
 ) -> None:
     url, waiting = front
     with db.transaction() as session:
-        job_id = jobs.submit(session, params(), max_attempts=3).id
+        job_id = lifecycle.submit(session, params(), max_attempts=3).id
 
     async def waited() -> list[str]:
         limits = httpx.Limits(max_connections=None)

@@ -13,13 +13,14 @@ import pytest
 from sqlalchemy import func, select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from shared import deliveries, jobs, receivers
-from shared.db import Database, DeliveryRow, EndpointRow
-from shared.deliveries import DeliveryState, Due, Outcome
-from shared.outbox import ENDINGS, EventType
-from shared.outside import Outside
-from shared.receivers import EndpointState
+from shared.infra.db import Database, DeliveryRow, EndpointRow
+from shared.infra.outbound_http import Outside
+from shared.jobs import lifecycle
+from shared.jobs.outbox import ENDINGS, EventType
 from shared.settings import Settings
+from shared.webhooks import deliveries, endpoints
+from shared.webhooks.deliveries import DeliveryState, Due, Outcome
+from shared.webhooks.endpoints import EndpointState
 from tests.factories import DEMO, params
 from tests.receiver import Receiver, receiving
 from worker import webhooks
@@ -69,15 +70,15 @@ def round_of(db: Database, settings: Settings, clock: Clock) -> Callable[[], int
 
 def register(db: Database, url: str, *events: EventType, secret: str = SECRET, owner: str = "anonymous") -> UUID:
     with db.transaction() as session:
-        return receivers.register(
+        return endpoints.register(
             session, owner=owner, url=url, events=events or ENDINGS, secret=secret, allow_private=True
         ).id
 
 
 def cancel_one(db: Database, **submitted: Any) -> UUID:
     with db.transaction() as session:
-        row = jobs.submit(session, params(), max_attempts=1, **submitted)
-        jobs.cancel(session, row.id)
+        row = lifecycle.submit(session, params(), max_attempts=1, **submitted)
+        lifecycle.cancel(session, row.id)
     return row.id
 
 
@@ -124,7 +125,7 @@ def test_what_was_altered_on_the_way_is_refused(
     if altered == "body":
         body = body.replace(b"canceled", b"succeeded")
     elif altered == "secret":
-        secret = receivers.new_secret()
+        secret = endpoints.new_secret()
     else:
         headers = {**headers, altered: headers[altered] + "1"}
     with pytest.raises(WebhookVerificationError):
@@ -151,7 +152,7 @@ def test_while_a_secret_is_rotated_both_verify(
 ) -> None:
     endpoint_id = register(db, receiver.url)
     with db.transaction() as session:
-        fresh = receivers.rotate(receivers.get(session, endpoint_id, owner=None), overlap_s=3600)
+        fresh = endpoints.rotate(endpoints.get(session, endpoint_id, owner=None), overlap_s=3600)
     cancel_one(db)
     round_of()
     message = receiver.next()
@@ -171,11 +172,11 @@ def test_a_job_may_name_its_own_receiver_signed_with_the_owners_secret(
 ) -> None:
     naming: dict[str, Any] = {"owner": "a", "url": receiver.url, "events": ["job.canceled"], "allow_private": True}
     with db.transaction() as session:
-        endpoint_id = receivers.named(session, secret=None, **naming)
-        assert receivers.named(session, secret=None, **naming) == endpoint_id
-        other = receivers.named(session, secret=SECRET, **naming)
+        endpoint_id = endpoints.named(session, secret=None, **naming)
+        assert endpoints.named(session, secret=None, **naming) == endpoint_id
+        other = endpoints.named(session, secret=SECRET, **naming)
         assert other != endpoint_id
-        secret = receivers.owner_secret(session, "a").secret
+        secret = endpoints.owner_secret(session, "a").secret
     cancel_one(db, owner="a", endpoint_id=endpoint_id)
     cancel_one(db, owner="a", endpoint_id=other)
     cancel_one(db, owner="a")
@@ -264,7 +265,7 @@ def test_410_ends_a_receiver_until_it_is_resumed(db: Database, receiver: Receive
     cancel_one(db)
     assert len(all_deliveries(db)) == 1
     with db.transaction() as session:
-        receivers.resume(session, receivers.get(session, endpoint_id, owner=None))
+        endpoints.resume(session, endpoints.get(session, endpoint_id, owner=None))
         deliveries.replay(session, deliveries.get(session, only(db).id, owner=None))
     assert round_of() == 1
     assert only(db).state == DeliveryState.DELIVERED
@@ -300,12 +301,12 @@ def test_a_paused_receiver_gets_nothing_until_resumed(
 ) -> None:
     endpoint_id = register(db, receiver.url)
     with db.transaction() as session:
-        receivers.pause(receivers.get(session, endpoint_id, owner=None))
+        endpoints.pause(endpoints.get(session, endpoint_id, owner=None))
     cancel_one(db)
     clock.forward(1e6)
     assert round_of() == 0
     with db.transaction() as session:
-        receivers.resume(session, receivers.get(session, endpoint_id, owner=None))
+        endpoints.resume(session, endpoints.get(session, endpoint_id, owner=None))
     assert round_of() == 1
 
 
@@ -314,11 +315,11 @@ def test_progress_is_not_tried_twice(db: Database, receiver: Receiver, round_of:
 
     register(db, receiver.url, EventType.PROGRESS)
     with db.transaction() as session:
-        jobs.submit(session, params(), max_attempts=1)
+        lifecycle.submit(session, params(), max_attempts=1)
     with db.transaction() as session:
-        run = jobs.claim_next(session, DEMO, "w", lease_s=20)
+        run = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
         assert run is not None
-        jobs.heartbeat(session, [jobs.Beat(run.job_id, run.attempt, 2)], lease_s=20)
+        lifecycle.heartbeat(session, [lifecycle.Beat(run.job_id, run.attempt, 2)], lease_s=20)
     assert maintenance.tell_progress(db, every_s=5) == 1
     receiver.answers = [(500, {})]
     assert round_of() == 1

@@ -14,10 +14,10 @@ from standardwebhooks import Webhook
 from api import keys
 from api.keys import NewKey, Scope
 from api.main import create_app
-from shared.db import Database, DeliveryRow, EndpointRow
-from shared.outside import Outside
-from shared.receivers import MAX_REGISTERED
+from shared.infra.db import Database, DeliveryRow, EndpointRow
+from shared.infra.outbound_http import Outside
 from shared.settings import Settings
+from shared.webhooks.endpoints import MAX_REGISTERED
 from tests.receiver import Receiver, receiving
 from worker.webhooks import Courier
 

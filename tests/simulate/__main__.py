@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from shared.scaling import Goal
+from api.farm.scaling import Goal
 from tests.simulate import report
 from tests.simulate.day import Job, arrivals
 from tests.simulate.farm import SPEED, Outcome, Plan, Simulation

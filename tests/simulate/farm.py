@@ -1,7 +1,8 @@
 """The simulated farm: events in the order of their times, around the farm's own decisions.
 
-Real: how many workers are wanted and which go first (`shared.scaling`), what jobs are told of their start (`shared.forecast`);
-the turns are held against the database in a test. Modelled: the machines, the clouds, the clients.
+Real: how many workers are wanted and which go first (`api.farm.scaling`), what jobs are told of their start
+(`shared.vocabulary.forecast`); the turns are held against the database in a test.
+Modelled: the machines, the clouds, the clients.
 """
 
 from collections import deque
@@ -11,8 +12,8 @@ from heapq import heappop, heappush
 from itertools import count
 from random import Random
 
-from shared.forecast import Load, forecast_queued
-from shared.scaling import Candidate, Goal, desired_workers, scale_in_order
+from api.farm.scaling import Candidate, Goal, desired_workers, scale_in_order
+from shared.vocabulary.forecast import Load, forecast_queued
 from tests.simulate.day import Job
 from tests.simulate.fleet import SLOTS, Machine
 from tests.simulate.turns import Turns

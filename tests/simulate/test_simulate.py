@@ -5,10 +5,10 @@ from random import Random
 import pytest
 
 from api import keys
+from api.farm.scaling import Goal
 from api.keys import NewKey
-from shared import jobs
-from shared.db import Database
-from shared.scaling import Goal
+from shared.infra.db import Database
+from shared.jobs import lifecycle
 from tests.factories import DEMO, params
 from tests.simulate import report
 from tests.simulate.__main__ import run
@@ -61,12 +61,12 @@ def test_claims_go_in_the_databases_order(db: Database) -> None:
         if random.random() < 0.6:
             owner, priority, steps = random.choice(list(weights)), random.choice((-5, 0, 5)), random.randint(2, 9)
             with db.transaction() as session:
-                row = jobs.submit(session, params(steps=steps), max_attempts=1, owner=owner, priority=priority)
+                row = lifecycle.submit(session, params(steps=steps), max_attempts=1, owner=owner, priority=priority)
                 turns.submit(Job(number, owner, weights[owner], priority, row.cost, 0.0))
                 by_row[row.id] = number
         else:
             with db.transaction() as session:
-                claim = jobs.claim_next(session, DEMO, "w", lease_s=60, oldest_level=number % 3 == 0)
+                claim = lifecycle.claim_next(session, DEMO, "w", lease_s=60, oldest_level=number % 3 == 0)
             ours = turns.claim(oldest_level=number % 3 == 0)
             assert (ours.id if ours else None) == (by_row[claim.job_id] if claim else None)
             claims += claim is not None

@@ -1,4 +1,4 @@
-"""The claim order of `shared.shares` in memory: what Postgres does row by row, for millions of claims.
+"""The claim order of `shared.jobs.fair_queue` in memory: what Postgres does row by row, for millions of claims.
 
 `test_claims_go_in_the_databases_order` holds it against the database.
 """
@@ -6,8 +6,8 @@
 from collections import defaultdict
 from heapq import heappop, heappush
 
-from shared.forecast import Ahead
-from shared.queue import FARTHEST_COUNTED
+from api.farm.queue import FARTHEST_COUNTED
+from shared.vocabulary.forecast import Ahead
 from tests.simulate.day import Job
 
 
@@ -52,7 +52,7 @@ class Turns:
         return job
 
     def ahead(self, job: Job) -> Ahead:
-        """Return what is claimed before a waiting job, as `shared.queue.ahead` counts it."""
+        """Return what is claimed before a waiting job, as `api.farm.queue.ahead` counts it."""
         levels = [(level, queue) for level, queue in self._levels.items() if level >= job.priority]
         costs = [
             other.cost

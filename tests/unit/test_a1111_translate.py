@@ -14,10 +14,10 @@ from api.a1111.refusals import Impossible, InitImageMissing, SamplerNotFound, Sc
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.styles import Style
 from api.a1111.translate import Farm, Plan
-from shared import infotext
 from shared.errors import FarmError
-from shared.params import Hires, Inpaint, MaskFill, ResizeMode, Upscaler, Variation
-from shared.samplers import SAMPLER_LABELS, SCHEDULES, Sampler, Schedule, hires_steps, img2img_steps
+from shared.vocabulary import infotext
+from shared.vocabulary.params import Hires, Inpaint, MaskFill, ResizeMode, Upscaler, Variation
+from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULES, Sampler, Schedule, hires_steps, img2img_steps
 from tests.factories import params
 
 FARM = Farm(

@@ -8,8 +8,8 @@ from botocore.exceptions import ClientError
 
 from api.a1111 import styles
 from shared.errors import NoDevice, StorageUnavailable
+from shared.infra.storage import ADVICE, Storage
 from shared.settings import Settings, load
-from shared.storage import ADVICE, Storage
 from worker import device
 
 

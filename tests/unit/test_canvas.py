@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shared.params import MaskFill, ResizeMode
+from shared.vocabulary.params import MaskFill, ResizeMode
 from worker.diffusion import canvas
 from worker.diffusion.canvas import Canvas, Pixels
 

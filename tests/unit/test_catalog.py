@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import catalog
 from shared.errors import BadCheckpoint
+from shared.files import checkpoints
 
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 UNET = "model.diffusion_model."
@@ -39,13 +39,13 @@ def write(path: Path, shapes: dict[str, list[int]], *, cut: int = 0) -> Path:
 
 
 def test_the_demo_checkpoint_is_one() -> None:
-    file = catalog.inspect(DEMO)
+    file = checkpoints.inspect(DEMO)
     assert (file.name, file.layout, file.config_dir) == ("farm-demo", "single_file", DEMO.with_suffix(".config"))
     assert (file.dtype, file.in_channels, file.size_bytes) == ("F16", 4, DEMO.stat().st_size)
 
 
 def test_sd15_is_accepted(tmp_path: Path) -> None:
-    file = catalog.inspect(write(tmp_path / "v1-5-pruned-emaonly.safetensors", SD15))
+    file = checkpoints.inspect(write(tmp_path / "v1-5-pruned-emaonly.safetensors", SD15))
     assert (file.name, file.config_dir) == ("v1-5-pruned-emaonly", None)
 
 
@@ -71,7 +71,7 @@ def test_the_wrong_architecture_is_refused_in_one_line(
 ) -> None:
     path = write(tmp_path / "x.safetensors", shapes)
     with pytest.raises(BadCheckpoint, match=complaint) as refused:
-        catalog.inspect(path)
+        checkpoints.inspect(path)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -79,7 +79,7 @@ def test_the_wrong_architecture_is_refused_in_one_line(
 @pytest.mark.parametrize("cut", [1, 700, 2500])
 def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
     with pytest.raises(BadCheckpoint, match="truncated"):
-        catalog.inspect(write(tmp_path / "x.safetensors", SD15, cut=cut))
+        checkpoints.inspect(write(tmp_path / "x.safetensors", SD15, cut=cut))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_is_no_weights_file_is_refused(tmp_path: Path, name: str, content: 
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(BadCheckpoint, match=complaint):
-        catalog.inspect(path)
+        checkpoints.inspect(path)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_header_that_makes_no_sense_is_refused(tmp_path: Path, tensor: object)
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"1234")
     with pytest.raises(BadCheckpoint, match="header is unreadable"):
-        catalog.inspect(path)
+        checkpoints.inspect(path)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"cross_attention_dim": "wide"}', "[]", "{"])
@@ -134,23 +134,23 @@ def test_a_config_that_says_no_width_is_named(tmp_path: Path, content: str) -> N
     (tmp_path / "x.config/unet").mkdir(parents=True)
     (tmp_path / "x.config/unet/config.json").write_text(content)
     with pytest.raises(BadCheckpoint, match=r"x\.config/unet/config\.json"):
-        catalog.inspect(tmp_path / "x.safetensors")
+        checkpoints.inspect(tmp_path / "x.safetensors")
 
 
 def test_a_pipe_is_refused_without_opening_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.safetensors")
     with pytest.raises(BadCheckpoint, match="not a regular file"):
-        catalog.inspect(tmp_path / "x.safetensors")
+        checkpoints.inspect(tmp_path / "x.safetensors")
 
 
 def test_the_home_of_nobody_is_refused() -> None:
     with pytest.raises(BadCheckpoint, match="no-such-user"):
-        catalog.inspect(Path("~no-such-user/x.safetensors"))
+        checkpoints.inspect(Path("~no-such-user/x.safetensors"))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match="no such file"):
-        catalog.inspect(tmp_path / "gone.safetensors")
+        checkpoints.inspect(tmp_path / "gone.safetensors")
 
 
 @given(st.binary(max_size=300))
@@ -158,7 +158,7 @@ def test_random_bytes_never_raise_anything_else(tmp_path_factory: pytest.TempPat
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     path.write_bytes(content)
     with pytest.raises(BadCheckpoint):
-        catalog.inspect(path)
+        checkpoints.inspect(path)
 
 
 def folder(path: Path, *, pipeline: str = "StableDiffusionPipeline", unet: dict[str, object] | None = None) -> Path:
@@ -172,7 +172,7 @@ def folder(path: Path, *, pipeline: str = "StableDiffusionPipeline", unet: dict[
 
 
 def test_a_diffusers_folder_is_accepted(tmp_path: Path) -> None:
-    file = catalog.inspect(folder(tmp_path / "mine"))
+    file = checkpoints.inspect(folder(tmp_path / "mine"))
     assert (file.name, file.layout, file.variant, file.in_channels) == ("mine", "diffusers", None, 4)
 
 
@@ -180,36 +180,36 @@ def test_a_folder_with_nothing_but_half_precision_is_accepted(tmp_path: Path) ->
     path = folder(tmp_path / "mine")
     for file in path.glob("*/model.safetensors"):
         file.rename(file.with_name("model.fp16.safetensors"))
-    assert catalog.inspect(path).variant == "fp16"
+    assert checkpoints.inspect(path).variant == "fp16"
 
 
 def test_every_file_of_a_folder_is_looked_at(tmp_path: Path) -> None:
     path = folder(tmp_path / "sharded")
     write(path / "vae/model-00002-of-00002.safetensors", {"w": [4]}, cut=1)
     with pytest.raises(BadCheckpoint, match=r"00002-of-00002\.safetensors: truncated"):
-        catalog.inspect(path)
+        checkpoints.inspect(path)
 
 
 def test_foreign_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match="StableDiffusionXLPipeline"):
-        catalog.inspect(folder(tmp_path / "xl", pipeline="StableDiffusionXLPipeline"))
+        checkpoints.inspect(folder(tmp_path / "xl", pipeline="StableDiffusionXLPipeline"))
     with pytest.raises(BadCheckpoint, match="Stable Diffusion 2"):
-        catalog.inspect(folder(tmp_path / "sd2", unet={"in_channels": 4, "cross_attention_dim": 1024}))
+        checkpoints.inspect(folder(tmp_path / "sd2", unet={"in_channels": 4, "cross_attention_dim": 1024}))
     with pytest.raises(BadCheckpoint, match="takes 8 channels"):
-        catalog.inspect(folder(tmp_path / "pix2pix", unet={"in_channels": 8, "cross_attention_dim": 768}))
+        checkpoints.inspect(folder(tmp_path / "pix2pix", unet={"in_channels": 8, "cross_attention_dim": 768}))
     with pytest.raises(BadCheckpoint, match="2048 wide, its text encoder writes 768"):
-        catalog.inspect(folder(tmp_path / "wide", unet={"in_channels": 4, "cross_attention_dim": 2048}))
+        checkpoints.inspect(folder(tmp_path / "wide", unet={"in_channels": 4, "cross_attention_dim": 2048}))
     other = folder(tmp_path / "other")
     write(other / "unet/model.safetensors", {"w": [4]})
     with pytest.raises(BadCheckpoint, match="not those of a diffusers UNet"):
-        catalog.inspect(other)
+        checkpoints.inspect(other)
     pickled = folder(tmp_path / "pickled")
     (pickled / "vae/model.safetensors").rename(pickled / "vae/model.bin")
     with pytest.raises(BadCheckpoint, match=r"pickled \.bin"):
-        catalog.inspect(pickled)
+        checkpoints.inspect(pickled)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadCheckpoint, match=r"no model_index\.json"):
-        catalog.inspect(tmp_path / "empty")
+        checkpoints.inspect(tmp_path / "empty")
 
 
 def test_scanning_keeps_the_good_and_names_the_bad(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_scanning_keeps_the_good_and_names_the_bad(tmp_path: Path) -> None:
     (tmp_path / "b.config/model_index.json").write_text("{}")
     (tmp_path / "b.config/unet").mkdir()
     (tmp_path / "b.config/unet/config.json").write_text('{"cross_attention_dim": 768}')
-    found, refused = catalog.scan(tmp_path)
+    found, refused = checkpoints.scan(tmp_path)
     assert [file.name for file in found] == ["a", "b", "c"]
     assert len(refused) == 5
     assert any("is taken by" in str(error) for error in refused)

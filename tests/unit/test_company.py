@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from shared.jobs import Claim
+from shared.jobs.lifecycle import Claim
 from tests.factories import params
 from worker.company import Company
 

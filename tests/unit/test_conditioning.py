@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
-from shared import catalog
-from shared import prompt as grammar
-from shared.chunks import MAX_CHUNKS
 from shared.errors import InvalidRequest
-from shared.script import MAX_PARTS
+from shared.files import checkpoints
+from shared.vocabulary import prompt_grammar as grammar
+from shared.vocabulary.prompt_chunks import MAX_CHUNKS
+from shared.vocabulary.prompt_reader import MAX_PARTS
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.conditioning import Chunk, Conditions, PromptEncoder, PromptReader, Script
@@ -32,7 +32,7 @@ RED = "a red circle on a blue background"
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return checkpoint_loader.load(catalog.inspect(DEMO), torch.device("cpu"), torch.float32)
+    return checkpoint_loader.load(checkpoints.inspect(DEMO), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")

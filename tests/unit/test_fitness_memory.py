@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from shared.canaries import Shown
 from shared.errors import OutOfMemory
 from tests import studio
 from worker.diffusion import fingerprint
 from worker.fitness import Fitness, Proof
+from worker.health.canaries import Shown
 
 
 def test_a_full_device_is_not_condemned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.forecast import Ahead, Load, Reason, forecast_queued, forecast_running
+from shared.vocabulary.forecast import Ahead, Load, Reason, forecast_queued, forecast_running
 
 COST = 100
 

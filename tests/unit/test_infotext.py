@@ -1,5 +1,5 @@
-from shared import infotext
-from shared.samplers import Sampler, Schedule
+from shared.vocabulary import infotext
+from shared.vocabulary.samplers import Sampler, Schedule
 from tests.factories import params
 
 

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from shared import metrics
+from shared.infra import metrics
 from shared.settings import Settings
 from tests import compose
 from tests.compose import ROOT

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from shared.errors import BadWeights, OutOfMemory, WeightsMissing
-from shared.weights import Kind, Shelf, WeightsFile
+from shared.files.weights import Kind, Shelf, WeightsFile
 from tests.adapters import WIDTH, as_diffusers, as_kohya, random_lora, written
 from tests.studio import demo
 from worker.diffusion import checkpoint_loader, lora, lora_file
@@ -49,10 +49,10 @@ def with_mix(mix: Mix | None, side: str = "unet") -> Tensor:
 
 def by_peft(tensors: Mapping[str, Tensor], weight: float) -> tuple[Tensor, Tensor]:
     """What diffusers' own loader makes of the file, on a checkpoint of its own."""
-    from shared import catalog
+    from shared.files import checkpoints
     from tests.studio import CPU, DEMO
 
-    own = checkpoint_loader.load(catalog.inspect(DEMO), CPU, torch.float32)
+    own = checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float32)
     pipeline: Any = StableDiffusionPipeline(
         vae=own.vae,
         text_encoder=own.text_encoder,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shared import metrics
+from shared.infra import metrics
 from tests import compose, packages
 from tests.compose import ROOT
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shared.samplers import SCHEDULES, Sampler, Schedule
+from shared.vocabulary.samplers import SCHEDULES, Sampler, Schedule
 from tests.walking import sd15
 from worker.diffusion import noise as noises
 from worker.diffusion import plan as plans

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared.params import Hires, Inpaint, MaskFill, ResizeMode, Upscaler, Variation
-from shared.pictures import Room
-from shared.samplers import Sampler, Schedule
+from shared.files.pictures import Room
+from shared.vocabulary.params import Hires, Inpaint, MaskFill, ResizeMode, Upscaler, Variation
+from shared.vocabulary.samplers import Sampler, Schedule
 from tests.factories import params
 from worker.order import Order
 

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared.params import MAX_SEED, GenerationParams, Hires, Upscaler
-from shared.samplers import SCHEDULES, Sampler, Schedule
+from shared.vocabulary.params import MAX_SEED, GenerationParams, Hires, Upscaler
+from shared.vocabulary.samplers import SCHEDULES, Sampler, Schedule
 from tests.factories import params
 
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from shared import pictures
 from shared.errors import BadPicture
-from shared.pictures import Room
+from shared.files import pictures
+from shared.files.pictures import Room
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

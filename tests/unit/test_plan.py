@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shared.samplers import SCHEDULES, Sampler, Schedule, img2img_steps, unet_calls
+from shared.vocabulary.samplers import SCHEDULES, Sampler, Schedule, img2img_steps, unet_calls
 from tests.walking import PAIRS, ours, sd15, theirs, toy
 from worker.diffusion import plan as plans
 from worker.diffusion import samplers

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import prompt
-from shared.prompt import LoraTag, Segment
+from shared.vocabulary import prompt_grammar
+from shared.vocabulary.prompt_grammar import LoraTag, Segment
 
 WORDS = ["AND", "BREAK", "<lora:", "[a:b:", ":0.5]", *"ab ,:|()[]<>\\=.123\n"]
 SYNTAX = st.lists(st.sampled_from(WORDS), max_size=40).map("".join)
@@ -18,7 +18,7 @@ PLAIN = st.text(st.characters(exclude_characters="\\()[]:|<>", exclude_categorie
 
 def weights(text: str) -> list[tuple[str, Any]]:
     """The segments of a text without BREAK."""
-    (stretch,) = prompt.segments(text)
+    (stretch,) = prompt_grammar.segments(text)
     return [(segment.text, pytest.approx(segment.weight, abs=1e-9)) for segment in stretch]
 
 
@@ -68,7 +68,7 @@ def test_attention(text: str, expected: list[tuple[str, float]]) -> None:
     ],
 )
 def test_breaks(text: str, expected: list[list[tuple[str, float]]]) -> None:
-    assert prompt.segments(text) == tuple(tuple(Segment(*segment) for segment in stretch) for stretch in expected)
+    assert prompt_grammar.segments(text) == tuple(tuple(Segment(*segment) for segment in stretch) for stretch in expected)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_breaks(text: str, expected: list[list[tuple[str, float]]]) -> None:
     ],
 )
 def test_editing(text: str, expected: list[tuple[int, str]]) -> None:
-    assert prompt.timeline(text, 10) == tuple(expected)
+    assert prompt_grammar.timeline(text, 10) == tuple(expected)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_editing(text: str, expected: list[tuple[int, str]]) -> None:
     ],
 )
 def test_alternation(text: str, expected: list[str]) -> None:
-    assert prompt.timeline(text, 10) == tuple(enumerate(expected, start=1))
+    assert prompt_grammar.timeline(text, 10) == tuple(enumerate(expected, start=1))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_alternation(text: str, expected: list[str]) -> None:
     ],
 )
 def test_the_second_pass_counts_on_from_the_first(text: str, expected: list[tuple[int, str]]) -> None:
-    assert prompt.timeline(text, 8, first_pass_steps=10) == tuple(expected)
+    assert prompt_grammar.timeline(text, 8, first_pass_steps=10) == tuple(expected)
 
 
 @pytest.mark.parametrize(
@@ -150,11 +150,11 @@ def test_the_second_pass_counts_on_from_the_first(text: str, expected: list[tupl
         ("a:2", [("a", 2)]),
         ("a AND", [("a", 1), ("", 1)]),
         ("a:b AND c:1e3", [("a:b", 1), (" c:1e3", 1)]),
-        ("a:" + "9" * 400, [("a", prompt.MAX_WEIGHT)]),
+        ("a:" + "9" * 400, [("a", prompt_grammar.MAX_WEIGHT)]),
     ],
 )
 def test_parts(text: str, expected: list[tuple[str, float]]) -> None:
-    assert prompt.parts(text) == tuple(expected)
+    assert prompt_grammar.parts(text) == tuple(expected)
 
 
 @pytest.mark.parametrize(
@@ -173,24 +173,24 @@ def test_parts(text: str, expected: list[tuple[str, float]]) -> None:
         ("<hypernet:h:0.5><other:thing>", "", []),
         ("<lora:>x<lora: >", "<lora:>x", []),
         ("I <3 <b> cats <lora:ink", "I <3 <b> cats <lora:ink", []),
-        ("<lora:a:1e999>", "", [("a", prompt.MAX_WEIGHT, prompt.MAX_WEIGHT)]),
+        ("<lora:a:1e999>", "", [("a", prompt_grammar.MAX_WEIGHT, prompt_grammar.MAX_WEIGHT)]),
     ],
 )
 def test_loras(text: str, left: str, tags: list[tuple[str, float, float]]) -> None:
-    assert prompt.split_loras(text) == (left, tuple(LoraTag(*tag) for tag in tags))
+    assert prompt_grammar.split_loras(text) == (left, tuple(LoraTag(*tag) for tag in tags))
 
 
 def everything(text: str) -> None:
-    left, _ = prompt.split_loras(text)
-    for part, weight in prompt.parts(left):
-        assert abs(weight) <= prompt.MAX_WEIGHT
-        entries = prompt.timeline(part, 7)
+    left, _ = prompt_grammar.split_loras(text)
+    for part, weight in prompt_grammar.parts(left):
+        assert abs(weight) <= prompt_grammar.MAX_WEIGHT
+        entries = prompt_grammar.timeline(part, 7)
         assert [step for step, _ in entries] == sorted({step for step, _ in entries})
         assert entries[-1][0] == 7
         assert entries[0][0] >= 1
         for _, entry in entries:
-            for stretch in prompt.segments(entry):
-                assert all(segment.text and abs(segment.weight) <= prompt.MAX_WEIGHT for segment in stretch)
+            for stretch in prompt_grammar.segments(entry):
+                assert all(segment.text and abs(segment.weight) <= prompt_grammar.MAX_WEIGHT for segment in stretch)
 
 
 @given(ANY)
@@ -200,16 +200,16 @@ def test_no_text_raises(text: str) -> None:
 
 @given(PLAIN)
 def test_plain_text_survives(text: str) -> None:
-    assert prompt.split_loras(text) == (text, ())
-    assert prompt.timeline(text, 20) == ((20, text),)
-    stretches = prompt.segments(text.replace("BREAK", ""))
+    assert prompt_grammar.split_loras(text) == (text, ())
+    assert prompt_grammar.timeline(text, 20) == ((20, text),)
+    stretches = prompt_grammar.segments(text.replace("BREAK", ""))
     assert "".join(segment.text for (*stretch,) in stretches for segment in stretch) == text.replace("BREAK", "")
 
 
 @given(PLAIN)
 def test_escaped_brackets_are_the_text(text: str) -> None:
     escaped = re.sub(r"([\\()\[\]])", r"\\\1", f"({text})[{text}]\\").replace("BREAK", "")
-    ((segment,),) = prompt.segments(escaped)
+    ((segment,),) = prompt_grammar.segments(escaped)
     assert segment == Segment(f"({text})[{text}]\\".replace("BREAK", ""), 1.0)
 
 
@@ -217,7 +217,7 @@ def test_escaped_brackets_are_the_text(text: str) -> None:
 def test_every_step_has_the_text_of_a_prompt_without_editing(text: str, steps: int) -> None:
     """Only editing brackets and what is in them may go; a prompt with no colon and no bar has none."""
     text = text.replace(":", "").replace("|", "")
-    assert prompt.timeline(text, steps) == ((steps, text),)
+    assert prompt_grammar.timeline(text, steps) == ((steps, text),)
 
 
 HOSTILE = [

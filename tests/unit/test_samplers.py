@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.samplers import (
+from shared.vocabulary.samplers import (
     EXTRA_IMG2IMG_STEP,
     MAX_SCHEDULE_STEPS,
     SAMPLER_LABELS,

@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared.scaling import Candidate, Goal, backlog_gpu_s, desired_workers, scale_in_order
+from api.farm.scaling import Candidate, Goal, backlog_gpu_s, desired_workers, scale_in_order
 
 BACKLOGS = st.floats(0, 1e15)
 SPEEDS = st.floats(1, 1e9)

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from shared import states
-from shared.states import TRANSITIONS, JobState
+from shared.vocabulary import states
+from shared.vocabulary.states import TRANSITIONS, JobState
 
 
 def test_every_state_has_its_transitions() -> None:

@@ -5,7 +5,7 @@ from httpx_sse import ServerSentEvent
 
 from api.client import ClientError
 from api.client.story import AGAIN_S, Story
-from shared.wire import EXAMPLE, Job, Steps
+from shared.jobs.wire import EXAMPLE, Job, Steps
 
 JOB_ID = str(EXAMPLE["id"])
 AWAY = ClientError("unreachable", "nobody there", transient=True)

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from api.v1.resolution import Inputs, resolve
 from api.v1.submissions import HiresChoice, LoraChoice, Submission
 from shared.errors import InvalidRequest
-from shared.params import MAX_SEED, GenerationParams
-from shared.samplers import Sampler, Schedule
+from shared.vocabulary.params import MAX_SEED, GenerationParams
+from shared.vocabulary.samplers import Sampler, Schedule
 
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({}, "prompt"),

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from shared import catalog
 from shared.errors import BadCheckpoint
+from shared.files import checkpoints
 from worker.diffusion import checkpoint_loader, textual_inversion
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.conditioning import PromptEncoder, PromptReader
@@ -25,7 +25,7 @@ Encode = Callable[..., Tensor]
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return checkpoint_loader.load(catalog.inspect(DEMO), torch.device("cpu"), torch.float32)
+    return checkpoint_loader.load(checkpoints.inspect(DEMO), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")

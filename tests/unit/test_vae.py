@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from shared.errors import BadWeights, NotANumber, OutOfMemory, WeightsMissing
-from shared.weights import Kind, Shelf
+from shared.files.weights import Kind, Shelf
 from tests.studio import DEMO, demo
 from worker.diffusion import img2img
 from worker.diffusion import vae as vaes

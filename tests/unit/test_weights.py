@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from shared.errors import BadWeights, WeightsMissing
-from shared.weights import Kind, Shelf, inspect
+from shared.files.weights import Kind, Shelf, inspect
 
 K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 LORA = {f"{K}.lora_down.weight": torch.zeros(4, 768), f"{K}.lora_up.weight": torch.zeros(320, 4)}

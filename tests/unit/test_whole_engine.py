@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shared.params import GenerationParams, Hires, Inpaint, Lora, MaskFill, ResizeMode, Upscaler, Variation
-from shared.pictures import Room
-from shared.samplers import SCHEDULES, Sampler
-from shared.weights import Shelves
+from shared.files.pictures import Room
+from shared.files.weights import Shelves
+from shared.vocabulary.params import GenerationParams, Hires, Inpaint, Lora, MaskFill, ResizeMode, Upscaler, Variation
+from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests import adapters, studio
 from tests.factories import params
 from worker.engine.draft import Library

@@ -1,4 +1,4 @@
-from shared.wire import EXAMPLE, Job
+from shared.jobs.wire import EXAMPLE, Job
 
 
 def test_the_documented_example_is_a_job() -> None:

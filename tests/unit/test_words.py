@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from shared.forecast import Reason
+from shared.vocabulary.forecast import Reason
 
 WORDS = (Path(__file__).parents[2] / "api/web/js/words.js").read_text()
 

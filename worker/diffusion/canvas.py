@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
-from shared.params import MaskFill, ResizeMode
+from shared.vocabulary.params import MaskFill, ResizeMode
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 Mask = NDArray[np.float32]  # (height, width), 1 where the picture is painted anew

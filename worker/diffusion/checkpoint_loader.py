@@ -12,9 +12,9 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from shared.catalog import CheckpointFile
 from shared.errors import BadCheckpoint
-from shared.script import CLIP_DIR
+from shared.files.checkpoints import CheckpointFile
+from shared.vocabulary.prompt_reader import CLIP_DIR
 from worker.diffusion import division
 
 INPAINTING_CHANNELS = 9

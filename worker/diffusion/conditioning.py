@@ -1,4 +1,4 @@
-"""Prompts as the UNet reads them: any thread reads text into a `shared.script`, the engine's thread encodes it.
+"""Prompts as the UNet reads them: any thread reads text into a `shared.vocabulary.prompt_reader`, the engine's thread encodes it.
 
 Attention weights and clip skip are A1111's. Every chunk is encoded by itself, so its bits depend on nothing but the chunk.
 """
@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared import chunks as prompt_chunks
-from shared import script as prompt_reader
-from shared.chunks import CHUNK_TOKENS
 from shared.errors import InvalidRequest
+from shared.vocabulary import prompt_chunks, prompt_reader
+from shared.vocabulary.prompt_chunks import CHUNK_TOKENS
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.textual_inversion import Embedding, injected
 from worker.diffusion.transfer import sent

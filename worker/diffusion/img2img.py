@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shared.errors import NotANumber
-from shared.params import MaskFill, Upscaler
+from shared.vocabulary.params import MaskFill, Upscaler
 from worker.diffusion.noise import PIXELS_PER_LATENT
 from worker.diffusion.transfer import Fetched, sent
 from worker.diffusion.vae import in_full_precision, within_memory

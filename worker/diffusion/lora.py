@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import OutOfMemory
-from shared.weights import Shelf, WeightsFile
+from shared.files.weights import Shelf, WeightsFile
 from worker.diffusion import memory
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.lora_file import Delta, Lora, LowRank, load

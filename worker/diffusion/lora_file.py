@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
-from shared import weights
 from shared.errors import BadWeights, OutOfMemory
-from shared.weights import WeightsFile
+from shared.files import weights
+from shared.files.weights import WeightsFile
 from worker.diffusion import memory
 from worker.diffusion.checkpoint_loader import Checkpoint
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from shared.samplers import TWO_CALLS_A_STEP, Sampler, Schedule
+from shared.vocabulary.samplers import TWO_CALLS_A_STEP, Sampler, Schedule
 from worker.diffusion import samplers
 from worker.diffusion.transfer import sent
 

@@ -16,7 +16,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from numpy.typing import NDArray
 
-from shared.samplers import Sampler, Schedule
+from shared.vocabulary.samplers import Sampler, Schedule
 
 Sigmas = NDArray[np.float64]
 

@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from shared import catalog
-from shared.chunks import Placed
 from shared.errors import BadCheckpoint
+from shared.files import checkpoints
+from shared.vocabulary.prompt_chunks import Placed
 from worker.diffusion.transfer import sent
 
 MAX_VECTORS = 75  # an embedding never straddles two of CLIP's chunks
@@ -47,7 +47,7 @@ def load(path: Path, width: int) -> Embedding:
     if not path.stem.isprintable():  # bytes that are no text would fail every prompt that is matched against them
         raise BadCheckpoint(f"{str(path)!r}: rename it; its name must be a word that a prompt can contain.")
     try:
-        shapes = catalog.read_header(path)
+        shapes = checkpoints.read_header(path)
         key = _key(path, list(shapes))
         shape = shapes[key].shape
         vectors_held = 1 if len(shape) == 1 else shape[0] if len(shape) == 2 else 0

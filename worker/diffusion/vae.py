@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.errors import BadWeights, NotANumber, OutOfMemory
-from shared.weights import Shelf, WeightsFile
+from shared.files.weights import Shelf, WeightsFile
 from worker.diffusion import division, memory
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.latent_space import LatentSpace

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from shared.params import Lora
-from shared.weights import Shelves
+from shared.files.weights import Shelves
+from shared.vocabulary.params import Lora
 from worker.diffusion import plan as plans
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.conditioning import PromptReader, Script

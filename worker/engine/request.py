@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.params import Lora, MaskFill, Upscaler
-from shared.samplers import Sampler, Schedule
+from shared.vocabulary.params import Lora, MaskFill, Upscaler
+from shared.vocabulary.samplers import Sampler, Schedule
 from worker.engine.snapshot import Snapshot
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)

@@ -1,6 +1,6 @@
 """Put the trained parts together: one fp16 safetensors file in the ldm layout, and the folder of configs that goes with it.
 
-The folder holds no tokenizer: that is CLIP's own, in `shared/clip/`.
+The folder holds no tokenizer: that is CLIP's own, in `shared/vocabulary/clip/`.
 """
 
 import json

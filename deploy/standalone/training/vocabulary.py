@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from deploy.standalone.training.captions import UNKNOWN, words
 
-TOKENIZER_DIR = Path(__file__).parents[3] / "shared" / "clip"
+TOKENIZER_DIR = Path(__file__).parents[3] / "shared/vocabulary/clip"
 CLIP_TOKENS, CLIP_BEGIN, CLIP_END = 49408, 49406, 49407
 POSITIONS = 77
 

@@ -1,0 +1,87 @@
+"""Jobs that ended without pictures, rendered again: as new jobs that name what they repeat, for final states never change."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session, aliased
+
+from shared.errors import NothingToRetry
+from shared.infra.db import JobRow
+from shared.jobs import lifecycle
+from shared.jobs.lifecycle import Order
+from shared.vocabulary.params import GenerationParams
+from shared.vocabulary.states import JobState
+
+RETRIED_AT_ONCE = 500
+# Canceled jobs are retried by name alone: someone did not want them.
+DEAD = (JobState.FAILED, JobState.EXPIRED)
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Which dead jobs: all of them, but for what is named. An owner of None is everyone."""
+
+    owner: str | None = None
+    error_code: str | None = None
+    checkpoint: str | None = None
+    since: datetime | None = None
+    limit: int = RETRIED_AT_ONCE
+
+
+def lock(session: Session, job_id: UUID, *, owner: str | None) -> JobRow:
+    """Return a job that can be retried, locked, so that two who ask at once make one job of it.
+
+    Raises `JobNotFound`, `Gone`, and `NothingToRetry` for one that has not ended yet or has succeeded.
+    """
+    lifecycle.get(session, job_id, owner=owner)
+    row = session.get_one(JobRow, job_id, with_for_update=True, populate_existing=True)
+    if row.state not in {*DEAD, JobState.CANCELED}:
+        raise NothingToRetry(f"Job {job_id} is {row.state}; only what failed, expired or was canceled can be retried.")
+    return row
+
+
+def dead(session: Session, which: Dead) -> Sequence[JobRow]:
+    """Return dead jobs that nobody has retried yet, the oldest first, locked; those that another is retrying are left out."""
+    later = aliased(JobRow)
+    query = select(JobRow).where(JobRow.state.in_(DEAD), ~exists().where(later.retry_of == JobRow.id))
+    for column, value in (
+        (JobRow.owner, which.owner),
+        (JobRow.error_code, which.error_code),
+        (JobRow.checkpoint, which.checkpoint),
+    ):
+        if value is not None:
+            query = query.where(column == value)
+    if which.since is not None:
+        query = query.where(JobRow.finished_at >= which.since)
+    locked = (
+        query.order_by(JobRow.created_at, JobRow.id).limit(which.limit).with_for_update(skip_locked=True, of=JobRow)
+    )
+    return session.scalars(locked).all()
+
+
+def of(session: Session, job_id: UUID) -> JobRow | None:
+    """Return the job that repeats another, if there is one."""
+    return session.scalars(select(JobRow).where(JobRow.retry_of == job_id).order_by(JobRow.id.desc()).limit(1)).first()
+
+
+def made_of(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, UUID]:
+    """Return the new jobs by the ids of those that they repeat."""
+    pairs = select(JobRow.retry_of, JobRow.id).where(JobRow.retry_of.in_(job_ids))
+    return {old: new for old, new in session.execute(pairs) if old is not None}
+
+
+def retry(session: Session, row: JobRow, *, max_attempts: int) -> JobRow:
+    """Queue a dead job once more. It has no time to expire by: what was too late once is wanted all the same."""
+    again = Order(
+        params=GenerationParams.model_validate(row.params),
+        max_attempts=max_attempts,
+        owner=row.owner,
+        priority=row.priority,
+        endpoint_id=row.endpoint_id,
+        timeout_s=row.timeout_s,
+        retry_of=row.id,
+    )
+    return lifecycle.submit_all(session, [again])[0]

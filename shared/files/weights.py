@@ -1,0 +1,305 @@
+"""LoRAs, textual-inversion embeddings and VAEs on disk: what lies in the folders. Reads headers only, only of safetensors.
+
+What is wrong with a file is said once, in one line; a file that cannot be loaded never hides the others.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from threading import Lock
+
+import structlog
+
+from shared.errors import BadWeights, WeightsMissing
+from shared.files.checkpoints import PICKLES, SD15_CONTEXT_WIDTH, Header, read_header
+
+# What a folder held is believed for so long; jobs would otherwise look through it each.
+BELIEVED_S = 2.0
+# Unlike a checkpoint's, these names stand in prompts and not in URLs: spaces and any script are common and fine, but nothing
+# that ends a tag, separates its parts, or makes a path.
+NAME = re.compile(r"[^\s<>:/\\][^<>:/\\]{0,99}(?<!\s)")
+MADE_FOR = {1024: "Stable Diffusion 2", 2048: "SDXL"}  # by the width of the prompts that their UNets read
+
+Stamp = tuple[int, int]
+
+log = structlog.get_logger(__name__)
+
+
+class Kind(StrEnum):
+    """What a weights file is for."""
+
+    LORA = "lora"
+    EMBEDDING = "embedding"
+    VAE = "vae"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """Weights that look loadable.
+
+    `alias` is another name that their maker gave them; `stamp` changes when the file does; `vectors` is how many tokens an
+    embedding takes, None for the other kinds.
+    """
+
+    kind: Kind
+    name: str
+    path: Path
+    size_bytes: int
+    alias: str | None
+    stamp: Stamp
+    vectors: int | None = None
+
+
+def inspect(kind: Kind, path: Path, *, context_width: int = SD15_CONTEXT_WIDTH) -> WeightsFile:
+    """Look at one file; raise `BadWeights` with one line that names it and what is wrong with it."""
+    if not (NAME.fullmatch(path.stem) and path.stem.isprintable()):
+        raise BadWeights(f"{str(path)!r}: rename it; a name has up to 100 printable characters and none of < > : / \\.")
+    if path.suffix.lower() in PICKLES:
+        raise BadWeights(f"{path}: a pickle can run code when it is loaded; convert it to .safetensors first.")
+    if path.suffix != ".safetensors":
+        raise BadWeights(f"{path}: not a .safetensors file.")
+    try:
+        stamp = _stamp(path.stat())
+        header = read_header(path)
+        alias = _alias(path) if kind is Kind.LORA else None
+    except OSError as error:
+        raise BadWeights(f"{path}: cannot be read ({error.strerror}).") from error
+    if complaint := _COMPLAINTS[kind](header, context_width):
+        raise BadWeights(f"{path}: {complaint}")
+    vectors = _vectors(header) if kind is Kind.EMBEDDING else None
+    return WeightsFile(kind, path.stem, path, stamp[1], alias, stamp, vectors)
+
+
+class Shelf:
+    """A folder of weights of one kind, and the folders in it, looked through whenever someone asks. Any thread may."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        folder: Path | None,
+        *,
+        context_width: int = SD15_CONTEXT_WIDTH,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.kind = kind
+        self.folder = folder.expanduser() if folder else None
+        self._context_width = context_width
+        self._clock = clock
+        self._lock = Lock()
+        self._looked_at = float("-inf")
+        self._seen: dict[Path, _Seen] = {}
+        self._files: dict[str, WeightsFile] = {}
+        self._refused: dict[Path, str] = {}
+
+    def files(self) -> Mapping[str, WeightsFile]:
+        """Return the good files by name. A good one that turns bad is kept as it was: it may be in somebody's memory."""
+        with self._lock:
+            if self.folder is not None and self._clock() - self._looked_at >= BELIEVED_S:
+                self._look(self.folder)
+                self._looked_at = self._clock()
+            return self._files
+
+    @property
+    def refused(self) -> Mapping[Path, str]:
+        """Why files, or the folder itself, cannot be used now. Each reason was logged once."""
+        self.files()
+        with self._lock:
+            return dict(self._refused)
+
+    def find(self, name: str) -> WeightsFile:
+        """Return the file of that name or alias, in any case. Raises `WeightsMissing`: another worker may have it."""
+        files = self.files()
+        spellings = {file.alias.casefold(): file for file in files.values() if file.alias}
+        spellings |= {file.name.casefold(): file for file in files.values()}
+        file = files.get(name) or spellings.get(name.casefold())
+        if file is None:
+            raise WeightsMissing(f"This worker has no {self.kind} named {name!r}. {self._hint(name, spellings)}")
+        return file
+
+    def _hint(self, name: str, spellings: Mapping[str, WeightsFile]) -> str:
+        for path, reason in self.refused.items():
+            if path.stem.casefold() == name.casefold():
+                return f"The file cannot be used: {reason}"
+        close = get_close_matches(name.casefold(), spellings, n=3)
+        return f"Close: {', '.join(spellings[spelling].name for spelling in close) or 'none'}."
+
+    def _look(self, folder: Path) -> None:
+        refused: dict[Path, str] = {}
+        files: dict[str, WeightsFile] = {}
+        self._seen = {path: self._look_at(path, stamp) for path, stamp in _stamped(folder, refused).items()}
+        for path, seen in self._seen.items():
+            if seen.complaint is not None:
+                refused[path] = seen.complaint
+            if seen.file is not None and files.setdefault(seen.file.name, seen.file) is not seen.file:
+                refused[path] = (
+                    f"{path}: the name {seen.file.name} is taken by {files[seen.file.name].path}; rename one."
+                )
+        for path, reason in refused.items():
+            if self._refused.get(path) != reason:
+                log.warning("weights.refused", kind=self.kind, reason=reason)
+        self._files, self._refused = files, refused
+
+    def _look_at(self, path: Path, stamp: Stamp) -> "_Seen":
+        before = self._seen.get(path)
+        if before is not None and before.stamp == stamp:
+            return before
+        try:
+            return _Seen(stamp, inspect(self.kind, path, context_width=self._context_width), None)
+        except BadWeights as error:
+            return _Seen(stamp, before.file if before else None, str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Shelves:
+    """One worker's folders."""
+
+    loras: Shelf
+    embeddings: Shelf
+    vaes: Shelf
+
+    @classmethod
+    def at(
+        cls,
+        *,
+        loras: Path | None = None,
+        embeddings: Path | None = None,
+        vaes: Path | None = None,
+        context_width: int = SD15_CONTEXT_WIDTH,
+    ) -> "Shelves":
+        """Open folders, for checkpoints whose prompts are `context_width` wide; None is an empty shelf."""
+        return cls(
+            Shelf(Kind.LORA, loras, context_width=context_width),
+            Shelf(Kind.EMBEDDING, embeddings, context_width=context_width),
+            Shelf(Kind.VAE, vaes, context_width=context_width),
+        )
+
+    def __iter__(self) -> Iterator[Shelf]:
+        return iter((self.loras, self.embeddings, self.vaes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was found at a path: the last good file there, and what is wrong with the present one."""
+
+    stamp: Stamp
+    file: WeightsFile | None
+    complaint: str | None
+
+
+def _stamped(folder: Path, refused: dict[Path, str], depth: int = 1) -> dict[Path, Stamp]:
+    """Return the files here and in the folders in here that could be weights, by path, with what changes when one does."""
+    found: dict[Path, Stamp] = {}
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        refused[folder] = f"{folder}: the folder cannot be read ({error.strerror})."
+        return found
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith("."):
+            continue
+        if depth and entry.is_dir():
+            found |= _stamped(path, refused, depth - 1)
+        elif path.suffix == ".safetensors" or path.suffix.lower() in PICKLES:
+            found[path] = _stamp_of(path)
+    return found
+
+
+def _stamp_of(path: Path) -> Stamp:
+    try:
+        return _stamp(path.stat())
+    except OSError:  # gone since, or a link to nowhere; looking at it says so
+        return 0, 0
+
+
+def _stamp(stat: os.stat_result) -> Stamp:
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _alias(path: Path) -> str | None:
+    """Return the name that kohya's trainer was told to give a LoRA."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    metadata = header.get("__metadata__")
+    alias = metadata.get("ss_output_name") if isinstance(metadata, dict) else None
+    is_name = isinstance(alias, str) and NAME.fullmatch(alias) and alias.isprintable()
+    return alias if is_name and alias != path.stem else None
+
+
+def _lora_complaint(header: Header, context_width: int) -> str | None:
+    if any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in header):
+        return "this LoRA was made for SDXL; the farm serves Stable Diffusion 1.5."
+    if not any("lora_" in name or "hada_" in name or ".lora." in name or ".lokr_" in name for name in header):
+        return _other_kind(header) or "this is not a LoRA (no LoRA tensor is in it)."
+    for name, tensor in header.items():
+        # The layers that read prompts tell SD1.5 from all that came later.
+        reads = "attn2" in name and ("to_k" in name or "to_v" in name)
+        if reads and name.endswith(("lora_down.weight", "lora_A.weight", "lora.down.weight", "hada_w1_b")):
+            width = tensor.shape[1] if len(tensor.shape) > 1 else 0
+            if width != context_width:
+                made_for = f", as {MADE_FOR[width]}'s are" if width in MADE_FOR else ""
+                return f"this LoRA reads prompts {width} wide{made_for}; the checkpoint's are {context_width}."
+    return None
+
+
+def _embedding_complaint(header: Header, context_width: int) -> str | None:
+    if "clip_g" in header:
+        return "this embedding was made for SDXL; the farm serves Stable Diffusion 1.5."
+    key = _vectors_key(header)
+    if key is None:
+        return _other_kind(header) or f"this is not a textual inversion embedding ({len(header)} tensors)."
+    shape = header[key].shape
+    if not 1 <= len(shape) <= 2 or shape[-1] != context_width or not _vectors(header):
+        return f"this embedding's numbers are {shape}; vectors of {context_width} were expected."
+    return None
+
+
+def _vae_complaint(header: Header, _context_width: int) -> str | None:
+    names = {name.removeprefix("first_stage_model.") for name in header}
+    if any(name.startswith("model.diffusion_model.") for name in names):
+        return "this is a whole checkpoint, not a VAE."
+    if "decoder.conv_in.weight" not in names or "encoder.conv_in.weight" not in names:
+        half = any(name.startswith(("decoder.", "encoder.")) for name in names)
+        return (
+            "this is half a VAE; encoder and decoder are needed."
+            if half
+            else _other_kind(header) or "this is not a VAE."
+        )
+    return None
+
+
+def _other_kind(header: Header) -> str | None:
+    """Say what a file is that lies in the wrong folder."""
+    if any(name.startswith("model.diffusion_model.") for name in header):
+        return "this is a whole checkpoint; it belongs into the checkpoint folder."
+    if any("lora_" in name or "hada_" in name or ".lora." in name for name in header):
+        return "this is a LoRA; it belongs into the LoRA folder."
+    if any(name.removeprefix("first_stage_model.") == "decoder.conv_in.weight" for name in header):
+        return "this is a VAE; it belongs into the VAE folder."
+    if _vectors_key(header) is not None:
+        return "this looks like a textual inversion embedding; it belongs into the embedding folder."
+    return None
+
+
+def _vectors_key(header: Header) -> str | None:
+    named = next((name for name in ("emb_params", "clip_l") if name in header), None)
+    return named or (next(iter(header)) if len(header) == 1 else None)
+
+
+def _vectors(header: Header) -> int:
+    key = _vectors_key(header)
+    shape = header[key].shape if key else ()
+    return 1 if len(shape) == 1 else shape[0]
+
+
+_COMPLAINTS: Mapping[Kind, Callable[[Header, int], str | None]] = {
+    Kind.LORA: _lora_complaint,
+    Kind.EMBEDDING: _embedding_complaint,
+    Kind.VAE: _vae_complaint,
+}

@@ -1,0 +1,1 @@
+"""The gpu workers and what they serve."""

@@ -1,0 +1,252 @@
+"""The gpu workers that are alive, their checkpoints and the other weights they have. Nothing else writes those tables."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from sqlalchemy import Float, cast, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.errors import InvalidRequest, UnknownCheckpoint, UnknownWeights, WorkerNotFound
+from shared.files.weights import Kind, WeightsFile
+from shared.infra.db import CheckpointRow, JobRow, WeightsRow, WorkerRow
+from shared.vocabulary.states import JobState
+
+FORGET_AFTER = timedelta(days=1)
+# Workers look through their folders more often than this; what none of them has seen for so long is gone.
+WEIGHTS_SEEN_WITHIN = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A worker as it last reported, how many jobs it runs, and whether it reported lately."""
+
+    id: str
+    checkpoint: str
+    hostname: str
+    device: str
+    slots: int
+    started_at: datetime
+    seen_at: datetime
+    speed: float | None
+    tick_s: float | None
+    batch_fill: float | None
+    running: int
+    unfit: str | None
+    temperature_c: float | None
+    ecc_errors: int | None
+    xid: int | None
+    draining_at: datetime | None
+    # The cost of the steps that its running jobs have made: what would be lost if it died now.
+    at_stake: float
+    is_alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A checkpoint that jobs may name and the workers that take jobs for it now."""
+
+    name: str
+    size_bytes: int
+    ready_workers: int
+    slots: int
+    announced_at: datetime
+    sha256: str | None = None
+
+
+def announce(
+    session: Session,
+    *,
+    worker_id: str,
+    checkpoint: str,
+    size_bytes: int,
+    hostname: str,
+    device: str,
+    slots: int,
+    sha256: str | None = None,
+) -> None:
+    """Record that a worker is ready with a checkpoint in memory; again after a restart is fine."""
+    session.execute(
+        insert(CheckpointRow)
+        .values(name=checkpoint, size_bytes=size_bytes, sha256=sha256)
+        .on_conflict_do_update(index_elements=["name"], set_={"size_bytes": size_bytes, "sha256": sha256})
+    )
+    worker = {"checkpoint": checkpoint, "hostname": hostname, "device": device, "slots": slots}
+    fresh = {**worker, "started_at": func.now(), "seen_at": func.now(), "unfit": None}
+    session.execute(
+        insert(WorkerRow).values(id=worker_id, **worker).on_conflict_do_update(index_elements=["id"], set_=fresh)
+    )
+
+
+def beat(
+    session: Session,
+    worker_id: str,
+    *,
+    speed: float = 0.0,
+    tick_s: float = 0.0,
+    batch_fill: float = 0.0,
+    vitals: Mapping[str, float | None] = MappingProxyType({}),
+) -> bool:
+    """Say that a worker is still there, and how fast it goes: cost a second, seconds a tick, images a UNet call.
+
+    `vitals` are the columns that tell how its GPU is.
+
+    Returns whether it is asked to drain.
+    """
+    beaten = session.execute(
+        update(WorkerRow)
+        .where(WorkerRow.id == worker_id)
+        .values(seen_at=func.now(), speed=speed or None, tick_s=tick_s or None, batch_fill=batch_fill or None, **vitals)
+        .returning(WorkerRow.draining_at)
+    )
+    return beaten.scalar() is not None
+
+
+def drain(session: Session, worker_id: str, *, is_draining: bool) -> None:
+    """Ask a worker to finish and leave, and to stay idle should it be started again; or let it work again.
+
+    Raises `WorkerNotFound`.
+    """
+    since = func.coalesce(WorkerRow.draining_at, func.now()) if is_draining else None
+    asked = update(WorkerRow).where(WorkerRow.id == worker_id).values(draining_at=since).returning(WorkerRow.id)
+    if session.execute(asked).first() is None:
+        raise WorkerNotFound(f"No worker has the id {worker_id!r}; GET /v1/workers lists them.")
+
+
+def condemn(session: Session, worker_id: str, reason: str) -> None:
+    """Record why a worker takes itself out of service. It counts for nothing more, and is announced again once it is well."""
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(unfit=reason))
+
+
+def retire(session: Session, worker_id: str) -> None:
+    """Take a worker that is leaving off the list, unless it was drained, which it must not forget, or is unfit, to be seen."""
+    is_remembered = WorkerRow.draining_at.is_not(None) | WorkerRow.unfit.is_not(None)
+    session.execute(delete(WorkerRow).where(WorkerRow.id == worker_id, ~is_remembered))
+
+
+def forget(session: Session) -> None:
+    """Drop workers that died without a word long ago."""
+    session.execute(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - FORGET_AFTER))
+
+
+def workers(session: Session, *, silent_after_s: float) -> Sequence[Seen]:
+    """List every worker that is remembered, by id."""
+    done = cast(JobRow.cost, Float) * JobRow.steps_done / func.nullif(JobRow.steps_total, 0)
+    running = (
+        select(JobRow.worker_id, func.count().label("jobs"), func.sum(done).label("done"))
+        .where(JobRow.state == JobState.RUNNING)
+        .group_by(JobRow.worker_id)
+        .subquery()
+    )
+    rows = session.execute(
+        select(
+            WorkerRow.id,
+            WorkerRow.checkpoint,
+            WorkerRow.hostname,
+            WorkerRow.device,
+            WorkerRow.slots,
+            WorkerRow.started_at,
+            WorkerRow.seen_at,
+            WorkerRow.speed,
+            WorkerRow.tick_s,
+            WorkerRow.batch_fill,
+            WorkerRow.unfit,
+            WorkerRow.temperature_c,
+            WorkerRow.ecc_errors,
+            WorkerRow.xid,
+            WorkerRow.draining_at,
+            func.coalesce(running.c.jobs, 0).label("running"),
+            func.coalesce(running.c.done, 0.0).label("at_stake"),
+            (WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)).label("is_alive"),
+        )
+        .join(running, running.c.worker_id == WorkerRow.id, isouter=True)
+        .order_by(WorkerRow.id)
+    )
+    return [Seen(**row) for row in rows.mappings()]
+
+
+def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[Served]:
+    """List every checkpoint ever announced, by name, with the workers that take jobs for it."""
+    is_alive = WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)
+    takes_jobs = is_alive & WorkerRow.unfit.is_(None) & WorkerRow.draining_at.is_(None)
+    rows = session.execute(
+        select(
+            CheckpointRow.name,
+            CheckpointRow.size_bytes,
+            func.count(WorkerRow.id),
+            func.coalesce(func.sum(WorkerRow.slots), 0),
+            CheckpointRow.announced_at,
+            CheckpointRow.sha256,
+        )
+        .join(WorkerRow, (WorkerRow.checkpoint == CheckpointRow.name) & takes_jobs, isouter=True)
+        .group_by(CheckpointRow.name)
+        .order_by(CheckpointRow.name)
+    )
+    return [Served(*row) for row in rows]
+
+
+def resolve_checkpoint(session: Session, wanted: str | None, *, default: str | None, silent_after_s: float) -> str:
+    """Return the name of the checkpoint that a request means.
+
+    Without a wish: the configured default, else the one that is served, else the only one known.
+    """
+    known = checkpoints(session, silent_after_s=silent_after_s)
+    names = [served.name for served in known]
+    wanted = wanted or default
+    if wanted is not None:
+        if wanted not in names:
+            raise UnknownCheckpoint(f"No checkpoint is named {wanted!r}. Known: {', '.join(names) or 'none yet'}.")
+        return wanted
+    if not names:
+        raise UnknownCheckpoint("No gpu worker has announced a checkpoint yet; start one, then submit again.")
+    candidates = [served.name for served in known if served.ready_workers] or names
+    if len(candidates) > 1:
+        raise InvalidRequest(f"Say which checkpoint to use: {', '.join(candidates)}.")
+    return candidates[0]
+
+
+def stock(session: Session, files: Iterable[WeightsFile]) -> None:
+    """Record the LoRAs, embeddings and VAEs that a worker has in its folders now."""
+    rows = [
+        {
+            "kind": file.kind,
+            "name": file.name,
+            "alias": file.alias,
+            "size_bytes": file.size_bytes,
+            "vectors": file.vectors,
+        }
+        for file in files
+    ]
+    if not rows:
+        return
+    insertion = insert(WeightsRow).values(sorted(rows, key=lambda row: (row["kind"], row["name"])))
+    fresh = {column: insertion.excluded[column] for column in ("alias", "size_bytes", "vectors")}
+    session.execute(
+        insertion.on_conflict_do_update(index_elements=["kind", "name"], set_={**fresh, "seen_at": func.now()})
+    )
+
+
+def weights(session: Session, kind: Kind, *, silent_after_s: float) -> Sequence[WeightsRow]:
+    """List the weights of a kind, by name. While no worker is alive to look, what was last seen counts."""
+    known = select(WeightsRow).where(WeightsRow.kind == kind).order_by(WeightsRow.name)
+    alive = select(WorkerRow.id).where(WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)).limit(1)
+    if session.execute(alive).first() is not None:
+        known = known.where(WeightsRow.seen_at > func.now() - WEIGHTS_SEEN_WITHIN)
+    return session.scalars(known).all()
+
+
+def resolve_weights(session: Session, kind: Kind, wanted: str, *, silent_after_s: float) -> str:
+    """Return the name of the weights that a request means by their name or alias, in any case; else raise `UnknownWeights`."""
+    known = weights(session, kind, silent_after_s=silent_after_s)
+    names = {row.alias.casefold(): row.name for row in known if row.alias}
+    names |= {row.name.casefold(): row.name for row in known}
+    exact = next((row.name for row in known if row.name == wanted), None)
+    found = exact or names.get(wanted.casefold())
+    if found is None:
+        close = get_close_matches(wanted.casefold(), names, n=3) or list(names)[:10]
+        hint = ", ".join(dict.fromkeys(names[name] for name in close)) or "none yet"
+        raise UnknownWeights(f"No {kind} is named {wanted!r}. Known: {hint}.")
+    return found

@@ -1,0 +1,128 @@
+"""Celery and its doorbells. A doorbell says "there is work for this checkpoint"; it never names a job.
+
+Losing every doorbell loses nothing: the courier rings again for rows that wait (see `worker.maintenance`).
+"""
+
+import structlog
+from celery import Celery
+from kombu.entity import Queue
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from shared.errors import BrokerUnavailable
+from shared.settings import Settings
+
+RENDER_TASK = "render.answer"
+COURIER_QUEUE = "courier"
+_KEY_PREFIX = "farm:"
+_NO_ROOM = "Redis has no room left on its disk. Make room there; the farm goes on meanwhile, and more slowly."
+
+log = structlog.get_logger(__name__)
+
+
+def celery_app(settings: Settings) -> Celery:
+    """Return the farm's Celery application, without connecting.
+
+    Acks are late and nothing is prefetched, so a doorbell never waits in a busy worker while another idles. A redelivered
+    doorbell is harmless, hence the short restore intervals; results live in Postgres, so Celery stores none.
+    """
+    app = Celery("farm", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        broker_transport="shared.infra.kombu_transport:Transport",
+        task_acks_late=True,
+        task_ignore_result=True,
+        task_create_missing_queues=True,
+        task_default_queue=COURIER_QUEUE,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=settings.connect_seconds,
+        broker_transport_options={
+            # A ring is a hint: it fails at once when Redis is away instead of holding a submit for kombu's default 6 s.
+            "max_retries": 1,
+            "interval_start": 0,
+            "visibility_timeout": 3600,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 10,
+            "socket_timeout": 10,
+            "socket_connect_timeout": settings.connect_seconds,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "global_keyprefix": _KEY_PREFIX,
+            "client_name": "farm",
+        },
+    )
+    return app
+
+
+def render_queue(checkpoint: str) -> str:
+    """Name the queue on which a checkpoint's doorbells ring."""
+    return f"render.{checkpoint}"
+
+
+def listen_for(app: Celery, checkpoint: str) -> None:
+    """Make a worker consume the doorbells of one checkpoint and nothing else."""
+    app.conf.task_queues = [Queue(render_queue(checkpoint))]
+    app.conf.task_default_queue = render_queue(checkpoint)
+
+
+def ring(app: Celery, checkpoint: str, times: int = 1) -> bool:
+    """Ring a checkpoint's doorbell. False, and a log line, when Redis does not answer: the courier will ring again."""
+    try:
+        for _ in range(times):
+            app.send_task(RENDER_TASK, queue=render_queue(checkpoint), retry=False, ignore_result=True)
+    except (OperationalError, RedisError, OSError) as error:
+        log.warning("doorbell.lost", checkpoint=checkpoint, error=str(error))
+        return False
+    return True
+
+
+def connect(settings: Settings) -> Redis:
+    """Return a Redis client with bounded waits, without connecting."""
+    return Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_connect_timeout=settings.connect_seconds,
+        socket_timeout=10,
+        socket_keepalive=True,
+        health_check_interval=30,
+        decode_responses=True,
+    )
+
+
+def connect_async(settings: Settings) -> AsyncRedis:
+    """Return a Redis client for an event loop, without connecting. It never retries: its user reconnects and knows of it."""
+    return AsyncRedis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_connect_timeout=settings.connect_seconds,
+        socket_timeout=10,
+        socket_keepalive=True,
+        health_check_interval=5,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
+    )
+
+
+def waiting_doorbells(redis: Redis, checkpoint: str) -> int:
+    """Count the doorbells of a checkpoint that no worker has heard yet."""
+    try:
+        return int(redis.llen(_KEY_PREFIX + render_queue(checkpoint)))
+    except RedisError as error:
+        raise BrokerUnavailable from error
+
+
+def ping(redis: Redis) -> None:
+    """Raise `BrokerUnavailable` unless Redis answers."""
+    try:
+        redis.ping()
+    except RedisError as error:
+        raise BrokerUnavailable(_NO_ROOM if "No space left" in str(error) else "") from error

@@ -1,0 +1,32 @@
+"""What every process of the farm depends on, asked once when it starts.
+
+A part that does not answer ends neither an api nor a courier, for it may come back; but whoever starts them is told, in one
+line with the fix.
+"""
+
+from contextlib import ExitStack
+
+import structlog
+
+from shared.errors import FarmError
+from shared.infra import broker
+from shared.infra.db import Database
+from shared.infra.storage import Storage
+from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def look(settings: Settings) -> None:
+    """Ask database, Redis and storage, by connections of its own, and tell of those that do not answer."""
+    with ExitStack() as closing:
+        db = Database(settings, pool_size=1)
+        closing.callback(db.close)
+        redis = broker.connect(settings)
+        closing.callback(redis.close)
+        storage = Storage(settings, tries=1, read_s=settings.connect_seconds)
+        for name, ask in {"postgres": db.ping, "redis": lambda: broker.ping(redis), "storage": storage.check}.items():
+            try:
+                ask()
+            except FarmError as error:
+                log.warning("dependency.missing", dependency=name, **error.told)

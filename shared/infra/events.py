@@ -1,0 +1,99 @@
+"""What happens to jobs, told over Redis pub/sub. Best effort: the row is the truth and every listener also looks at it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from threading import Event as Flag
+from threading import Thread
+from typing import Any
+from uuid import UUID
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+from shared.vocabulary.states import JobState
+
+CHANNEL = "farm:events"
+FIX = "start Redis, or mend FARM_REDIS_URL"  # told where nobody can be answered: the process goes on and tries again
+_RECONNECT_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """A job has reached a state at a version of its row; or, with steps, has made progress in the state that it was in."""
+
+    job_id: UUID
+    state: JobState
+    version: int | None = None
+    steps_done: int | None = None
+    steps_total: int | None = None
+
+    @property
+    def is_progress(self) -> bool:
+        """Whether the state is the same as before."""
+        return self.steps_done is not None
+
+
+def publish(redis: Redis, *news: JobEvent) -> None:
+    """Tell every listener, in one message. A silent Redis costs the news, never the acts that it is about."""
+    try:
+        redis.publish(CHANNEL, json.dumps([asdict(event) for event in news], default=str))
+    except RedisError as error:
+        log.warning("event.lost", job_ids=[str(event.job_id) for event in news[:10]], error=str(error))
+
+
+def parse(text: str) -> list[JobEvent]:
+    """Read a message as `publish` wrote it."""
+    return [_event(fields) for fields in json.loads(text)]
+
+
+class Listener:
+    """A thread that hands every event to `hear`, and listens again whenever Redis comes back."""
+
+    def __init__(self, redis: Redis, hear: Callable[[JobEvent], None]) -> None:
+        self._redis = redis
+        self._hear = hear
+        self._stopped = Flag()
+        self._thread = Thread(target=self._run, name="events", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening and wait for the thread."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._listen()
+            except (RedisError, OSError) as error:
+                log.warning("events.disconnected", error=str(error), fix=FIX)
+            except Exception:  # a message that cannot be read must not deafen the process
+                log.exception("events.crashed")
+            self._stopped.wait(_RECONNECT_SECONDS)
+
+    def _listen(self) -> None:
+        with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
+            pubsub.subscribe(CHANNEL)
+            while not self._stopped.is_set():
+                message = pubsub.get_message(timeout=1.0)
+                if message is not None:
+                    for event in parse(message["data"]):
+                        self._hear(event)
+
+
+def _event(fields: dict[str, Any]) -> JobEvent:
+    return JobEvent(
+        UUID(fields["job_id"]),
+        JobState(fields["state"]),
+        fields["version"],
+        fields["steps_done"],
+        fields["steps_total"],
+    )

@@ -1,0 +1,218 @@
+"""Fair shares: who is next at one checkpoint and priority. Start-time fair queuing (Goyal, Vin, Cheng 1996), its tags in rows.
+
+A job's length is its cost over its key's weight. It starts, in virtual time, where its owner's job before it finishes, or now if
+that is past; claims go by start. So backlogged owners are served by their weights, an owner who comes back is next, and nobody
+saves up. `shared.jobs.lifecycle` takes turns and walks them; a job that is handed back keeps its own.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, CursorResult, Select, bindparam, func, not_, or_, select, text, update
+from sqlalchemy.orm import Session, aliased
+
+from shared.infra.db import ClockRow, JobRow, KeyRow
+from shared.vocabulary.forecast import Reason
+from shared.vocabulary.states import JobState
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Lane:
+    """Where an owner's jobs queue one behind the other."""
+
+    checkpoint: str
+    priority: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A job's place, in virtual time. Parked ones are not claimed until others of their owner have been."""
+
+    start: float
+    finish: float
+    is_parked: bool
+
+
+def take(session: Session, wanted: Sequence[tuple[Lane, int]]) -> Sequence[Turn]:
+    """Give the next turns, to jobs of these costs. Until the transaction ends, other submits of their lanes wait for it."""
+    costs: dict[Lane, list[int]] = {}
+    for lane, cost in wanted:
+        costs.setdefault(lane, []).append(cost)
+    # In one order, so that two who want several lanes wait for each other instead of for ever.
+    turns = {lane: _turns(session, lane, costs[lane]) for lane in sorted(costs)}
+    return [next(turns[lane]) for lane, _ in wanted]
+
+
+def _turns(session: Session, lane: Lane, costs: Sequence[int]) -> Iterator[Turn]:
+    """Take one long turn for all, and divide it."""
+    about = {"owner": lane.owner, "checkpoint": lane.checkpoint, "priority": lane.priority}
+    whole = session.execute(_TAKE, {**about, "cost": float(sum(costs))}).one()
+    parked_from = math.inf if whole.room is None else max(0, whole.room - whole.claimable)
+    ends = [whole.start, *(whole.start + whole.length * done / sum(costs) for done in accumulate(costs))]
+    return iter([Turn(start, finish, at >= parked_from) for at, (start, finish) in enumerate(pairwise(ends))])
+
+
+def give_back(session: Session, job_ids: Sequence[UUID]) -> None:
+    """Return the turns of jobs that ended without ever being claimed, so that they cost their owners nothing."""
+    session.execute(_GIVE_BACK, {"ids": list(job_ids)})
+
+
+def unpark(session: Session) -> int:
+    """Let parked jobs move up where canceled ones left room, or a limit was lifted. Returns how many."""
+    moved = session.execute(_UNPARK)
+    assert isinstance(moved, CursorResult)  # noqa: S101 - narrows the type; an UPDATE always returns a cursor
+    return moved.rowcount
+
+
+def best(checkpoint: str, *, at: Any = None) -> Any:
+    """Choose the job to claim, at one priority if it is given. Must agree with `api.farm.queue.ahead`."""
+    able = select(JobRow.id).where(
+        JobRow.state == JobState.QUEUED,
+        not_(JobRow.parked),
+        JobRow.checkpoint == checkpoint,
+        may_run(),
+        *is_due(),
+    )
+    if at is not None:
+        able = able.where(JobRow.priority == at)
+    order = (JobRow.priority.desc(), JobRow.virtual_start, JobRow.id)
+    return able.order_by(*order).limit(1).with_for_update(skip_locked=True, of=JobRow).scalar_subquery()
+
+
+def oldest_level(checkpoint: str) -> Any:
+    """Choose the priority of the job of a checkpoint that waits longest."""
+    queued = select(JobRow.priority).where(JobRow.state == JobState.QUEUED, JobRow.checkpoint == checkpoint)
+    return queued.order_by(JobRow.created_at, JobRow.id).limit(1).scalar_subquery()
+
+
+def is_due() -> tuple[ColumnElement[bool], ...]:
+    """Whether a queued job neither waits for its next attempt nor is too late."""
+    return (
+        or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()),
+        or_(JobRow.expires_at.is_(None), JobRow.expires_at > func.now()),
+    )
+
+
+def may_run() -> ColumnElement[bool]:
+    """Whether a queued job's key is neither paused nor at its running limit.
+
+    Claims of the same instant do not see each other, so that a limit may be exceeded by their number.
+    """
+    # As a value, not as EXISTS: a join could tempt the planner away from walking the index in order.
+    blocked = select(_is_blocked()).where(KeyRow.id == JobRow.owner).correlate(JobRow).scalar_subquery()
+    return not_(func.coalesce(blocked, False))
+
+
+def blocked_owners() -> Select[str]:
+    """Select the owners of whom nothing may be claimed now."""
+    return select(KeyRow.id).where(_is_blocked())
+
+
+def held(session: Session, owner: str) -> Reason | None:
+    """Say why nothing of an owner may be claimed now; None where its key holds nothing back."""
+    paused = session.execute(select(KeyRow.paused).where(KeyRow.id == owner, _is_blocked())).scalar_one_or_none()
+    if paused is None:
+        return None
+    return Reason.PAUSED if paused else Reason.LIMIT
+
+
+def is_limited(owner: Any) -> ColumnElement[bool]:
+    """Whether an owner's key has a running limit."""
+    return select(KeyRow.id).where(KeyRow.id == owner, KeyRow.max_running.is_not(None)).exists()
+
+
+def _is_blocked() -> ColumnElement[bool]:
+    other = aliased(JobRow)
+    running = select(func.count()).where(other.owner == KeyRow.id, other.state == JobState.RUNNING)
+    return or_(KeyRow.paused, func.coalesce(running.scalar_subquery() >= KeyRow.max_running, False))
+
+
+def advance(taken: Any) -> Any:
+    """Return the statement that moves the clock to the start of a job just `taken`; a clock that is busy is left as it is."""
+    # SKIP LOCKED: claims never wait for each other, and whoever holds the clock sets it to about the same time.
+    clock = (
+        select(ClockRow.checkpoint, ClockRow.priority)
+        .where(ClockRow.checkpoint == taken.c.checkpoint, ClockRow.priority == taken.c.priority)
+        .where(ClockRow.virtual_now < taken.c.virtual_start)
+        .with_for_update(of=ClockRow, skip_locked=True)
+        .subquery()
+    )
+    return (
+        update(ClockRow)
+        .where(ClockRow.checkpoint == clock.c.checkpoint, ClockRow.priority == clock.c.priority)
+        .where(ClockRow.checkpoint == taken.c.checkpoint)
+        .values(virtual_now=taken.c.virtual_start)
+    )
+
+
+def move_up(taken: Any) -> Any:
+    """Return the statement that unparks the best parked job of the owner and checkpoint of a job just `taken`."""
+    parked = aliased(JobRow)
+    best = (
+        select(parked.id)
+        .where(parked.state == JobState.QUEUED, parked.parked)
+        # Values, not a join: the index then gives the best first, and nothing is sorted.
+        .where(parked.owner == select(taken.c.owner).scalar_subquery())
+        .where(parked.checkpoint == select(taken.c.checkpoint).scalar_subquery())
+        .order_by(parked.priority.desc(), parked.virtual_start, parked.id)
+        .limit(1)
+        .with_for_update(of=parked, skip_locked=True)
+        .scalar_subquery()
+    )
+    return update(JobRow).where(JobRow.id == best).values(parked=False)
+
+
+# A limited key has as many claimable jobs of a checkpoint and priority as it may run, and the rest parked: else claims would walk
+# past all that it has waiting whenever it is at its limit.
+_TAKE = text("""
+WITH opened AS (
+  INSERT INTO clocks (checkpoint, priority) VALUES (:checkpoint, :priority) ON CONFLICT DO NOTHING
+), asked AS (
+  SELECT coalesce((SELECT virtual_now FROM clocks WHERE checkpoint = :checkpoint AND priority = :priority), 0) AS now,
+         :cost / coalesce((SELECT weight FROM keys WHERE id = :owner), 1) AS length,
+         (SELECT max_running FROM keys WHERE id = :owner) AS room
+)
+INSERT INTO shares AS share (checkpoint, priority, owner, finish)
+SELECT :checkpoint, :priority, :owner, now + length FROM asked
+ON CONFLICT (checkpoint, priority, owner) DO UPDATE
+SET finish = greatest(share.finish, (SELECT now FROM asked)) + (SELECT length FROM asked)
+RETURNING share.finish - (SELECT length FROM asked) AS start, (SELECT length FROM asked) AS length,
+  (SELECT room FROM asked) AS room,
+  (SELECT count(*) FROM (
+     SELECT FROM jobs WHERE owner = :owner AND checkpoint = :checkpoint AND state = 'queued' AND NOT parked
+     AND priority >= :priority LIMIT (SELECT coalesce(room, 0) FROM asked)
+   ) AS waiting) AS claimable
+""")
+
+_GIVE_BACK = text("""
+UPDATE shares SET finish = shares.finish - gone.length
+FROM (
+  SELECT checkpoint, priority, owner, sum(virtual_finish - virtual_start) AS length
+  FROM jobs WHERE id = ANY(:ids) AND started_at IS NULL GROUP BY checkpoint, priority, owner
+) AS gone
+WHERE (shares.checkpoint, shares.priority, shares.owner) = (gone.checkpoint, gone.priority, gone.owner)
+""").bindparams(bindparam("ids"))
+
+_UNPARK = text("""
+UPDATE jobs SET parked = false WHERE id IN (
+  SELECT next.id
+  FROM (SELECT id AS owner, coalesce(max_running, 1000) AS room FROM keys) AS key
+  CROSS JOIN checkpoints AS checkpoint
+  CROSS JOIN LATERAL (
+    SELECT id FROM jobs AS parked
+    WHERE parked.owner = key.owner AND parked.checkpoint = checkpoint.name AND state = 'queued' AND parked
+    ORDER BY priority DESC, virtual_start, id
+    LIMIT greatest(0, room - (
+      SELECT count(*) FROM (
+        SELECT FROM jobs AS claimable WHERE claimable.owner = key.owner AND claimable.checkpoint = checkpoint.name
+        AND state = 'queued' AND NOT parked LIMIT room
+      ) AS counted
+    ))
+  ) AS next
+) AND state = 'queued'
+""")

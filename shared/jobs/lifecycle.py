@@ -1,0 +1,398 @@
+"""The acts that change a job. Nothing else writes the `jobs` and `images` tables.
+
+Every act is one guarded statement: it names the states it may leave and, for a worker's act, the attempt it belongs to. A zombie
+whose lease was taken matches no row and learns so from the result. An act that starts or ends jobs calls `outbox.record` with
+their ids. Callers commit, then ring doorbells and publish events.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Executable,
+    Integer,
+    Update,
+    Uuid,
+    case,
+    column,
+    func,
+    insert,
+    select,
+    update,
+    values,
+)
+from sqlalchemy.orm import Session, lazyload
+from sqlalchemy.orm.attributes import set_committed_value
+from uuid_utils.compat import uuid7
+
+from shared.errors import FarmError, Gone, JobAlreadyFinal, JobNotFound
+from shared.infra.db import ImageRow, JobRow, RemovedJobRow
+from shared.jobs import fair_queue, outbox
+from shared.jobs.fair_queue import Lane, Turn
+from shared.vocabulary.params import GenerationParams
+from shared.vocabulary.states import JobState, sources
+
+MAX_RETRY_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a job by one worker. Its number fences every write: a later attempt makes it void."""
+
+    job_id: UUID
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(Attempt):
+    """A worker's right to run an attempt, and what to render."""
+
+    params: GenerationParams
+    # Its key has a running limit: when it ends, another of the key's jobs may have become claimable.
+    is_limited: bool = False
+    # A worker was lost while it ran this job: it must run alone.
+    suspect: bool = False
+    # The attempt that kept the latest snapshot, if any did.
+    snapshot_attempt: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Beat(Attempt):
+    """What a worker reports of a running attempt: denoising steps done over all its images."""
+
+    steps_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedImage:
+    """An image that is already in the storage under `key`."""
+
+    index: int
+    seed: int
+    key: str
+    content_type: str
+    width: int
+    height: int
+    size_bytes: int
+    sha256: str
+    flagged: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a job is made of.
+
+    It expires unless it is claimed within `expires_in_s`; an attempt that runs for longer than `timeout_s` fails it.
+    """
+
+    params: GenerationParams
+    max_attempts: int
+    owner: str = "anonymous"
+    priority: int = 0
+    # Who hears of it, besides its owner's registered receivers.
+    endpoint_id: UUID | None = None
+    expires_in_s: float | None = None
+    timeout_s: float | None = None
+    retry_of: UUID | None = None
+    # Its client's choice, and what the client sent, so that the same again is this job.
+    job_id: UUID | None = None
+    digest: str | None = None
+    batch_id: UUID | None = None
+    batch_index: int | None = None
+
+    @property
+    def lane(self) -> Lane:
+        """Return where it queues."""
+        return Lane(self.params.checkpoint, self.priority, self.owner)
+
+
+def submit(session: Session, params: GenerationParams, **about: Any) -> JobRow:
+    """Insert one queued job; `about` it is what an `Order` says beyond its params."""
+    return submit_all(session, [Order(params=params, **about)])[0]
+
+
+def submit_all(session: Session, orders: Sequence[Order]) -> Sequence[JobRow]:
+    """Insert queued jobs, in one statement, and return them in their order.
+
+    Ids are time-ordered (UUID version 7) where the client chose none.
+    """
+    expiring = any(order.expires_in_s is not None for order in orders)
+    now = session.scalars(select(func.now())).one() if expiring else None
+    # From here to the commit other submits of these lanes wait: nothing more than the insert belongs behind this.
+    turns = fair_queue.take(session, [(order.lane, order.params.cost) for order in orders])
+    columns = [_columns(order, turn, now) for order, turn in zip(orders, turns, strict=True)]
+    inserted = insert(JobRow).returning(JobRow, sort_by_parameter_order=True).options(lazyload(JobRow.images))
+    rows = session.scalars(inserted, columns).all()
+    for row in rows:
+        set_committed_value(row, "images", [])
+    return rows
+
+
+def _columns(order: Order, turn: Turn, now: datetime | None) -> Mapping[str, Any]:
+    return {
+        "id": order.job_id or uuid7(),
+        "owner": order.owner,
+        "checkpoint": order.params.checkpoint,
+        "priority": order.priority,
+        "virtual_start": turn.start,
+        "virtual_finish": turn.finish,
+        "parked": turn.is_parked,
+        "params": order.params.model_dump(mode="json"),
+        "max_attempts": order.max_attempts,
+        "steps_total": order.params.unet_calls,
+        "cost": order.params.cost,
+        "endpoint_id": order.endpoint_id,
+        "expires_at": now + timedelta(seconds=order.expires_in_s) if now and order.expires_in_s is not None else None,
+        "timeout_s": order.timeout_s,
+        "retry_of": order.retry_of,
+        "digest": order.digest,
+        "batch_id": order.batch_id,
+        "batch_index": order.batch_index,
+    }
+
+
+def get(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:
+    """Return the job or raise `JobNotFound`, also for a job of another owner than the one given, or `Gone` for one removed."""
+    row = session.get(JobRow, job_id, populate_existing=True)
+    if row is None:
+        _refuse_removed(session, job_id, owner)
+    if row is None or owner not in {None, row.owner}:
+        raise JobNotFound(f"No job has ever had the id {job_id}.")
+    return row
+
+
+def _refuse_removed(session: Session, job_id: UUID, owner: str | None) -> None:
+    removed = session.get(RemovedJobRow, job_id)
+    if removed is not None and owner in {None, removed.owner}:
+        raise Gone(f"Job {job_id} was removed with its images at {removed.removed_at:%Y-%m-%d %H:%M} UTC.")
+
+
+def claim_next(
+    session: Session, checkpoint: str, worker_id: str, *, lease_s: float, oldest_level: bool = False
+) -> Claim | None:
+    """Take the best queued job of a checkpoint: highest priority, then fair share, then age. None when there is none to take.
+
+    With `oldest_level` the priority of the job that waits longest goes first: workers ask for it now and then, so that the
+    lowest priority moves too. Concurrent claims never block each other and never take the same job.
+    """
+    taken = session.execute(claim_statement(checkpoint, worker_id, lease_s, oldest_level=oldest_level)).one_or_none()
+    if taken is None:
+        return None
+    outbox.record(session, taken.id)
+    params = GenerationParams.model_validate(taken.params)
+    return Claim(taken.id, taken.attempt, params, taken.is_limited, taken.suspect, taken.snapshot_attempt)
+
+
+def claim_statement(checkpoint: str, worker_id: str, lease_s: float, *, oldest_level: bool = False) -> Executable:
+    """Return the one statement of a claim: it takes the job, moves its owner's parked ones up and the clock on."""
+    best = fair_queue.best(checkpoint)
+    if oldest_level:
+        best = func.coalesce(fair_queue.best(checkpoint, at=fair_queue.oldest_level(checkpoint)), best)
+    taken = (
+        update(JobRow)
+        .where(JobRow.id == best)
+        .values(
+            state=JobState.RUNNING,
+            version=JobRow.version + 1,
+            attempt=JobRow.attempt + 1,
+            worker_id=worker_id,
+            lease_until=_from_now(lease_s),
+            not_before=None,
+            started_at=func.now(),
+            steps_done=0,
+            resumed_from_step=0,
+        )
+        .returning(
+            *(JobRow.id, JobRow.attempt, JobRow.params, JobRow.suspect, JobRow.snapshot_attempt),
+            *(JobRow.owner, JobRow.checkpoint, JobRow.priority, JobRow.virtual_start),
+        )
+        .cte("taken")
+    )
+    also = fair_queue.advance(taken).cte("clock"), fair_queue.move_up(taken).cte("moved")
+    is_limited = fair_queue.is_limited(taken.c.owner).label("is_limited")
+    found = taken.c.id, taken.c.attempt, taken.c.params, taken.c.suspect, taken.c.snapshot_attempt
+    return select(*found, is_limited).add_cte(*also)
+
+
+def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> Mapping[UUID, int]:
+    """Extend the leases of a worker's running jobs and record their progress, in one statement.
+
+    Returns the jobs still held under the reported attempt, with their versions. One that is missing was canceled, rescued or
+    finished elsewhere: its worker must stop.
+    """
+    if not beats:
+        return {}
+    reported = values(
+        column("id", Uuid), column("attempt", Integer), column("steps_done", Integer), name="reported"
+    ).data([(beat.job_id, beat.attempt, beat.steps_done) for beat in beats])
+    moved = case((JobRow.steps_done != reported.c.steps_done, 1), else_=0)
+    held = session.execute(
+        update(JobRow)
+        .where(
+            JobRow.id == reported.c.id,
+            JobRow.attempt == reported.c.attempt,
+            JobRow.state == JobState.RUNNING,
+        )
+        .values(lease_until=_from_now(lease_s), steps_done=reported.c.steps_done, version=JobRow.version + moved)
+        .returning(JobRow.id, JobRow.version)
+        .execution_options(synchronize_session=False)
+    )
+    return dict(held.all())
+
+
+def note_snapshot(session: Session, run: Attempt) -> bool:
+    """Say that the attempt keeps a snapshot, before it is written. False when it no longer holds the job."""
+    held = update(JobRow).where(*_is(run), JobRow.state == JobState.RUNNING)
+    return _matched(session, held.values(snapshot_attempt=run.attempt))
+
+
+def resume(session: Session, run: Attempt, steps_done: int) -> bool:
+    """Say that the attempt goes on after so many steps. False when it no longer holds the job."""
+    return _move(session, run, JobState.RUNNING, resumed_from_step=steps_done, steps_done=steps_done)
+
+
+def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> bool:
+    """Publish the images and end the job, all or nothing. False when the attempt no longer holds the job.
+
+    Repeating it after a commit whose answer was lost is fine: the job has succeeded by this attempt.
+    """
+    done = _finish(session, run, JobState.SUCCEEDED, steps_done=JobRow.steps_total, **_NO_BLAME)
+    if done:
+        session.add_all(ImageRow(job_id=run.job_id, **asdict(image)) for image in images)
+        outbox.record(session, run.job_id)
+        return True
+    won = select(JobRow.id).where(*_is(run), JobRow.state == JobState.SUCCEEDED)
+    return session.execute(won).first() is not None
+
+
+def fail(session: Session, run: Attempt, error: FarmError, *, retry_s: float = 0.0) -> JobState | None:
+    """End an attempt that raised: back to the queue while the error is retryable and attempts are left, else failed.
+
+    The next attempt waits for about `retry_s` seconds, twice as long after each fault. Returns the new state, or None when the
+    attempt no longer holds the job.
+    """
+    faults = _faults(session, run)
+    if faults is None:
+        return None
+    wait_s = min(retry_s * 2**faults, MAX_RETRY_S)
+    # Spread out, so that jobs that failed together do not come back together.
+    not_before = _from_now(wait_s * (func.random() / 2 + 0.5)) if wait_s else None
+    return _fault(session, run, error, not_before=not_before)
+
+
+def lose(session: Session, run: Attempt, error: FarmError, *, alone: bool) -> JobState | None:
+    """End an attempt whose worker is lost, as `fail` does. From now on the job is a suspect and runs alone.
+
+    Only a job that was alone on that worker is at fault. So one that kills its workers fails after `max_attempts`, and costs
+    each other job at most one attempt and none of its chances.
+    """
+    if _faults(session, run) is None:
+        return None
+    if alone:
+        return _fault(session, run, error, suspect=True)
+    _requeue(session, run, suspect=True, **_blame(error))
+    return JobState.QUEUED
+
+
+def release(session: Session, run: Attempt) -> bool:
+    """Hand a running job back to the queue through no fault of its own, as a draining worker does."""
+    return _requeue(session, run)
+
+
+def cancel(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:
+    """End a queued or running job. Once this commits, no success can follow; its worker stops at the next step.
+
+    Raises `JobNotFound`, or `JobAlreadyFinal` when the job had ended before.
+    """
+    statement = (
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state.in_(sources(JobState.CANCELED)))
+        .values(state=JobState.CANCELED, version=JobRow.version + 1, lease_until=None, finished_at=func.now())
+    )
+    if owner is not None:
+        statement = statement.where(JobRow.owner == owner)
+    canceled = _matched(session, statement)
+    if canceled:
+        outbox.record(session, job_id)
+    row = get(session, job_id, owner=owner)
+    if not canceled:
+        raise JobAlreadyFinal(f"Job {job_id} has already {row.state}.")
+    fair_queue.give_back(session, [job_id])
+    return row
+
+
+def cancel_batch(session: Session, batch_id: UUID) -> Mapping[UUID, int]:
+    """Cancel all that is unfinished of a batch. Returns the versions of the jobs that this ended."""
+    is_open = JobRow.state.in_(sources(JobState.CANCELED))
+    # Locked in one order, so that two who cancel wait for each other instead of for ever.
+    chosen = select(JobRow.id).where(JobRow.batch_id == batch_id, is_open).order_by(JobRow.id).with_for_update()
+    ended = session.execute(
+        update(JobRow)
+        .where(JobRow.id.in_(chosen.scalar_subquery()), is_open)
+        .values(state=JobState.CANCELED, version=JobRow.version + 1, lease_until=None, finished_at=func.now())
+        .returning(JobRow.id, JobRow.version)
+        .execution_options(synchronize_session=False)
+    )
+    canceled = dict(ended.all())
+    outbox.record(session, *canceled)
+    fair_queue.give_back(session, list(canceled))
+    return canceled
+
+
+def _faults(session: Session, run: Attempt) -> int | None:
+    """Lock the row; return its faults, or None when the attempt does not hold the job."""
+    held = select(JobRow.faults).where(*_is(run), JobRow.state == JobState.RUNNING).with_for_update()
+    return session.execute(held).scalar_one_or_none()
+
+
+def _fault(session: Session, run: Attempt, error: FarmError, **columns: Any) -> JobState:
+    columns |= {"faults": JobRow.faults + 1, **_blame(error)}
+    if error.retryable and _requeue(session, run, JobRow.faults + 1 < JobRow.max_attempts, **columns):
+        return JobState.QUEUED
+    _finish(session, run, JobState.FAILED, **{**columns, "not_before": None})
+    outbox.record(session, run.job_id)
+    return JobState.FAILED
+
+
+def _finish(session: Session, run: Attempt, to: JobState, **columns: Any) -> bool:
+    return _move(session, run, to, lease_until=None, finished_at=func.now(), **columns)
+
+
+def _requeue(session: Session, run: Attempt, *conditions: ColumnElement[bool], **columns: Any) -> bool:
+    gone = {"lease_until": None, "worker_id": None, "started_at": None, "steps_done": 0}
+    return _move(session, run, JobState.QUEUED, *conditions, **gone, **columns)
+
+
+def _move(session: Session, run: Attempt, to: JobState, *conditions: ColumnElement[bool], **columns: Any) -> bool:
+    statement = (
+        update(JobRow)
+        .where(*_is(run), JobRow.state == JobState.RUNNING, *conditions)
+        .values(state=to, version=JobRow.version + 1, **columns)
+    )
+    return _matched(session, statement)
+
+
+def _matched(session: Session, statement: Update) -> bool:
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    assert isinstance(result, CursorResult)  # noqa: S101 - narrows the type; an UPDATE always returns a cursor
+    return result.rowcount == 1
+
+
+_NO_BLAME: Mapping[str, None] = {"error_code": None, "error_message": None, "error_retryable": None}
+
+
+def _blame(error: FarmError) -> dict[str, Any]:
+    return {"error_code": error.code, "error_message": str(error), "error_retryable": error.retryable}
+
+
+def _is(run: Attempt) -> tuple[ColumnElement[bool], ...]:
+    return JobRow.id == run.job_id, JobRow.attempt == run.attempt
+
+
+def _from_now(seconds: Any) -> Any:
+    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)

@@ -1,0 +1,54 @@
+"""Pictures that clients bring by themselves, straight to the storage, to name them in jobs for a day: the acts on `uploads`.
+
+The file stays as it came under `uploads/`; a job that names it gets its own checked copy under `inputs/`.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy.orm import Session
+
+from shared.errors import TooManyUploads, UploadNotFound
+from shared.infra.db import UploadRow
+
+KEPT = timedelta(days=1)
+MAX_KEPT = 500  # of one owner
+FORGOTTEN_AT_ONCE = 500
+
+
+def add(session: Session, *, owner: str, size_bytes: int) -> UploadRow:
+    """Expect a file of so many bytes. Raises `TooManyUploads`."""
+    mine = select(func.count()).select_from(UploadRow).where(UploadRow.owner == owner)
+    if (session.scalar(mine) or 0) >= MAX_KEPT:
+        raise TooManyUploads(f"This API key has {MAX_KEPT} uploads; each goes a day after it was announced.")
+    row = UploadRow(id=uuid4(), owner=owner, size_bytes=size_bytes)
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def get(session: Session, upload_id: UUID, *, owner: str) -> UploadRow:
+    """Return an upload or raise `UploadNotFound`, also for one of another owner or past its time."""
+    mine = select(UploadRow).where(UploadRow.id == upload_id, UploadRow.owner == owner, ~_is_over())
+    row = session.scalars(mine).one_or_none()
+    if row is None:
+        raise UploadNotFound(f"There is no upload {upload_id}, or it is older than a day.")
+    return row
+
+
+def over(session: Session) -> Sequence[UUID]:
+    """Return uploads whose time is over, the oldest first, at most `FORGOTTEN_AT_ONCE`."""
+    old = select(UploadRow.id).where(_is_over()).order_by(UploadRow.created_at).limit(FORGOTTEN_AT_ONCE)
+    return session.scalars(old).all()
+
+
+def forget(session: Session, upload_ids: Sequence[UUID]) -> None:
+    """Drop uploads whose files are gone."""
+    session.execute(delete(UploadRow).where(UploadRow.id.in_(upload_ids)))
+
+
+def _is_over() -> ColumnElement[bool]:
+    return UploadRow.created_at < func.now() - KEPT

@@ -1,0 +1,172 @@
+"""What a prompt makes the UNet read, as a `Script` of tokens: editing, AND and weights are A1111's, the grammar `prompt`'s.
+
+No weights are needed for it: the tokenizer is CLIP's, the same for every Stable Diffusion 1.5, and its files lie in `clip/`.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Generic
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from shared.errors import InvalidRequest
+from shared.vocabulary import prompt_grammar as grammar
+from shared.vocabulary.prompt_chunks import CHUNK_TOKENS, Chunk, Chunker, E
+
+CLIP_DIR = Path(__file__).with_name("clip")
+MAX_PARTS = 16  # joined by AND; each is a sample of every UNet call
+MAX_DISTINCT_CHUNKS = 256  # to encode for one script
+WORD_END = "</w>"
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+Triggers = dict[int, list[tuple[list[int], E]]]
+Text = tuple[Chunk[E], ...]
+
+
+@dataclass(frozen=True)
+class Row(Generic[E]):
+    """One sample of an image's UNet calls: its weight, and what it reads up to and with which step, counted from 1."""
+
+    weight: float
+    timeline: tuple[tuple[int, Text[E]], ...]
+
+
+@dataclass(frozen=True)
+class Script(Generic[E]):
+    """All that an image's UNet calls will read. The negative prompt comes first if guided, then the parts of the prompt.
+
+    Every text in it has the same number of chunks.
+    """
+
+    rows: tuple[Row[E], ...]
+    guided: bool
+    clip_skip: int
+
+    @property
+    def samples(self) -> int:
+        """Rows of the UNet's batch."""
+        return len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Length of the context, start and end tokens included."""
+        return (CHUNK_TOKENS + 2) * len(self.rows[0].timeline[0][1])
+
+
+class PromptReader(Generic[E]):
+    """Reads prompts. Any thread may."""
+
+    def __init__(self) -> None:
+        self._tokenizer = tokenizer()
+        self._comma_id = self._tokenizer.token_to_id("," + WORD_END)
+        self._triggers = lru_cache(4)(self._triggers_of)
+
+    def read(
+        self,
+        prompt: str,
+        negative_prompt: str | None,
+        *,
+        steps: int,
+        clip_skip: int = 1,
+        first_pass_steps: int | None = None,
+        embeddings: tuple[E, ...] = (),
+    ) -> Script[E]:
+        """Tokenise a prompt whose LoRA tags are gone. `first_pass_steps` is set for the second pass of hires fix.
+
+        Without a negative prompt the script is unguided, unless the prompt has parts or a weight: these are relative to a
+        negative prompt, so it gets an empty one. Raises `InvalidRequest` for a prompt beyond the limits above.
+        """
+        rows = list(grammar.parts(prompt))
+        if len(rows) > MAX_PARTS:
+            raise InvalidRequest(f"The prompt has {len(rows)} parts joined by AND; {MAX_PARTS} are the most.")
+        guided = negative_prompt is not None or rows[0][1] != 1 or len(rows) > 1
+        if guided:
+            rows.insert(0, (negative_prompt or "", 1.0))
+        timelines = [grammar.timeline(text, steps, first_pass_steps=first_pass_steps) for text, _ in rows]
+        texts = self._texts({entry for timeline in timelines for _, entry in timeline}, self._triggers(embeddings))
+        read = (tuple((last_step, texts[entry]) for last_step, entry in timeline) for timeline in timelines)
+        weights = (weight for _, weight in rows)
+        return Script(tuple(map(Row, weights, read)), guided, clip_skip)
+
+    def opening(self, chunk: Chunk[E], *, words: int) -> str:
+        """Return the first words of a chunk as the tokenizer spells them, embeddings by their names."""
+        names = {placed.offset: placed.embedding for placed in chunk.placed}
+        found, pieces, position = list[str](), "", 0
+        while position < len(chunk.slots) and len(found) < words:
+            if embedding := names.get(position):
+                found.append(embedding.name)
+                position += len(embedding)
+                continue
+            pieces += self._tokenizer.id_to_token(chunk.slots[position][0]) or ""
+            position += 1
+            if pieces.endswith(WORD_END):
+                found.append(decoders.ByteLevel().decode([pieces.removesuffix(WORD_END)]))
+                pieces = ""
+        return " ".join(found)
+
+    def _texts(self, entries: set[str], triggers: Triggers[E]) -> dict[str, Text[E]]:
+        """Return the entries in chunks, the shorter ones filled up with empty chunks to the length of the longest."""
+        texts: dict[str, Text[E]] = {}
+        distinct: set[Chunk[E]] = set()
+        for entry in entries:
+            texts[entry] = self._chunks(entry, triggers)
+            distinct.update(texts[entry])
+            if len(distinct) > MAX_DISTINCT_CHUNKS:
+                raise InvalidRequest(f"The prompt takes more than {MAX_DISTINCT_CHUNKS} different chunks of tokens.")
+        length = max(map(len, texts.values()))
+        return {entry: text + (Chunk(),) * (length - len(text)) for entry, text in texts.items()}
+
+    def _chunks(self, text: str, triggers: Triggers[E]) -> Text[E]:
+        chunker: Chunker[E] = Chunker(self._comma_id)
+        for index, stretch in enumerate(grammar.segments(text)):
+            if index:
+                chunker.end_chunk()
+            for segment in stretch:
+                self._feed(chunker, self._ids(segment.text), segment.weight, triggers)
+        return chunker.finish()
+
+    def _feed(self, chunker: Chunker[E], ids: list[int], weight: float, triggers: Triggers[E]) -> None:
+        position = 0
+        while position < len(ids):
+            for trigger, embedding in triggers.get(ids[position], ()):
+                if ids[position : position + len(trigger)] == trigger:
+                    chunker.place(embedding, weight)
+                    position += len(trigger)
+                    break
+            else:
+                chunker.add(ids[position], weight)
+                position += 1
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _triggers_of(self, embeddings: tuple[E, ...]) -> Triggers[E]:
+        """Return the embeddings by the first token of their names, the longest name first."""
+        triggers: Triggers[E] = {}
+        for embedding in embeddings:
+            if ids := self._ids(embedding.name):
+                triggers.setdefault(ids[0], []).append((ids, embedding))
+        for candidates in triggers.values():
+            candidates.sort(key=lambda candidate: len(candidate[0]), reverse=True)
+        return triggers
+
+
+@lru_cache(1)
+def tokenizer() -> Tokenizer:
+    """Return CLIP's tokenizer, as transformers' `CLIPTokenizer` sets it up. Nobody may change it: threads share it."""
+    vocabulary, merges = str(CLIP_DIR / "vocab.json"), str(CLIP_DIR / "merges.txt")
+    end = "<|endoftext|>"
+    made = Tokenizer(BPE.from_file(vocabulary, merges, unk_token=end, end_of_word_suffix=WORD_END))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    made.add_special_tokens([AddedToken("<|startoftext|>", normalized=True), AddedToken(end, normalized=False)])
+    return made

@@ -1,0 +1,346 @@
+"""Events on their way to receivers: couriers claim what is due and settle what became of it; owners look on and replay.
+
+At least once: a courier that dies between a delivery and its mark leaves a lease that runs out, and the same message goes again
+under the same `webhook-id`. A courier's writes carry the attempt that it claimed; a stale one writes nothing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, case, func, literal, literal_column, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Session
+
+from shared.errors import DeliveryNotFound, EndpointIsGone
+from shared.infra.db import DeliveryRow, EndpointRow, EventRow, OwnerSecretRow
+from shared.jobs.outbox import EventType
+from shared.webhooks import endpoints
+from shared.webhooks.endpoints import EndpointState
+
+MAX_LOG = 50  # attempts that are remembered; a suspended receiver may be probed for weeks
+REPLAY_LIMIT = 1000
+GONE = 410
+_ERROR_CHARS = 300
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery is."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    # Given up; a replay starts it anew.
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A courier's right to one attempt at a delivery, and all that it needs for it."""
+
+    id: UUID
+    attempt: int
+    tries: int
+    job_id: UUID
+    message_id: str
+    type: str
+    body: str = field(repr=False)
+    url: str
+    endpoint_id: UUID
+    # Owner and origin: what shares it is sent a few at a time.
+    lane: str
+    # Those that sign, the newest first.
+    secrets: tuple[str, ...] = field(repr=False)
+    is_ailing: bool
+    # The receiver is suspended and this tries whether it has come back.
+    is_probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an attempt. `status` is None when there was no answer."""
+
+    status: int | None
+    error: str | None
+    duration_s: float
+    retry_after_s: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the receiver has it."""
+        return self.error is None
+
+    @property
+    def word(self) -> str:
+        """Say in one word what became of it."""
+        return "delivered" if self.ok else "refused" if self.status else "unreachable"
+
+
+def message_id(job_id: UUID, version: int) -> str:
+    """Return the `webhook-id`: the same for every attempt, replay and receiver of one event, and in the feed."""
+    return f"evt_{job_id.hex}_{version}"
+
+
+# What waits is found receiver by receiver, stepping over the index, so that a thousand messages for one cost no more than one.
+_CLAIM = text("""
+WITH RECURSIVE waiting AS (
+    (SELECT endpoint_id FROM deliveries WHERE state = 'pending' ORDER BY endpoint_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT d.endpoint_id FROM deliveries d
+            WHERE d.state = 'pending' AND d.endpoint_id > w.endpoint_id ORDER BY d.endpoint_id LIMIT 1)
+    FROM waiting w WHERE w.endpoint_id IS NOT NULL
+), willing AS (
+    SELECT e.id, e.owner || ' ' || e.origin AS lane
+    FROM waiting w JOIN webhook_endpoints e ON e.id = w.endpoint_id
+    WHERE e.state IN ('active', 'suspended')
+      AND (e.failing_since IS NOT NULL) = :ailing
+      AND (e.hold_until IS NULL OR e.hold_until <= CAST(:now AS timestamptz))
+    ORDER BY random()
+), due AS (
+    SELECT d.id, row_number() OVER (PARTITION BY willing.lane ORDER BY d.next_at, d.id) AS place, willing.lane
+    FROM willing CROSS JOIN LATERAL (
+        SELECT id, next_at FROM deliveries
+        WHERE endpoint_id = willing.id AND state = 'pending' AND next_at <= CAST(:now AS timestamptz)
+          AND (leased_until IS NULL OR leased_until <= CAST(:now AS timestamptz))
+        ORDER BY next_at, id LIMIT :per_lane FOR UPDATE SKIP LOCKED
+    ) d
+), chosen AS (
+    SELECT id, lane FROM due
+    WHERE place <= :per_lane - COALESCE(CAST(CAST(:busy AS jsonb) ->> lane AS int), 0) LIMIT :limit
+)
+UPDATE deliveries d
+SET attempt = d.attempt + 1, leased_until = CAST(:now AS timestamptz) + :lease
+FROM chosen WHERE d.id = chosen.id
+RETURNING d.id, chosen.lane
+""")
+
+
+def claim(
+    session: Session,
+    *,
+    limit: int,
+    per_lane: int,
+    ailing: bool,
+    lease_s: float,
+    busy: Mapping[str, int] | None = None,
+    now: datetime | None = None,
+) -> list[Due]:
+    """Take up to `limit` deliveries that are due, at most `per_lane` of a lane less those of it that are `busy` already.
+
+    `ailing` chooses receivers whose last delivery failed, else those that work, so that the ones cannot crowd out the others.
+    Concurrent claims never take the same delivery and never wait for each other.
+    """
+    if limit < 1:
+        return []
+    clock = now or session.scalars(select(func.now())).one()
+    asked = {"now": clock, "ailing": ailing, "per_lane": per_lane, "limit": limit, "lease": timedelta(seconds=lease_s)}
+    lanes = {row.id: row.lane for row in session.execute(_CLAIM, {**asked, "busy": json.dumps(dict(busy or {}))})}
+    if not lanes:
+        return []
+    query = select(DeliveryRow).where(DeliveryRow.id.in_(lanes)).order_by(DeliveryRow.next_at, DeliveryRow.id)
+    rows = session.scalars(query, execution_options={"populate_existing": True}).all()
+    borrowers = {row.owner for row in rows if row.endpoint.secret is None}
+    lent = {owner: endpoints.owner_secret(session, owner) for owner in sorted(borrowers)}
+    return [_due(row, lanes[row.id], lent.get(row.owner), clock) for row in rows]
+
+
+def settle(
+    session: Session,
+    due: Due,
+    outcome: Outcome,
+    *,
+    retry_in_s: float | None,
+    suspend_after_s: float,
+    probe_s: float,
+    now: datetime | None = None,
+) -> bool:
+    """Write down what became of an attempt. False when it was no longer ours.
+
+    `retry_in_s` is when a failed one goes again; None gives up. A receiver that fails for `suspend_after_s` is suspended, and
+    tried again every `probe_s`; the first success sends it all that waits.
+    """
+    clock = now or session.scalars(select(func.now())).one()
+    endpoint = session.get(EndpointRow, due.endpoint_id, with_for_update=True, populate_existing=True)
+    mine = (DeliveryRow.id == due.id, DeliveryRow.attempt == due.attempt, DeliveryRow.state == DeliveryState.PENDING)
+    written = session.execute(
+        update(DeliveryRow)
+        .where(*mine)
+        .values(leased_until=None, log=_logged(due, outcome, clock), **_next(due, outcome, retry_in_s, clock))
+        .returning(DeliveryRow.id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if endpoint is None or written is None:
+        return False
+    if outcome.ok:
+        _recover(session, endpoint)
+    elif outcome.status == GONE:
+        _leave(session, endpoint, clock)
+    elif due.type != EventType.PROGRESS:
+        _suffer(endpoint, outcome, suspend_after_s=suspend_after_s, probe_s=probe_s, clock=clock)
+    return True
+
+
+def overdue(session: Session) -> tuple[int, float]:
+    """Return how many deliveries wait, and for how many seconds the one that is most overdue has been due.
+
+    Those to receivers that are suspended or have asked for patience do not count.
+    """
+    late_s = func.extract("epoch", func.now() - func.min(DeliveryRow.next_at))
+    open_now = (EndpointRow.state == EndpointState.ACTIVE, func.coalesce(EndpointRow.hold_until <= func.now(), True))
+    count, longest_s = session.execute(
+        select(func.count(), late_s)
+        .join(EndpointRow, EndpointRow.id == DeliveryRow.endpoint_id)
+        .where(DeliveryRow.state == DeliveryState.PENDING, DeliveryRow.next_at <= func.now(), *open_now)
+    ).one()
+    return count, float(longest_s or 0.0)
+
+
+def get(session: Session, delivery_id: UUID, *, owner: str | None) -> DeliveryRow:
+    """Return a delivery or raise `DeliveryNotFound`, also for one of another owner."""
+    row = session.get(DeliveryRow, delivery_id, populate_existing=True)
+    if row is None or owner not in {None, row.owner}:
+        raise DeliveryNotFound(f"There is no delivery {delivery_id}.")
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which deliveries are meant; what is None does not matter. Times are those of the events."""
+
+    owner: str | None
+    state: DeliveryState | None = None
+    endpoint_id: UUID | None = None
+    job_id: UUID | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return the filter in SQL."""
+        columns: list[tuple[Any, Any]] = [
+            (DeliveryRow.owner, self.owner),
+            (DeliveryRow.state, self.state),
+            (DeliveryRow.endpoint_id, self.endpoint_id),
+            (DeliveryRow.job_id, self.job_id),
+        ]
+        wanted = [column == value for column, value in columns if value is not None]
+        times = select(EventRow.id).where(EventRow.id == DeliveryRow.event_id)
+        if self.since is not None:
+            wanted.append(times.where(EventRow.at >= self.since).exists())
+        if self.until is not None:
+            wanted.append(times.where(EventRow.at < self.until).exists())
+        return wanted
+
+
+def listing(session: Session, which: Filter, *, limit: int, after: UUID | None = None) -> Sequence[DeliveryRow]:
+    """Return up to `limit` deliveries, newest first, that are older than the delivery `after`."""
+    query = select(DeliveryRow).where(*which.conditions()).order_by(DeliveryRow.id.desc()).limit(limit)
+    return session.scalars(query if after is None else query.where(DeliveryRow.id < after)).all()
+
+
+def replay(session: Session, row: DeliveryRow) -> None:
+    """Send a delivery again, now, as the same message. Raises `EndpointIsGone`."""
+    if row.endpoint.state == EndpointState.GONE:
+        raise EndpointIsGone(f"Endpoint {row.endpoint_id} has answered 410 Gone; resume it first.")
+    _restart(session, DeliveryRow.id == row.id)
+    session.refresh(row)
+
+
+def replay_all(session: Session, which: Filter) -> int:
+    """Send again what the filter means, the oldest first, at most `REPLAY_LIMIT`; nothing to receivers that are gone."""
+    gone = select(EndpointRow.id).where(EndpointRow.state == EndpointState.GONE)
+    chosen = (
+        select(DeliveryRow.id)
+        .where(*which.conditions(), DeliveryRow.endpoint_id.not_in(gone))
+        .order_by(DeliveryRow.id)
+        .limit(REPLAY_LIMIT)
+    )
+    return _restart(session, DeliveryRow.id.in_(chosen))
+
+
+def _due(row: DeliveryRow, lane: str, owner_secret: OwnerSecretRow | None, clock: datetime) -> Due:
+    signs: Any = row.endpoint if row.endpoint.secret else owner_secret
+    old_lives = signs.old_secret and signs.old_secret_until and signs.old_secret_until > clock
+    return Due(
+        id=row.id,
+        attempt=row.attempt,
+        tries=row.tries,
+        job_id=row.job_id,
+        message_id=message_id(row.job_id, row.event.version),
+        type=row.event.type,
+        body=row.event.body or "",
+        url=row.endpoint.url,
+        endpoint_id=row.endpoint_id,
+        lane=lane,
+        secrets=(signs.secret, signs.old_secret) if old_lives else (signs.secret,),
+        is_ailing=row.endpoint.failing_since is not None,
+        is_probe=row.endpoint.state == EndpointState.SUSPENDED,
+    )
+
+
+def _next(due: Due, outcome: Outcome, retry_in_s: float | None, clock: datetime) -> dict[str, Any]:
+    if outcome.ok:
+        return {"state": DeliveryState.DELIVERED, "finished_at": clock}
+    if due.is_probe:  # it says nothing about the message; the receiver's hold decides when
+        return {"next_at": clock}
+    if retry_in_s is None or outcome.status == GONE:
+        return {"state": DeliveryState.FAILED, "finished_at": clock, "tries": due.tries + 1}
+    wait_s = max(retry_in_s, outcome.retry_after_s or 0)
+    return {"next_at": clock + timedelta(seconds=wait_s), "tries": due.tries + 1}
+
+
+def _logged(due: Due, outcome: Outcome, clock: datetime) -> Any:
+    entry = {
+        "attempt": due.attempt,
+        "at": clock.isoformat(),
+        "duration_s": round(outcome.duration_s, 3),
+        "status": outcome.status,
+        "error": outcome.error[:_ERROR_CHARS] if outcome.error else None,
+    }
+    log = DeliveryRow.log
+    kept = case((func.jsonb_array_length(log) >= MAX_LOG, log.op("-")(literal_column("0"))), else_=log)
+    return kept.op("||")(literal([entry], JSONB))
+
+
+def _recover(session: Session, endpoint: EndpointRow) -> None:
+    if endpoint.failing_since is None and endpoint.hold_until is None:
+        return
+    endpoint.failing_since, endpoint.hold_until = None, None
+    if endpoint.state == EndpointState.SUSPENDED:
+        endpoint.state = EndpointState.ACTIVE
+    session.flush()
+    endpoints.release(session, endpoint.id)
+
+
+def _leave(session: Session, endpoint: EndpointRow, clock: datetime) -> None:
+    endpoint.state = EndpointState.GONE
+    session.execute(
+        update(DeliveryRow)
+        .where(DeliveryRow.endpoint_id == endpoint.id, DeliveryRow.state == DeliveryState.PENDING)
+        .values(state=DeliveryState.FAILED, finished_at=clock)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _suffer(
+    endpoint: EndpointRow, outcome: Outcome, *, suspend_after_s: float, probe_s: float, clock: datetime
+) -> None:
+    endpoint.failing_since = endpoint.failing_since or clock
+    if clock - endpoint.failing_since >= timedelta(seconds=suspend_after_s) and endpoint.state == EndpointState.ACTIVE:
+        endpoint.state = EndpointState.SUSPENDED
+    holds = [outcome.retry_after_s or 0, probe_s if endpoint.state == EndpointState.SUSPENDED else 0]
+    if max(holds) > 0:
+        endpoint.hold_until = clock + timedelta(seconds=max(holds))
+
+
+def _restart(session: Session, which: ColumnElement[bool]) -> int:
+    restarted = session.execute(
+        update(DeliveryRow)
+        .where(which)
+        .values(state=DeliveryState.PENDING, tries=0, next_at=func.now(), finished_at=None)
+        .returning(DeliveryRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(restarted.all())

@@ -1,0 +1,157 @@
+"""Who receives webhooks: the acts that change `webhook_endpoints` and `webhook_secrets`.
+
+A receiver is registered by its owner for all jobs, or named by a job itself; jobs that name the same share one row, its patience
+and its health. Secrets are Standard Webhooks' `whsec_…`; while one is being rotated, two sign.
+"""
+
+import base64
+import binascii
+import hashlib
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.errors import EndpointNotFound, InvalidRequest, TooManyEndpoints
+from shared.infra import url_guard
+from shared.infra.db import DeliveryRow, EndpointRow, OwnerSecretRow
+
+MAX_REGISTERED = 20  # per owner; every event is written once for each that hears it
+SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with, by the standard
+SECRET_BYTES = (24, 64)
+
+
+class EndpointState(StrEnum):
+    """Whether a receiver gets what is meant for it. What waits for one that does not is kept."""
+
+    ACTIVE = "active"
+    # By its owner's wish, who resumes it.
+    PAUSED = "paused"
+    # After long failure. Probed now and then; the first success, or its owner, resumes it.
+    SUSPENDED = "suspended"
+    # It answered 410: nothing more is written for it until its owner resumes it.
+    GONE = "gone"
+
+
+def register(
+    session: Session, *, owner: str, url: str, events: Sequence[str], secret: str | None, allow_private: bool
+) -> EndpointRow:
+    """Add a receiver for all jobs of an owner. Raises `BlockedUrl`, `InvalidRequest`, `TooManyEndpoints`."""
+    row = EndpointRow(
+        id=uuid4(),
+        owner=owner,
+        url=url,
+        origin=url_guard.parse(url, allow_private=allow_private).origin,
+        events=sorted(set(events)),
+        registered=True,
+        state=EndpointState.ACTIVE,
+        secret=checked_secret(secret) if secret else new_secret(),
+    )
+    if len(listing(session, owner=owner)) >= MAX_REGISTERED:
+        raise TooManyEndpoints(
+            f"There are {MAX_REGISTERED} endpoints already; delete one, or let one hear more events."
+        )
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def named(
+    session: Session, *, owner: str, url: str, events: Sequence[str], secret: str | None, allow_private: bool
+) -> UUID:
+    """Return the id of the receiver that a job names, made unless an earlier job named the same. Raises as `register`."""
+    origin = url_guard.parse(url, allow_private=allow_private).origin
+    hears = sorted(set(events))
+    key = checked_secret(secret) if secret else None
+    told_apart = "\0".join([owner, url, *hears, key or ""]).encode()
+    endpoint_id = UUID(bytes=hashlib.sha256(told_apart).digest()[:16])
+    # Looked up first: an upsert would lock the row until the job is stored, one job at a time.
+    fresh = EndpointRow.used_at > func.now() - timedelta(days=1)
+    if session.scalar(select(EndpointRow.id).where(EndpointRow.id == endpoint_id, fresh)) is None:
+        session.execute(
+            insert(EndpointRow)
+            .values(id=endpoint_id, owner=owner, url=url, origin=origin, events=hears, registered=False, secret=key)
+            .on_conflict_do_update(index_elements=[EndpointRow.id], set_={"used_at": func.now()})
+        )
+    return endpoint_id
+
+
+def get(session: Session, endpoint_id: UUID, *, owner: str | None) -> EndpointRow:
+    """Return a receiver, locked for a change, or raise `EndpointNotFound`, also for one of another owner."""
+    row = session.get(EndpointRow, endpoint_id, with_for_update=True, populate_existing=True)
+    if row is None or owner not in {None, row.owner}:
+        raise EndpointNotFound(f"There is no webhook endpoint {endpoint_id}.")
+    return row
+
+
+def listing(session: Session, *, owner: str | None) -> Sequence[EndpointRow]:
+    """Return the registered receivers of an owner, or of all, oldest first."""
+    query = select(EndpointRow).where(EndpointRow.registered).order_by(EndpointRow.created_at, EndpointRow.id)
+    return session.scalars(query if owner is None else query.where(EndpointRow.owner == owner)).all()
+
+
+def pause(row: EndpointRow) -> None:
+    """Hold back what is meant for a receiver until it is resumed."""
+    row.state = EndpointState.PAUSED
+
+
+def resume(session: Session, row: EndpointRow) -> None:
+    """Send a receiver what waits for it, at once."""
+    row.state, row.failing_since, row.hold_until = EndpointState.ACTIVE, None, None
+    session.flush()
+    release(session, row.id)
+
+
+def release(session: Session, endpoint_id: UUID) -> None:
+    """Make due now whatever waits for a receiver, however long its backoff had become."""
+    session.execute(
+        update(DeliveryRow)
+        .where(DeliveryRow.endpoint_id == endpoint_id, DeliveryRow.state == "pending", DeliveryRow.next_at > func.now())
+        .values(next_at=func.now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def rotate(row: EndpointRow | OwnerSecretRow, *, overlap_s: float, secret: str | None = None) -> str:
+    """Give a receiver a new secret and return it. For `overlap_s` seconds the one before signs as well."""
+    row.old_secret = row.secret if overlap_s > 0 else None
+    row.old_secret_until = _after(overlap_s)
+    row.secret = checked_secret(secret) if secret else new_secret()
+    return row.secret
+
+
+def owner_secret(session: Session, owner: str) -> OwnerSecretRow:
+    """Return the secret that signs for jobs which bring none, made when it is first asked for."""
+    found = session.get(OwnerSecretRow, owner, populate_existing=True)
+    if found is None:
+        session.execute(insert(OwnerSecretRow).values(owner=owner, secret=new_secret()).on_conflict_do_nothing())
+        found = session.get_one(OwnerSecretRow, owner)
+    return found
+
+
+def new_secret() -> str:
+    """Return a secret of 256 random bits."""
+    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def checked_secret(secret: str) -> str:
+    """Return a secret as the standard wants it, or raise `InvalidRequest` without repeating it."""
+    least, most = SECRET_BYTES
+    try:
+        size = len(base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True))
+    except (binascii.Error, ValueError):
+        size = 0
+    if not secret.startswith(SECRET_PREFIX) or not least <= size <= most:
+        raise InvalidRequest(f"secret: write {SECRET_PREFIX} and then {least} to {most} random bytes in base64.")
+    return secret
+
+
+def _after(seconds: float) -> Any:
+    return func.now() + timedelta(seconds=seconds)

@@ -1,0 +1,1 @@
+"""Self-examination of a worker and its GPU."""

@@ -1,0 +1,42 @@
+"""What workers showed when they examined themselves: the sums of their weights, and a small picture.
+
+Workers under one key run the same code with the same file on the same kind of device, so they should show the same. Nothing else
+writes this table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.infra.db import CanaryRow
+
+FORGET_AFTER = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The fingerprint of a worker's weights, and the raw bytes of its canary picture (height, width, 3)."""
+
+    weights: str
+    picture: bytes
+
+
+def show(session: Session, key: str, worker_id: str, shown: Shown) -> Sequence[Shown]:
+    """Record what a worker shows and return what the others under its key showed last."""
+    new = {"weights": shown.weights, "picture": shown.picture, "shown_at": func.now()}
+    session.execute(
+        insert(CanaryRow)
+        .values(key=key, worker_id=worker_id, **new)
+        .on_conflict_do_update(index_elements=["key", "worker_id"], set_=new)
+    )
+    others = select(CanaryRow.weights, CanaryRow.picture).where(CanaryRow.key == key, CanaryRow.worker_id != worker_id)
+    return [Shown(weights, picture) for weights, picture in session.execute(others)]
+
+
+def forget(session: Session) -> None:
+    """Drop what was shown long ago."""
+    session.execute(delete(CanaryRow).where(CanaryRow.shown_at < func.now() - FORGET_AFTER))
