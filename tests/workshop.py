@@ -22,10 +22,10 @@ from tests import studio
 from tests.factories import DEMO
 from worker.engine.draft import Library
 from worker.engine.runner import DiffusionRunner
-from worker.leases import Leases
 from worker.periodic import Periodic
-from worker.render import Renderer
-from worker.showing import Showing
+from worker.slots.leases import Leases
+from worker.slots.previews import Showing
+from worker.slots.render import Renderer
 
 DOORBELLS = f"farm:{broker.render_queue(DEMO)}"
 

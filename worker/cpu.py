@@ -15,9 +15,9 @@ from shared.infra.outbound_http import Outside
 from shared.infra.storage import Storage
 from shared.infra.tracing import configure_tracing
 from shared.settings import load
-from worker import maintenance
-from worker.fatal import fatal_errors
-from worker.webhooks import Courier
+from worker.courier import maintenance
+from worker.courier.webhooks import Courier
+from worker.startup import fatal_errors
 
 FORGET_SECONDS = 600.0
 

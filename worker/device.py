@@ -12,6 +12,7 @@ from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile
 from shared.files.weights import Shelves
 from shared.settings import Settings
+from worker.bundle import Equipment
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
@@ -23,8 +24,7 @@ from worker.engine.engine import Engine
 from worker.engine.limits import BatchLimits
 from worker.engine.profile import free_bytes, is_faster_channels_last, lasting, learn
 from worker.engine.runner import DiffusionRunner
-from worker.equipment import Equipment
-from worker.fitness import Proof
+from worker.health.fitness import Proof
 
 DEFAULT_CACHE_DIR = Path(".farm/cache")
 FREE_BYTES_S = 1.0

@@ -15,8 +15,8 @@ from shared.infra import broker
 from shared.infra.logs import configure_logging
 from shared.infra.tracing import configure_tracing
 from shared.settings import load
-from worker.fatal import fatal_errors
-from worker.floor import Floor, chosen_checkpoint
+from worker.assembly import Floor, chosen_checkpoint
+from worker.startup import fatal_errors
 
 # The engine thread needs the GIL for ~700 launches a tick; at the default 5 ms a busy slot could hold it 5 ms each time.
 SWITCH_INTERVAL_SECONDS = 0.001

@@ -1,6 +1,6 @@
 """Celery and its doorbells. A doorbell says "there is work for this checkpoint"; it never names a job.
 
-Losing every doorbell loses nothing: the courier rings again for rows that wait (see `worker.maintenance`).
+Losing every doorbell loses nothing: the courier rings again for rows that wait (see `worker.courier.maintenance`).
 """
 
 import structlog

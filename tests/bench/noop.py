@@ -12,8 +12,8 @@ from shared.files.weights import Shelves
 from shared.settings import Settings
 from tests.ceiling import Ceiling
 from tests.chaos.sketch import Ambush, Sketch, SketchRunner
+from worker.bundle import Equipment
 from worker.engine.engine import Engine
-from worker.equipment import Equipment
 
 STEPS_VARIABLE = "BENCH_STEPS"
 

@@ -23,7 +23,7 @@ from shared.settings import Settings
 from tests.chaos import proxy, recorder, sketch
 from tests.chaos.proxy import Proxy
 from tests.chaos.recorder import Recorder
-from worker import maintenance
+from worker.courier import maintenance
 
 HOST = "127.0.0.1"
 CHECKPOINT = "farm-demo"

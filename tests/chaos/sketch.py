@@ -18,11 +18,11 @@ from shared.files.checkpoints import CheckpointFile
 from shared.files.weights import Shelves
 from shared.settings import Settings
 from tests.ceiling import Ceiling
-from worker.engine.arrival import Arrival, Way
+from worker.bundle import Equipment
 from worker.engine.engine import Engine
+from worker.engine.preparation import Arrival, Way
 from worker.engine.request import ImageSpec, Pixels
 from worker.engine.snapshot import Snapshot
-from worker.equipment import Equipment
 
 POISON = "poison"
 AMBUSH_VARIABLE, NAME_VARIABLE, STEP_VARIABLE = "CHAOS_AMBUSH", "CHAOS_NAME", "CHAOS_STEP_SECONDS"

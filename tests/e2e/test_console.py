@@ -56,7 +56,7 @@ from tests.factories import DEMO, params
 from tests.parts import ROOT
 from tests.receiver import receiving
 from tests.workshop import serving, working
-from worker.webhooks import Courier
+from worker.courier.webhooks import Courier
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install the system's package chromium")

@@ -17,8 +17,8 @@ from tests.gpu.card import demo
 from tests.integration.test_invariance import SAMPLES, Recording, anything, in_company
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.vae import begin_decode
-from worker.engine.arrival import arrived
 from worker.engine.engine import run_alone
+from worker.engine.preparation import arrived
 from worker.engine.request import ImageSpec, Pixels
 from worker.engine.runner import DiffusionRunner
 

@@ -17,8 +17,8 @@ from shared.settings import Settings
 from tests import studio
 from worker import device
 from worker.diffusion.compiled import MAX_SHAPES, ROWS, CompiledUNet
-from worker.engine.arrival import arrived
 from worker.engine.engine import run_alone
+from worker.engine.preparation import arrived
 from worker.engine.runner import DiffusionRunner
 
 TOKENS, WIDTH = 7, 32

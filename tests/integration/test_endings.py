@@ -25,7 +25,7 @@ from shared.vocabulary.states import JobState
 from tests.factories import DEMO, params
 from tests.integration.test_api import problem
 from tests.workshop import serving
-from worker import maintenance
+from worker.courier import maintenance
 
 
 @pytest.fixture(scope="module")

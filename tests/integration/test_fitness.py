@@ -29,16 +29,16 @@ from tests import studio
 from tests.factories import DEMO, params
 from tests.studio import DemoEngine
 from worker import device
+from worker.assembly import UNFIT_EXIT_STATUS
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.fingerprint import fingerprint
 from worker.engine.runner import DiffusionRunner
-from worker.fitness import CANARY, Fitness, Proof, contradiction
-from worker.floor import UNFIT_EXIT_STATUS
 from worker.health import canaries
 from worker.health.canaries import Shown
-from worker.leases import Leases
-from worker.render import Renderer
-from worker.snapshots import Snapshots
+from worker.health.fitness import CANARY, Fitness, Proof, contradiction
+from worker.slots.leases import Leases
+from worker.slots.render import Renderer
+from worker.slots.snapshots import Snapshots
 
 WELL = Shown("weights", bytes([100] * 48))
 CLOSE = Shown("weights", bytes([102] * 48))

@@ -20,7 +20,7 @@ from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests.studio import spec
 from worker.diffusion import checkpoint_loader, img2img, samplers
 from worker.diffusion.checkpoint_loader import Checkpoint
-from worker.engine.arrival import arrived
+from worker.engine.preparation import arrived
 from worker.engine.request import Start
 from worker.engine.runner import DiffusionRunner
 

@@ -14,8 +14,8 @@ from shared.vocabulary.params import Upscaler
 from tests.studio import CPU, DEMO, demo, spec
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import Checkpoint
-from worker.engine.arrival import arrived
 from worker.engine.engine import run_alone
+from worker.engine.preparation import arrived
 from worker.engine.request import Start
 from worker.engine.runner import DiffusionRunner
 

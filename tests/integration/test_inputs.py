@@ -16,7 +16,7 @@ from shared.infra.storage import Storage
 from shared.jobs import inputs
 from tests.integration.test_api import BODY
 from tests.integration.test_batches import png
-from worker import maintenance
+from worker.courier import maintenance
 
 WAIT_S = 20.0
 

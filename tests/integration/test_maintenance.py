@@ -11,7 +11,7 @@ from shared.infra.db import Database, JobRow
 from shared.jobs import lifecycle
 from shared.vocabulary.states import JobState
 from tests.factories import DEMO, params
-from worker import maintenance
+from worker.courier import maintenance
 
 
 def submit(db: Database, count: int = 1) -> None:

@@ -23,7 +23,7 @@ from shared.settings import Settings
 from shared.webhooks import endpoints
 from tests.factories import DEMO, params
 from worker.engine.pace import Pace
-from worker.meters import Meters
+from worker.metrics import Meters
 
 SECRET = "whsec_" + "c2VjcmV0" * 5
 

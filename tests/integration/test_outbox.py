@@ -64,7 +64,9 @@ class Hopeless(WorkerLost):
 
 
 @pytest.mark.parametrize(("act", "types"), ACTS)
-def test_every_act_tells_what_it_did(db: Database, act: Callable[[Session, lifecycle.Claim], Any], types: list[str]) -> None:
+def test_every_act_tells_what_it_did(
+    db: Database, act: Callable[[Session, lifecycle.Claim], Any], types: list[str]
+) -> None:
     submit(db)
     with db.transaction() as session:
         run = claim(session)

@@ -23,14 +23,14 @@ from shared.vocabulary.samplers import SCHEDULES, Sampler, Schedule, img2img_ste
 from tests import adapters, studio
 from tests.factories import params
 from tests.studio import DemoEngine, demo, spec
-from worker import png
 from worker.diffusion.lora import Mix
-from worker.engine.arrival import arrived
 from worker.engine.draft import Library
 from worker.engine.engine import run_alone
+from worker.engine.preparation import arrived
 from worker.engine.request import ImageSpec, Pixels, Start
 from worker.engine.runner import DiffusionRunner
-from worker.order import Order
+from worker.slots import png
+from worker.slots.engine_specs import Order
 
 # As A1111 spaces its timesteps, whatever a checkpoint's config says.
 EVENLY = {"timestep_spacing": "linspace"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Handler, Server
-from worker.preemption import Notices
+from worker.health.preemption import Notices
 
 
 class Cloud(Handler):

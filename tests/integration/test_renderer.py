@@ -28,12 +28,12 @@ from shared.vocabulary.states import JobState
 from tests import studio
 from tests.factories import DEMO, params
 from tests.studio import DemoEngine
-from worker import png
 from worker.diffusion.safety import SafetyChecker
 from worker.engine.runner import DiffusionRunner
-from worker.leases import Leases
-from worker.render import Renderer
-from worker.showing import Showing
+from worker.slots import png
+from worker.slots.leases import Leases
+from worker.slots.previews import Showing
+from worker.slots.render import Renderer
 
 
 @pytest.fixture(scope="module")

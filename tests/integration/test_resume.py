@@ -21,11 +21,11 @@ from shared.vocabulary.states import JobState
 from tests import studio
 from tests.factories import DEMO, params
 from tests.studio import DemoEngine
-from worker import maintenance
+from worker.courier import maintenance
 from worker.engine.runner import DiffusionRunner
-from worker.leases import Leases
-from worker.render import Renderer
-from worker.snapshots import Snapshots
+from worker.slots.leases import Leases
+from worker.slots.render import Renderer
+from worker.slots.snapshots import Snapshots
 
 LONG = {"steps": 24, "width": 128, "height": 128, "sampler": Sampler.DPMPP_2M_SDE}
 HIRES = Hires(

@@ -12,9 +12,9 @@ from shared.vocabulary.params import MaskFill, Upscaler
 from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests.ceiling import Ceiling
 from tests.studio import PASS, demo, spec
-from worker.engine.arrival import arrived
 from worker.engine.engine import Engine, run_alone
 from worker.engine.latents import Latents
+from worker.engine.preparation import arrived
 from worker.engine.request import ImageSpec, Pixels, Start
 from worker.engine.runner import DiffusionRunner
 from worker.engine.snapshot import MAX_BYTES, BadSnapshot, Snapshot, pack, unpack

@@ -25,7 +25,9 @@ FARM = [sys.executable, "-c", "import sys; from api.cli import main; sys.exit(ma
 def url(settings: Settings, db: Database, announced: str) -> Iterator[str]:
     with db.transaction() as session:
         lifecycle.submit(session, params(checkpoint=announced, prompt="a \x1b[2J star"), max_attempts=1)
-        registry.announce(session, worker_id="gpu1@b", checkpoint=DEMO, size_bytes=1, hostname="b", device="H100", slots=4)
+        registry.announce(
+            session, worker_id="gpu1@b", checkpoint=DEMO, size_bytes=1, hostname="b", device="H100", slots=4
+        )
         registry.condemn(session, "gpu1@b", "The canary is 61.0 levels off.")
     with serving(settings) as address:
         yield address

@@ -23,10 +23,10 @@ from shared.webhooks.deliveries import Outcome
 from tests import studio
 from tests.factories import DEMO
 from tests.receiver import receiving
+from worker.courier.webhooks import Courier
 from worker.engine.runner import DiffusionRunner
-from worker.leases import Leases
-from worker.render import Renderer
-from worker.webhooks import Courier
+from worker.slots.leases import Leases
+from worker.slots.render import Renderer
 
 SECRET = "whsec_" + "c2VjcmV0" * 5
 JOB = UUID("0198c0de-0000-7000-8000-000000000001")

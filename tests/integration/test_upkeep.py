@@ -16,7 +16,7 @@ from shared.infra.db import Database, JobRow
 from shared.jobs import lifecycle, rescue
 from shared.vocabulary.states import JobState
 from tests.factories import DEMO, params
-from worker import maintenance
+from worker.courier import maintenance
 
 LEASE_S = 20.0
 

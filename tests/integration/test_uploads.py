@@ -16,7 +16,7 @@ from shared.jobs import uploads
 from shared.settings import Settings
 from tests.integration.test_api import BODY, problem
 from tests.integration.test_batches import png
-from worker import maintenance
+from worker.courier import maintenance
 
 PICTURE = png("#ff0000")
 

@@ -23,8 +23,8 @@ from shared.webhooks.deliveries import DeliveryState, Due, Outcome
 from shared.webhooks.endpoints import EndpointState
 from tests.factories import DEMO, params
 from tests.receiver import Receiver, receiving
-from worker import webhooks
-from worker.webhooks import Courier
+from worker.courier import webhooks
+from worker.courier.webhooks import Courier
 
 SECRET = "whsec_" + "c2VjcmV0" * 5
 
@@ -311,7 +311,7 @@ def test_a_paused_receiver_gets_nothing_until_resumed(
 
 
 def test_progress_is_not_tried_twice(db: Database, receiver: Receiver, round_of: Callable[[], int]) -> None:
-    from worker import maintenance
+    from worker.courier import maintenance
 
     register(db, receiver.url, EventType.PROGRESS)
     with db.transaction() as session:

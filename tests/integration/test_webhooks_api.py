@@ -19,7 +19,7 @@ from shared.infra.outbound_http import Outside
 from shared.settings import Settings
 from shared.webhooks.endpoints import MAX_REGISTERED
 from tests.receiver import Receiver, receiving
-from worker.webhooks import Courier
+from worker.courier.webhooks import Courier
 
 BODY = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 4}
 ENDINGS = ["job.succeeded", "job.failed", "job.canceled", "job.expired"]

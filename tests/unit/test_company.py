@@ -7,7 +7,7 @@ import pytest
 
 from shared.jobs.lifecycle import Claim
 from tests.factories import params
-from worker.company import Company
+from worker.slots.claim_gate import Company
 
 
 def claim(number: int, *, suspect: bool = False) -> Claim:

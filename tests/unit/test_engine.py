@@ -13,8 +13,8 @@ import pytest
 
 from shared.errors import Canceled, EngineStopped, NotANumber, OutOfMemory, RenderFailed
 from tests.ceiling import Ceiling
-from worker.engine.arrival import Arrival, Way
 from worker.engine.engine import Engine, run_alone
+from worker.engine.preparation import Arrival, Way
 from worker.engine.request import Pixels, Request
 from worker.engine.snapshot import Snapshot
 

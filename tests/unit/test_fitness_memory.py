@@ -9,8 +9,8 @@ import torch
 from shared.errors import OutOfMemory
 from tests import studio
 from worker.diffusion import fingerprint
-from worker.fitness import Fitness, Proof
 from worker.health.canaries import Shown
+from worker.health.fitness import Fitness, Proof
 
 
 def test_a_full_device_is_not_condemned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shared.errors import DatabaseUnavailable
-from worker import handover
+from worker.slots import drain
 
 
 @dataclass
@@ -34,11 +34,11 @@ class Site:
 
     def finish(self) -> bool:
         tick_s = lambda: self.now + 0.001 if self.now < self.tick_ends else 0.0  # noqa: E731
-        return handover.finish(self.running, self.hand_back, tick_s, clock=lambda: self.now, pause=self.pause)
+        return drain.finish(self.running, self.hand_back, tick_s, clock=lambda: self.now, pause=self.pause)
 
 
 def test_slots_that_come_back_are_waited_for() -> None:
-    site = Site({"a": 0.5, "b": handover.PATIENCE_S - 0.5})
+    site = Site({"a": 0.5, "b": drain.PATIENCE_S - 0.5})
     assert site.finish()
     assert site.handed_back == []
 
@@ -53,14 +53,14 @@ def test_jobs_of_slots_that_do_not_are_handed_back() -> None:
     site = Site({"a": 0.5, "b": 1000, "c": 1000})
     assert not site.finish()
     assert site.handed_back == ["b", "c"]
-    assert site.now == pytest.approx(handover.PATIENCE_S, abs=2 * handover.LOOK_S)
+    assert site.now == pytest.approx(drain.PATIENCE_S, abs=2 * drain.LOOK_S)
 
 
 def test_a_step_under_way_is_waited_for() -> None:
     site = Site({"a": 30.5, "b": 1000}, tick_ends=30)
     assert not site.finish()
     assert site.handed_back == ["b"]
-    assert site.now == pytest.approx(30 + handover.PATIENCE_S, abs=2 * handover.LOOK_S)
+    assert site.now == pytest.approx(30 + drain.PATIENCE_S, abs=2 * drain.LOOK_S)
 
 
 def test_a_database_that_is_away_does_not_hold_it_up_either() -> None:

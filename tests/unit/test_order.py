@@ -11,7 +11,7 @@ from shared.files.pictures import Room
 from shared.vocabulary.params import Hires, Inpaint, MaskFill, ResizeMode, Upscaler, Variation
 from shared.vocabulary.samplers import Sampler, Schedule
 from tests.factories import params
-from worker.order import Order
+from worker.slots.engine_specs import Order
 
 
 def png(pixels: Any) -> bytes:

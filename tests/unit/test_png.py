@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from worker import png
+from worker.slots import png
 
 
 def picture(width: int, height: int, seed: int = 1) -> NDArray[np.uint8]:

@@ -15,9 +15,9 @@ from shared.errors import BadWeights
 from tests.studio import CPU, demo, spec
 from worker.diffusion.preview import Previewer, load_tiny
 from worker.diffusion.vae import to_host
-from worker.engine.arrival import arrived
+from worker.engine.preparation import arrived
 from worker.engine.runner import DiffusionRunner
-from worker.showing import to_jpeg
+from worker.slots.previews import to_jpeg
 
 
 def test_a_preview_shows_the_colours_of_the_picture() -> None:

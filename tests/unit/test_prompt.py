@@ -68,7 +68,9 @@ def test_attention(text: str, expected: list[tuple[str, float]]) -> None:
     ],
 )
 def test_breaks(text: str, expected: list[list[tuple[str, float]]]) -> None:
-    assert prompt_grammar.segments(text) == tuple(tuple(Segment(*segment) for segment in stretch) for stretch in expected)
+    assert prompt_grammar.segments(text) == tuple(
+        tuple(Segment(*segment) for segment in stretch) for stretch in expected
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from typing import Any
 import pynvml
 import pytest
 
-from worker import vitals
-from worker.vitals import Monitor, Vitals, is_alarming
+from worker.health import vitals
+from worker.health.vitals import Monitor, Vitals, is_alarming
 
 UUID = "GPU-6d9d1f0c-7a2b-4f2e-9d1e-0123456789ab"
 SUCCESS = 0

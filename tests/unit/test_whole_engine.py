@@ -18,7 +18,7 @@ from tests.factories import params
 from worker.engine.draft import Library
 from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
-from worker.order import Order
+from worker.slots.engine_specs import Order
 
 EXAMPLES = 8
 SIDES = (64, 72, 96)

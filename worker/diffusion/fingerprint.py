@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from torch import nn
 
-from worker.diffusion import memory
+from worker.diffusion import out_of_memory
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -18,7 +18,7 @@ def fingerprint(modules: Iterable[nn.Module]) -> str:
     Raises `OutOfMemory`. Integer sums do not depend on the order in which a device adds, as float sums would.
     """
     weights = [tensor for module in modules for tensor in chain(module.parameters(), module.buffers())]
-    with memory.told():
+    with out_of_memory.told():
         sums = torch.stack([_words(tensor).sum(dtype=torch.int64) for tensor in weights])
         return hashlib.sha256(sums.cpu().numpy().tobytes()).hexdigest()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shared.errors import OutOfMemory
 from shared.files.weights import Shelf, WeightsFile
-from worker.diffusion import memory
+from worker.diffusion import out_of_memory
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.lora_file import Delta, Lora, LowRank, load
 
@@ -138,7 +138,7 @@ class LoraShelf:
         try:
             return load(file, self._checkpoint)
         except OutOfMemory as error:
-            memory.let_go(error)
+            out_of_memory.let_go(error)
         self._shed(0, keep=0)
         return load(file, self._checkpoint)
 

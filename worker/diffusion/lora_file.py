@@ -20,7 +20,7 @@ from torch.nn import functional
 from shared.errors import BadWeights, OutOfMemory
 from shared.files import weights
 from shared.files.weights import WeightsFile
-from worker.diffusion import memory
+from worker.diffusion import out_of_memory
 from worker.diffusion.checkpoint_loader import Checkpoint
 
 SIDES = ("unet", "text_encoder")
@@ -132,7 +132,7 @@ def load(file: WeightsFile, checkpoint: Checkpoint) -> Lora:
     except _Misfit as error:
         raise BadWeights(f"{file.path}: {error}") from error
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:  # replaced or cut just now
-        if memory.is_shortage(error):
+        if out_of_memory.is_shortage(error):
             raise OutOfMemory(f"The LoRA {file.name} does not fit into the memory of {checkpoint.device}.") from error
         reason = " ".join(str(error).split())[:200]
         raise BadWeights(f"{file.path}: cannot be read ({reason}).") from error

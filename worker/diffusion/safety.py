@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import CLIPImageProcessorPil
 
 from shared.errors import BadWeights
-from worker.diffusion import memory
+from worker.diffusion import out_of_memory
 
 
 class SafetyChecker:
@@ -44,7 +44,7 @@ class SafetyChecker:
     def flags(self, pixels: NDArray[np.uint8]) -> bool:
         """Whether a picture (height, width, 3) must not be shown. Raises `OutOfMemory`."""
         seen = self._processor(pixels, return_tensors="pt").pixel_values
-        with self._lock, memory.told():
+        with self._lock, out_of_memory.told():
             seen = seen.to(self._device, self._dtype)
             # The checker blackens what it is given; a dummy is all that it needs to answer.
             _, flagged = self._checker(clip_input=seen, images=np.zeros((1, 1, 1, 3), np.float32))

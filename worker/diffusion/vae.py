@@ -24,7 +24,7 @@ from torch import Tensor
 
 from shared.errors import BadWeights, NotANumber, OutOfMemory
 from shared.files.weights import Shelf, WeightsFile
-from worker.diffusion import division, memory
+from worker.diffusion import division, out_of_memory
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.latent_space import LatentSpace
 from worker.diffusion.noise import PIXELS_PER_LATENT
@@ -69,7 +69,7 @@ class Development:
             return array.copy() if image.is_pinned() else array
         if self.retry is None:
             raise NotANumber
-        with memory.told():
+        with out_of_memory.told():
             return self.retry().pixels()
 
 
@@ -103,9 +103,9 @@ def within_memory(vae: Any, latent_height: int, latent_width: int, act: Callable
             with tiling(vae, tile):
                 return act()
         except RuntimeError as error:
-            if not memory.is_shortage(error):
+            if not out_of_memory.is_shortage(error):
                 raise
-            memory.let_go(error)
+            out_of_memory.let_go(error)
         log.warning("vae.out_of_memory", latent_height=latent_height, latent_width=latent_width, tile=tile)
     with tiling(vae, ways[-1]):
         return act()
@@ -151,7 +151,7 @@ def load_vae(file: WeightsFile, checkpoint: Checkpoint, space: LatentSpace) -> A
         _refuse_other_latents(loaded, space)
         division.leave_out(loaded)
     except Exception as error:
-        if memory.is_shortage(error):
+        if out_of_memory.is_shortage(error):
             raise OutOfMemory(f"The VAE {file.name} does not fit into the memory of {checkpoint.device}.") from error
         reason = " ".join(str(error).split())[:200]
         raise BadWeights(f"{file.path}: cannot be loaded as a VAE of this checkpoint ({reason}).") from error

@@ -13,8 +13,8 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 
 from shared.errors import Canceled, EngineStopped, FarmError, OutOfMemory, RenderFailed
-from worker.engine.arrival import Arrival, arrived
 from worker.engine.pace import Pace
+from worker.engine.preparation import Arrival, arrived
 from worker.engine.request import Developing, Draft, ImageSpec, Pixels, Rendering, Request
 from worker.engine.scheduler import BatchScheduler, Limits
 from worker.engine.snapshot import Snapshot

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from worker.diffusion import memory
+from worker.diffusion import out_of_memory
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.engine.limits import WORTHWHILE, BatchLimits, Measurement, Shape
 
@@ -40,9 +40,9 @@ def measure(checkpoint: Checkpoint, shape: Shape, batches: Iterable[int], *, dea
         try:
             one = _timed(checkpoint, shape, samples)
         except RuntimeError as error:
-            if not memory.is_shortage(error):
+            if not out_of_memory.is_shortage(error):
                 raise
-            memory.let_go(error)
+            out_of_memory.let_go(error)
             return
         yield one
         if one.seconds / samples >= WORTHWHILE * best or time.perf_counter() >= deadline:

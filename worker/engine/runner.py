@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.diffusion import canvas, img2img, memory, vae
+from worker.diffusion import canvas, img2img, out_of_memory, vae
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.conditioning import Conditions, PromptEncoder
@@ -18,12 +18,12 @@ from worker.diffusion.lora import Adapters
 from worker.diffusion.plan import Walk
 from worker.diffusion.preview import Previewer
 from worker.diffusion.transfer import sent
-from worker.engine.arrival import Arrival, Task, Way
 from worker.engine.draft import Draft, Drafter, Leg, Library
 from worker.engine.latents import Inpainting, Latents
+from worker.engine.preparation import Arrival, Task, Way
 from worker.engine.request import Developing, ImageSpec, Mask, Start
 from worker.engine.snapshot import Snapshot
-from worker.engine.stack import Stack
+from worker.engine.unet_batch import Stack
 
 
 class DiffusionRunner:
@@ -76,7 +76,7 @@ class DiffusionRunner:
 
     def draft(self, spec: ImageSpec) -> Draft:
         """Do all that does not wait for the device; some of it takes memory there."""
-        with memory.told():
+        with out_of_memory.told():
             return self._drafter.draft(spec)
 
     def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Arrival[Latents]:
@@ -86,7 +86,7 @@ class DiffusionRunner:
     @torch.inference_mode()
     def denoise(self, batch: Sequence[Latents]) -> None:
         """Make one UNet call for all images of a bucket and step each with its own sampler."""
-        with memory.told():
+        with out_of_memory.told():
             for image, rows in zip(batch, self._stack.predict(batch), strict=True):
                 image.advance(rows)
 
@@ -97,18 +97,18 @@ class DiffusionRunner:
     @torch.inference_mode()
     def preview(self, image: Latents) -> Developing:
         """Begin to show what the last prediction pointed to, small."""
-        with memory.told():
+        with out_of_memory.told():
             return self._previewer.preview(image.walk.denoised())
 
     @torch.inference_mode()
     def decode(self, image: Latents) -> Developing:
         """Begin to decode a finished image."""
-        with memory.told():
+        with out_of_memory.told():
             return vae.begin_decode(image.draft.vae, image.walk.x)
 
     @torch.inference_mode()
     def _beginning(self, draft: Draft, snapshot: Snapshot | None) -> Way[Latents]:
-        with memory.told():
+        with out_of_memory.told():
             leg, *left = draft.legs[snapshot.leg if snapshot else 0 :]
             start = draft.start if leg is draft.legs[0] else None
             clean = (yield from self._clean(draft, leg, start)) if start else None
@@ -122,7 +122,7 @@ class DiffusionRunner:
 
     @torch.inference_mode()
     def _turning(self, image: Latents) -> Way[Latents]:
-        with memory.told():
+        with out_of_memory.told():
             leg, *left = image.legs_left
             enlarged = yield from self._enlarged(image, leg)
             image.enter((yield from self._stand(image.draft, leg, enlarged)), tuple(left))

@@ -25,21 +25,21 @@ from shared.infra.events import Listener
 from shared.infra.storage import Storage
 from shared.jobs import rescue
 from shared.settings import Settings
-from worker import handover
-from worker.company import Company
+from worker.bundle import Equipment
 from worker.engine.engine import Engine
-from worker.equipment import Equipment
-from worker.fitness import Fitness
-from worker.leases import Leases
-from worker.meters import Meters
+from worker.health.fitness import Fitness
+from worker.health.preemption import POLL_S, Notices
+from worker.health.vitals import Monitor, monitor
+from worker.health.watchdog import Watchdog
+from worker.metrics import Meters
 from worker.periodic import Periodic
-from worker.preemption import POLL_S, Notices
-from worker.render import Renderer
-from worker.showing import Showing
-from worker.snapshots import Snapshots
-from worker.stock import RESCAN_S, Stock
-from worker.vitals import Monitor, monitor
-from worker.watchdog import Watchdog
+from worker.slots import drain
+from worker.slots.claim_gate import Company
+from worker.slots.leases import Leases
+from worker.slots.previews import Showing
+from worker.slots.render import Renderer
+from worker.slots.snapshots import Snapshots
+from worker.weights_announcer import RESCAN_S, Stock
 
 WATCH_S = 1.0
 UNFIT_EXIT_STATUS = 69  # EX_UNAVAILABLE: the supervisor starts another process
@@ -194,7 +194,7 @@ class Floor:
     ) -> None:
         """Have the slots hand back what they run, and end the process without those that do not come back."""
         leases.drain()
-        if not handover.finish(leases.running, renderer.hand_back, lambda: engine.seconds_stuck):
+        if not drain.finish(leases.running, renderer.hand_back, lambda: engine.seconds_stuck):
             self._retire(db, worker_id)
             os._exit(self.exit_status)
 

@@ -35,14 +35,14 @@ from shared.settings import Settings
 from shared.vocabulary import infotext
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState
-from worker import png
-from worker.company import Company
+from worker.bundle import Judge
 from worker.engine.engine import Engine
 from worker.engine.request import Pixels, Request
-from worker.equipment import Judge
-from worker.leases import Leases, Running
-from worker.order import Order
-from worker.snapshots import Snapshots
+from worker.slots import png
+from worker.slots.claim_gate import Company
+from worker.slots.engine_specs import Order
+from worker.slots.leases import Leases, Running
+from worker.slots.snapshots import Snapshots
 
 PNG = "image/png"
 # One claim in so many begins with the priority of the job that waits longest: with high priorities always waiting, the rest

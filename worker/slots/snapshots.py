@@ -20,7 +20,7 @@ from shared.jobs import lifecycle
 from shared.jobs.lifecycle import Attempt, Claim
 from shared.settings import Settings
 from worker.engine.snapshot import BadSnapshot, Snapshot, pack, unpack
-from worker.leases import Running
+from worker.slots.leases import Running
 
 CONTENT_TYPE = "application/octet-stream"
 READ_S = 5.0  # a slot that waits for the storage delivers nothing
@@ -108,6 +108,6 @@ def code() -> str:
     """Return a digest of all that decides what a step makes of latents: the engine's and the maths' source, their libraries."""
     digest = hashlib.sha256(" ".join(metadata.version(library) for library in LIBRARIES).encode())
     for part in ("diffusion", "engine"):
-        for source in sorted((Path(__file__).parent / part).rglob("*.py")):
+        for source in sorted((Path(__file__).parents[1] / part).rglob("*.py")):
             digest.update(source.read_bytes())
     return digest.hexdigest()

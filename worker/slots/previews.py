@@ -9,7 +9,7 @@ from PIL import Image
 from redis import Redis
 
 from shared.infra import previews
-from worker.leases import Running
+from worker.slots.leases import Running
 
 JPEG_SIDE_PX = 256
 JPEG_QUALITY = 80

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from shared.files.weights import Shelves
 from worker.engine.engine import Engine
 from worker.engine.request import Pixels
-from worker.fitness import Proof
+from worker.health.fitness import Proof
 
 
 class Judge(Protocol):

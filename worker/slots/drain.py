@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from shared.errors import DatabaseUnavailable
-from worker.leases import Running
+from worker.slots.leases import Running
 
 # With what else an exit takes, a drain ends within five seconds of the step under way.
 PATIENCE_S = 3.5

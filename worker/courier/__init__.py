@@ -1,0 +1,1 @@
+"""The courier: upkeep of jobs and delivery of webhooks. No torch."""

@@ -1,0 +1,1 @@
+"""Celery slots: claim a job, have it rendered, store its images, end it."""
