@@ -14,9 +14,9 @@ from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
+from api.auth.key_cache import Known
+from api.auth.keys import Scope, Token
 from api.deps import Desk, DeskDep
-from api.keyring import Known
-from api.keys import Scope, Token
 from shared.errors import PriorityTooHigh, ScopeMissing, Unauthenticated
 from shared.infra.db import KeyRow
 from shared.vocabulary.params import MAX_PRIORITY

@@ -10,12 +10,12 @@ from celery import Celery
 from fastapi import Depends, Path, Request
 from redis import Redis
 
-from api.intake import Intake
-from api.keyring import KeyRing
-from api.quota import Quota
-from api.streams import Streams
-from api.throttle import Throttle
-from api.waiting import Waiting
+from api.auth.key_cache import KeyRing
+from api.limits.quota import Quota
+from api.limits.rate import Throttle
+from api.limits.streams import Streams
+from api.picture_intake import Intake
+from api.waiting.watch import Waiting
 from shared.errors import JobNotFound
 from shared.infra import broker
 from shared.infra.db import Database

@@ -7,12 +7,13 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import console, metrics, ops, problems
+from api import health, problems
 from api.a1111 import dialect, styles
 from api.a1111 import routes as a1111
-from api.body import BodyLimit
+from api.auth_middleware import Gate
 from api.deps import open_desk
-from api.gate import Gate
+from api.farm import metrics
+from api.limits.bodies import BodyLimit
 from api.v1 import (
     batches,
     choices,
@@ -29,6 +30,7 @@ from api.v1 import (
     webhooks,
     workers,
 )
+from api.web import console
 from shared.infra.logs import configure_logging
 from shared.infra.metrics import Board
 from shared.infra.tracing import configure_tracing
@@ -50,7 +52,7 @@ PARTS = (
     deliveries,
     feed,
     a1111,
-    ops,
+    health,
     metrics,
     console,
 )

@@ -16,7 +16,7 @@ from shared.infra.logs import configure_logging
 from shared.settings import load
 
 MAX_HEAD_BYTES = 64 * 1024
-# From the first byte, or the connection, to the end of the head; then the body has a pace to keep (`api.body`).
+# From the first byte, or the connection, to the end of the head; then the body has a pace to keep (`api.limits.bodies`).
 HEAD_S = 10.0
 KEEP_ALIVE_S = 20
 # Connections that wait for a job are cheap; this bounds sockets and their buffers, not work.

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from api import stored
+from api import stored_images
 from api.a1111.calls import Call
 from api.deps import Desk
 from shared.infra import previews
@@ -106,7 +106,7 @@ def _of(desk: Desk, job: JobRow) -> Iterator[Shown]:
     params = GenerationParams.model_validate(job.params)
     if job.state == JobState.SUCCEEDED:
         for image in job.images:
-            file = stored.picture(desk, image)
+            file = stored_images.picture(desk, image)
             yield Shown(file, _text(file))
     elif job.state == JobState.CANCELED:
         for index in range(params.num_images):

@@ -22,11 +22,11 @@ from api.a1111.refusals import TooLate
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.sessions import SessionId
 from api.a1111.translate import Farm, Plan
+from api.admission.admit import admit
+from api.admission.submissions import WebhookChoice
 from api.callers import Caller, Submitter
 from api.deps import Desk, DeskDep
-from api.v1.admission import admit
-from api.v1.submissions import WebhookChoice
-from api.waiting import while_connected
+from api.waiting.watch import while_connected
 from shared.errors import FarmError, InvalidRequest, OutOfMemory, RenderFailed, UnknownCheckpoint
 from shared.infra.db import JobRow
 from shared.vocabulary.states import JobState

@@ -15,7 +15,7 @@ from api.a1111 import generation_text, names, neutral, options, styles
 from api.a1111.refusals import Impossible, InitImageMissing, ScriptNotFound
 from api.a1111.requests import Img2Img, Picture, Txt2Img
 from api.a1111.styles import Style
-from api.v1.submissions import Submission
+from api.admission.submissions import Submission
 from shared.vocabulary.params import MAX_IMAGES, MAX_SEED, SIDE_MULTIPLE_PX, MaskFill, ResizeMode
 from shared.vocabulary.prompt_grammar import split_loras
 

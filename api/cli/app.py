@@ -12,7 +12,7 @@ import typer
 
 from api.cli import checkpoints, demo, doctor, drain, endings, jobs, keys, migrate, render, sweep, top, up
 from api.cli.client import DEFAULT_URL, ClientError, Front
-from api.cli.console import Failure, complain, forgive_encoding
+from api.cli.output import Failure, complain, forgive_encoding
 from shared.errors import FarmError
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ import typer
 
 from api.cli import hub
 from api.cli.client import Front
-from api.cli.console import say, shortened, table
+from api.cli.output import say, shortened, table
 
 SD15 = hub.Source("stable-diffusion-v1-5/stable-diffusion-v1-5", "v1-5-pruned-emaonly.safetensors")
 VAE = hub.Source("stabilityai/sd-vae-ft-mse-original", "vae-ft-mse-840000-ema-pruned.safetensors")

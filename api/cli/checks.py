@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.cli.client import DEFAULT_URL, ClientError, Front
-from api.cli.console import Failure
+from api.cli.output import Failure
 from api.cli.roles import Role
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from api.cli.client import FarmClient
-from api.cli.console import say
+from api.cli.output import say
 from api.cli.pictures import Folder, Picture
 from api.cli.render import Rendering
 from api.cli.up import DEMO_PARAMS, embedded_farm

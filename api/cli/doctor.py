@@ -12,7 +12,7 @@ import typer
 from api.cli import checks
 from api.cli.checks import Finding, Level
 from api.cli.client import Front
-from api.cli.console import Failure, complain, table
+from api.cli.output import Failure, complain, table
 from api.cli.roles import Role
 
 Check: TypeAlias = Callable[[], Finding]

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from api.cli.client import Front
-from api.cli.console import say
+from api.cli.output import say
 
 
 def drain(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from api.cli.client import ClientError, Front
-from api.cli.console import complain, say, shortened
+from api.cli.output import complain, say, shortened
 
 
 def retry(

@@ -24,7 +24,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from api.cli.console import Failure, note, shortened
+from api.cli.output import Failure, note, shortened
 
 ANSWER_WITHIN_S = 12.0
 IDLE_TRIES = 5

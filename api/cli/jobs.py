@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.bars import steps
 from api.cli.client import ClientError, Front, JobBody
-from api.cli.console import complain, say, shortened, table
+from api.cli.output import complain, say, shortened, table
+from api.cli.progress_bars import steps
 from shared.vocabulary.states import JobState
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import SecretStr
 
-from api.cli.console import Failure, note, say, shortened, table
+from api.cli.output import Failure, note, say, shortened, table
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -39,7 +39,7 @@ def create(
     """Create a key and print its token. It is shown this once."""
     from pydantic import ValidationError
 
-    from api import keys
+    from api.auth import keys
 
     fields = {
         "name": name,
@@ -65,7 +65,7 @@ def create(
 @app.command("list")
 def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """List every key. None shows its secret: only a hash of it is kept."""
-    from api import keys
+    from api.auth import keys
 
     with _session(data_dir) as session:
         rows = [
@@ -88,7 +88,7 @@ def revoke(
     key_id: Annotated[str, typer.Argument(help="As `farm keys list` shows it.")], data_dir: DataDir = DEFAULT_DATA_DIR
 ) -> None:
     """Revoke a key for good. Every api process refuses it within five seconds."""
-    from api import keys
+    from api.auth import keys
 
     with _session(data_dir) as session:
         row = keys.revoke(session, key_id)

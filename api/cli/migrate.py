@@ -2,7 +2,7 @@
 
 import os
 
-from api.cli.console import Failure, say
+from api.cli.output import Failure, say
 
 
 def migrate() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from api.cli.client import ClientError, FarmClient, JobBody
-from api.cli.console import Failure
+from api.cli.output import Failure
 
 
 @dataclass(frozen=True, slots=True)

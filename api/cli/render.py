@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.bars import Show, bars
 from api.cli.client import ClientError, FarmClient, Front, JobBody, JobId
-from api.cli.console import Failure, complain, note, say
+from api.cli.output import Failure, complain, note, say
 from api.cli.pictures import Folder, Picture, save_images
+from api.cli.progress_bars import Show, bars
 from api.cli.watch import Interrupted, interruptible, is_final, watch
 from shared.vocabulary.params import MAX_SEED
 from shared.vocabulary.samplers import Sampler, Schedule

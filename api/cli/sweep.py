@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.bars import Show, bars
 from api.cli.client import FarmClient, Front, JobBody
-from api.cli.console import Failure, complain, note, say
+from api.cli.output import Failure, complain, note, say
 from api.cli.pictures import Folder, save_images, write
+from api.cli.progress_bars import Show, bars
 from api.cli.render import checked_text, reason
 from api.cli.watch import Interrupted, interruptible
 

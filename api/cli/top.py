@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from api.cli.bars import steps
 from api.cli.client import ClientError, FarmClient, Front, JobBody
-from api.cli.console import printable, say, shortened
 from api.cli.jobs import age
+from api.cli.output import printable, say, shortened
+from api.cli.progress_bars import steps
 from api.cli.watch import Interrupted, Outage, interruptible
 
 NEWEST_JOBS = 12

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.client import DEFAULT_URL
-from api.cli.console import Failure, note, say
+from api.cli.output import Failure, note, say
 
 if TYPE_CHECKING:
     from deploy.standalone.farm import Farm

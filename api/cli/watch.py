@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 
 from api.cli.client import ClientError, FarmClient, JobBody, JobId
-from api.cli.console import note
+from api.cli.output import note
 from shared.vocabulary.states import JobState
 
 QUICK_S, QUICK_FOR_S, CALM_S = 0.1, 5.0, 1.0

@@ -13,17 +13,17 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from api import stored
+from api import stored_images
+from api.admission.admit import admit_batch
+from api.admission.sweeps import MAX_JOBS, BatchSubmission
 from api.callers import Caller, Reader, Submitter
 from api.deps import Desk, DeskDep
 from api.problems import documented
 from api.v1 import archives, sheets
 from api.v1 import cursor as cursors
-from api.v1.admission import admit_batch
 from api.v1.images import shrunk
 from api.v1.jobs import ClientsKey
 from api.v1.sheets import Edges, Tile
-from api.v1.sweeps import MAX_JOBS, BatchSubmission
 from shared.errors import BatchNotFound, Gone, ImagesNotReady
 from shared.infra import events
 from shared.infra.db import BatchRow, JobRow
@@ -193,7 +193,7 @@ def _tile(desk: Desk, px: int, row: JobRow) -> Tile:
     if not row.images:
         return Tile(None, row.state)
     try:
-        data = stored.picture(desk, row.images[0])
+        data = stored_images.picture(desk, row.images[0])
     except Gone:
         return Tile(None, "removed")
     with desk.intake.decoding():
@@ -203,7 +203,7 @@ def _tile(desk: Desk, px: int, row: JobRow) -> Tile:
 def _files(desk: Desk, rows: Sequence[JobRow]) -> Iterator[archives.File]:
     for row in rows:
         for image in row.images:
-            yield f"{row.batch_index:04}-{image.index}-{image.seed}.png", partial(stored.picture, desk, image)
+            yield f"{row.batch_index:04}-{image.index}-{image.seed}.png", partial(stored_images.picture, desk, image)
     told = BatchJobs(jobs=[Job.of(row) for row in rows], next_start=None)
     yield "jobs.json", lambda: told.model_dump_json(indent=1, include={"jobs"}).encode()
 

@@ -9,16 +9,16 @@ from pydantic import AfterValidator, BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from api.admission.admit import admit
+from api.admission.submissions import Submission
 from api.callers import Caller, Reader, Submitter
 from api.deps import Desk, DeskDep, JobId
 from api.jobs import queries
 from api.problems import documented
 from api.v1 import cursor as cursors
-from api.v1.admission import admit
 from api.v1.queue import outlook
-from api.v1.submissions import Submission
 from api.v1.waits import WaitS
-from api.waiting import while_connected
+from api.waiting.watch import while_connected
 from shared.errors import DatabaseUnavailable
 from shared.infra import events
 from shared.infra.db import JobRow

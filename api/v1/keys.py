@@ -5,10 +5,10 @@ from datetime import datetime
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
-from api import keys
+from api.auth import keys
+from api.auth.keys import KeyLimits, NewKey, Scope
 from api.callers import Caller, Reader, admin
 from api.deps import DeskDep
-from api.keys import KeyLimits, NewKey, Scope
 from api.problems import documented
 from shared.infra.db import KeyRow
 

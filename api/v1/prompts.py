@@ -8,10 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from api.admission.submissions import Steps, Text
 from api.callers import Reader
 from api.deps import Desk, DeskDep
 from api.problems import documented
-from api.v1.submissions import Steps, Text
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.vocabulary.params import reject_nul

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Depends, Path, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from sqlalchemy.orm import Session
 
+from api.admission.submissions import WebhookChoice
 from api.callers import Reader, Submitter
 from api.deps import DeskDep
 from api.problems import documented
-from api.v1.submissions import WebhookChoice
 from shared.errors import EndpointNotFound
 from shared.infra import url_guard
 from shared.infra.db import EndpointRow, OwnerSecretRow

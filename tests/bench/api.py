@@ -25,7 +25,7 @@ import httpx
 import psutil
 
 from api.client import Farm, Job
-from api.streams import MAX_STREAMS
+from api.limits.streams import MAX_STREAMS
 from deploy.standalone import ports, processes, serving
 from deploy.standalone.farm import engines_only
 from deploy.standalone.program import Program, python_module

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from psycopg.types.json import Jsonb
 from sqlalchemy import create_engine, text
 
-from api.v1.submissions import Submission
+from api.admission.submissions import Submission
 from shared.infra import broker
 from shared.settings import Settings
 

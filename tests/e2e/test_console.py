@@ -38,8 +38,8 @@ from safetensors.torch import save_file
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from api import keys
-from api.keys import NewKey, Scope
+from api.auth import keys
+from api.auth.keys import NewKey, Scope
 from shared.errors import InvalidRequest
 from shared.files.weights import Shelves
 from shared.fleet import registry

@@ -21,10 +21,10 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageChops
 from redis import Redis
 
-from api import keys
 from api.a1111 import dialect
 from api.a1111.requests import Txt2Img
-from api.keys import NewKey, Scope
+from api.auth import keys
+from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.files import checkpoints
 from shared.fleet import registry

@@ -15,8 +15,9 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from api import body, serve
-from api.body import BodyLimit
+from api import serve
+from api.limits import bodies
+from api.limits.bodies import BodyLimit
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 
@@ -144,15 +145,15 @@ def test_all_bodies_together_are_bounded_and_let_go() -> None:
     async def _nested(scope: Scope, receive: Receive, send: Send) -> None:
         await _echo(scope, receive, send)
         with pytest.raises(HTTPException) as error:
-            limit.hold(10 * body.BODIES_AT_ONCE - 4, 5)
+            limit.hold(10 * bodies.BODIES_AT_ONCE - 4, 5)
         assert error.value.status_code == 503
 
     nested = BodyLimit(_nested, max_bytes=10)
     limit = nested
     assert asked(nested, b"12345")[0] == 200
-    nested.hold(10 * body.BODIES_AT_ONCE, 5)
+    nested.hold(10 * bodies.BODIES_AT_ONCE, 5)
 
 
 def test_a_body_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "BODY_S", 0.01)
+    monkeypatch.setattr(bodies, "BODY_S", 0.01)
     assert refused(BodyLimit(_echo, max_bytes=10), b"12", ends=False) == 408

@@ -18,8 +18,8 @@ from redis import Redis
 from schemathesis import Case
 from schemathesis.core.result import Ok
 
-from api import keys
-from api.keys import NewKey, Scope
+from api.auth import keys
+from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.infra.db import Database
 from shared.settings import Settings

@@ -14,13 +14,14 @@ from pydantic import SecretStr
 from redis import Redis
 from sqlalchemy import text
 
-from api import callers, keys
+from api import callers
+from api.auth import keys
+from api.auth.key_cache import REMEMBER_S, KeyRing
+from api.auth.keys import KeyLimits, NewKey, Scope, Token
 from api.deps import Desk
-from api.keyring import REMEMBER_S, KeyRing
-from api.keys import KeyLimits, NewKey, Scope, Token
+from api.limits.quota import COUNTED_FOR_S, Quota
+from api.limits.rate import Throttle
 from api.main import create_app
-from api.quota import COUNTED_FOR_S, Quota
-from api.throttle import Throttle
 from shared.errors import QueueFullForKey, RateLimited
 from shared.infra import broker
 from shared.infra.db import Database

@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from redis import Redis
 
-from api.intake import DECODES, FETCHES, Intake
 from api.main import create_app
+from api.picture_intake import DECODES, FETCHES, Intake
 from shared.errors import TooBusy
 from shared.files import pictures
 from shared.infra.outbound_http import Outside
@@ -78,8 +78,8 @@ def test_loopback_is_blocked_unless_allowed(client: TestClient, site: Server) ->
 def test_no_more_is_fetched_or_decoded_at_once_than_the_api_can_bear(
     site: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.intake._FETCH_PATIENCE_S", 0.01)
-    monkeypatch.setattr("api.intake._DECODE_PATIENCE_S", 0.01)
+    monkeypatch.setattr("api.picture_intake._FETCH_PATIENCE_S", 0.01)
+    monkeypatch.setattr("api.picture_intake._DECODE_PATIENCE_S", 0.01)
     intake = Intake(Outside(allow_private=True), max_bytes=2**20, fetch_s=10)
     with pytest.raises(TooBusy, match="decodes"):
         _nested(intake, DECODES + 1)

@@ -12,7 +12,7 @@ import httpx
 import psycopg
 import pytest
 
-from api import keyring
+from api.auth import key_cache
 from api.cli import checks
 from api.cli.client import Front
 from deploy.standalone import postgres
@@ -88,7 +88,7 @@ def test_a_key_and_the_webhooks_secret_are_rotated(
         return httpx.get(f"{url}/v1/jobs", headers={"Authorization": f"Bearer {token}"}, timeout=60).status_code
 
     assert db
-    monkeypatch.setattr(keyring, "REMEMBER_S", 0.0)
+    monkeypatch.setattr(key_cache, "REMEMBER_S", 0.0)
     with serving(settings.model_copy(update={"auth": "keys"})) as url:
         old, new = (pages.run("secrets.md", "key-create", {**env, "NAME": name}).strip() for name in ("old", "new"))
         assert (asked(old), asked(new)) == (200, 200)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
-from api import keys
-from api.keys import KeyLimits, NewKey
+from api.auth import keys
+from api.auth.keys import KeyLimits, NewKey
 from shared.infra.db import Database, JobRow
 from shared.jobs import fair_queue, lifecycle
 from shared.vocabulary.forecast import Reason

@@ -13,8 +13,8 @@ import uvicorn
 from httpx_sse import ServerSentEvent, connect_sse
 from redis import Redis
 
+from api.limits.streams import MAX_STREAMS, Streams
 from api.main import create_app
-from api.streams import MAX_STREAMS, Streams
 from shared.errors import TooManyStreams
 from shared.infra import events, previews
 from shared.infra.db import Database

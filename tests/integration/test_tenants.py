@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
 
-from api import keys
-from api.keys import NewKey, Scope
+from api.auth import keys
+from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.infra.db import Database
 from shared.settings import Settings

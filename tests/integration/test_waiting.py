@@ -17,7 +17,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from api.main import create_app
 from api.v1.waits import MAX_WAIT_S, preferred
-from api.waiting import Waiting
+from api.waiting.watch import Waiting
 from shared.infra import broker, events
 from shared.infra.db import Database
 from shared.infra.events import JobEvent

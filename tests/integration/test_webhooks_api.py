@@ -11,8 +11,8 @@ from redis import Redis
 from sqlalchemy import select
 from standardwebhooks import Webhook
 
-from api import keys
-from api.keys import NewKey, Scope
+from api.auth import keys
+from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.infra.db import Database, DeliveryRow, EndpointRow
 from shared.infra.outbound_http import Outside

@@ -4,9 +4,9 @@ from random import Random
 
 import pytest
 
-from api import keys
+from api.auth import keys
+from api.auth.keys import NewKey
 from api.farm.scaling import Goal
-from api.keys import NewKey
 from shared.infra.db import Database
 from shared.jobs import lifecycle
 from tests.factories import DEMO, params

@@ -39,7 +39,7 @@ def test_files_stay_readable() -> None:
 
 
 def test_lines_of_the_consoles_scripts_stay_readable() -> None:
-    scripts = sorted((ROOT / "api/web/js").glob("*.js"))
+    scripts = sorted((ROOT / "api/web/static/js").glob("*.js"))
     assert scripts
     lines = [
         (path.name, number, line) for path in scripts for number, line in enumerate(path.read_text().splitlines(), 1)

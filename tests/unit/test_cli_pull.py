@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from api.cli import hub
-from api.cli.console import Failure
+from api.cli.output import Failure
 from tests.servers import Handler, Server
 
 WEIGHTS = bytes(range(256)) * 4096

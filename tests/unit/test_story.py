@@ -4,7 +4,7 @@ import pytest
 from httpx_sse import ServerSentEvent
 
 from api.client import ClientError
-from api.client.story import AGAIN_S, Story
+from api.client.event_stream import AGAIN_S, Story
 from shared.jobs.wire import EXAMPLE, Job, Steps
 
 JOB_ID = str(EXAMPLE["id"])

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.v1.resolution import Inputs, resolve
-from api.v1.submissions import HiresChoice, LoraChoice, Submission
+from api.admission.resolution import Inputs, resolve
+from api.admission.submissions import HiresChoice, LoraChoice, Submission
 from shared.errors import InvalidRequest
 from shared.vocabulary.params import MAX_SEED, GenerationParams
 from shared.vocabulary.samplers import Sampler, Schedule

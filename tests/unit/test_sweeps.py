@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from api.admission.sweeps import MAX_JOBS, BatchSubmission
 from api.v1 import archives, sheets
 from api.v1.sheets import Edges, Tile
-from api.v1.sweeps import MAX_JOBS, BatchSubmission
 
 CIRCLE = {"prompt": "a red circle"}
 

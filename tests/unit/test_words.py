@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shared.vocabulary.forecast import Reason
 
-WORDS = (Path(__file__).parents[2] / "api/web/js/words.js").read_text()
+WORDS = (Path(__file__).parents[2] / "api/web/static/js/words.js").read_text()
 
 
 def test_every_reason_to_wait_has_its_words() -> None:

@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from api.jobs import queries
-from api.reading import Reader
+from api.waiting.batched_reads import Reader
 from shared.errors import DatabaseUnavailable
 from shared.infra import events
 from shared.infra.db import Database, JobRow

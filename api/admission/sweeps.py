@@ -7,8 +7,8 @@ from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, SecretStr, ValidationError, model_validator
 
-from api.v1.resolution import drawn
-from api.v1.submissions import Submission
+from api.admission.resolution import drawn
+from api.admission.submissions import Submission
 from shared.infra.url_guard import MAX_URL_CHARS
 from shared.vocabulary.params import reject_nul
 

@@ -14,9 +14,9 @@ from api.a1111.fields import Text
 from api.a1111.refusals import NothingFound
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.sessions import SessionId
+from api.admission.submissions import WebhookChoice
 from api.callers import Reader, Submitter
 from api.deps import Desk, DeskDep
-from api.v1.submissions import WebhookChoice
 from shared.errors import InvalidRequest
 from shared.vocabulary.states import JobState
 

@@ -1,4 +1,4 @@
-"""What a client may ask for. Nothing is looked up here: names are checked and defaults applied in `api.v1.resolution`."""
+"""What a client may ask for. Nothing is looked up here: names are checked and defaults applied in `api.admission.resolution`."""
 
 from typing import Annotated, Self
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from api.cli.client import JobBody, JobId
-from api.cli.console import note, shortened
+from api.cli.output import note, shortened
 
 Show: TypeAlias = Callable[[JobBody], None]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from api import keys
-from api.keys import Token
+from api.auth import keys
+from api.auth.keys import Token
 from shared.infra.db import Database, KeyRow
 
 REMEMBER_S = 5.0

@@ -9,9 +9,9 @@ import httpx
 from httpx_sse import EventSource
 
 from api.client import problems
+from api.client.event_stream import News, Story
 from api.client.problems import ClientError
-from api.client.story import News, Story
-from api.client.talks import Call, Pause, Talk, checked_key, checked_url
+from api.client.sans_io import Call, Pause, Talk, checked_key, checked_url
 
 CONNECT_S, ANSWER_S = 5.0, 30.0
 # A proxy meant for the outside world cannot reach this machine's loopback.

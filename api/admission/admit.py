@@ -10,12 +10,12 @@ from uuid import UUID
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from api.admission import inputs
+from api.admission.resolution import Inputs, resolve
+from api.admission.submissions import Submission, WebhookChoice
+from api.admission.sweeps import BatchSubmission
 from api.callers import Caller
 from api.deps import Desk
-from api.v1 import inputs
-from api.v1.resolution import Inputs, resolve
-from api.v1.submissions import Submission, WebhookChoice
-from api.v1.sweeps import BatchSubmission
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.infra import broker, tracing

@@ -6,10 +6,10 @@ from uuid import UUID
 
 from PIL.Image import Image
 
+from api.admission.resolution import Inputs
+from api.admission.submissions import Submission
 from api.callers import Caller
 from api.deps import Desk
-from api.v1.resolution import Inputs
-from api.v1.submissions import Submission
 from shared.errors import InvalidRequest, ObjectMissing
 from shared.files import pictures
 from shared.infra.storage import input_key, upload_key

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from api.client import problems
 from api.client.problems import ClientError
-from api.client.talks import MAX_RETRY_AFTER_S, PATIENCE_S, Call, job_path
+from api.client.sans_io import MAX_RETRY_AFTER_S, PATIENCE_S, Call, job_path
 from shared.jobs.wire import Job, Preview, Steps
 
 News: TypeAlias = Job | Steps | Preview

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from api.v1.submissions import HiresChoice, InpaintChoice, LoraChoice, Submission
+from api.admission.submissions import HiresChoice, InpaintChoice, LoraChoice, Submission
 from shared.errors import InvalidRequest
 from shared.vocabulary import prompt_grammar
 from shared.vocabulary.params import (

@@ -9,7 +9,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Scope
 
-FOLDER = Path(__file__).with_name("web")
+FOLDER = Path(__file__).with_name("static")
 # Nothing from elsewhere, nothing inline; pictures come as blobs because an <img> cannot send an API key.
 HEADERS = {
     "Content-Security-Policy": (

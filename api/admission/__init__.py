@@ -1,0 +1,1 @@
+"""From a submission to a queued job: validation, defaults, names, inputs, one transaction."""

@@ -1,0 +1,1 @@
+"""API keys: the table, and a cache of those seen lately."""

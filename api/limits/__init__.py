@@ -1,0 +1,1 @@
+"""Bounds on what one caller may hold: bodies, rates, streams, queued jobs."""

@@ -1,0 +1,1 @@
+"""Long polls and event streams on one Redis subscription per process."""
