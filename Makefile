@@ -48,7 +48,7 @@ chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that
 	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 fuzz: $(DEV_STAMP) ## Send 200 requests made up from the OpenAPI document to each operation; FUZZ=1000 for more
-	@FUZZ_EXAMPLES=$(or $(FUZZ),200) $(BIN)/python -m pytest -n 0 -o timeout=7200 tests/integration/test_fuzz.py
+	@FUZZ_EXAMPLES=$(or $(FUZZ),200) $(BIN)/python -m pytest -n 0 -o timeout=7200 tests/integration/api/test_fuzz.py
 
 simulate: $(DEV_STAMP) ## Play a day of bursts and spot interruptions on up to 1,000 machines; SIMULATE="--seed 2"
 	@$(BIN)/python -m tests.simulate $(SIMULATE)

@@ -16,7 +16,7 @@ from shared.infra import broker
 from shared.infra.db import Base, Database
 from shared.infra.storage import Storage
 from shared.settings import Settings
-from tests.factories import DEMO
+from tests.support.factories import DEMO
 
 # How long an example takes is the machine's affair, not a property of the code.
 hypothesis.settings.register_profile("farm", deadline=None)

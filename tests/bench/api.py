@@ -35,8 +35,8 @@ from shared.infra.db import CheckpointRow, Database
 from shared.settings import Settings
 from tests.bench.noop import STEPS_VARIABLE
 from tests.bench.pour import Poured, pour
-from tests.factories import DEMO
-from tests.receiver import receiving
+from tests.support.factories import DEMO
+from tests.support.receiver import receiving
 
 OUT = Path(".farm/bench/api.json")
 HOST = "127.0.0.1"

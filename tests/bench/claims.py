@@ -24,7 +24,7 @@ from shared.fleet import registry
 from shared.infra.db import Database
 from shared.jobs import lifecycle, rescue
 from shared.settings import Settings
-from tests.factories import DEMO, params
+from tests.support.factories import DEMO, params
 
 OUT = Path(".farm/bench/claims.json")
 FEW, WORKERS, RUNNING = 1_000, 1_000, 10_000

@@ -28,10 +28,10 @@ from deploy.standalone.farm import engines_only
 from shared import migrations
 from shared.infra.db import CheckpointRow, Database
 from shared.settings import Settings
-from tests import parts
 from tests.bench.pour import Poured, pour
 from tests.chaos import sketch
-from tests.factories import DEMO
+from tests.support import parts
+from tests.support.factories import DEMO
 
 HOST = "127.0.0.1"
 ELSEWHERE = "elsewhere"

@@ -17,7 +17,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DCon
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.vocabulary.samplers import Sampler, Schedule
-from tests.ceiling import Ceiling
+from tests.support.ceiling import Ceiling
 from worker.diffusion import division
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.diffusion.compiled import CompiledUNet

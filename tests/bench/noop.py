@@ -10,8 +10,8 @@ from types import ModuleType
 from shared.files.checkpoints import CheckpointFile
 from shared.files.weights import Shelves
 from shared.settings import Settings
-from tests.ceiling import Ceiling
 from tests.chaos.sketch import Ambush, Sketch, SketchRunner
+from tests.support.ceiling import Ceiling
 from worker.bundle import Equipment
 from worker.engine.engine import Engine
 

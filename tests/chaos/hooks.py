@@ -16,7 +16,7 @@ from zlib import crc32
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from tests.chaos.history import Heard
-from tests.servers import Handler, Server
+from tests.support.servers import Handler, Server
 
 SECRET = "whsec_" + "Y2hhb3Mh" * 4
 ONE_IN = 12  # messages that meet either bad moment

@@ -17,7 +17,7 @@ import numpy as np
 from shared.files.checkpoints import CheckpointFile
 from shared.files.weights import Shelves
 from shared.settings import Settings
-from tests.ceiling import Ceiling
+from tests.support.ceiling import Ceiling
 from worker.bundle import Equipment
 from worker.engine.engine import Engine
 from worker.engine.preparation import Arrival, Way

@@ -19,10 +19,11 @@ from deploy.standalone import folder as folders
 from deploy.standalone import ports, postgres
 from deploy.standalone.serving import DEMO
 from deploy.standalone.supervisor import Supervisor
-from tests import compose, packages
+from tests import packages
 from tests.chaos.farm import until
-from tests.compose import Machine
 from tests.e2e.test_farm import ended, submit
+from tests.support import compose
+from tests.support.compose import Machine
 
 ENV = {
     "FARM_REDIS_PASSWORD": "redis-password",

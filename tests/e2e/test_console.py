@@ -51,11 +51,11 @@ from shared.jobs.lifecycle import FinishedImage
 from shared.jobs.outbox import ENDINGS
 from shared.settings import Settings
 from shared.webhooks import endpoints
-from tests import adapters, studio
-from tests.factories import DEMO, params
-from tests.parts import ROOT
-from tests.receiver import receiving
-from tests.workshop import serving, working
+from tests.support import adapters, studio
+from tests.support.factories import DEMO, params
+from tests.support.parts import ROOT
+from tests.support.receiver import receiving
+from tests.support.workshop import serving, working
 from worker.courier.webhooks import Courier
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from shared.files import checkpoints
-from tests.studio import DEMO
+from tests.support.studio import DEMO
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import Checkpoint
 

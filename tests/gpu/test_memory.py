@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import adapters, studio
 from tests.bench.studio import full_size
-from tests.ceiling import Ceiling
 from tests.gpu.card import CONTEXT_BYTES, DEVICE, demo, limited, no_waiting
-from tests.integration.test_phantom import beside_a_long_one, every_kind
+from tests.integration.engine.test_phantom import beside_a_long_one, every_kind
+from tests.support import adapters, studio
+from tests.support.ceiling import Ceiling
 from worker.diffusion.checkpoint_loader import Checkpoint
 from worker.engine import profile
 from worker.engine.draft import Draft, Library

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests import studio
 from tests.gpu.card import demo
-from tests.integration.test_invariance import SAMPLES, Recording, anything, in_company
+from tests.integration.engine.test_invariance import SAMPLES, Recording, anything, in_company
+from tests.support import studio
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.vae import begin_decode
 from worker.engine.engine import run_alone

@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.compose import ROOT
 from tests.images.dockerfile import IMAGES, Image
+from tests.support.compose import ROOT
 
 
 def build(image: Image, folder: Path) -> Path:

@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.compose import ROOT
+from tests.support.compose import ROOT
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from redis import Redis
 
 from api.main import create_app
 from shared.settings import Settings
-from tests.factories import DEMO
+from tests.support.factories import DEMO
 
 
 @pytest.fixture(scope="module")

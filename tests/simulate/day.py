@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from tests.factories import params
+from tests.support.factories import params
 
 DAY_S = 86_400.0
 # (owner, weight, priority, width, height, steps, images): who asks for what.

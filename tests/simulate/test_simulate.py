@@ -9,12 +9,12 @@ from api.auth.keys import NewKey
 from api.farm.scaling import Goal
 from shared.infra.db import Database
 from shared.jobs import lifecycle
-from tests.factories import DEMO, params
 from tests.simulate import report
 from tests.simulate.__main__ import run
 from tests.simulate.day import Job, arrivals
 from tests.simulate.farm import Plan
 from tests.simulate.turns import Turns
+from tests.support.factories import DEMO, params
 
 GOAL = Goal(target_wait_s=60, minimum=1, maximum=40)
 

@@ -1,0 +1,101 @@
+"""What belongs to one key is to every other as if it had never been: a walk over all routes, as the API documents itself."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from fastapi.testclient import TestClient
+from redis import Redis
+
+from api.auth import keys
+from api.auth.keys import NewKey, Scope
+from api.main import create_app
+from shared.infra.db import Database
+from shared.settings import Settings
+from tests.integration.api.test_api import BODY
+from tests.support.factories import DEMO
+
+# What nobody but an admin may ask at all; and those of the farm, which are everyone's to see.
+OF_THE_FARM = ("/v1/keys/", "/v1/workers/")
+BODIES: dict[tuple[str, str], Any] = {("put", "/v1/jobs/{job_id}"): BODY}
+VERBS = {"get", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture(scope="module")
+def front(engines: Settings) -> Iterator[TestClient]:
+    settings = engines.model_copy(update={"auth": "keys", "allow_private_urls": True, "default_checkpoint": DEMO})
+    with TestClient(create_app(settings), raise_server_exceptions=False, follow_redirects=False) as client:
+        yield client
+
+
+@pytest.fixture
+def mine(front: TestClient, announced: str, redis: Redis, db: Database) -> Iterator[tuple[TestClient, dict[str, str]]]:
+    """A stranger's client, and the ids of what another owner has: one of everything that a path can name."""
+    assert announced == DEMO
+    assert redis.ping()
+    wanted = NewKey(name="n", scopes=frozenset({Scope.SUBMIT, Scope.READ}))
+    with db.transaction() as session:
+        owner, stranger = (keys.create(session, wanted)[1].text for _ in range(2))
+    headers = {"Authorization": f"Bearer {owner}"}
+    hook = {"url": "http://127.0.0.1:9/", "events": ["job.canceled"]}
+    endpoint = front.post("/v1/webhooks/endpoints", json=hook, headers=headers).json()
+    batch = front.post("/v1/batches", json={"jobs": [BODY]}, headers=headers).json()
+    job = front.get("/v1/jobs", headers=headers).json()["jobs"][0]
+    upload = front.post("/v1/uploads", json={"size_bytes": 1}, headers=headers).json()
+    front.post(f"/v1/jobs/{job['id']}/cancel", headers=headers)
+    [delivery] = front.get("/v1/webhooks/deliveries", headers=headers).json()["deliveries"]
+    ids = {"job": job, "batch": batch, "endpoint": endpoint, "delivery": delivery, "upload": upload}
+    front.headers["Authorization"] = f"Bearer {stranger}"
+    yield front, {f"{name}_id": str(one["id"]) for name, one in ids.items()} | {"index": "0"}
+    del front.headers["Authorization"]
+
+
+def routes(client: TestClient) -> Iterator[tuple[str, str]]:
+    """Yield every verb and path that names something of an owner."""
+    for path, item in client.get("/openapi.json").json()["paths"].items():
+        if path.startswith("/v1/") and "{" in path and not path.startswith(OF_THE_FARM):
+            yield from ((verb, path) for verb in item if verb in VERBS)
+
+
+def test_nobody_finds_what_is_anothers(mine: tuple[TestClient, dict[str, str]]) -> None:
+    client, ids = mine
+    walked = list(routes(client))
+    assert len(walked) > 20
+    for verb, path in walked:
+        body = BODIES.get((verb, path), {} if verb in {"post", "patch"} else None)
+        answers = [client.request(verb, path.format(**known), json=body) for known in (ids, _never(ids))]
+        seen = [(answer.status_code, answer.json().get("code")) for answer in answers]
+        if (verb, path) == ("put", "/v1/jobs/{job_id}"):
+            assert seen == [(404, "job_not_found"), (202, None)]  # a free id is free
+            continue
+        assert seen[0] == seen[1], (verb, path)
+        assert seen[0][0] == 404, (verb, path, seen)
+        assert str(BODY["prompt"]) not in answers[0].text
+
+
+def test_no_list_shows_what_is_anothers(mine: tuple[TestClient, dict[str, str]]) -> None:
+    client, ids = mine
+    lists = ("/v1/jobs", "/v1/batches", "/v1/webhooks/endpoints", "/v1/webhooks/deliveries", "/v1/events")
+    for path in lists:
+        text = client.get(path).text
+        assert not [one for one in ids.values() if len(one) > 1 and one in text], path
+
+
+def test_a_picture_of_anothers_upload_cannot_be_had(mine: tuple[TestClient, dict[str, str]]) -> None:
+    client, ids = mine
+    answer = client.post("/v1/jobs", json={**BODY, "init_image": ids["upload_id"]})
+    assert (answer.status_code, answer.json()["code"]) == (404, "upload_not_found")
+
+
+def test_every_route_documents_what_may_be_answered_before_it_is_asked(front: TestClient) -> None:
+    for path, item in front.get("/openapi.json").json()["paths"].items():
+        for verb, operation in item.items() if path.startswith("/v1/") else ():
+            wanted = {"401", "403", "429", "503"} | (
+                {"400", "408", "413", "415"} if "requestBody" in operation else set()
+            )
+            assert wanted <= operation["responses"].keys(), (verb, path)
+
+
+def _never(ids: dict[str, str]) -> dict[str, str]:
+    return {name: str(uuid4()) if name != "index" else one for name, one in ids.items()}

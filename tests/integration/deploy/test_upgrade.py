@@ -1,0 +1,100 @@
+"""The middle of a rolling upgrade: processes of an earlier code and of today's, side by side on today's schema.
+
+Until there is a release the earlier code is a commit of this repository's history, one migration behind. At each release, and
+whenever a migration makes the two equal, EARLIER moves on.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared import migrations
+from shared.settings import Settings
+from tests.chaos.farm import until
+from tests.support import parts
+from tests.support.factories import DEMO
+from tests.support.site import BODY, WAIT_S, Site, opened
+
+EARLIER = "be8635428243091defb5b8deb2926c8d725e8963"
+ITS_SCHEMA = "0016"
+SOURCES = ("api", "deploy/standalone", "deploy/__init__.py", "shared", "tests", "worker")
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources of the earlier code."""
+    folder = tmp_path_factory.mktemp("earlier")
+    packed = subprocess.run(
+        ["git", "-C", str(parts.ROOT), "archive", EARLIER, *SOURCES], capture_output=True, check=False, timeout=60
+    )
+    if packed.returncode:
+        pytest.skip(f"no history with commit {EARLIER[:7]} here: {packed.stderr.decode().strip()}")
+    subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True, timeout=60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(engines: Settings, earlier: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Today's api with an earlier courier."""
+    with opened(engines, tmp_path_factory.mktemp("site"), courier=earlier) as site:
+        yield site
+
+
+def test_the_earlier_code_is_older_than_the_schema(earlier: Path) -> None:
+    revisions = {file.name[:4] for file in (earlier / "shared/migrations/versions").glob("0*.py")}
+    assert max(revisions) == ITS_SCHEMA
+    head = migrations.head()
+    assert head is not None
+    assert head > ITS_SCHEMA
+
+
+def engine(code: Path) -> list[bytes]:
+    """All that decides what a step makes of latents."""
+    sources = [file for part in ("diffusion", "engine") for file in sorted((code / "worker" / part).rglob("*.py"))]
+    return [file.read_bytes() for file in sources]
+
+
+def test_jobs_go_on_from_old_workers_to_new_ones_and_back(site: Site, earlier: Path) -> None:
+    # Another engine would end with another picture: it renders from the first step, and loses no more than that.
+    goes_on = engine(earlier) == engine(parts.ROOT)
+    with site.start("old@here", code=earlier) as old, site.start("new@here") as new:
+        site.ready(DEMO, 2)
+        long = site.begun("old@here")
+        site.drain("old@here")
+        assert old.wait(WAIT_S) == 0
+        done = site.until(long, "succeeded")
+        assert (done["worker"], done["attempt"]) == ("new@here", 2)
+        assert bool(done["resumed_from_step"]) is goes_on
+
+        # And back: the release is withdrawn.
+        with site.start("back@here", code=earlier):
+            site.ready(DEMO, 2)
+            undone = site.begun("new@here")
+            site.drain("new@here")
+            assert new.wait(WAIT_S) == 0
+            done = site.until(undone, "succeeded")
+            assert (done["worker"], done["attempt"]) == ("back@here", 2)
+            assert bool(done["resumed_from_step"]) is goes_on
+
+
+def test_a_batch_ends_once_whoever_renders_it(site: Site, earlier: Path) -> None:
+    with site.start("older@here", code=earlier), site.start("newer@here"):
+        site.ready(DEMO, 2)
+        asked = site.http.post(
+            "/v1/batches", json={"template": {**BODY, "steps": 20}, "grid": {"seed": list(range(12))}}
+        )
+        assert asked.status_code == 202, asked.text
+        batch = asked.json()["id"]
+        assert until(lambda: site.http.get(f"/v1/batches/{batch}").json()["state"] == "finished", WAIT_S)
+        jobs = site.http.get(f"/v1/batches/{batch}/jobs").json()["jobs"]
+        assert {job["worker"] for job in jobs} == {"older@here", "newer@here"}
+
+        def finished() -> list[dict[str, Any]]:
+            told = site.http.get("/v1/events", params={"limit": 1000}).json()["events"]
+            return [one for one in told if one["type"] == "batch.finished"]
+
+        assert until(lambda: bool(finished()), WAIT_S)  # the feed ends where a transaction is still open
+        assert len(finished()) == 1

@@ -1,0 +1,114 @@
+"""A walk with the demo checkpoint's UNet ends where `StableDiffusionPipeline` ends, for every sampler on every schedule.
+
+The pipeline runs alone, with its own loop, generator and guidance; both are given the same text embeddings.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from shared.vocabulary.samplers import Sampler, Schedule
+from tests.support.studio import demo
+from tests.support.walking import PAIRS, SIDE, ours
+from worker.diffusion import plan as plans
+from worker.diffusion import samplers
+
+SEED, STEPS, GUIDANCE = 42, 5, 5.0
+TCD_ETA = 0.3  # the scheduler's own default; the pipeline says 0 to whoever listens
+# Share of the largest latent. Rounding differs by 1e-6 a step (test_plan.py); guidance and the UNet enlarge it, most
+# where a sampler looks back and on schedules with steps of very different lengths. Three times what was measured.
+TOLERANCE = dict.fromkeys(Sampler, 1e-5) | {
+    Sampler.EULER: 3e-5,
+    Sampler.EULER_A: 5e-5,
+    Sampler.HEUN: 6e-5,
+    Sampler.DPM2: 3e-5,
+    Sampler.DPM2_A: 8e-5,
+    Sampler.LMS: 1e-4,
+    Sampler.DPMPP_2M: 1e-4,
+    Sampler.DPMPP_2M_SDE: 5e-5,
+    Sampler.DPMPP_SDE: 2e-5,
+    Sampler.DPMPP_3M_SDE: 1.2e-4,
+    Sampler.PLMS: 4e-5,
+    Sampler.UNIPC: 1.2e-4,
+    Sampler.DEIS: 3e-5,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Latents this small lose more by being shared out than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def embeddings() -> tuple[Tensor, Tensor]:
+    """A prompt's and the empty prompt's, (1, 77, width)."""
+    encoded = pipeline().encode_prompt("a red circle on a blue background", torch.device("cpu"), 1, True, "")
+    prompt, negative = encoded
+    return prompt.detach(), negative.detach()
+
+
+@cache
+def pipeline() -> Any:
+    checkpoint = demo()
+    bare: Any = StableDiffusionPipeline(
+        vae=checkpoint.vae,
+        text_encoder=checkpoint.text_encoder,
+        tokenizer=checkpoint.tokenizer,
+        unet=checkpoint.unet,
+        scheduler=samplers.make(Sampler.EULER, Schedule.UNIFORM, STEPS, checkpoint.scheduler_config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    bare.set_progress_bar_config(disable=True)
+    return bare
+
+
+def guided(x: Tensor, timestep: float) -> Tensor:
+    """One UNet call for both prompts, as the engine makes it: a float timestep for every row."""
+    prompt, negative = embeddings()
+    predictions = demo().unet(
+        x.expand(2, -1, -1, -1),
+        torch.full((2,), timestep),
+        encoder_hidden_states=torch.cat([negative, prompt]),
+        return_dict=False,
+    )[0]
+    away, towards = predictions.split(1)
+    return away + GUIDANCE * (towards - away)
+
+
+def theirs(sampler: Sampler, schedule: Schedule) -> Tensor:
+    bare, (prompt, negative) = pipeline(), embeddings()
+    bare.scheduler = samplers.make(sampler, schedule, STEPS, demo().scheduler_config)
+    if sampler is Sampler.DPMPP_SDE:
+        bare.scheduler.noise_sampler_seed = SEED  # this one does not listen to the generator
+    latents: Tensor = bare(
+        prompt_embeds=prompt,
+        negative_prompt_embeds=negative,
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        eta=TCD_ETA if sampler is Sampler.TCD else 0.0,
+        generator=torch.Generator("cpu").manual_seed(SEED),
+        output_type="latent",
+    ).images
+    return latents
+
+
+@torch.inference_mode()
+@pytest.mark.filterwarnings("ignore:Should have:UserWarning")  # the library oversteps its own Brownian path by rounding
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
+def test_latents_are_those_of_the_pipeline(sampler: Sampler, schedule: Schedule) -> None:
+    walked = ours(plans.make(sampler, schedule, STEPS, demo().scheduler_config), guided, SEED)
+    expected = theirs(sampler, schedule)
+    assert (walked - expected).abs().max() < TOLERANCE[sampler] * expected.abs().max()

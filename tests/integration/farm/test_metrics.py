@@ -1,0 +1,181 @@
+"""What Prometheus is told, from the real database: what waits, what runs, what is wanted and who would be missed least."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from http import HTTPStatus
+from urllib.request import urlopen
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families as parsed
+from pydantic import SecretStr
+from sqlalchemy import func, update
+
+from api.main import create_app
+from deploy.standalone import ports
+from shared.fleet import registry
+from shared.infra import metrics
+from shared.infra.db import Database, DeliveryRow, EndpointRow, JobRow
+from shared.infra.metrics import Board, PortTaken
+from shared.jobs import lifecycle
+from shared.jobs.outbox import ENDINGS
+from shared.settings import Settings
+from shared.webhooks import endpoints
+from tests.support.factories import DEMO, params
+from worker.engine.pace import Pace
+from worker.metrics import Meters
+
+SECRET = "whsec_" + "c2VjcmV0" * 5
+
+
+@pytest.fixture
+def http(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+def values(text: str) -> dict[tuple[str, ...], float]:
+    """Every sample by its name and the values of its labels, in the order of the labels' names."""
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in parsed(text)
+        for sample in family.samples
+    }
+
+
+def submit(db: Database, count: int) -> None:
+    with db.transaction() as session:
+        for _ in range(count):
+            lifecycle.submit(session, params(), max_attempts=3)
+
+
+@pytest.mark.usefixtures("announced")
+def test_the_load_of_the_farm_is_shown(http: TestClient, db: Database) -> None:
+    submit(db, 5)
+    cost = params().cost
+    with db.transaction() as session:
+        registry.beat(session, "gpu0@test", speed=cost / 100)
+        registry.announce(
+            session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
+        )
+        claim = lifecycle.claim_next(session, DEMO, "gpu1@test", lease_s=20)
+        assert claim is not None
+        half = params().unet_calls // 2
+        lifecycle.heartbeat(session, [lifecycle.Beat(claim.job_id, claim.attempt, half)], lease_s=20)
+        session.execute(update(JobRow).values(created_at=func.now() - func.make_interval(0, 0, 0, 0, 0, 7)))
+    now = values(http.get("/metrics").text)
+    left_s = (4 + 1 - half / params().unet_calls) * 100
+    assert now["farm_database_up",] == 1
+    assert now["farm_queue_depth", DEMO] == 4
+    assert now["farm_queue_oldest_seconds", DEMO] >= 7
+    assert (now["farm_jobs_running", DEMO], now["farm_workers", DEMO]) == (1, 2)
+    assert now["farm_backlog_gpu_seconds", DEMO] == pytest.approx(left_s)
+    assert now["farm_desired_workers", DEMO] == -(-left_s // 60)
+    assert now["farm_worker_scale_in_cost", DEMO, "gpu0@test"] == 0
+    assert now["farm_worker_scale_in_cost", DEMO, "gpu1@test"] == pytest.approx(100 * half / params().unet_calls)
+
+
+@pytest.mark.usefixtures("announced")
+def test_what_is_known_of_gpus_is_shown_and_the_unfit_are_counted(http: TestClient, db: Database) -> None:
+    with db.transaction() as session:
+        registry.beat(session, "gpu0@test", vitals={"temperature_c": 71.0, "ecc_errors": 0, "xid": None})
+        registry.announce(
+            session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
+        )
+        assert values(http.get("/metrics").text)["farm_workers_unfit", DEMO] == 0
+        registry.condemn(session, "gpu1@test", "The canary is 61.0 levels off.")
+    now = values(http.get("/metrics").text)
+    assert now["farm_workers_unfit", DEMO] == 1
+    assert now["farm_gpu_temperature_celsius", DEMO, "gpu0@test"] == 71
+    assert now["farm_gpu_ecc_errors", DEMO, "gpu0@test"] == 0
+    assert ("farm_gpu_xid", DEMO, "gpu0@test") not in now
+    assert ("farm_gpu_temperature_celsius", DEMO, "gpu1@test") not in now
+
+
+def test_nothing_that_clients_write_becomes_a_label(http: TestClient) -> None:
+    """However much of it there is, Prometheus has no more series to keep."""
+
+    def ask(word: str) -> set[tuple[str, ...]]:
+        for path in (f"/{word}", f"/v1/jobs/{word}", f"/v1/jobs?state={word}", f"/sdapi/v1/{word}"):
+            http.get(path, headers={"User-Agent": word, "X-Request-Id": word})
+        http.request(word, "/v1/jobs")
+        http.post("/v1/jobs", json={"prompt": word, "checkpoint": word, "sampler": word})
+        return set(values(http.get("/metrics").text))
+
+    ask("strange0")
+    known = ask("strange1")  # by now the scrape before is counted, too
+    for number in range(2, 6):
+        assert ask(f"strange{number}") == known
+    assert not [key for key in known if "strange" in " ".join(key)]
+
+
+def test_every_label_takes_its_values_from_the_operators_side() -> None:
+    """A further label wants a look at who chooses its values; then it belongs here."""
+    bounded = {"checkpoint", "worker", "method", "route", "status", "outcome", "code", "kind", "state"}
+    assert {label for metric in metrics.declared().values() for label in metric.labels} == bounded
+
+
+def test_webhooks_that_are_late_are_counted_unless_their_receiver_is_waited_for(http: TestClient, db: Database) -> None:
+    with db.transaction() as session:
+        endpoint = endpoints.register(
+            session, owner="o", url="https://example.com/a", events=ENDINGS, secret=SECRET, allow_private=True
+        )
+        lifecycle.cancel(session, lifecycle.submit(session, params(), max_attempts=1, owner="o").id)
+        session.execute(update(DeliveryRow).values(next_at=func.now() - func.make_interval(0, 0, 0, 0, 0, 30)))
+    now = values(http.get("/metrics").text)
+    assert now["farm_webhooks_overdue",] == 1
+    assert now["farm_webhook_lag_seconds",] >= 30
+    with db.transaction() as session:
+        hold = func.now() + func.make_interval(0, 0, 0, 1)
+        session.execute(update(EndpointRow).where(EndpointRow.id == endpoint.id).values(hold_until=hold))
+    assert values(http.get("/metrics").text)["farm_webhooks_overdue",] == 0
+
+
+def test_routes_are_counted_by_pattern_and_strangers_together(http: TestClient) -> None:
+    for path in ("/v1/jobs/1", "/v1/jobs/2", "/nothing/here", "/nothing/there"):
+        http.get(path)
+    http.request("BREW", "/v1/jobs/1")
+    now = values(http.get("/metrics").text)
+    assert now["farm_http_request_seconds_count", "GET", "/v1/jobs/{job_id}", "404"] == 2
+    assert now["farm_http_request_seconds_count", "GET", "unmatched", "404"] == 2
+    assert {key[1] for key in now if key[0] == "farm_http_request_seconds_count"} == {"GET", "other"}
+
+
+def test_a_scrape_without_a_database_says_so(settings: Settings) -> None:
+    nowhere = SecretStr(f"postgresql://u:p@127.0.0.1:{ports.pick('127.0.0.1')}/none")
+    with TestClient(create_app(settings.model_copy(update={"database_url": nowhere}))) as http:
+        answer = http.get("/metrics")
+        assert answer.status_code == HTTPStatus.OK
+        now = values(answer.text)
+    assert now["farm_database_up",] == 0
+    assert ("farm_queue_depth", DEMO) not in now
+
+
+def test_a_worker_answers_on_its_own_port() -> None:
+    pace = Pace(ticks=3, busy_s=1.5, cost=600, image_steps=6)
+    meters = Meters(DEMO, pace=lambda: pace, running=lambda: [1, 2], memory=lambda: {"free": 1.0, "total": 4.0})
+    meters.ended("succeeded", images=4)
+    meters.ended("failed", code="not_a_number")
+    port = ports.pick("127.0.0.1")
+    stop = meters.board.serve(port)
+    try:
+        with closing(urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)) as answer:
+            now = values(answer.read().decode())
+        with pytest.raises(PortTaken, match="FARM_METRICS_PORT"):
+            Board().serve(port)
+    finally:
+        stop()
+    assert now["farm_engine_ticks_total", DEMO] == 3
+    assert now["farm_engine_busy_seconds_total", DEMO] == 1.5
+    assert now["farm_engine_image_steps_total", DEMO] == 6
+    assert now["farm_jobs_in_flight", DEMO] == 2
+    assert now["farm_device_memory_bytes", DEMO, "free"] == 1
+    assert now["farm_images_total", DEMO] == 4
+    assert now["farm_attempts_ended_total", DEMO, "not_a_number", "failed"] == 1
+
+
+def test_every_declared_name_is_well_formed() -> None:
+    for name, metric in metrics.declared().items():
+        assert name.startswith("farm_")
+        assert name.endswith("_total") == (metric.kind == "counter")
+        assert metric.help.endswith(".")

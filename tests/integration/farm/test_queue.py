@@ -1,0 +1,178 @@
+"""What the farm says of its queue, its workers and a job's outlook, on the real database."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from api.main import create_app
+from shared.errors import InvalidRequest, OutOfMemory
+from shared.fleet import registry
+from shared.infra.db import Database
+from shared.jobs import lifecycle
+from shared.settings import Settings
+from tests.support.factories import DEMO, params
+
+COST = params().cost
+
+
+@pytest.fixture(scope="module")
+def front(engines: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(engines)) as client:
+        yield client
+
+
+@pytest.fixture
+def client(front: TestClient, announced: str) -> TestClient:
+    assert announced == DEMO
+    return front
+
+
+def submit(db: Database, times: int = 1) -> list[str]:
+    with db.transaction() as session:
+        return [str(lifecycle.submit(session, params(), max_attempts=2).id) for _ in range(times)]
+
+
+def claim(db: Database, times: int) -> list[lifecycle.Claim | None]:
+    with db.transaction() as session:
+        return [lifecycle.claim_next(session, DEMO, "gpu0@test", lease_s=20) for _ in range(times)]
+
+
+def measured(db: Database, speed: float) -> None:
+    with db.transaction() as session:
+        registry.beat(session, "gpu0@test", speed=speed, tick_s=0.5, batch_fill=2.5)
+
+
+def test_an_idle_farm_has_an_empty_queue(client: TestClient) -> None:
+    queue = client.get("/v1/queue").json()
+    (only,) = queue["checkpoints"]
+    assert (queue["queued"], queue["running"]) == (0, 0)
+    assert (only["checkpoint"], only["workers"], only["slots"], only["oldest_queued_at"]) == (DEMO, 1, 4, None)
+    assert (only["predicted_wait_s"], only["backlog_s"]) == (None, None)  # nothing was measured yet
+
+
+def test_depth_wait_and_backlog_follow_what_was_measured(client: TestClient, db: Database) -> None:
+    submit(db, 10)
+    claim(db, 4)
+    measured(db, speed=COST / 2)  # two seconds a job
+    (only,) = client.get("/v1/queue").json()["checkpoints"]
+    assert (only["queued"], only["running"]) == (6, 4)
+    assert only["oldest_queued_at"] is not None
+    assert only["predicted_wait_s"] == pytest.approx(7 * 2)  # ten in front, of which seven must leave
+    assert only["backlog_s"] == pytest.approx(10 * 2)
+
+
+def test_a_queued_job_knows_its_place_and_a_running_one_its_end(client: TestClient, db: Database) -> None:
+    ids = submit(db, 8)
+    claim(db, 4)
+    measured(db, speed=COST)
+    outlooks = [client.get(f"/v1/jobs/{job_id}").json()["outlook"] for job_id in ids]
+    assert [one["position"] for one in outlooks] == [None] * 4 + [0, 1, 2, 3]
+    assert [one["reason"] for one in outlooks] == [None] * 4 + ["waits_its_turn"] * 4
+    assert [one["start_s"] for one in outlooks] == [0, 0, 0, 0, 1, 2, 3, 4]
+    assert [one["finish_s"] for one in outlooks] == [4, 4, 4, 4, 5, 6, 7, 8]
+
+
+def test_a_running_jobs_end_comes_nearer_with_every_step(client: TestClient, db: Database) -> None:
+    (job_id,) = submit(db)
+    (taken,) = claim(db, 1)
+    assert taken is not None
+    measured(db, speed=COST)
+    with db.transaction() as session:
+        lifecycle.heartbeat(session, [lifecycle.Beat(taken.job_id, taken.attempt, steps_done=3)], lease_s=20)
+    assert client.get(f"/v1/jobs/{job_id}").json()["outlook"]["finish_s"] == pytest.approx(0.2, abs=0.1)
+
+
+def test_a_job_that_nobody_serves_says_so(client: TestClient, db: Database) -> None:
+    (job_id,) = submit(db)
+    with db.transaction() as session:
+        registry.retire(session, "gpu0@test")
+    outlook = client.get(f"/v1/jobs/{job_id}").json()["outlook"]
+    assert outlook == {
+        "position": 0,
+        "reason": "no_worker_serves_its_checkpoint",
+        "start_s": None,
+        "finish_s": None,
+    }
+
+
+def test_a_draining_worker_is_not_counted_on(client: TestClient, db: Database) -> None:
+    (job_id,) = submit(db)
+    measured(db, speed=COST)
+    with db.transaction() as session:
+        registry.drain(session, "gpu0@test", is_draining=True)
+    outlook = client.get(f"/v1/jobs/{job_id}").json()["outlook"]
+    assert (outlook["reason"], outlook["start_s"]) == ("all_its_workers_are_draining", None)
+    (queue,) = client.get("/v1/queue").json()["checkpoints"]
+    assert (queue["workers"], queue["slots"], queue["predicted_wait_s"]) == (0, 0, None)
+    (served,) = client.get("/v1/checkpoints").json()["checkpoints"]
+    assert (served["ready_workers"], served["slots"]) == (0, 0)
+    with db.transaction() as session:
+        registry.announce(
+            session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=2
+        )
+        registry.beat(session, "gpu1@test", speed=COST * 2)
+    (queue,) = client.get("/v1/queue").json()["checkpoints"]
+    assert (queue["workers"], queue["slots"], queue["backlog_s"]) == (1, 2, 0.5)
+
+
+def test_a_job_that_is_tried_again_later_says_so(client: TestClient, db: Database) -> None:
+    (job_id,) = submit(db)
+    (taken,) = claim(db, 1)
+    assert taken is not None
+    measured(db, speed=COST)
+    with db.transaction() as session:
+        lifecycle.fail(session, taken, OutOfMemory(), retry_s=600)
+    outlook = client.get(f"/v1/jobs/{job_id}").json()["outlook"]
+    assert outlook["reason"] == "waits_to_be_tried_again"
+    assert 200 < outlook["start_s"] <= 600
+
+
+def test_a_job_that_has_ended_has_no_outlook(client: TestClient, db: Database) -> None:
+    (job_id,) = submit(db)
+    client.post(f"/v1/jobs/{job_id}/cancel")
+    assert client.get(f"/v1/jobs/{job_id}").json()["outlook"] is None
+
+
+def test_workers_are_listed_with_what_they_do(client: TestClient, db: Database) -> None:
+    submit(db, 3)
+    claim(db, 3)
+    measured(db, speed=1000.0)
+    (worker,) = client.get("/v1/workers").json()["workers"]
+    assert (worker["id"], worker["checkpoint"], worker["slots"], worker["running"]) == ("gpu0@test", DEMO, 4, 3)
+    assert (worker["speed"], worker["tick_s"], worker["batch_fill"]) == (1000.0, 0.5, 2.5)
+    assert worker["is_alive"]
+
+
+def test_the_last_hour_is_told_minute_by_minute(client: TestClient, db: Database) -> None:
+    submit(db, 5)
+    good, many, bad, old, _running = claim(db, 5)
+    with db.transaction() as session:
+        for run in (good, many, old):
+            assert run is not None
+            lifecycle.succeed(session, run, [])
+        assert bad is not None
+        lifecycle.fail(session, bad, InvalidRequest("no"))
+        now = session.execute(text("SELECT date_trunc('minute', now())")).scalar_one()
+        for run, minutes_ago, images in ((good, 3, 1), (many, 3, 4), (bad, 59, 1), (old, 60, 1)):
+            assert run is not None
+            ended = now - timedelta(minutes=minutes_ago) + timedelta(seconds=30)
+            session.execute(
+                text(
+                    "UPDATE jobs SET finished_at = :ended, started_at = CAST(:ended AS timestamptz) - interval '10 s',"
+                    " created_at = CAST(:ended AS timestamptz) - interval '14 s',"
+                    " params = jsonb_set(params, '{num_images}', to_jsonb(CAST(:images AS int))) WHERE id = :id"
+                ),
+                {"ended": ended, "id": run.job_id, "images": images},
+            )
+    told = client.get("/v1/throughput").json()
+    assert told["since"] == (now - timedelta(minutes=59)).isoformat().replace("+00:00", "Z")
+    (only,) = told["checkpoints"]
+    assert only["checkpoint"] == DEMO
+    assert (only["pictures"][56], only["succeeded"][56], only["wait_s"][56]) == (5, 2, 4.0)
+    assert (sum(only["pictures"]), sum(only["succeeded"])) == (5, 2)
+    assert (only["failed"][0], sum(only["failed"])) == (1, 1)
+    assert {len(only[name]) for name in ("pictures", "succeeded", "failed", "wait_s")} == {told["minutes"]} == {60}
+    assert [at for at, wait in enumerate(only["wait_s"]) if wait is not None] == [56]

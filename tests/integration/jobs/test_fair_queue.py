@@ -1,0 +1,245 @@
+"""Who is next, on the real database: shares by weight, priorities, limits, and what a claim costs."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.dialects import postgresql
+
+from api.auth import keys
+from api.auth.keys import KeyLimits, NewKey
+from shared.infra.db import Database, JobRow
+from shared.jobs import fair_queue, lifecycle
+from shared.vocabulary.forecast import Reason
+from tests.support.factories import DEMO, params
+
+EMPTY = "TRUNCATE jobs, images, keys, shares, clocks"
+
+
+def key(db: Database, **limits: object) -> str:
+    with db.transaction() as session:
+        return keys.create(session, NewKey.model_validate({"name": "k", **limits}))[0].id
+
+
+def submit(db: Database, owner: str, times: int = 1, *, priority: int = 0, **changes: object) -> list[UUID]:
+    with db.transaction() as session:
+        return [
+            lifecycle.submit(session, params(**changes), max_attempts=2, owner=owner, priority=priority).id
+            for _ in range(times)
+        ]
+
+
+def claim(db: Database, *, oldest_level: bool = False) -> lifecycle.Claim | None:
+    with db.transaction() as session:
+        return lifecycle.claim_next(session, DEMO, "w", lease_s=20, oldest_level=oldest_level)
+
+
+def served(db: Database, times: int, *, finish: bool = True) -> list[JobRow]:
+    """Claim jobs one after another, each finished before the next."""
+    rows = []
+    for _ in range(times):
+        with db.transaction() as session:
+            taken = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
+            if taken is None:
+                break
+            if finish:
+                assert lifecycle.succeed(session, taken, [])
+            rows.append(lifecycle.get(session, taken.job_id))
+    return rows
+
+
+def owners(rows: Sequence[JobRow]) -> list[str]:
+    return [row.owner for row in rows]
+
+
+def test_shares_are_as_the_weights(db: Database) -> None:
+    """Three backlogged keys with jobs of different sizes get cost in proportion to their weights, to within 5 %."""
+    weights = {key(db, weight=weight): weight for weight in (1.0, 2.0, 4.0)}
+    for owner, steps in zip(weights, (4, 8, 3), strict=True):
+        submit(db, owner, 100, steps=steps)
+    got: Counter[str] = Counter()
+    for row in served(db, 120):
+        got[row.owner] += row.cost
+    total, of = sum(got.values()), sum(weights.values())
+    for owner, weight in weights.items():
+        assert got[owner] / total == pytest.approx(weight / of, rel=0.05)
+
+
+def test_a_deep_queue_delays_another_key_by_no_more_than_one_job(db: Database) -> None:
+    submit(db, "hog", 400)
+    served(db, 5)
+    submit(db, "guest", 2)
+    order = owners(served(db, 4))
+    assert order[0] == "guest"
+    assert order.count("guest") == 2
+
+
+def test_who_comes_back_has_saved_nothing(db: Database) -> None:
+    submit(db, "absent")
+    submit(db, "steady", 30)
+    served(db, 21)
+    submit(db, "absent", 10)
+    order = owners(served(db, 10))
+    assert 4 <= order.count("absent") <= 6
+
+
+def test_who_used_the_idle_farm_is_not_punished(db: Database) -> None:
+    submit(db, "busy", 20)
+    served(db, 20)
+    submit(db, "busy", 10)
+    submit(db, "other", 10)
+    assert 4 <= owners(served(db, 10)).count("busy") <= 6
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(acts=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 20), st.booleans()), min_size=1, max_size=25))
+def test_whatever_comes_nobody_waits_behind_later_work(db: Database, acts: list[tuple[str, int, bool]]) -> None:
+    """Claims follow virtual time: of one owner by age, and a newcomer never behind what others have yet to start."""
+    with db.transaction() as session:
+        session.execute(text(EMPTY))
+    for owner, steps, claims in acts:
+        submit(db, owner, steps=steps)
+        if claims:
+            served(db, 1)
+    rest = served(db, len(acts))
+    starts = [row.virtual_start for row in rest]
+    assert starts == sorted(starts)
+    for name in "abc":
+        ids = [row.id for row in rest if row.owner == name]
+        assert ids == sorted(ids)
+    assert claim(db) is None
+
+
+def test_priority_goes_first_and_yet_the_lowest_moves(db: Database) -> None:
+    [low] = submit(db, "a", priority=-5)
+    [middle] = submit(db, "a")
+    high = submit(db, "b", 3, priority=5)
+    first = claim(db)
+    assert first is not None
+    assert first.job_id == high[0]
+    patient = claim(db, oldest_level=True)
+    assert patient is not None
+    assert patient.job_id == low
+    assert [row.id for row in served(db, 3)] == [*high[1:], middle]
+
+
+def test_the_oldest_level_falls_back_when_it_cannot_run(db: Database) -> None:
+    paused = key(db, paused=True)
+    submit(db, paused, priority=-5)
+    [able] = submit(db, "a")
+    taken = claim(db, oldest_level=True)
+    assert taken is not None
+    assert taken.job_id == able
+
+
+def test_what_is_handed_back_is_next(db: Database) -> None:
+    submit(db, "a", 3)
+    taken = claim(db)
+    assert taken is not None
+    submit(db, "b", 3)
+    with db.transaction() as session:
+        assert lifecycle.release(session, taken)
+    assert served(db, 1)[0].id == taken.job_id
+
+
+def test_canceled_turns_cost_nothing(db: Database) -> None:
+    for job_id in submit(db, "fickle", 50):
+        with db.transaction() as session:
+            lifecycle.cancel(session, job_id)
+    submit(db, "other", 10)
+    submit(db, "fickle", 5)
+    assert owners(served(db, 4)).count("fickle") == 2
+
+
+def test_a_running_limit_holds_and_others_pass(db: Database) -> None:
+    limited = key(db, max_running=2)
+    submit(db, limited, 20)
+    submit(db, "other", 3)
+    order = owners(served(db, 9, finish=False))
+    assert order.count(limited) == 2
+    assert order.count("other") == 3
+    with db.transaction() as session:
+        assert fair_queue.held(session, limited) is Reason.LIMIT
+
+
+def test_a_limited_key_gets_all_its_jobs_done_in_order(db: Database) -> None:
+    limited = key(db, max_running=3)
+    submitted = submit(db, limited, 20)
+    with db.transaction() as session:
+        parked = session.scalar(text("SELECT count(*) FROM jobs WHERE parked"))
+    assert parked == 17
+    assert [row.id for row in served(db, 30)] == submitted
+
+
+def test_urgent_work_of_a_limited_key_is_not_parked(db: Database) -> None:
+    limited = key(db, max_running=1, max_priority=5)
+    submit(db, limited, 5)
+    [urgent] = submit(db, limited, priority=5)
+    assert served(db, 1)[0].id == urgent
+
+
+def test_parked_jobs_move_up_where_canceled_ones_left_room(db: Database, announced: str) -> None:
+    assert announced
+    limited = key(db, max_running=2)
+    submitted = submit(db, limited, 5)
+    with db.transaction() as session:
+        for job_id in submitted[:2]:
+            lifecycle.cancel(session, job_id)
+    assert claim(db) is None
+    with db.transaction() as session:
+        assert fair_queue.unpark(session) == 2
+    assert [row.id for row in served(db, 9)] == submitted[2:]
+
+
+def test_lifting_a_limit_frees_what_it_parked(db: Database, announced: str) -> None:
+    assert announced
+    limited = key(db, max_running=1)
+    submit(db, limited, 5)
+    with db.transaction() as session:
+        keys.change(session, limited, KeyLimits(max_running=None))
+    with db.transaction() as session:
+        assert fair_queue.unpark(session) == 4
+    assert len(served(db, 9, finish=False)) == 5
+
+
+def test_a_paused_keys_jobs_wait(db: Database) -> None:
+    paused = key(db, paused=True)
+    submitted = submit(db, paused, 2)
+    assert claim(db) is None
+    with db.transaction() as session:
+        assert fair_queue.held(session, paused) is Reason.PAUSED
+        assert fair_queue.held(session, "anonymous") is None
+    with db.transaction() as session:
+        keys.change(session, paused, KeyLimits(paused=False))
+    assert [row.id for row in served(db, 9)] == submitted
+
+
+@pytest.mark.parametrize("oldest_level", [False, True])
+def test_a_claim_walks_indexes_in_their_order(db: Database, oldest_level: bool) -> None:
+    with db.transaction() as session:
+        session.execute(text(FLOOD))
+    # What is counted must be known, as autovacuum makes it known.
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE jobs"))
+    statement: Any = lifecycle.claim_statement(DEMO, "w", 20, oldest_level=oldest_level)
+    with db.transaction() as session:
+        compiled = statement.compile(
+            session.get_bind(), dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}
+        )
+        plan = "\n".join(session.execute(text(f"EXPLAIN {compiled}".replace(":", r"\:"))).scalars())
+    assert "Index Scan using jobs_queued on jobs" in plan
+    assert ("jobs_queued_by_age" in plan) == oldest_level
+    assert "Seq Scan on jobs" not in plan
+    assert "Sort" not in plan
+
+
+FLOOD = f"""
+INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start)
+SELECT gen_random_uuid(), CASE WHEN n % 4 = 0 THEN 'queued' ELSE 'succeeded' END, 'o' || n % 7, '{DEMO}', '{{}}', 1, 1, n
+FROM generate_series(1, 20000) AS n
+"""  # noqa: S608 - constants

@@ -1,0 +1,366 @@
+"""A worker's slot end to end: real database, Redis, storage and engine with the demo checkpoint; only Celery is left out."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from uuid import UUID
+
+import numpy as np
+import pytest
+from celery import Celery
+from PIL import Image
+from redis import Redis
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from shared.errors import DatabaseUnavailable, StorageUnavailable
+from shared.files import pictures
+from shared.infra import previews
+from shared.infra.db import Database, JobRow
+from shared.infra.events import JobEvent, Listener, publish
+from shared.infra.storage import Storage
+from shared.jobs import lifecycle
+from shared.settings import Settings
+from shared.vocabulary.params import Hires, Inpaint, Lora, MaskFill, Upscaler
+from shared.vocabulary.samplers import Sampler, Schedule
+from shared.vocabulary.states import JobState
+from tests.support import studio
+from tests.support.factories import DEMO, params
+from tests.support.studio import DemoEngine
+from worker.diffusion.safety import SafetyChecker
+from worker.engine.runner import DiffusionRunner
+from worker.slots import png
+from worker.slots.leases import Leases
+from worker.slots.previews import Showing
+from worker.slots.render import Renderer
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[DemoEngine]:
+    with studio.running(DiffusionRunner.of(studio.demo())) as engine:
+        yield engine
+
+
+class Floor:
+    """One worker without Celery."""
+
+    def __init__(self, settings: Settings, db: Database, redis: Redis, celery: Celery, engine: DemoEngine) -> None:
+        self.db = db
+        self.leases = Leases(db, settings, "w")
+        self.renderer = Renderer(
+            settings,
+            checkpoint=DEMO,
+            worker_id="w",
+            engine=engine,
+            db=db,
+            storage=Storage(settings),
+            redis=redis,
+            celery=celery,
+            leases=self.leases,
+        )
+
+    def submit(self, **changes: object) -> UUID:
+        with self.db.transaction() as session:
+            return lifecycle.submit(session, params(**changes), max_attempts=3).id
+
+    def row(self, job_id: UUID) -> JobRow:
+        with self.db.transaction() as session:
+            return lifecycle.get(session, job_id)
+
+    def answer_in_background(self) -> Thread:
+        thread = Thread(target=self.renderer.answer)
+        thread.start()
+        return thread
+
+    def beat_until(self, job_id: UUID, steps: int) -> None:
+        """Report progress until the row shows that many steps. The engine's own work is what passes the time."""
+        while self.row(job_id).steps_done < steps:
+            self.leases.beat()
+            assert self.row(job_id).state in {JobState.QUEUED, JobState.RUNNING}
+
+
+@pytest.fixture
+def floor(settings: Settings, db: Database, redis: Redis, celery: Celery, engine: DemoEngine) -> Floor:
+    return Floor(settings, db, redis, celery, engine)
+
+
+def test_one_doorbell_renders_one_job(floor: Floor, storage: Storage) -> None:
+    job_id, waiting = floor.submit(num_images=2, seed=7), floor.submit()
+    floor.renderer.answer()
+    done = floor.row(job_id)
+    assert done.state == JobState.SUCCEEDED
+    assert [(image.index, image.seed) for image in done.images] == [(0, 7), (1, 8)]
+    assert floor.row(waiting).state == JobState.QUEUED
+    picture = Image.open(io.BytesIO(storage.get(done.images[1].key)))
+    assert (picture.size, picture.format) == ((64, 64), "PNG")
+    assert "Seed: 8" in picture.info["parameters"]
+
+
+def test_a_stale_doorbell_is_ignored(floor: Floor) -> None:
+    floor.renderer.answer()
+
+
+def test_the_same_seed_gives_the_same_bytes(floor: Floor) -> None:
+    ids = [floor.submit(seed=3) for _ in range(2)]
+    for _ in ids:
+        floor.renderer.answer()
+    assert len({floor.row(job_id).images[0].sha256 for job_id in ids}) == 1
+
+
+def test_a_canceled_job_stops_at_the_next_step(floor: Floor) -> None:
+    job_id = floor.submit(steps=150, width=512, height=512)
+    slot = floor.answer_in_background()
+    floor.beat_until(job_id, 1)
+    with floor.db.transaction() as session:
+        lifecycle.cancel(session, job_id)
+    floor.leases.hear(JobEvent(job_id, JobState.CANCELED))
+    slot.join(timeout=30)
+    assert not slot.is_alive()
+    ended = floor.row(job_id)
+    assert ended.state == JobState.CANCELED
+    assert ended.steps_done < 150
+    assert ended.images == []
+
+
+def test_a_cancel_that_nobody_told_is_found_by_the_heartbeat(floor: Floor) -> None:
+    job_id = floor.submit(steps=150, width=512, height=512)
+    slot = floor.answer_in_background()
+    floor.beat_until(job_id, 1)
+    with floor.db.transaction() as session:
+        lifecycle.cancel(session, job_id)
+    while slot.is_alive():
+        floor.leases.beat()
+        slot.join(timeout=0.05)
+    assert floor.row(job_id).state == JobState.CANCELED
+
+
+def test_events_reach_listeners(floor: Floor, redis: Redis) -> None:
+    heard: list[JobEvent] = []
+    listener = Listener(redis, heard.append)
+    listener.start()
+    try:
+        while not redis.pubsub_numsub("farm:events")[0][1]:
+            pass
+        job_id = floor.submit()
+        floor.renderer.answer()
+        while len(heard) < 2:
+            pass
+    finally:
+        listener.stop()
+    assert [(event.job_id, event.state) for event in heard] == [
+        (job_id, JobState.RUNNING),
+        (job_id, JobState.SUCCEEDED),
+    ]
+
+
+def test_draining_hands_the_job_back(floor: Floor) -> None:
+    job_id = floor.submit(steps=150, width=512, height=512)
+    slot = floor.answer_in_background()
+    floor.beat_until(job_id, 1)
+    floor.renderer.drain()
+    floor.leases.drain()
+    slot.join(timeout=30)
+    back = floor.row(job_id)
+    assert (back.state, back.faults, back.steps_done) == (JobState.QUEUED, 0, 0)
+    floor.renderer.answer()
+    assert floor.row(job_id).state == JobState.QUEUED  # a draining worker claims nothing
+
+
+def test_a_storage_failure_is_retried_later(settings: Settings, floor: Floor) -> None:
+    away = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1", "upload_seconds": 0})
+    floor.renderer._storage, floor.renderer._settings = Storage(away), away
+    job_id = floor.submit()
+    floor.renderer.answer()
+    back = floor.row(job_id)
+    assert (back.state, back.error_code, back.faults) == (JobState.QUEUED, "storage_unavailable", 1)
+
+
+class Shaky(Storage):
+    """Refuses the first calls, then works."""
+
+    def __init__(self, settings: Settings, failures: int) -> None:
+        super().__init__(settings)
+        self.failures = failures
+        self.refused = Event()
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        if self.failures > 0:
+            self.failures -= 1
+            self.refused.set()
+            raise StorageUnavailable
+        super().put(key, data, content_type=content_type)
+
+
+def test_what_is_rendered_outlives_a_storage_that_is_away_for_a_while(settings: Settings, floor: Floor) -> None:
+    floor.renderer._storage = Shaky(settings, failures=2)
+    job_id = floor.submit()
+    floor.renderer.answer()
+    done = floor.row(job_id)
+    assert (done.state, done.attempt, done.faults) == (JobState.SUCCEEDED, 1, 0)
+
+
+def test_a_worker_that_cannot_store_drains_all_the_same(settings: Settings, floor: Floor) -> None:
+    storage = Shaky(settings, failures=10**9)
+    floor.renderer._storage = storage
+    job_id = floor.submit()
+    slot = floor.answer_in_background()
+    assert storage.refused.wait(30)
+    floor.leases.beat()
+    floor.leases.drain()
+    slot.join(timeout=30)
+    assert (floor.row(job_id).state, floor.row(job_id).faults) == (JobState.QUEUED, 0)
+
+
+def test_a_finished_job_waits_for_the_database(settings: Settings, floor: Floor) -> None:
+    """The first answers of the database are lost before, the next after the commit: the pictures are published once."""
+    away = Away(settings, before=1, after=1)
+    job_id = floor.submit()
+    claim = floor.renderer._claim()
+    assert claim is not None
+    floor.renderer._db = away
+    floor.renderer._run(claim)
+    away.close()
+    assert (floor.row(job_id).state, len(floor.row(job_id).images)) == (JobState.SUCCEEDED, 1)
+    assert (away.before, away.after) == (0, 0)
+
+
+class Away(Database):
+    """Loses the connection before some transactions begin, and after others have committed."""
+
+    def __init__(self, settings: Settings, *, before: int, after: int) -> None:
+        super().__init__(settings, pool_size=1)
+        self.before, self.after = before, after
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        if self.before > 0:
+            self.before -= 1
+            raise DatabaseUnavailable
+        with super().transaction() as session:
+            yield session
+        if self.after > 0:
+            self.after -= 1
+            raise DatabaseUnavailable
+
+
+def test_a_suspect_waits_until_it_is_alone(floor: Floor) -> None:
+    companion = floor.submit(steps=150, width=512, height=512)
+    beside = floor.answer_in_background()
+    floor.beat_until(companion, 1)
+    suspect, later = floor.submit(), floor.submit()
+    with floor.db.transaction() as session:
+        session.execute(update(JobRow).where(JobRow.id == suspect).values(suspect=True))
+    slots = [floor.answer_in_background()]
+    while floor.row(suspect).state != JobState.RUNNING:
+        pass
+    slots.append(floor.answer_in_background())
+    while not (held := [one for one in floor.leases.running() if one.claim.job_id == suspect]):
+        pass  # the row is written first
+    (waiting,) = held
+    floor.beat_until(companion, floor.row(companion).steps_done + 1)
+    assert waiting.requests == []
+    assert floor.row(later).state == JobState.QUEUED
+    with floor.db.transaction() as session:
+        lifecycle.cancel(session, companion)
+    floor.leases.hear(JobEvent(companion, JobState.CANCELED))
+    for slot in (beside, *slots):
+        slot.join(timeout=30)
+    assert {floor.row(one).state for one in (suspect, later)} == {JobState.SUCCEEDED}
+
+
+def test_a_garbled_event_does_not_deafen_the_listener(redis: Redis) -> None:
+    heard: list[JobEvent] = []
+    listener = Listener(redis, heard.append)
+    listener.start()
+    event = JobEvent(UUID(int=1), JobState.CANCELED, 3)
+    try:
+        while not redis.publish("farm:events", "{garbled"):
+            pass
+        while not heard:
+            publish(redis, event)
+    finally:
+        listener.stop()
+    assert heard[0] == event
+
+
+def test_img2img_inpainting_and_hires_through_the_whole_slot(floor: Floor, storage: Storage) -> None:
+    """Init image and mask come from the storage; sizes, seeds and progress of what comes back are the job's."""
+    noise = np.random.default_rng(2).integers(0, 255, (96, 80, 3), dtype=np.uint8)
+    half = np.zeros((96, 80), dtype=np.uint8)
+    half[:, :40] = 255
+    storage.put("inputs/noise.png", png.encode(noise, {}), content_type="image/png")
+    storage.put("inputs/half.png", pictures.to_png(Image.fromarray(half)), content_type="image/png")
+    painting = Inpaint(mask_blur=0, mask_fill=MaskFill.NOISE, mask_invert=False, only_masked=True, padding=4)
+    hires = Hires(
+        width=128,
+        height=96,
+        upscaler=Upscaler.LATENT,
+        steps=3,
+        strength=0.6,
+        guidance_scale=7.0,
+        sampler=Sampler.EULER,
+        schedule=Schedule.UNIFORM,
+        prompt="x",
+        negative_prompt="",
+    )
+    init = {"kind": "img2img", "init_image": "inputs/noise.png", "strength": 0.6}
+    jobs_asked = [
+        floor.submit(**init, upscale=2.0),
+        floor.submit(**init, mask_image="inputs/half.png", inpaint=painting),
+        floor.submit(hires=hires),
+    ]
+    for _ in jobs_asked:
+        floor.renderer.answer()
+    done = [floor.row(job_id) for job_id in jobs_asked]
+    assert [row.state for row in done] == [JobState.SUCCEEDED] * 3, [row.error_message for row in done]
+    assert [(row.images[0].width, row.images[0].height) for row in done] == [(128, 128), (80, 96), (128, 96)]
+    assert [(row.steps_done, row.steps_total) for row in done] == [(3, 3), (3, 3), (7, 7)]
+    painted = np.asarray(Image.open(io.BytesIO(storage.get(done[1].images[0].key))))
+    assert (painted[:, 40:] == noise[:, 40:]).all()
+    assert (painted[:, :40] != noise[:, :40]).any()
+
+
+def test_an_init_image_that_is_gone_fails_the_job(floor: Floor) -> None:
+    job_id = floor.submit(kind="img2img", init_image="inputs/nowhere.png", strength=0.5)
+    floor.renderer.answer()
+    assert floor.row(job_id).error_code == "object_missing"
+
+
+def test_a_lora_that_this_worker_does_not_have_is_another_workers(floor: Floor) -> None:
+    job_id = floor.submit(loras=(Lora(name="gone", weight=1.0, text_encoder_weight=1.0),))
+    floor.renderer.answer()
+    back = floor.row(job_id)
+    assert (back.state, back.error_code) == (JobState.QUEUED, "weights_missing")
+    assert "gone" in (back.error_message or "")
+
+
+def test_previews_of_a_running_job_are_shown(floor: Floor, redis: Redis) -> None:
+    job_id = floor.submit(steps=150, width=512, height=512)
+    slot = floor.answer_in_background()
+    showing = Showing(redis, floor.leases.running)
+    while (jpeg := previews.get(redis, job_id, 0)) is None:
+        showing.renew()
+    with floor.db.transaction() as session:
+        lifecycle.cancel(session, job_id)
+    floor.leases.hear(JobEvent(job_id, JobState.CANCELED))
+    slot.join(timeout=30)
+    assert Image.open(io.BytesIO(jpeg)).size == (256, 256)
+
+
+def test_a_flagged_picture_is_delivered_black_and_marked(floor: Floor, storage: Storage) -> None:
+    floor.renderer._safety = Wary()
+    job_id = floor.submit()
+    floor.renderer.answer()
+    (image,) = floor.row(job_id).images
+    assert image.flagged
+    assert Image.open(io.BytesIO(storage.get(image.key))).getextrema() == ((0, 0),) * 3
+
+
+class Wary(SafetyChecker):
+    """Flags everything."""
+
+    def __init__(self) -> None: ...
+
+    def flags(self, _pixels: object) -> bool:
+        return True

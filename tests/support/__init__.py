@@ -1,0 +1,1 @@
+"""Factories, real servers and devices that tests share."""

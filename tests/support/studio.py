@@ -1,0 +1,83 @@
+"""The demo checkpoint, specs to start from, and engines on it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+
+from shared.files import checkpoints
+from shared.vocabulary.samplers import Sampler, Schedule
+from tests.support.ceiling import Ceiling
+from worker.diffusion import checkpoint_loader
+from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.engine.draft import Draft
+from worker.engine.engine import Engine
+from worker.engine.latents import Latents
+from worker.engine.request import ImageSpec, Pass
+from worker.engine.runner import DiffusionRunner
+
+DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
+CPU = torch.device("cpu")
+
+DemoEngine = Engine[Draft, Latents]
+
+PASS = Pass(
+    prompt="a red circle on a blue background",
+    negative_prompt="",
+    width=128,
+    height=128,
+    steps=12,
+    guidance_scale=7.0,
+    sampler=Sampler.DPMPP_2M,
+    schedule=Schedule.KARRAS,
+)
+
+
+@cache
+def demo() -> Checkpoint:
+    """The demo checkpoint in fp32 on the CPU, loaded once per run; whoever changes it must work on a copy."""
+    return checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float32)
+
+
+def spec(*more_passes: Pass, seed: int = 42, **changes: Any) -> ImageSpec:
+    """A txt2img image of 128 px; fields of the image and of its first pass are told apart by their names."""
+    of_image = {name: changes.pop(name) for name in list(changes) if name in ImageSpec.__slots__}
+    return ImageSpec(passes=(replace(PASS, **changes), *more_passes), seed=seed, **of_image)
+
+
+@contextmanager
+def running(runner: DiffusionRunner, *, samples: int = 16) -> Iterator[DemoEngine]:
+    """An engine that works while the block lasts."""
+    engine: DemoEngine = Engine(runner, limits=Ceiling(samples))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+@contextmanager
+def held(engine: DemoEngine, when: Callable[[], bool]) -> Iterator[Event]:
+    """Hold an engine before its next step once `when` is true, while the block lasts; the event is set when it is held."""
+    runner = engine._runner
+    denoise = runner.denoise
+    is_held, may_go = Event(), Event()
+
+    def wait_and_denoise(batch: Sequence[Latents]) -> None:
+        if when():
+            is_held.set()
+            may_go.wait()
+        denoise(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "denoise", wait_and_denoise)
+        try:
+            yield is_held
+        finally:
+            may_go.set()

@@ -1,0 +1,190 @@
+"""Names, counts and schedules: what goes together, how long it takes, and which noise levels are walked."""
+
+from itertools import pairwise
+from math import isclose
+from typing import Any
+
+import diffusers
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.vocabulary.samplers import (
+    EXTRA_IMG2IMG_STEP,
+    MAX_SCHEDULE_STEPS,
+    SAMPLER_LABELS,
+    SCHEDULE_LABELS,
+    SCHEDULES,
+    Sampler,
+    Schedule,
+    check_schedule,
+    hires_steps,
+    img2img_steps,
+    unet_calls,
+)
+from tests.support.walking import PAIRS, sd15
+from worker.diffusion import samplers
+
+FREE = [sampler for sampler in Sampler if len(SCHEDULES[sampler]) == len(Schedule)]
+strengths = st.floats(0, 1)
+any_steps = st.integers(1, 150)
+
+
+def sigmas(sampler: Sampler, schedule: Schedule, steps: int) -> list[float]:
+    levels: list[float] = samplers.make(sampler, schedule, steps, sd15()).sigmas.tolist()
+    return levels
+
+
+def test_every_name_has_a_label_and_a_schedule() -> None:
+    assert set(SAMPLER_LABELS) == set(SCHEDULES) == set(Sampler)
+    assert set(SCHEDULE_LABELS) == set(Schedule)
+    assert all(SCHEDULES.values())
+    assert len(set(SAMPLER_LABELS.values())) == len(Sampler)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "automatic"),
+    [
+        (Sampler.EULER_A, Schedule.UNIFORM),
+        (Sampler.DPM2, Schedule.KARRAS),
+        (Sampler.DPMPP_2M, Schedule.KARRAS),
+        (Sampler.DPMPP_SDE, Schedule.KARRAS),
+        (Sampler.DPMPP_2M_SDE, Schedule.EXPONENTIAL),
+        (Sampler.DPMPP_3M_SDE, Schedule.EXPONENTIAL),
+    ],
+)
+def test_automatic_is_what_a1111_means_by_it(sampler: Sampler, automatic: Schedule) -> None:
+    assert SCHEDULES[sampler][0] is automatic
+
+
+def test_an_impossible_pair_is_refused_with_the_possible_ones() -> None:
+    check_schedule(Sampler.DDIM, Schedule.SGM_UNIFORM)
+    with pytest.raises(ValueError, match=r"ddim does not work with schedule karras; possible: uniform, sgm_uniform"):
+        check_schedule(Sampler.DDIM, Schedule.KARRAS)
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "made"),
+    [(20, 0.75, 16), (20, 1.0, 20), (20, 0.0, 1), (20, 0.5, 11), (1, 0.5, 1), (1, 0.0, 1), (150, 1.0, 150)],
+)
+def test_img2img_makes_the_steps_that_a1111_makes(steps: int, strength: float, made: int) -> None:
+    assert img2img_steps(steps, strength) == made
+
+
+@given(any_steps, strengths)
+def test_img2img_makes_one_step_more_than_diffusers(steps: int, strength: float) -> None:
+    made = img2img_steps(steps, strength)
+    assert 1 <= made <= steps
+    assert made in (int(steps * strength) + EXTRA_IMG2IMG_STEP, int(steps * min(strength, 0.999)) + 1, steps)
+
+
+@given(any_steps, strengths)
+def test_hires_makes_the_steps_asked_for_at_the_level_asked_for(steps: int, strength: float) -> None:
+    whole, made = hires_steps(steps, strength)
+    assert 1 <= made <= min(steps, whole)
+    assert whole <= MAX_SCHEDULE_STEPS
+    if whole < MAX_SCHEDULE_STEPS:
+        assert made == steps
+        assert img2img_steps(whole, strength) - made in (0, 1)
+
+
+@given(st.sampled_from(PAIRS), any_steps)
+@settings(max_examples=60, deadline=None)
+def test_as_many_calls_are_announced_as_the_library_makes(pair: tuple[Sampler, Schedule], steps: int) -> None:
+    assert len(samplers.make(*pair, steps, sd15()).timesteps) == unet_calls(pair[0], steps)
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
+def test_the_only_step_starts_from_pure_noise(sampler: Sampler, schedule: Schedule) -> None:
+    assert samplers.make(sampler, schedule, 1, sd15()).timesteps[0] >= 998
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
+def test_the_spacing_of_the_checkpoint_does_not_count(sampler: Sampler, schedule: Schedule, spacing: str) -> None:
+    told = samplers.make(sampler, schedule, 12, sd15(timestep_spacing=spacing, clip_sample=True, steps_offset=0))
+    assert told.timesteps.equal(samplers.make(sampler, schedule, 12, sd15()).timesteps)
+    assert not told.config.get("clip_sample")
+
+
+@pytest.mark.parametrize("schedule", [Schedule.UNIFORM, Schedule.KARRAS, Schedule.EXPONENTIAL, Schedule.BETA])
+@pytest.mark.parametrize(
+    ("sampler", "cls", "options"),
+    [
+        (Sampler.EULER, diffusers.EulerDiscreteScheduler, {}),
+        (Sampler.HEUN, diffusers.HeunDiscreteScheduler, {}),
+        (Sampler.LMS, diffusers.LMSDiscreteScheduler, {}),
+        (Sampler.DPMPP_2M, diffusers.DPMSolverMultistepScheduler, {}),
+        (Sampler.DPMPP_2M_SDE, diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+        (Sampler.DPMPP_SDE, diffusers.DPMSolverSDEScheduler, {}),
+        (Sampler.UNIPC, diffusers.UniPCMultistepScheduler, {"solver_order": 3}),
+    ],
+)
+def test_what_the_library_knows_is_left_to_it(
+    sampler: Sampler, cls: Any, options: dict[str, Any], schedule: Schedule
+) -> None:
+    flag = {} if schedule is Schedule.UNIFORM else {f"use_{schedule}_sigmas": True}
+    theirs = cls.from_config(sd15(), **options, **flag)
+    theirs.set_timesteps(13)
+    ours = samplers.make(sampler, schedule, 13, sd15())
+    assert ours.sigmas.equal(theirs.sigmas)
+    assert ours.timesteps.equal(theirs.timesteps)
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_euler_ancestral_walks_the_levels_of_euler(schedule: Schedule) -> None:
+    assert sigmas(Sampler.EULER_A, schedule, 9) == sigmas(Sampler.EULER, schedule, 9)
+
+
+@pytest.mark.parametrize("sampler", FREE)
+def test_align_your_steps_are_the_levels_of_the_paper(sampler: Sampler) -> None:
+    ends = [14.615, 0.029] if sampler in (Sampler.EULER, Sampler.DPMPP_2M, Sampler.UNIPC) else [14.615]
+    levels = sigmas(sampler, Schedule.AYS, 11)
+    assert all(any(isclose(end, level, rel_tol=1e-5) for level in levels) for end in ends)
+    assert levels == sorted(levels, reverse=True)
+
+
+def test_align_your_steps_go_through_every_level_of_the_paper() -> None:
+    levels = sigmas(Sampler.EULER, Schedule.AYS, 11)
+    known = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029, 0]
+    assert levels == pytest.approx(known, rel=1e-6)
+
+
+def test_simple_takes_every_so_many_levels_of_the_training() -> None:
+    trained = samplers.make(Sampler.EULER, Schedule.UNIFORM, 1000, sd15()).sigmas.tolist()
+    assert sigmas(Sampler.EULER, Schedule.SIMPLE, 10)[:-1] == pytest.approx(trained[:1000:100], rel=1e-5)
+
+
+@pytest.mark.parametrize("sampler", [Sampler.DPM2, Sampler.DPM2_A, Sampler.DPMPP_3M_SDE])
+@pytest.mark.parametrize("schedule", Schedule)
+def test_the_last_level_is_discarded(sampler: Sampler, schedule: Schedule) -> None:
+    longer = sigmas(Sampler.EULER, schedule, 8)
+    assert sorted({*longer[:-2], 0.0}) == pytest.approx(sorted(set(sigmas(sampler, schedule, 7))), rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_no_call_of_deis_is_for_nothing(schedule: Schedule) -> None:
+    levels = sigmas(Sampler.DEIS, schedule, 9)
+    assert len(set(levels)) == 10
+    assert levels[-1] == pytest.approx(0.0292, abs=1e-4)
+
+
+def test_ddim_walks_the_timesteps_of_its_authors() -> None:
+    """Evenly spaced from one on, as in the original implementation (Song, Meng, Ermon 2020)."""
+    made = samplers.make(Sampler.DDIM, Schedule.UNIFORM, 20, sd15())
+    assert made.timesteps.tolist() == [*range(951, 0, -50)]
+
+
+def test_karras_levels_are_those_of_the_formula() -> None:
+    """Equation 5 of Karras et al. 2022 with rho 7, between SD1.5's least and greatest level."""
+    count, least, greatest = 10, 0.0291671, 14.614642
+    ramp = [at / (count - 1) for at in range(count)]
+    published = [(greatest ** (1 / 7) + at * (least ** (1 / 7) - greatest ** (1 / 7))) ** 7 for at in ramp]
+    assert sigmas(Sampler.EULER, Schedule.KARRAS, count)[:count] == pytest.approx(published, rel=2e-3)
+
+
+def test_exponential_levels_fall_by_one_factor() -> None:
+    levels = sigmas(Sampler.EULER, Schedule.EXPONENTIAL, 10)[:10]
+    factors = [below / above for above, below in pairwise(levels)]
+    assert factors == pytest.approx([factors[0]] * 9, rel=1e-3)
+    assert (levels[0], levels[-1]) == pytest.approx((14.614642, 0.0291671), rel=2e-3)

@@ -1,0 +1,33 @@
+"""A device that is full is not broken: nobody is condemned for it, and no unexamined picture is handed out."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from shared.errors import OutOfMemory
+from tests.support import studio
+from worker.diffusion import fingerprint
+from worker.health.canaries import Shown
+from worker.health.fitness import Fitness, Proof
+
+
+def test_a_full_device_is_not_condemned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_tensor: Any) -> Any:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(fingerprint, "_words", full)
+    nowhere: Any = None
+    condemned: list[str] = []
+    engine: Any = SimpleNamespace(submit=lambda _spec: SimpleNamespace(result=lambda _timeout_s: _raise(OutOfMemory())))
+    proof = Proof("demo", lambda: fingerprint.fingerprint([studio.demo().unet]))
+    fitness = Fitness(engine, proof, nowhere, "gpu0@test", condemned.append, 1.0, _first=Shown("weights", b""))
+    with pytest.raises(OutOfMemory):
+        fitness.vouch()
+    assert fitness.examine()
+    assert not condemned
+
+
+def _raise(error: Exception) -> Any:
+    raise error
