@@ -7,7 +7,7 @@ from api import callers, problems
 from shared.errors import FarmError
 
 
-class Gate:
+class AuthMiddleware:
     """ASGI middleware that finds out who calls, for everything under the guarded paths."""
 
     def __init__(self, app: ASGIApp, *, guarded: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
-from api.auth.key_cache import Known
+from api.auth.key_cache import CachedKey
 from api.auth.keys import Scope, Token
 from api.deps import Desk, DeskDep
 from shared.errors import PriorityTooHigh, ScopeMissing, Unauthenticated
@@ -139,7 +139,7 @@ def _is_operator(desk: Desk, given: str) -> bool:
     return key is not None and hmac.compare_digest(given.encode(), key.get_secret_value().encode())
 
 
-def _holder(known: Known) -> Caller:
+def _holder(known: CachedKey) -> Caller:
     row = known.row
     if row is None or known.asked_at is None:
         raise Unauthenticated("This API key is not known here.")

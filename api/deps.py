@@ -10,16 +10,16 @@ from celery import Celery
 from fastapi import Depends, Path, Request
 from redis import Redis
 
-from api.auth.key_cache import KeyRing
+from api.auth.key_cache import KeyCache
 from api.limits.quota import Quota
-from api.limits.rate import Throttle
-from api.limits.streams import Streams
-from api.picture_intake import Intake
+from api.limits.rate import RateLimit
+from api.limits.streams import StreamLimit
+from api.picture_intake import PictureIntake
 from api.waiting.watch import Waiting
 from shared.errors import JobNotFound
 from shared.infra import broker
 from shared.infra.db import Database
-from shared.infra.outbound_http import Outside
+from shared.infra.outbound_http import OutboundHttp
 from shared.infra.storage import Storage
 from shared.settings import Settings
 
@@ -33,12 +33,12 @@ class Desk:
     redis: Redis
     celery: Celery
     storage: Storage
-    intake: Intake
-    keys: KeyRing
-    throttle: Throttle
+    intake: PictureIntake
+    keys: KeyCache
+    throttle: RateLimit
     quota: Quota
     waiting: Waiting
-    streams: Streams
+    streams: StreamLimit
 
 
 @contextmanager
@@ -58,17 +58,17 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             celery,
             Storage(settings),
             _intake(settings),
-            KeyRing(db),
-            Throttle(redis),
+            KeyCache(db),
+            RateLimit(redis),
             Quota(settings.max_queued),
             Waiting(db, broker.connect_async(settings)),
-            Streams(),
+            StreamLimit(),
         )
 
 
-def _intake(settings: Settings) -> Intake:
-    outside = Outside(allow_private=settings.allow_private_urls)
-    return Intake(outside, max_bytes=settings.max_body_bytes, fetch_s=settings.fetch_seconds)
+def _intake(settings: Settings) -> PictureIntake:
+    outside = OutboundHttp(allow_private=settings.allow_private_urls)
+    return PictureIntake(outside, max_bytes=settings.max_body_bytes, fetch_s=settings.fetch_seconds)
 
 
 async def _desk(request: Request) -> Desk:  # async saves every request a trip through the thread pool

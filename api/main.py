@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from api import health, problems
 from api.a1111 import dialect, styles
 from api.a1111 import routes as a1111
-from api.auth_middleware import Gate
+from api.auth_middleware import AuthMiddleware
 from api.deps import open_desk
 from api.farm import metrics
 from api.limits.bodies import BodyLimit
@@ -80,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app: FastAPI = FastAPIOffline(title="Render farm", version="1", description=DESCRIPTION, lifespan=lifespan)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Gate, guarded=("/v1/", *dialect.PATHS))
+    app.add_middleware(AuthMiddleware, guarded=("/v1/", *dialect.PATHS))
     origins = frozenset(settings.cors_origins.replace(",", " ").split())
     app.add_middleware(dialect.Dialect, origins=origins)
     app.state.board = Board()

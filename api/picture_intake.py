@@ -9,7 +9,7 @@ from threading import BoundedSemaphore
 
 from shared.errors import InvalidRequest, TooBusy
 from shared.files import pictures
-from shared.infra.outbound_http import Outside
+from shared.infra.outbound_http import OutboundHttp
 
 FETCHES = 8  # of the api's 40 threads
 DECODES = 4  # 0.6 GB at worst
@@ -17,10 +17,10 @@ _FETCH_PATIENCE_S = 1.0
 _DECODE_PATIENCE_S = 30.0
 
 
-class Intake:
+class PictureIntake:
     """The one place of a process where clients' pictures are fetched and decoded."""
 
-    def __init__(self, outside: Outside, *, max_bytes: int, fetch_s: float) -> None:
+    def __init__(self, outside: OutboundHttp, *, max_bytes: int, fetch_s: float) -> None:
         self._outside = outside
         self._max_bytes = max_bytes
         self._fetch_s = fetch_s

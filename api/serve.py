@@ -119,7 +119,7 @@ def main() -> None:
     asked = parser.parse_args()
     settings = load()
     configure_logging(settings)
-    dependencies.look(settings)
+    dependencies.check(settings)
     uvicorn.Server(config(asked.host, asked.port)).run()
 
 

@@ -10,7 +10,7 @@ from shared.jobs import lifecycle
 log = structlog.get_logger(__name__)
 
 
-def picture(desk: Desk, image: ImageRow) -> bytes:
+def fetch(desk: Desk, image: ImageRow) -> bytes:
     """Return an image's bytes. Raises `Gone` for a job that was removed since its row was read, and `StorageUnavailable`."""
     try:
         return desk.storage.get(image.key)

@@ -16,7 +16,7 @@ import httpx
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from api.client import Farm as Client
-from deploy.standalone.farm import Farm, UpOptions
+from deploy.standalone.farm import EmbeddedFarm, UpOptions
 
 FOLDER = Path(".farm/screenshots")
 SIZES = {"phone": (360, 740), "desk": (1280, 800), "wall": (3840, 2160)}
@@ -52,7 +52,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as data, sync_playwright() as playwright:
         options = UpOptions(port=0, data_dir=Path(data), device="cpu", environ=environ)
         with (
-            Farm(options) as farm,
+            EmbeddedFarm(options) as farm,
             playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]) as browser,
         ):
             _render(farm.url)

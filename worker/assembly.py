@@ -25,21 +25,21 @@ from shared.infra.events import Listener
 from shared.infra.storage import Storage
 from shared.jobs import rescue
 from shared.settings import Settings
-from worker.bundle import Equipment
+from worker.bundle import DeviceBundle
 from worker.engine.engine import Engine
 from worker.health.fitness import Fitness
 from worker.health.preemption import POLL_S, Notices
 from worker.health.vitals import Monitor, monitor
 from worker.health.watchdog import Watchdog
-from worker.metrics import Meters
+from worker.metrics import WorkerMetrics
 from worker.periodic import Periodic
 from worker.slots import drain
-from worker.slots.claim_gate import Company
+from worker.slots.claim_gate import ClaimGate
 from worker.slots.leases import Leases
-from worker.slots.previews import Showing
+from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
-from worker.weights_announcer import RESCAN_S, Stock
+from worker.weights_announcer import RESCAN_S, WeightsAnnouncer
 
 WATCH_S = 1.0
 UNFIT_EXIT_STATUS = 69  # EX_UNAVAILABLE: the supervisor starts another process
@@ -54,7 +54,7 @@ class Floor:
         self._settings = settings
         self._celery = celery
         self._closing = ExitStack()
-        self._company = Company()
+        self._claim_gate = ClaimGate()
         self._has_worked = False
         self._is_leaving = False
         self.is_draining = False
@@ -74,12 +74,12 @@ class Floor:
         self._closing.callback(redis.close)
         self._take_over(db, redis, worker_id, file.name)
         storage = _bucket(settings)
-        equipment = _equip(settings, file)
-        self.is_compiling = equipment.is_compiling
-        engine = equipment.engine
+        bundle = _load_device(settings, file)
+        self.is_compiling = bundle.is_compiling
+        engine = bundle.engine
         self._run(engine)
-        fitness = self._examined(db, file, equipment, worker_id=worker_id, slots=slots)
-        gpu = self._monitor(equipment.gpu_uuid, fitness)
+        fitness = self._examined(db, file, bundle, worker_id=worker_id, slots=slots)
+        gpu = self._monitor(bundle.gpu_uuid, fitness)
         leases = Leases(
             db,
             settings,
@@ -89,10 +89,10 @@ class Floor:
             tell=partial(events.publish, redis),
             vitals=lambda: asdict(gpu.vitals) if gpu else {},
         )
-        self._company.rest(True)  # until the first beat has told whether to work
+        self._claim_gate.pause(True)  # until the first beat has told whether to work
         self._run(leases)
         self._watch(engine, leases)
-        meters = Meters(file.name, pace=lambda: engine.pace, running=leases.running, memory=equipment.memory)
+        meters = WorkerMetrics(file.name, pace=lambda: engine.pace, running=leases.running, memory=bundle.memory)
         self._run(Listener(redis, leases.hear))
         self.renderer = Renderer(
             settings,
@@ -104,23 +104,23 @@ class Floor:
             redis=redis,
             celery=self._celery,
             leases=leases,
-            safety=equipment.safety,
+            safety=bundle.safety,
             ended=meters.ended,
-            company=self._company,
+            claim_gate=self._claim_gate,
             trust=fitness,
-            checkpoint_sha256=equipment.sha256,
-            snapshots=Snapshots(db, settings, weights=equipment.sha256 or ""),
+            checkpoint_sha256=bundle.sha256,
+            snapshots=Snapshots(db, settings, weights=bundle.sha256 or ""),
         )
         self._leases = leases
         self._end_drain = partial(self._hand_over, db, worker_id, self.renderer, engine, leases)
         if settings.metrics_port:
             self._closing.callback(meters.board.serve(settings.metrics_port))
-        self._announce(db, file, equipment, worker_id=worker_id, slots=slots)
+        self._announce(db, file, bundle, worker_id=worker_id, slots=slots)
         if fitness and settings.canary_seconds:
             self._run(Periodic("canary", fitness.look, every_s=settings.canary_seconds))
-        self._run(Periodic("stock", Stock(db, equipment.shelves).announce, every_s=RESCAN_S))
+        self._run(Periodic("stock", WeightsAnnouncer(db, bundle.shelves).announce, every_s=RESCAN_S))
         if settings.preview_seconds:
-            showing = Showing(redis, leases.running)
+            showing = PreviewPublisher(redis, leases.running)
             self._run(Periodic("previews", showing.renew, every_s=settings.preview_seconds))
 
     def leave(self) -> None:
@@ -151,19 +151,19 @@ class Floor:
         self._closing.close()
 
     def _examined(
-        self, db: Database, file: CheckpointFile, equipment: Equipment, *, worker_id: str, slots: int
+        self, db: Database, file: CheckpointFile, bundle: DeviceBundle, *, worker_id: str, slots: int
     ) -> Fitness | None:
         """Examine the worker before it may claim. One that is wrong is announced as unfit; raises `WorkerUnfit` then."""
-        if equipment.proof is None:
+        if bundle.proof is None:
             return None
         condemn = partial(self._condemn, db, worker_id)
-        fitness = Fitness(equipment.engine, equipment.proof, db, worker_id, condemn, self._settings.hang_seconds)
+        fitness = Fitness(bundle.engine, bundle.proof, db, worker_id, condemn, self._settings.hang_seconds)
         try:
             fitness.open()
         except WorkerUnfit as error:
-            self._announce(db, file, equipment, worker_id=worker_id, slots=slots)
+            self._announce(db, file, bundle, worker_id=worker_id, slots=slots)
             with db.transaction() as session:
-                registry.condemn(session, worker_id, str(error))
+                registry.mark_unfit(session, worker_id, str(error))
             raise
         return fitness
 
@@ -179,10 +179,10 @@ class Floor:
             "worker.unfit", reason=reason, fix="its supervisor starts it anew; if that repeats, replace the GPU"
         )
         self.is_condemned = True
-        self._company.close()
+        self._claim_gate.close()
         try:
             with db.transaction() as session:
-                registry.condemn(session, worker_id, reason)
+                registry.mark_unfit(session, worker_id, reason)
         except FarmError as error:
             log.warning("worker.not_condemned", error=str(error))
         if self._leases is not None:
@@ -194,7 +194,7 @@ class Floor:
     ) -> None:
         """Have the slots hand back what they run, and end the process without those that do not come back."""
         leases.drain()
-        if not drain.finish(leases.running, renderer.hand_back, lambda: engine.seconds_stuck):
+        if not drain.wait_or_release(leases.running, renderer.hand_back, lambda: engine.seconds_stuck):
             self._retire(db, worker_id)
             os._exit(self.exit_status)
 
@@ -211,7 +211,7 @@ class Floor:
         """Do as the fleet says: leave when asked to drain; stay idle if that was asked before this process started."""
         if not is_draining:
             self._has_worked = True
-            self._company.rest(False)
+            self._claim_gate.pause(False)
         elif self._has_worked:
             self.leave()
 
@@ -232,7 +232,7 @@ class Floor:
         self._closing.callback(part.stop)
 
     def _announce(
-        self, db: Database, file: CheckpointFile, equipment: Equipment, *, worker_id: str, slots: int
+        self, db: Database, file: CheckpointFile, bundle: DeviceBundle, *, worker_id: str, slots: int
     ) -> None:
         with db.transaction() as session:
             registry.announce(
@@ -240,13 +240,13 @@ class Floor:
                 worker_id=worker_id,
                 checkpoint=file.name,
                 size_bytes=file.size_bytes,
-                sha256=equipment.sha256,
+                sha256=bundle.sha256,
                 hostname=platform.node(),
-                device=equipment.device_name,
+                device=bundle.device_name,
                 slots=slots,
             )
         self._closing.callback(self._retire, db, worker_id)
-        log.info("worker.ready", checkpoint=file.name, device=equipment.device_name, slots=slots)
+        log.info("worker.ready", checkpoint=file.name, device=bundle.device_name, slots=slots)
 
     def _retire(self, db: Database, worker_id: str) -> None:
         try:
@@ -266,11 +266,11 @@ def _bucket(settings: Settings) -> Storage:
     return storage
 
 
-def _equip(settings: Settings, file: CheckpointFile) -> Equipment:
+def _load_device(settings: Settings, file: CheckpointFile) -> DeviceBundle:
     # Not at the top: torch takes seconds to load. Before, jobs of a former process are put back, and what is wrong is said.
     from worker import device
 
-    return device.equip(settings, file)
+    return device.load(settings, file)
 
 
 def chosen_checkpoint(settings: Settings) -> CheckpointFile:

@@ -18,7 +18,7 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Equipment:
+class DeviceBundle:
     """The engine has not been started. `memory` is the device's, in bytes by kind. Without a `proof` nothing is examined."""
 
     engine: Engine[Any, Any]

@@ -11,13 +11,13 @@ from shared.infra.db import Database
 from shared.infra.events import Listener
 from shared.infra.logs import configure_logging
 from shared.infra.metrics import Board
-from shared.infra.outbound_http import Outside
+from shared.infra.outbound_http import OutboundHttp
 from shared.infra.storage import Storage
 from shared.infra.tracing import configure_tracing
 from shared.settings import load
 from worker.courier import maintenance
 from worker.courier.webhooks import Courier
-from worker.startup import fatal_errors
+from worker.startup import exit_on_error
 
 FORGET_SECONDS = 600.0
 
@@ -57,7 +57,7 @@ upkeep_at = board.gauge(metrics.UPKEEP_AT)
 
 courier = Courier(
     db,
-    Outside(allow_private=settings.allow_private_urls),
+    OutboundHttp(allow_private=settings.allow_private_urls),
     settings,
     sent=lambda outcome: webhooks_sent.labels(outcome.word).inc(),
 )
@@ -103,13 +103,13 @@ def _begin(sender: str, instance: Any, **_: Any) -> None:
     instance.quiet = True  # its banner is no log line, and on a full disk it would end the process
     configure_logging(settings, worker=sender)
     configure_tracing("courier")
-    dependencies.look(settings)
+    dependencies.check(settings)
 
 
 @signals.worker_ready.connect(weak=False)
 def _serve(**_: Any) -> None:
     # Only now: beat's process has been forked and holds no copy of the socket.
-    with fatal_errors("courier.cannot_start"):
+    with exit_on_error("courier.cannot_start"):
         if settings.metrics_port:
             board.serve(settings.metrics_port)
     courier.start()

@@ -12,9 +12,9 @@ from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile
 from shared.files.weights import Shelves
 from shared.settings import Settings
-from worker.bundle import Equipment
+from worker.bundle import DeviceBundle
 from worker.diffusion import checkpoint_loader
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.fingerprint import fingerprint
 from worker.diffusion.preview import Previewer, load_tiny
@@ -36,7 +36,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 log = structlog.get_logger(__name__)
 
 
-def equip(settings: Settings, file: CheckpointFile) -> Equipment:
+def load(settings: Settings, file: CheckpointFile) -> DeviceBundle:
     """Load a checkpoint and learn how much one UNet call may hold."""
     device = chosen_device(settings)
     if device.type == "cpu":
@@ -55,7 +55,7 @@ def equip(settings: Settings, file: CheckpointFile) -> Equipment:
         context_width=loaded.unet.config.cross_attention_dim,
     )
     safety, sha256 = settings.safety_checker, checkpoints.digest(file)
-    return Equipment(
+    return DeviceBundle(
         engine=_engine(settings, loaded, shelves, compiled),
         shelves=shelves,
         device_name=device_name(device),
@@ -68,7 +68,7 @@ def equip(settings: Settings, file: CheckpointFile) -> Equipment:
     )
 
 
-def proof(weights: str, loaded: Checkpoint) -> Proof:
+def proof(weights: str, loaded: LoadedCheckpoint) -> Proof:
     """Return what a worker with these weights is examined by. The key names all that a picture depends on beyond the code."""
     kind = f"{device_name(loaded.device)} {loaded.dtype} torch {torch.__version__}"
     modules = (loaded.unet, loaded.vae, loaded.text_encoder)
@@ -80,7 +80,7 @@ def gpu_uuid(device: torch.device) -> str | None:
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
 
 
-def is_channels_last(settings: Settings, checkpoint: Checkpoint) -> bool:
+def is_channels_last(settings: Settings, checkpoint: LoadedCheckpoint) -> bool:
     """Return whether the UNet's weights are to lie channels-last; `auto` is whichever is faster on a GPU."""
     if settings.channels_last != "auto":
         return settings.channels_last
@@ -92,7 +92,7 @@ def is_channels_last(settings: Settings, checkpoint: Checkpoint) -> bool:
     return is_faster
 
 
-def open_limits(settings: Settings, checkpoint: Checkpoint) -> BatchLimits:
+def open_limits(settings: Settings, checkpoint: LoadedCheckpoint) -> BatchLimits:
     """Return what is known of batch sizes on this device, with this kind of weights."""
     folder = settings.cache_dir or DEFAULT_CACHE_DIR
     channels = "-".join(str(channels) for channels in checkpoint.unet.config.block_out_channels)
@@ -173,7 +173,7 @@ def _promise_bits(device: torch.device) -> None:
 
 
 def _engine(
-    settings: Settings, loaded: Checkpoint, shelves: Shelves, compiled: CompiledUNet | None
+    settings: Settings, loaded: LoadedCheckpoint, shelves: Shelves, compiled: CompiledUNet | None
 ) -> Engine[Any, Any]:
     is_strict = settings.batching == "strict"
     tiny = settings.preview_decoder

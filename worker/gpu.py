@@ -16,7 +16,7 @@ from shared.infra.logs import configure_logging
 from shared.infra.tracing import configure_tracing
 from shared.settings import load
 from worker.assembly import Floor, chosen_checkpoint
-from worker.startup import fatal_errors
+from worker.startup import exit_on_error
 
 # The engine thread needs the GIL for ~700 launches a tick; at the default 5 ms a busy slot could hold it 5 ms each time.
 SWITCH_INTERVAL_SECONDS = 0.001
@@ -52,14 +52,14 @@ def _choose_queue(sender: str, instance: Any, **_: Any) -> None:
     # Before `worker_init`, because Celery has settled which queues it consumes by then.
     configure_logging(settings, worker=sender)
     configure_tracing("worker")
-    with fatal_errors(CANNOT_START):
+    with exit_on_error(CANNOT_START):
         broker.listen_for(app, chosen_checkpoint(settings).name)
 
 
 @signals.worker_init.connect(weak=False)
 def _open(sender: Any, **_: Any) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    with fatal_errors(CANNOT_START, close=floor.close):
+    with exit_on_error(CANNOT_START, close=floor.close):
         # "auto" is resolved only later; one slot per core is what it means for threads.
         slots = sender.concurrency if isinstance(sender.concurrency, int) else os.cpu_count() or 1
         floor.open(sender.hostname, slots)

@@ -9,7 +9,7 @@ from shared.infra.metrics import Board
 from worker.engine.pace import Pace
 
 
-class Meters:
+class WorkerMetrics:
     """What the engine has done so far, what the device has left and how the worker's jobs ended."""
 
     def __init__(

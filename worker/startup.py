@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def fatal_errors(event: str, *, close: Callable[[], None] = lambda: None) -> Iterator[None]:
+def exit_on_error(event: str, *, close: Callable[[], None] = lambda: None) -> Iterator[None]:
     """End the process with status 1 on an error, told under the name `event`; `close` ends what has begun."""
     try:
         yield

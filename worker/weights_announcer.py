@@ -15,7 +15,7 @@ RESCAN_S = 10.0
 log = structlog.get_logger(__name__)
 
 
-class Stock:
+class WeightsAnnouncer:
     """What this worker has on its shelves."""
 
     def __init__(self, db: Database, shelves: Shelves) -> None:
@@ -27,6 +27,6 @@ class Stock:
         files = list(chain.from_iterable(shelf.files().values() for shelf in self._shelves))
         try:
             with self._db.transaction() as session:
-                registry.stock(session, files)
+                registry.announce_weights(session, files)
         except DatabaseUnavailable as error:
             log.warning("stock.not_announced", error=str(error))

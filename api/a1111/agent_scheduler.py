@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import ValidationError
 
 from api.a1111 import answers, calls, generation, options, translate
-from api.a1111.calls import Call
+from api.a1111.calls import A1111Call
 from api.a1111.fields import Text
 from api.a1111.refusals import NothingFound
 from api.a1111.requests import Img2Img, Txt2Img
@@ -142,11 +142,11 @@ def _how(body: QueuedTxt2Img | QueuedImg2Img) -> dict[str, Any]:
     return {"changes": {name: value for name, value in chosen.items() if value}, "webhook": webhook}
 
 
-def _named(call: Call) -> dict[str, str]:
+def _named(call: A1111Call) -> dict[str, str]:
     return {"task_id": call.row.name}
 
 
-def _found(desk: Desk, session_id: str, task_id: str) -> Call:
+def _found(desk: Desk, session_id: str, task_id: str) -> A1111Call:
     if "\0" in task_id:
         raise InvalidRequest("A task's id has no NUL in it.")
     with desk.db.transaction() as transaction:
@@ -156,7 +156,7 @@ def _found(desk: Desk, session_id: str, task_id: str) -> Call:
     return call
 
 
-def _task(call: Call, place: int | None = None) -> dict[str, Any]:
+def _task(call: A1111Call, place: int | None = None) -> dict[str, Any]:
     return {
         "id": call.row.name,
         "api_task_id": call.row.name,
@@ -172,7 +172,7 @@ def _task(call: Call, place: int | None = None) -> dict[str, Any]:
     }
 
 
-def _word(call: Call) -> str:
+def _word(call: A1111Call) -> str:
     """Say in one word how a task's jobs stand: that of the one that is least far, or went worst."""
     states = {JobState(job.state) for job in call.jobs}
     for state in (JobState.RUNNING, JobState.QUEUED, JobState.FAILED, JobState.EXPIRED, JobState.CANCELED):

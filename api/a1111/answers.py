@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from api import stored_images
-from api.a1111.calls import Call
+from api.a1111.calls import A1111Call
 from api.deps import Desk
 from shared.infra import previews
 from shared.infra.db import JobRow
@@ -28,19 +28,19 @@ MAX_SHEET_PIXELS = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class AnswerImage:
     """A picture as PNG, and the text inside it."""
 
     file: bytes
     text: str
 
 
-def pictures(desk: Desk, call: Call) -> list[Shown]:
+def pictures(desk: Desk, call: A1111Call) -> list[AnswerImage]:
     """Fetch a call's pictures, in order; of jobs that were canceled what could last be seen. Raises `Gone`, `Unavailable`."""
     return [shown for job in call.jobs for shown in _of(desk, job)]
 
 
-def body(desk: Desk, call: Call, echo: Mapping[str, Any]) -> bytes:
+def body(desk: Desk, call: A1111Call, echo: Mapping[str, Any]) -> bytes:
     """Write the answer to a call that has ended. Raises `Gone`, `Unavailable`."""
     about, shown = call.row.about, pictures(desk, call)
     sheet = _sheet([one.file for one in shown]) if about["grid"] and len(shown) > 1 else None
@@ -54,7 +54,7 @@ def body(desk: Desk, call: Call, echo: Mapping[str, Any]) -> bytes:
     return json.dumps(answer).encode()
 
 
-def info(call: Call, *, texts: Sequence[str], pictures_from: int = 0) -> dict[str, Any]:
+def info(call: A1111Call, *, texts: Sequence[str], pictures_from: int = 0) -> dict[str, Any]:
     """Return all that is known of how a call's pictures were made; the first of them is at `pictures_from`."""
     about, params = call.row.about, [GenerationParams.model_validate(job.params) for job in call.jobs]
     first = params[0]
@@ -102,12 +102,12 @@ def stamp(moment: datetime) -> str:
     return moment.strftime("%Y%m%d%H%M%S")
 
 
-def _of(desk: Desk, job: JobRow) -> Iterator[Shown]:
+def _of(desk: Desk, job: JobRow) -> Iterator[AnswerImage]:
     params = GenerationParams.model_validate(job.params)
     if job.state == JobState.SUCCEEDED:
         for image in job.images:
-            file = stored_images.picture(desk, image)
-            yield Shown(file, _text(file))
+            file = stored_images.fetch(desk, image)
+            yield AnswerImage(file, _text(file))
     elif job.state == JobState.CANCELED:
         for index in range(params.num_images):
             preview = previews.get(desk.redis, job.id, index)
@@ -121,11 +121,11 @@ def _text(file: bytes) -> str:
         return str(picture.info["parameters"])
 
 
-def _unfinished(preview: bytes, params: GenerationParams, text: str) -> Shown:
+def _unfinished(preview: bytes, params: GenerationParams, text: str) -> AnswerImage:
     """Bring a preview to the size and the form of a picture."""
     with Image.open(io.BytesIO(preview)) as small:
         large = small.convert("RGB").resize((params.width, params.height), Image.Resampling.BICUBIC)
-    return Shown(to_png(large, {"parameters": text}), text)
+    return AnswerImage(to_png(large, {"parameters": text}), text)
 
 
 def to_png(picture: Image.Image, texts: Mapping[str, str] = MappingProxyType({})) -> bytes:

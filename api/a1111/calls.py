@@ -27,7 +27,7 @@ UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class A1111Call:
     """A call and its jobs in the order of its images."""
 
     row: CallRow
@@ -77,24 +77,24 @@ def hold(transaction: Transaction, session_id: str, name: str) -> None:
     transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"call {session_id} {name}", 0))))
 
 
-def same(transaction: Transaction, session_id: str, name: str, fingerprint: str) -> Call | None:
+def same(transaction: Transaction, session_id: str, name: str, fingerprint: str) -> A1111Call | None:
     """Return a session's call of this name if it came of the same request and is whole."""
     known = find(transaction, session_id, name)
     return known if known and known.row.fingerprint == fingerprint and known.is_whole else None
 
 
-def find(transaction: Transaction, session_id: str, name: str) -> Call | None:
+def find(transaction: Transaction, session_id: str, name: str) -> A1111Call | None:
     """Return a session's call by its name."""
     row = transaction.get(CallRow, (session_id, name), populate_existing=True)
     return None if row is None else _with_jobs(transaction, row)
 
 
-def recent(transaction: Transaction, session_id: str, *, limit: int) -> list[Call]:
+def recent(transaction: Transaction, session_id: str, *, limit: int) -> list[A1111Call]:
     """List a session's calls, newest first."""
     return [_with_jobs(transaction, row) for row in transaction.scalars(_newest(session_id).limit(limit))]
 
 
-def unfinished(transaction: Transaction, session_id: str) -> list[Call]:
+def unfinished(transaction: Transaction, session_id: str) -> list[A1111Call]:
     """List a session's calls that are under way, oldest first."""
     ids = func.unnest(CallRow.job_ids)
     newest = select(ids.label("id")).where(CallRow.session_id == session_id)
@@ -107,7 +107,7 @@ def unfinished(transaction: Transaction, session_id: str) -> list[Call]:
     return [_with_jobs(transaction, row) for row in reversed(rows)]
 
 
-def current(transaction: Transaction, session_id: str) -> Call | None:
+def current(transaction: Transaction, session_id: str) -> A1111Call | None:
     """Return the call that a session means when it names none: the first that runs, else the first that waits."""
     under_way = unfinished(transaction, session_id)
     return next((call for call in under_way if call.is_running), under_way[0] if under_way else None)
@@ -130,6 +130,6 @@ def _newest(session_id: str) -> Any:
     return select(CallRow).where(CallRow.session_id == session_id).order_by(CallRow.created_at.desc())
 
 
-def _with_jobs(transaction: Transaction, row: CallRow) -> Call:
+def _with_jobs(transaction: Transaction, row: CallRow) -> A1111Call:
     found = queries.rows(transaction, row.job_ids)
-    return Call(row, tuple(found[job_id] for job_id in row.job_ids if job_id in found))
+    return A1111Call(row, tuple(found[job_id] for job_id in row.job_ids if job_id in found))

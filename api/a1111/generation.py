@@ -17,11 +17,11 @@ from starlette.concurrency import run_in_threadpool
 
 from api import problems
 from api.a1111 import answers, calls, sessions, styles, translate
-from api.a1111.calls import Call
+from api.a1111.calls import A1111Call
 from api.a1111.refusals import TooLate
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.sessions import SessionId
-from api.a1111.translate import Farm, Plan
+from api.a1111.translate import FarmFacts, Translation
 from api.admission.admit import admit
 from api.admission.submissions import WebhookChoice
 from api.callers import Caller, Submitter
@@ -59,11 +59,11 @@ def begin(
     caller: Caller,
     session_id: str,
     body: R,
-    translated: Callable[[R, Farm], Plan],
+    translated: Callable[[R, FarmFacts], Translation],
     *,
     changes: dict[str, Any] | None = None,
     webhook: WebhookChoice | None = None,
-) -> Call:
+) -> A1111Call:
     """Queue the jobs of a request. The same request again under the same name leads to the jobs that it already has.
 
     `changes` act as what the session has chosen. Raises what `admit` raises; then no job is left behind.
@@ -84,13 +84,13 @@ def begin(
             row = calls.record(
                 transaction, session_id=session_id, name=name, made=made, fingerprint=fingerprint, about=about
             )
-            return Call(row, tuple(made))
+            return A1111Call(row, tuple(made))
     # The same request came twice at once, and the other was first.
     calls.cancel(desk, made)
     return known
 
 
-def headers_of(call: Call) -> dict[str, str]:
+def headers_of(call: A1111Call) -> dict[str, str]:
     """Return the headers that name a call, its jobs, and what was ignored of it."""
     headers = {JOB_IDS: ", ".join(str(job.id) for job in call.jobs), CALL: call.row.name}
     if call.row.about["ignored"]:
@@ -98,7 +98,7 @@ def headers_of(call: Call) -> dict[str, str]:
     return {name: "".join(char if char.isprintable() else "?" for char in text) for name, text in headers.items()}
 
 
-async def _held(request: Request, desk: Desk, call: Call, body: Txt2Img | Img2Img) -> Response:
+async def _held(request: Request, desk: Desk, call: A1111Call, body: Txt2Img | Img2Img) -> Response:
     """Wait for a call to end while its client does, and answer."""
     headers = headers_of(call)
     try:
@@ -106,7 +106,7 @@ async def _held(request: Request, desk: Desk, call: Call, body: Txt2Img | Img2Im
         if jobs is None:
             await _abandon(desk, call)
             return Response(status_code=499, headers=headers)
-        ended = Call(call.row, tuple(jobs))
+        ended = A1111Call(call.row, tuple(jobs))
         raise_failure(ended)
         content = await run_in_threadpool(answers.body, desk, ended, body.echo())
     except FarmError as error:
@@ -116,7 +116,7 @@ async def _held(request: Request, desk: Desk, call: Call, body: Txt2Img | Img2Im
     return Response(content, media_type="application/json", headers=headers)
 
 
-async def _ended(desk: Desk, call: Call) -> list[JobRow]:
+async def _ended(desk: Desk, call: A1111Call) -> list[JobRow]:
     limit_s = desk.settings.call_seconds
     found = await asyncio.gather(*(desk.waiting.final(job.id, limit_s) for job in call.jobs))
     rows = [row for row in found if row is not None]
@@ -125,13 +125,13 @@ async def _ended(desk: Desk, call: Call) -> list[JobRow]:
     return rows
 
 
-async def _abandon(desk: Desk, call: Call) -> None:
+async def _abandon(desk: Desk, call: A1111Call) -> None:
     log.info("call.abandoned", jobs=[str(job.id) for job in call.jobs], kept=desk.settings.keep_abandoned)
     if not desk.settings.keep_abandoned:
         await run_in_threadpool(calls.cancel, desk, call.jobs)
 
 
-def raise_failure(call: Call) -> None:
+def raise_failure(call: A1111Call) -> None:
     """Raise what the first job that failed or expired failed of."""
     for job in call.jobs:
         if job.state == JobState.FAILED:
@@ -153,12 +153,12 @@ def _fingerprint(body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> str
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[str, Any]) -> Farm:
+def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[str, Any]) -> FarmFacts:
     known = sessions.checkpoints(transaction, desk)
     if not known:
         raise UnknownCheckpoint("No gpu worker has announced a checkpoint yet; start one, then ask again.")
     chosen = {**sessions.options(transaction, session_id), **changes}
-    return Farm(
+    return FarmFacts(
         options=sessions.in_use(chosen, known),
         checkpoints=known,
         styles=styles.read(desk.settings.styles_file),
@@ -166,7 +166,7 @@ def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[s
     )
 
 
-def _admitted(desk: Desk, caller: Caller, plan: Plan, webhook: WebhookChoice | None) -> list[JobRow]:
+def _admitted(desk: Desk, caller: Caller, plan: Translation, webhook: WebhookChoice | None) -> list[JobRow]:
     """Queue all jobs of a plan or, where one is refused, none."""
     made: list[JobRow] = []
     try:

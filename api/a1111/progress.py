@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from api.a1111.answers import stamp
-from api.a1111.calls import Call
+from api.a1111.calls import A1111Call
 from shared.infra.db import JobRow
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState
@@ -16,7 +16,7 @@ FIRST = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class CallProgress:
     """How far a call is: a share of its steps, and seconds left as far as can be told."""
 
     share: float
@@ -43,10 +43,10 @@ class Progress:
         }
 
 
-IDLE = Progress(share=0, eta_s=0, job_no=0, job_count=0, step=0, steps=0, name="", began="0")
+IDLE = CallProgress(share=0, eta_s=0, job_no=0, job_count=0, step=0, steps=0, name="", began="0")
 
 
-def of(call: Call | None, now: datetime) -> Progress:
+def of(call: A1111Call | None, now: datetime) -> CallProgress:
     """Say how far a call is at `now`; `IDLE` for none, and for one that has ended."""
     if call is None or call.is_final:
         return IDLE
@@ -54,7 +54,7 @@ def of(call: Call | None, now: datetime) -> Progress:
     share = _share(call.jobs)
     steps = GenerationParams.model_validate(call.jobs[0].params).steps
     at = running(call)
-    return Progress(
+    return CallProgress(
         share=share,
         eta_s=_eta_s(call.jobs, share, now),
         job_no=done,
@@ -66,7 +66,7 @@ def of(call: Call | None, now: datetime) -> Progress:
     )
 
 
-def running(call: Call) -> JobRow | None:
+def running(call: A1111Call) -> JobRow | None:
     """Return the job of a call that clients watch: the first that runs."""
     return next((job for job in call.jobs if job.state == JobState.RUNNING), None)
 
@@ -86,7 +86,7 @@ def _eta_s(jobs: Sequence[JobRow], share: float, now: datetime) -> float:
     return elapsed_s / share - elapsed_s
 
 
-def _name(call: Call, done: int) -> str:
+def _name(call: A1111Call, done: int) -> str:
     iterations = call.row.about["n_iter"]
     if iterations == 1:
         return f"scripts_{call.row.about['kind']}"

@@ -7,7 +7,7 @@ from pydantic import Field
 from api.a1111.fields import Flag, Int, Lax, Mapping, Number, Plain, Text
 
 
-class Picture(Lax):
+class PictureRequest(Lax):
     """What text-to-image and image-to-image ask for alike."""
 
     prompt: Text = ""
@@ -50,7 +50,7 @@ class Picture(Lax):
         return self.model_dump()
 
 
-class Txt2Img(Picture):
+class Txt2Img(PictureRequest):
     """Text to image, with or without hires fix."""
 
     enable_hr: Flag = False
@@ -76,7 +76,7 @@ class Txt2Img(Picture):
     infotext: Text | None = None
 
 
-class Img2Img(Picture):
+class Img2Img(PictureRequest):
     """Image to image, with or without a mask."""
 
     init_images: list[Text] | None = None

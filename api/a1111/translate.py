@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from api.a1111 import generation_text, names, neutral, options, styles
 from api.a1111.refusals import Impossible, InitImageMissing, ScriptNotFound
-from api.a1111.requests import Img2Img, Picture, Txt2Img
+from api.a1111.requests import Img2Img, PictureRequest, Txt2Img
 from api.a1111.styles import Style
 from api.admission.submissions import Submission
 from shared.vocabulary.params import MAX_IMAGES, MAX_SEED, SIDE_MULTIPLE_PX, MaskFill, ResizeMode
@@ -50,7 +50,7 @@ _THEIR_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Farm:
+class FarmFacts:
     """What translation must know: what the session has chosen, what the farm has, and how to draw a seed up to a number."""
 
     options: Mapping[str, Any]
@@ -60,7 +60,7 @@ class Farm:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Translation:
     """The jobs that make up a call, in the order of its images; what its answer repeats; and what is ignored of it."""
 
     submissions: tuple[Submission, ...]
@@ -68,7 +68,7 @@ class Plan:
     ignored: tuple[str, ...]
 
 
-def txt2img(request: Txt2Img, farm: Farm) -> Plan:
+def txt2img(request: Txt2Img, farm: FarmFacts) -> Translation:
     """Translate a text-to-image request. Raises `RequestValidationError` and the dialect's refusals."""
     request = generation_text.filled(request)
     _check_count(request)
@@ -81,7 +81,7 @@ def txt2img(request: Txt2Img, farm: Farm) -> Plan:
     return _plan("txt2img", request, farm, fields, [{}] * request.batch_size)
 
 
-def img2img(request: Img2Img, farm: Farm) -> Plan:
+def img2img(request: Img2Img, farm: FarmFacts) -> Translation:
     """Translate an image-to-image request. Raises `RequestValidationError` and the dialect's refusals."""
     request = generation_text.filled(request)
     _check_count(request)
@@ -100,10 +100,10 @@ def img2img(request: Img2Img, farm: Farm) -> Plan:
 def _plan(
     kind: str,
     request: Txt2Img | Img2Img,
-    farm: Farm,
+    farm: FarmFacts,
     fields: dict[str, Any],
     batch: Sequence[dict[str, Any]],
-) -> Plan:
+) -> Translation:
     _check_scripts(request)
     seed, subseed = (_seed(number, farm) for number in (request.seed, request.subseed))
     submissions = [
@@ -122,7 +122,7 @@ def _plan(
         "send_images": request.send_images,
         "grid": request.save_images,
     }
-    return Plan(tuple(submissions), about, tuple(neutral.ignored(request)))
+    return Translation(tuple(submissions), about, tuple(neutral.ignored(request)))
 
 
 def _jobs(batch: Sequence[dict[str, Any]], iterations: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -134,7 +134,7 @@ def _jobs(batch: Sequence[dict[str, Any]], iterations: int) -> Iterator[tuple[in
             yield iteration * len(batch) + first, min(longest, len(batch) - first), batch[first]
 
 
-def _fields(request: Txt2Img | Img2Img, farm: Farm) -> dict[str, Any]:
+def _fields(request: Txt2Img | Img2Img, farm: FarmFacts) -> dict[str, Any]:
     """Return what both kinds of request say of every job."""
     # An empty text chooses nothing, here as in every field.
     overrides = {
@@ -161,7 +161,7 @@ def _fields(request: Txt2Img | Img2Img, farm: Farm) -> dict[str, Any]:
     }
 
 
-def _hires(request: Txt2Img, farm: Farm) -> dict[str, Any]:
+def _hires(request: Txt2Img, farm: FarmFacts) -> dict[str, Any]:
     if (request.hr_checkpoint_name or "").casefold() not in _SAME:
         name = names.checkpoint(str(request.hr_checkpoint_name), farm.checkpoints)
         raise Impossible(f"both passes are rendered with one checkpoint; leave out hr_checkpoint_name {name!r}")
@@ -236,7 +236,7 @@ def _check_scripts(request: Txt2Img | Img2Img) -> None:
             raise ScriptNotFound(f"always on script {name[:100]} not found")
 
 
-def _check_count(request: Picture) -> None:
+def _check_count(request: PictureRequest) -> None:
     for field in ("batch_size", "n_iter"):
         if not 1 <= getattr(request, field) <= MAX_CALL_IMAGES:
             raise _refused(field, f"Input should be between 1 and {MAX_CALL_IMAGES}")
@@ -244,11 +244,11 @@ def _check_count(request: Picture) -> None:
         raise _refused("n_iter", f"batch_size times n_iter should be less than or equal to {MAX_CALL_IMAGES}")
 
 
-def _seed(wanted: int, farm: Farm) -> int:
+def _seed(wanted: int, farm: FarmFacts) -> int:
     return farm.draw(LAST_DRAWN_SEED) if wanted < 0 else wanted
 
 
-def _seeds(request: Picture, seed: int, subseed: int, offset: int) -> dict[str, Any]:
+def _seeds(request: PictureRequest, seed: int, subseed: int, offset: int) -> dict[str, Any]:
     """Return the seeds of a job that begins at image `offset`. With a variation the seed stays and the subseed counts."""
     if not request.subseed_strength:
         return {"seed": _later(seed, offset)}
@@ -261,7 +261,7 @@ def _later(seed: int, offset: int) -> int:
     return (seed + offset) % (MAX_SEED + 1) if seed <= MAX_SEED else seed
 
 
-def _prompt(request: Picture, prompt: str) -> str:
+def _prompt(request: PictureRequest, prompt: str) -> str:
     return split_loras(prompt)[0] if request.disable_extra_networks else prompt
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session as Transaction
 
 from api.a1111 import answers, calls, progress
-from api.a1111.calls import Call
+from api.a1111.calls import A1111Call
 from api.a1111.fields import Flag, Int, Lax, Text
 from api.a1111.sessions import SessionId
 from api.callers import Reader, Submitter
@@ -114,7 +114,7 @@ def _now(transaction: Transaction) -> datetime:
     return now
 
 
-def _current_image(desk: Desk, call: Call) -> str | None:
+def _current_image(desk: Desk, call: A1111Call) -> str | None:
     """Return the latest preview of what runs, as PNG in base64."""
     job = progress.running(call)
     preview = _preview(desk, job) if job else None

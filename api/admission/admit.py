@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from api.admission import inputs
-from api.admission.resolution import Inputs, resolve
+from api.admission.resolution import StoredInputs, resolve
 from api.admission.submissions import Submission, WebhookChoice
 from api.admission.sweeps import BatchSubmission
 from api.callers import Caller
@@ -21,7 +21,7 @@ from shared.fleet import registry
 from shared.infra import broker, tracing
 from shared.infra.db import BatchRow, JobRow
 from shared.jobs import batches, idempotency, lifecycle
-from shared.jobs.lifecycle import Order
+from shared.jobs.lifecycle import NewJob
 from shared.jobs.outbox import EventType
 from shared.settings import Settings
 from shared.webhooks import endpoints
@@ -50,7 +50,7 @@ def admit(
         desk.quota.admit(session, caller.owner, caller.max_queued)
         [row] = lifecycle.submit_all(session, [replace(order, job_id=job_id, digest=digest if job_id else None)])
         if key:
-            idempotency.keep(session, caller.owner, key, digest or "", row.id)
+            idempotency.remember_key(session, caller.owner, key, digest or "", row.id)
     tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
     # After the commit: a worker that hears the doorbell must find the row.
     broker.ring(desk.celery, row.checkpoint)
@@ -65,8 +65,8 @@ def digest_of(submission: BaseModel) -> str:
 def _earlier(session: Session, caller: Caller, key: str | None, job_id: UUID | None, digest: str) -> JobRow | None:
     """Return the job that was made under this name before. Raises as `promises.made` and `promises.chosen`."""
     if job_id is not None:
-        return idempotency.chosen(session, caller.owner, job_id, digest)
-    made = idempotency.made(session, caller.owner, key, digest) if key else None
+        return idempotency.job_of_id(session, caller.owner, job_id, digest)
+    made = idempotency.job_of_key(session, caller.owner, key, digest) if key else None
     return lifecycle.get(session, made) if made else None
 
 
@@ -77,7 +77,7 @@ def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, *, key: str
     received = inputs.receive_all(desk, caller, wanted.submissions)
     digest = "batch " + digest_of(wanted) if key else ""
     with desk.db.transaction() as session:
-        made = idempotency.made(session, caller.owner, key, digest) if key else None
+        made = idempotency.job_of_key(session, caller.owner, key, digest) if key else None
         if made is not None:
             return batches.get(session, made, owner=caller.owner)
         batch = _opened(session, desk, caller, wanted)
@@ -89,7 +89,7 @@ def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, *, key: str
         desk.quota.admit(session, caller.owner, caller.max_queued, count=len(orders))
         rows = lifecycle.submit_all(session, orders)
         if key:
-            idempotency.keep(session, caller.owner, key, digest, batch.id)
+            idempotency.remember_key(session, caller.owner, key, digest, batch.id)
     for row, order in zip(rows, orders, strict=True):
         tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
     for checkpoint, count in Counter(row.checkpoint for row in rows).items():
@@ -122,8 +122,8 @@ class Names:
 
 
 def _order(
-    session: Session, desk: Desk, caller: Caller, submission: Submission, received: Inputs, names: Names
-) -> Order:
+    session: Session, desk: Desk, caller: Caller, submission: Submission, received: StoredInputs, names: Names
+) -> NewJob:
     """Find every name of a submission, and leave nothing of it open."""
     params = resolve(
         submission,
@@ -132,7 +132,7 @@ def _order(
         find_lora=partial(names.weights, Kind.LORA),
         inputs=received,
     )
-    return Order(
+    return NewJob(
         params=params,
         max_attempts=desk.settings.max_attempts,
         owner=caller.owner,

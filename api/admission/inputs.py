@@ -6,7 +6,7 @@ from uuid import UUID
 
 from PIL.Image import Image
 
-from api.admission.resolution import Inputs
+from api.admission.resolution import StoredInputs
 from api.admission.submissions import Submission
 from api.callers import Caller
 from api.deps import Desk
@@ -20,19 +20,19 @@ MAX_PAIRS = 32
 _UUID_CHARS = 36
 
 
-def receive(desk: Desk, caller: Caller, submission: Submission) -> Inputs:
+def receive(desk: Desk, caller: Caller, submission: Submission) -> StoredInputs:
     """Store a submission's pictures. Raises `InvalidRequest` for one that cannot be had or read, `Unavailable`."""
     if submission.init_image is None:
-        return Inputs()
+        return StoredInputs()
     init_file = _file(desk, caller, submission.init_image, "init_image")
     mask_file = _file(desk, caller, submission.mask_image, "mask_image") if submission.mask_image is not None else None
     with desk.intake.decoding():
         init = pictures.decode(init_file, what="init_image")
         mask = pictures.decode_mask(mask_file) if mask_file is not None else None
-        return Inputs(_stored(desk, init), init.size, _stored(desk, mask) if mask else None)
+        return StoredInputs(_stored(desk, init), init.size, _stored(desk, mask) if mask else None)
 
 
-def receive_all(desk: Desk, caller: Caller, submissions: Sequence[Submission]) -> Sequence[Inputs]:
+def receive_all(desk: Desk, caller: Caller, submissions: Sequence[Submission]) -> Sequence[StoredInputs]:
     """Store the pictures of many submissions, each once, however many share it."""
     pairs = [(one.init_image, one.mask_image) for one in submissions]
     different = dict(zip(pairs, submissions, strict=True))

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class StoredInputs:
     """Pictures that came with a submission, by their storage keys, and the init image's size in pixels."""
 
     init_image: str | None = None
@@ -45,10 +45,10 @@ def resolve(
     checkpoint: str,
     vae: str | None = None,
     find_lora: FindLora = lambda name: name,
-    inputs: Inputs | None = None,
+    inputs: StoredInputs | None = None,
 ) -> GenerationParams:
     """Apply every default, draw the seeds, resolve LoRAs by `find_lora`, which raises for a name that nobody knows."""
-    inputs = inputs or Inputs()
+    inputs = inputs or StoredInputs()
     width, height = _size(submission, inputs.init_size)
     is_img2img = inputs.init_image is not None
     painting = submission.inpaint or InpaintChoice()

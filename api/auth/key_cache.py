@@ -16,7 +16,7 @@ MAX_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CachedKey:
     """What was found for a prefix, and when that must be asked for again, on the process's clock."""
 
     row: KeyRow | None
@@ -24,24 +24,24 @@ class Known:
     until: float
 
 
-class KeyRing:
+class KeyCache:
     """Finds the key of a token. Any thread may ask."""
 
     def __init__(self, db: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._db = db
         self._clock = clock
-        self._known: dict[tuple[str, bytes], Known] = {}
+        self._known: dict[tuple[str, bytes], CachedKey] = {}
 
-    def remembered(self, token: Token) -> Known | None:
+    def remembered(self, token: Token) -> CachedKey | None:
         """Return what is known of a token without asking anyone; None when it must be fetched."""
         known = self._known.get((token.prefix, token.digest))
         return known if known and known.until > self._clock() else None
 
-    def fetch(self, token: Token) -> Known:
+    def fetch(self, token: Token) -> CachedKey:
         """Ask the table, and remember. Raises `DatabaseUnavailable`."""
         with self._db.transaction() as session:
             row, asked_at = keys.find(session, token) or (None, None)
-        known = Known(row, asked_at, self._clock() + (REMEMBER_S if row else REMEMBER_UNKNOWN_S))
+        known = CachedKey(row, asked_at, self._clock() + (REMEMBER_S if row else REMEMBER_UNKNOWN_S))
         if len(self._known) >= MAX_REMEMBERED:
             self._known.clear()
         self._known[token.prefix, token.digest] = known

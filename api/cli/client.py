@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from api.client import sans_io
 from api.client.problems import ClientError
 from api.client.sans_io import TRIES, JobBody
-from api.client.transport import Line
+from api.client.transport import HttpTransport
 
 __all__ = ["DEFAULT_URL", "ClientError", "FarmClient", "Front", "JobBody", "JobId"]
 
@@ -36,7 +36,7 @@ class FarmClient:
     def __init__(
         self, base_url: str, api_key: str | None = None, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self._line = Line(base_url, api_key, sleep=sleep)
+        self._line = HttpTransport(base_url, api_key, sleep=sleep)
 
     def __enter__(self) -> "FarmClient":
         return self

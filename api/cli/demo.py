@@ -8,8 +8,8 @@ import typer
 
 from api.cli.client import FarmClient
 from api.cli.output import say
-from api.cli.pictures import Folder, Picture
-from api.cli.render import Rendering
+from api.cli.pictures import Folder, SavedPicture
+from api.cli.render import RenderRun
 from api.cli.up import DEMO_PARAMS, embedded_farm
 from api.cli.watch import interruptible
 
@@ -29,12 +29,12 @@ def demo(
 def _picture(url: str, folder: Path) -> int:
     began = time.monotonic()
 
-    def saved(picture: Picture) -> None:
+    def saved(picture: SavedPicture) -> None:
         say(f"{picture.path} seed={picture.seed} took={time.monotonic() - began:.1f}s")
 
     with FarmClient(url) as client, interruptible() as interrupted:
         place = Folder.at(folder, num_images=1)
-        return Rendering(client, place, interrupted, saved).run([DEMO_PARAMS])
+        return RenderRun(client, place, interrupted, saved).run([DEMO_PARAMS])
 
 
 def _free_port() -> int:

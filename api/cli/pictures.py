@@ -15,7 +15,7 @@ from api.cli.output import Failure
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class SavedPicture:
     """An image on disk."""
 
     path: Path
@@ -49,7 +49,7 @@ class Folder:
         return self.path / (self.single or f"{job_id}-{index}.png")
 
 
-def save_images(client: FarmClient, job: JobBody, folder: Folder) -> Iterator[Picture]:
+def save_images(client: FarmClient, job: JobBody, folder: Folder) -> Iterator[SavedPicture]:
     """Fetch and save every image of a job that succeeded."""
     for image in job["images"]:
         data = client.image(image["url"])
@@ -57,7 +57,7 @@ def save_images(client: FarmClient, job: JobBody, folder: Folder) -> Iterator[Pi
             raise ClientError("bad_image", f"Image {image['index']} of job {job['id']} arrived damaged.")
         path = folder.place(job["id"], int(image["index"]))
         write(path, data)
-        yield Picture(path, int(image["seed"]))
+        yield SavedPicture(path, int(image["seed"]))
 
 
 def write(path: Path, data: bytes) -> None:

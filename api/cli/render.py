@@ -14,7 +14,7 @@ import typer
 
 from api.cli.client import ClientError, FarmClient, Front, JobBody, JobId
 from api.cli.output import Failure, complain, note, say
-from api.cli.pictures import Folder, Picture, save_images
+from api.cli.pictures import Folder, SavedPicture, save_images
 from api.cli.progress_bars import Show, bars
 from api.cli.watch import Interrupted, interruptible, is_final, watch
 from shared.vocabulary.params import MAX_SEED
@@ -70,16 +70,16 @@ def render(
     folder = Folder.at(output, num_images=len(bodies) * num_images)
     front: Front = context.obj
     with front.connect() as client, interruptible() as interrupted:
-        code = Rendering(client, folder, interrupted, _tell).run(bodies)
+        code = RenderRun(client, folder, interrupted, _tell).run(bodies)
     if code:
         raise typer.Exit(code)
 
 
-class Rendering:
+class RenderRun:
     """Some jobs from submission to saved images: which are still unfinished, and whether one has failed."""
 
     def __init__(
-        self, client: FarmClient, folder: Folder, interrupted: Interrupted, saved: Callable[[Picture], None]
+        self, client: FarmClient, folder: Folder, interrupted: Interrupted, saved: Callable[[SavedPicture], None]
     ) -> None:
         self._client = client
         self._folder = folder
@@ -128,7 +128,7 @@ class Rendering:
         self._unfinished.pop(job["id"], None)
 
 
-def _tell(picture: Picture) -> None:
+def _tell(picture: SavedPicture) -> None:
     say(f"{picture.path} seed={picture.seed}")
 
 

@@ -12,7 +12,7 @@ from api.cli.client import DEFAULT_URL
 from api.cli.output import Failure, note, say
 
 if TYPE_CHECKING:
-    from deploy.standalone.farm import Farm
+    from deploy.standalone.farm import EmbeddedFarm
 
 DEMO_PROMPT = "a red circle on a blue background"
 DEMO_PARAMS: dict[str, Any] = {"prompt": DEMO_PROMPT, "width": 256, "height": 256, "steps": 20, "guidance_scale": 7.0}
@@ -44,14 +44,14 @@ def up(
         farm.wait()
 
 
-def embedded_farm(**options: Any) -> "Farm":
+def embedded_farm(**options: Any) -> "EmbeddedFarm":
     """Return a farm that has not been started; what it does is told on stderr."""
     # Only here: most commands need no engines, and an api machine may not have them.
     try:
-        from deploy.standalone.farm import Farm, UpOptions
+        from deploy.standalone.farm import EmbeddedFarm, UpOptions
     except ImportError as error:
         raise Failure(f'the embedded farm is not installed ({error}); pip install -e ".[standalone]"') from error
-    return Farm(UpOptions(**options), on_progress=_tell)
+    return EmbeddedFarm(UpOptions(**options), on_progress=_tell)
 
 
 def _tell(lines: str) -> None:

@@ -6,9 +6,9 @@ from typing import Any, Self
 from uuid import UUID
 
 from api.client import sans_io
-from api.client.event_stream import News, Story
+from api.client.event_stream import EventStream, News
 from api.client.parsing import as_batch, as_job, image_url
-from api.client.transport import AsyncLine
+from api.client.transport import AsyncHttpTransport
 from shared.jobs.wire import Batch, Job
 
 
@@ -16,7 +16,7 @@ class AsyncFarm:
     """What `Farm` is, for one event loop: the same methods, awaited."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        self._line = AsyncLine(url, api_key)
+        self._line = AsyncHttpTransport(url, api_key)
 
     async def __aenter__(self) -> Self:
         return self
@@ -64,7 +64,7 @@ class AsyncFarm:
 
         A broken connection is taken up again after the last event heard; a farm away for a minute raises.
         """
-        return self._line.tell(Story(str(job_id), previews=previews))
+        return self._line.tell(EventStream(str(job_id), previews=previews))
 
     async def image(self, job: Job, index: int = 0) -> bytes:
         """Return the bytes of one image of a job that has succeeded."""

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from api.client import problems
 from api.client.problems import ClientError
-from api.client.sans_io import MAX_RETRY_AFTER_S, PATIENCE_S, Call, job_path
+from api.client.sans_io import MAX_RETRY_AFTER_S, PATIENCE_S, HttpRequest, job_path
 from shared.jobs.wire import Job, Preview, Steps
 
 News: TypeAlias = Job | Steps | Preview
@@ -18,7 +18,7 @@ _KINDS: dict[str, type[News]] = {"state": Job, "progress": Steps, "preview": Pre
 AGAIN_S = 1.0
 
 
-class Story:
+class EventStream:
     """What has been heard of one job, and how to hear the rest."""
 
     def __init__(self, job_id: str, *, previews: bool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,10 +29,10 @@ class Story:
         self._silent_since: float | None = None
         self.is_over = False
 
-    def call(self) -> Call:
+    def call(self) -> HttpRequest:
         """Return the request that tells what has not been heard."""
         headers = {"Last-Event-ID": self._last_id} if self._last_id else {}
-        return Call("GET", self._path, params=self._params, headers={"Accept": "text/event-stream", **headers})
+        return HttpRequest("GET", self._path, params=self._params, headers={"Accept": "text/event-stream", **headers})
 
     def heard(self, event: ServerSentEvent) -> News | None:
         """Return what an event tells, None for a kind that this client does not know."""

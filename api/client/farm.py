@@ -6,9 +6,9 @@ from typing import Any, Self
 from uuid import UUID
 
 from api.client import sans_io
-from api.client.event_stream import News, Story
+from api.client.event_stream import EventStream, News
 from api.client.parsing import as_batch, as_job, image_url
-from api.client.transport import Line
+from api.client.transport import HttpTransport
 from shared.jobs.wire import Batch, Job
 
 
@@ -20,7 +20,7 @@ class Farm:
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        self._line = Line(url, api_key)
+        self._line = HttpTransport(url, api_key)
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +67,7 @@ class Farm:
 
         A broken connection is taken up again after the last event heard; a farm away for a minute raises.
         """
-        return self._line.tell(Story(str(job_id), previews=previews))
+        return self._line.tell(EventStream(str(job_id), previews=previews))
 
     def image(self, job: Job, index: int = 0) -> bytes:
         """Return the bytes of one image of a job that has succeeded."""

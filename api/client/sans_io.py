@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class HttpRequest:
     """One HTTP request. `hold_s` is how long the farm may take beyond the usual before it answers."""
 
     method: str
@@ -52,10 +52,10 @@ class Pause:
     seconds: float
 
 
-Talk: TypeAlias = Generator[Call | Pause, httpx.Response, T]
+Exchange: TypeAlias = Generator[HttpRequest | Pause, httpx.Response, T]
 
 
-def exchange(call: Call, *, tries: int = TRIES) -> Talk[httpx.Response]:
+def exchange(call: HttpRequest, *, tries: int = TRIES) -> Exchange[httpx.Response]:
     """Make a call, again after a moment while it fails in a way that may pass."""
     for attempt in range(1, tries):
         try:
@@ -67,24 +67,24 @@ def exchange(call: Call, *, tries: int = TRIES) -> Talk[httpx.Response]:
     return _accepted((yield call))
 
 
-def submit(params: Mapping[str, Any], *, key: str | None = None, wait_s: float = 0.0) -> Talk[JobBody]:
+def submit(params: Mapping[str, Any], *, key: str | None = None, wait_s: float = 0.0) -> Exchange[JobBody]:
     """Submit a job. Under an idempotency key it is repeated like a read; without one, never: it might render twice."""
     headers = {"Idempotency-Key": key} if key else {}
     if wait_s:
         headers["Prefer"] = f"wait={math.ceil(wait_s)}"
-    call = Call("POST", "/v1/jobs", json=dict(params), headers=headers, hold_s=wait_s)
+    call = HttpRequest("POST", "/v1/jobs", json=dict(params), headers=headers, hold_s=wait_s)
     return _job((yield from exchange(call, tries=TRIES if key else 1)))
 
 
-def job(job_id: str, *, tries: int = TRIES, wait_s: float = 0.0) -> Talk[JobBody]:
+def job(job_id: str, *, tries: int = TRIES, wait_s: float = 0.0) -> Exchange[JobBody]:
     """Return a job as it is now, or once it is final if that is within `wait_s`."""
     params = {"wait": str(math.ceil(wait_s))} if wait_s else None  # the farm takes whole seconds
-    return _job((yield from exchange(Call("GET", job_path(job_id), params=params, hold_s=wait_s), tries=tries)))
+    return _job((yield from exchange(HttpRequest("GET", job_path(job_id), params=params, hold_s=wait_s), tries=tries)))
 
 
 def finished(
     job_id: str, *, timeout_s: float | None = None, clock: Callable[[], float] = time.monotonic
-) -> Talk[JobBody]:
+) -> Exchange[JobBody]:
     """Return a job once it is final, however long that takes; a farm that blinks is waited for.
 
     Raises `ClientError` with code `still_running` after `timeout_s`.
@@ -107,13 +107,13 @@ def finished(
             raise ClientError("still_running", f"Job {job_id} is still {found['state']} after {timeout_s:g} s.")
 
 
-def page(query: Mapping[str, Any]) -> Talk[tuple[list[JobBody], str | None]]:
+def page(query: Mapping[str, Any]) -> Exchange[tuple[list[JobBody], str | None]]:
     """Return one page of jobs, newest first, and the cursor of the next."""
-    body = _body((yield from exchange(Call("GET", "/v1/jobs", params=query))))
+    body = _body((yield from exchange(HttpRequest("GET", "/v1/jobs", params=query))))
     return _listed(body, "jobs"), body.get("next_cursor")
 
 
-def jobs(*, limit: int, **filters: str | None) -> Talk[list[JobBody]]:
+def jobs(*, limit: int, **filters: str | None) -> Exchange[list[JobBody]]:
     """Return the newest jobs that pass the filters, at most `limit`, walking as many pages as it takes."""
     found: list[JobBody] = []
     query: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
@@ -125,71 +125,71 @@ def jobs(*, limit: int, **filters: str | None) -> Talk[list[JobBody]]:
             return found[:limit]
 
 
-def cancel(job_id: str) -> Talk[JobBody]:
+def cancel(job_id: str) -> Exchange[JobBody]:
     """Ask for a job to stop. Asking twice is harmless, so this is repeated like a read."""
-    return _job((yield from exchange(Call("POST", f"{job_path(job_id)}/cancel"))))
+    return _job((yield from exchange(HttpRequest("POST", f"{job_path(job_id)}/cancel"))))
 
 
-def retry(job_id: str) -> Talk[JobBody]:
+def retry(job_id: str) -> Exchange[JobBody]:
     """Have a dead job rendered once more. A repeated wish makes no second job, so this is repeated like a read."""
-    return _job((yield from exchange(Call("POST", f"{job_path(job_id)}/retry"))))
+    return _job((yield from exchange(HttpRequest("POST", f"{job_path(job_id)}/retry"))))
 
 
-def retry_many(wanted: Mapping[str, Any]) -> Talk[dict[str, str]]:
+def retry_many(wanted: Mapping[str, Any]) -> Exchange[dict[str, str]]:
     """Have dead jobs rendered once more; the new ids by the old. What a lost answer had retried is not retried again."""
-    body = _body((yield from exchange(Call("POST", "/v1/jobs/retry", json=dict(wanted)))))
+    body = _body((yield from exchange(HttpRequest("POST", "/v1/jobs/retry", json=dict(wanted)))))
     return dict(body["jobs"])
 
 
-def delete(job_id: str) -> Talk[None]:
+def delete(job_id: str) -> Exchange[None]:
     """Delete a final job with its images."""
-    yield from exchange(Call("DELETE", job_path(job_id)), tries=1)
+    yield from exchange(HttpRequest("DELETE", job_path(job_id)), tries=1)
 
 
-def drain(worker_id: str, *, resume: bool = False) -> Talk[None]:
+def drain(worker_id: str, *, resume: bool = False) -> Exchange[None]:
     """Ask a worker to finish and leave, or to work again."""
     act = "resume" if resume else "drain"
-    yield from exchange(Call("POST", f"/v1/workers/{quote(worker_id, safe='')}/{act}"))
+    yield from exchange(HttpRequest("POST", f"/v1/workers/{quote(worker_id, safe='')}/{act}"))
 
 
-def listing(path: str, name: str) -> Talk[list[dict[str, Any]]]:
+def listing(path: str, name: str) -> Exchange[list[dict[str, Any]]]:
     """Return one of the API's lists."""
-    return _listed(_body((yield from exchange(Call("GET", path)))), name)
+    return _listed(_body((yield from exchange(HttpRequest("GET", path)))), name)
 
 
-def document(path: str) -> Talk[dict[str, Any]]:
+def document(path: str) -> Exchange[dict[str, Any]]:
     """Return one of the API's single answers."""
-    return _body((yield from exchange(Call("GET", path))))
+    return _body((yield from exchange(HttpRequest("GET", path))))
 
 
-def readiness() -> Talk[dict[str, Any]]:
+def readiness() -> Exchange[dict[str, Any]]:
     """Return what /readyz says, whether ready or not."""
-    return _body((yield Call("GET", "/readyz")))
+    return _body((yield HttpRequest("GET", "/readyz")))
 
 
-def image(path: str) -> Talk[bytes]:
+def image(path: str) -> Exchange[bytes]:
     """Return an image's bytes, following the redirect to the storage, to which the API key does not travel."""
     if not path.startswith("/") or path.startswith("//"):
         raise ClientError("bad_response", f"The farm named an image outside itself: {path}")
-    return (yield from exchange(Call("GET", path, follows=True))).content
+    return (yield from exchange(HttpRequest("GET", path, follows=True))).content
 
 
-def upload(data: bytes) -> Talk[str]:
+def upload(data: bytes) -> Exchange[str]:
     """Bring a picture to the storage; its id then stands for it in jobs, for a day. Bringing it twice is harmless."""
-    upload = _body((yield from exchange(Call("POST", "/v1/uploads", json={"size_bytes": len(data)}))))
-    yield from exchange(Call("PUT", str(upload["upload_url"]), content=data))
+    upload = _body((yield from exchange(HttpRequest("POST", "/v1/uploads", json={"size_bytes": len(data)}))))
+    yield from exchange(HttpRequest("PUT", str(upload["upload_url"]), content=data))
     return checked_id(str(upload["id"]))
 
 
-def submit_batch(wanted: Mapping[str, Any], *, key: str) -> Talk[dict[str, Any]]:
+def submit_batch(wanted: Mapping[str, Any], *, key: str) -> Exchange[dict[str, Any]]:
     """Submit many jobs at once, under an idempotency key, so that this is repeated like a read."""
-    call = Call("POST", "/v1/batches", json=dict(wanted), headers={"Idempotency-Key": key})
+    call = HttpRequest("POST", "/v1/batches", json=dict(wanted), headers={"Idempotency-Key": key})
     return _body((yield from exchange(call)))
 
 
 def finished_batch(
     batch_id: str, *, timeout_s: float | None = None, clock: Callable[[], float] = time.monotonic
-) -> Talk[dict[str, Any]]:
+) -> Exchange[dict[str, Any]]:
     """Return a batch once all its jobs have ended. Raises `ClientError` with code `still_running` after `timeout_s`."""
     deadline = clock() + timeout_s if timeout_s is not None else math.inf
     while True:
@@ -201,18 +201,18 @@ def finished_batch(
         yield Pause(min(BATCH_POLL_S, max(0.0, deadline - clock())))
 
 
-def cancel_batch(batch_id: str) -> Talk[dict[str, Any]]:
+def cancel_batch(batch_id: str) -> Exchange[dict[str, Any]]:
     """Cancel what has not ended of a batch. Asking twice is harmless."""
-    return _body((yield from exchange(Call("POST", f"{batch_path(batch_id)}/cancel"))))
+    return _body((yield from exchange(HttpRequest("POST", f"{batch_path(batch_id)}/cancel"))))
 
 
-def batch_jobs(batch_id: str) -> Talk[list[JobBody]]:
+def batch_jobs(batch_id: str) -> Exchange[list[JobBody]]:
     """Return the jobs of a batch in their order, walking as many pages as it takes."""
     found: list[JobBody] = []
     start: int | None = 0
     while start is not None:
         query = {"start": start, "limit": 200}
-        body = _body((yield from exchange(Call("GET", f"{batch_path(batch_id)}/jobs", params=query))))
+        body = _body((yield from exchange(HttpRequest("GET", f"{batch_path(batch_id)}/jobs", params=query))))
         found += _listed(body, "jobs")
         start = body.get("next_start")
     return found

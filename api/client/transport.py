@@ -9,9 +9,9 @@ import httpx
 from httpx_sse import EventSource
 
 from api.client import problems
-from api.client.event_stream import News, Story
+from api.client.event_stream import EventStream, News
 from api.client.problems import ClientError
-from api.client.sans_io import Call, Pause, Talk, checked_key, checked_url
+from api.client.sans_io import Exchange, HttpRequest, Pause, checked_key, checked_url
 
 CONNECT_S, ANSWER_S = 5.0, 30.0
 # A proxy meant for the outside world cannot reach this machine's loopback.
@@ -20,7 +20,7 @@ _NEVER_PROXIED = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]
 T = TypeVar("T")
 
 
-class Line:
+class HttpTransport:
     """Carries talks out on the calling thread. May be shared by threads."""
 
     def __init__(self, url: str, api_key: str | None, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -28,7 +28,7 @@ class Line:
         self._key = key_header(api_key)
         self.http = httpx.Client(**_connection(url))
 
-    def carry(self, talk: Talk[T]) -> T:
+    def carry(self, talk: Exchange[T]) -> T:
         """Have a talk to its end and return what it came to. Raises `ClientError`."""
         try:
             step = next(talk)
@@ -43,7 +43,7 @@ class Line:
             result: T = end.value
             return result
 
-    def _carry_out(self, step: Call | Pause) -> Any:
+    def _carry_out(self, step: HttpRequest | Pause) -> Any:
         if isinstance(step, Pause):
             return self._sleep(step.seconds)
         try:
@@ -51,7 +51,7 @@ class Line:
         except httpx.RequestError as error:
             raise problems.of_transport(error, str(self.http.base_url)) from error
 
-    def tell(self, story: Story) -> Iterator[News]:
+    def tell(self, story: EventStream) -> Iterator[News]:
         """Yield a story's news until it is over, over as many connections as it takes. Raises `ClientError`."""
         while not story.is_over:
             try:
@@ -70,7 +70,7 @@ class Line:
                 self._sleep(story.broke(error))
 
 
-class AsyncLine:
+class AsyncHttpTransport:
     """Carries talks out on the running event loop."""
 
     def __init__(
@@ -80,7 +80,7 @@ class AsyncLine:
         self._key = key_header(api_key)
         self.http = httpx.AsyncClient(**_connection(url))
 
-    async def carry(self, talk: Talk[T]) -> T:
+    async def carry(self, talk: Exchange[T]) -> T:
         """Have a talk to its end and return what it came to. Raises `ClientError`."""
         try:
             step = next(talk)
@@ -95,7 +95,7 @@ class AsyncLine:
             result: T = end.value
             return result
 
-    async def _carry_out(self, step: Call | Pause) -> Any:
+    async def _carry_out(self, step: HttpRequest | Pause) -> Any:
         if isinstance(step, Pause):
             return await self._sleep(step.seconds)
         try:
@@ -103,7 +103,7 @@ class AsyncLine:
         except httpx.RequestError as error:
             raise problems.of_transport(error, str(self.http.base_url)) from error
 
-    async def tell(self, story: Story) -> AsyncIterator[News]:
+    async def tell(self, story: EventStream) -> AsyncIterator[News]:
         """Yield a story's news until it is over, over as many connections as it takes. Raises `ClientError`."""
         while not story.is_over:
             try:
@@ -136,7 +136,7 @@ def _connection(url: str) -> dict[str, Any]:
     }
 
 
-def _request(call: Call, key: dict[str, str]) -> dict[str, Any]:
+def _request(call: HttpRequest, key: dict[str, str]) -> dict[str, Any]:
     is_ours = call.path.startswith("/")  # else an address of the storage that the farm has signed
     return {
         "method": call.method,

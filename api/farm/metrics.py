@@ -16,7 +16,7 @@ from api.farm import queue
 from api.farm.scaling import Goal, backlog_gpu_s, desired_workers
 from shared.errors import DatabaseUnavailable
 from shared.fleet import registry
-from shared.fleet.registry import Seen
+from shared.fleet.registry import WorkerStatus
 from shared.infra import metrics
 from shared.infra.db import Database
 from shared.infra.metrics import Board
@@ -100,7 +100,7 @@ def _load_families(loads: list[Load], now: datetime) -> Iterator[Family]:
     yield metrics.QUEUE_OLDEST_S.of(((name,), age.total_seconds()) for name, age in ages)
 
 
-def _scaling_families(loads: list[Load], workers: list[Seen], goal: Goal) -> Iterator[Family]:
+def _scaling_families(loads: list[Load], workers: list[WorkerStatus], goal: Goal) -> Iterator[Family]:
     measured = [(load.checkpoint, backlog_gpu_s(_backlog(load), _worker_speed(load))) for load in loads]
     yield metrics.BACKLOG_GPU_S.of(((name,), gpu_s) for name, gpu_s in measured if gpu_s is not None)
     yield metrics.DESIRED_WORKERS.of(
@@ -113,7 +113,7 @@ def _scaling_families(loads: list[Load], workers: list[Seen], goal: Goal) -> Ite
     )
 
 
-def _gpu_families(workers: list[Seen]) -> Iterator[Family]:
+def _gpu_families(workers: list[WorkerStatus]) -> Iterator[Family]:
     """Tell what drivers told of the GPUs; what one does not know is left out."""
     told = [((worker.checkpoint, worker.id), worker) for worker in workers]
     warmth = [(who, worker.temperature_c) for who, worker in told]
@@ -135,7 +135,7 @@ def _worker_speed(load: Load) -> float | None:
     return load.speed / load.workers if load.speed and load.workers else None
 
 
-def _lost_gpu_s(worker: Seen, typical: float | None) -> float:
+def _lost_gpu_s(worker: WorkerStatus, typical: float | None) -> float:
     speed = worker.speed or typical
     return worker.at_stake / speed if speed else 0.0
 

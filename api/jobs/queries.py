@@ -13,7 +13,7 @@ from shared.vocabulary.states import JobState
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ListPosition:
     """A job's place in the listing. By time, since clients may choose ids; the id tells jobs of one moment apart."""
 
     created_at: datetime
@@ -34,7 +34,7 @@ def listing(
     session: Session,
     *,
     limit: int,
-    after: Place | None = None,
+    after: ListPosition | None = None,
     state: JobState | None = None,
     checkpoint: str | None = None,
     prompt: str | None = None,

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased
 from shared.errors import NothingToRetry
 from shared.infra.db import JobRow
 from shared.jobs import lifecycle
-from shared.jobs.lifecycle import Order
+from shared.jobs.lifecycle import NewJob
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState
 
@@ -75,7 +75,7 @@ def made_of(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, UUID]:
 
 def retry(session: Session, row: JobRow, *, max_attempts: int) -> JobRow:
     """Queue a dead job once more. It has no time to expire by: what was too late once is wanted all the same."""
-    again = Order(
+    again = NewJob(
         params=GenerationParams.model_validate(row.params),
         max_attempts=max_attempts,
         owner=row.owner,

@@ -21,7 +21,7 @@ MAX_REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
-class Count:
+class QueuedCount:
     """Jobs that wait, as last counted plus those admitted since."""
 
     queued: int
@@ -34,7 +34,7 @@ class Quota:
     def __init__(self, max_queued: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_queued = max_queued
         self._clock = clock
-        self._counts: dict[str, Count] = {}
+        self._counts: dict[str, QueuedCount] = {}
         self._lock = Lock()
 
     def admit(self, session: Session, owner: str, limit: int | None, *, count: int = 1) -> None:
@@ -63,10 +63,10 @@ class Quota:
             known.queued += count
             return True
 
-    def _recount(self, session: Session, owner: str, limit: int) -> Count:
+    def _recount(self, session: Session, owner: str, limit: int) -> QueuedCount:
         queued = queries.count_queued(session, owner=owner or None, at_most=limit)
         if len(self._counts) >= MAX_REMEMBERED:
             self._counts.clear()
-        fresh = Count(queued, self._clock() + COUNTED_FOR_S)
+        fresh = QueuedCount(queued, self._clock() + COUNTED_FOR_S)
         self._counts[owner] = fresh
         return fresh

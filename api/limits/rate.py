@@ -32,7 +32,7 @@ return 0
 log = structlog.get_logger(__name__)
 
 
-class Throttle:
+class RateLimit:
     """Counts the requests of keys that have a limit. Any thread may ask."""
 
     def __init__(self, redis: Redis, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -7,7 +7,7 @@ from shared.errors import TooManyStreams
 MAX_STREAMS = 100
 
 
-class Streams:
+class StreamLimit:
     """How many streams each owner holds open in this process. Lives on one event loop."""
 
     def __init__(self) -> None:

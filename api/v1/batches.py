@@ -193,7 +193,7 @@ def _tile(desk: Desk, px: int, row: JobRow) -> Tile:
     if not row.images:
         return Tile(None, row.state)
     try:
-        data = stored_images.picture(desk, row.images[0])
+        data = stored_images.fetch(desk, row.images[0])
     except Gone:
         return Tile(None, "removed")
     with desk.intake.decoding():
@@ -203,7 +203,7 @@ def _tile(desk: Desk, px: int, row: JobRow) -> Tile:
 def _files(desk: Desk, rows: Sequence[JobRow]) -> Iterator[archives.File]:
     for row in rows:
         for image in row.images:
-            yield f"{row.batch_index:04}-{image.index}-{image.seed}.png", partial(stored_images.picture, desk, image)
+            yield f"{row.batch_index:04}-{image.index}-{image.seed}.png", partial(stored_images.fetch, desk, image)
     told = BatchJobs(jobs=[Job.of(row) for row in rows], next_start=None)
     yield "jobs.json", lambda: told.model_dump_json(indent=1, include={"jobs"}).encode()
 

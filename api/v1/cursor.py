@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from api.jobs.queries import Place
+from api.jobs.queries import ListPosition
 from shared.errors import BadCursor
 from shared.infra.db import JobRow
 from shared.jobs.outbox import Position
@@ -28,11 +28,11 @@ def encode_place(row: JobRow) -> str:
     return _text(_PLACE.pack(_micros(row.created_at), row.id.bytes))
 
 
-def decode_place(cursor: str) -> Place:
+def decode_place(cursor: str) -> ListPosition:
     """Return the place that a cursor follows, or raise `BadCursor`."""
     micros, job_id = _fields(_PLACE, cursor)
     try:
-        return Place(_EPOCH + timedelta(microseconds=micros), UUID(bytes=job_id))
+        return ListPosition(_EPOCH + timedelta(microseconds=micros), UUID(bytes=job_id))
     except OverflowError as error:
         raise BadCursor from error
 

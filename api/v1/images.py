@@ -43,7 +43,7 @@ def image(
     """Redirect to a presigned URL of one image's bytes; an api that hides its storage answers with the bytes themselves."""
     found = _image(desk, caller, job_id, index)
     if inline or desk.settings.image_delivery == "proxy":
-        return _lasting(stored_images.picture(desk, found), found.content_type, f'"{found.sha256}"')
+        return _lasting(stored_images.fetch(desk, found), found.content_type, f'"{found.sha256}"')
     url = desk.storage.url(
         found.key,
         ttl_s=desk.settings.image_url_seconds,
@@ -62,7 +62,7 @@ def image(
 def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
     """Return an image with sides of at most 320 px, for lists of many."""
     found = _image(desk, caller, job_id, index)
-    data = stored_images.picture(desk, found)
+    data = stored_images.fetch(desk, found)
     out = io.BytesIO()
     with desk.intake.decoding():
         shrunk(data, THUMBNAIL_PX).save(out, "WEBP", quality=THUMBNAIL_QUALITY, method=2)

@@ -45,7 +45,7 @@ class TokenChunk(BaseModel):
     begins: Annotated[str, Field(description="Its first words, as the tokenizer spells them.")]
 
 
-class Count(BaseModel):
+class TokenCount(BaseModel):
     """The longest text that a prompt makes any step read; parts joined by AND are texts of their own."""
 
     tokens: int
@@ -53,12 +53,12 @@ class Count(BaseModel):
     embeddings: Annotated[list[str], Field(description="Those that act in the prompt.")]
 
 
-class Counts(BaseModel):
+class TokenCounts(BaseModel):
     """Both prompts, counted as the workers do."""
 
     chunk_tokens: int = CHUNK_TOKENS
-    prompt: Count
-    negative_prompt: Count
+    prompt: TokenCount
+    negative_prompt: TokenCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Word:
 
 
 @router.post("/tokens", summary="Count the tokens of prompts")
-def tokens(wanted: Prompts, desk: DeskDep, _caller: Reader) -> Counts:
+def tokens(wanted: Prompts, desk: DeskDep, _caller: Reader) -> TokenCounts:
     """Count tokens and show where each chunk of 75 begins, by the workers' own rules; LoRA tags take none.
 
     Cheap enough to call while someone types: it does not count against the key's requests a minute, but has as many of its own,
@@ -84,7 +84,7 @@ def tokens(wanted: Prompts, desk: DeskDep, _caller: Reader) -> Counts:
         split_loras(wanted.prompt)[0], wanted.negative_prompt, steps=wanted.steps, embeddings=_embeddings(desk)
     )
     negative, *positives = script.rows
-    return Counts(prompt=_count(positives), negative_prompt=_count([negative]))
+    return TokenCounts(prompt=_count(positives), negative_prompt=_count([negative]))
 
 
 @cache
@@ -99,11 +99,11 @@ def _embeddings(desk: Desk) -> tuple[Word, ...]:
     return tuple(Word(row.name, row.vectors or 1) for row in rows)
 
 
-def _count(rows: Iterable[Row[Word]]) -> Count:
+def _count(rows: Iterable[Row[Word]]) -> TokenCount:
     texts = [_without_filling(text) for row in rows for _, text in row.timeline]
     longest = max(texts, key=lambda text: (len(text), sum(len(chunk.slots) for chunk in text)))
     names = (placed.embedding.name for text in texts for chunk in text for placed in chunk.placed)
-    return Count(
+    return TokenCount(
         tokens=sum(len(chunk.slots) for chunk in longest),
         chunks=[
             TokenChunk(tokens=len(chunk.slots), begins=_reader().opening(chunk, words=OPENING_WORDS))

@@ -15,7 +15,7 @@ MAX_ROWS = 200
 Row = JobRow | None
 
 
-class Reader:
+class BatchedReader:
     """Reads job rows by id with one query at a time. Lives on one event loop."""
 
     def __init__(self, read: Callable[[Sequence[UUID]], Mapping[UUID, JobRow]]) -> None:

@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from api.jobs import queries
-from api.waiting.batched_reads import Reader
+from api.waiting.batched_reads import BatchedReader
 from shared.errors import DatabaseUnavailable
 from shared.infra import events
 from shared.infra.db import Database, JobRow
@@ -77,7 +77,7 @@ class Waiting:
         self._db = db
         self._redis = redis
         self._recheck_s = recheck_s
-        self._reader = Reader(self._read)
+        self._reader = BatchedReader(self._read)
         self._watches: defaultdict[UUID, set[Watch]] = defaultdict(set)
         self._tasks: list[asyncio.Task[None]] = []
 

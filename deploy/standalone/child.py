@@ -18,7 +18,7 @@ from typing import BinaryIO, Literal
 import psutil
 
 from deploy.standalone import leftovers
-from deploy.standalone.leftovers import Running
+from deploy.standalone.leftovers import FarmProcess
 from deploy.standalone.program import ROOT, Program
 
 ROTATE_AT_BYTES = 10_000_000
@@ -76,12 +76,12 @@ class Child:
         """Begin to keep the program running."""
         self._thread.start()
 
-    def running(self) -> Running | None:
+    def running(self) -> FarmProcess | None:
         """Return what a later farm needs to find the process again; None while there is none."""
         with self._lock, suppress(psutil.Error, OSError):
             if self._process is not None:
                 pid = self._process.pid
-                return Running(self.program.name, pid, leftovers.born(pid), int(self.program.stop_signal))
+                return FarmProcess(self.program.name, pid, leftovers.born(pid), int(self.program.stop_signal))
         return None
 
     def stop(self) -> None:

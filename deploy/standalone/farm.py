@@ -17,10 +17,10 @@ from deploy.standalone import folder as folders
 from deploy.standalone import ports, postgres, processes, redis, s3, serving
 from deploy.standalone.child import Event
 from deploy.standalone.folder import DataFolder
-from deploy.standalone.program import Engine, StartFailed
+from deploy.standalone.program import EmbeddedServer, StartFailed
 from deploy.standalone.supervisor import Supervisor
 
-__all__ = ["Farm", "StartFailed", "UpOptions", "engines_only"]
+__all__ = ["EmbeddedFarm", "StartFailed", "UpOptions", "engines_only"]
 
 # A fresh database with its log takes half of it.
 START_BYTES = 200e6
@@ -43,7 +43,7 @@ class UpOptions:
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
 
 
-class Farm:
+class EmbeddedFarm:
     """One running farm. `with Farm(options) as farm:` starts it and stops everything at the end.
 
     While it runs, SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread; while it stops, they make it kill at
@@ -146,7 +146,7 @@ def engines_only(
             yield _run(supervisor, engines)
 
 
-def _engines(folder: DataFolder, options: UpOptions, say: Say) -> list[Engine]:
+def _engines(folder: DataFolder, options: UpOptions, say: Say) -> list[EmbeddedServer]:
     environ = options.environ
     engines = []
     if not environ.get("FARM_DATABASE_URL"):
@@ -159,7 +159,7 @@ def _engines(folder: DataFolder, options: UpOptions, say: Say) -> list[Engine]:
     return engines
 
 
-def _run(supervisor: Supervisor, engines: list[Engine]) -> dict[str, str]:
+def _run(supervisor: Supervisor, engines: list[EmbeddedServer]) -> dict[str, str]:
     """Start engines, all side by side after what prepares them; returns the variables that reach them."""
     for program in (program for engine in engines for program in engine.programs[:-1]):
         supervisor.start(program)

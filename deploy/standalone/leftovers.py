@@ -20,7 +20,7 @@ GRACE_S = 5.0
 POLL_S = 0.02
 
 
-class Running(NamedTuple):
+class FarmProcess(NamedTuple):
     """A process that the farm started: the leader of its own session and process group."""
 
     name: str
@@ -29,7 +29,7 @@ class Running(NamedTuple):
     stop_signal: int
 
 
-def record(file: Path, farm: int, running: Sequence[Running]) -> None:
+def record(file: Path, farm: int, running: Sequence[FarmProcess]) -> None:
     """Write the run file in one move."""
     fresh = file.with_suffix(".new")
     fresh.write_text(json.dumps({"farm": farm, "running": running}))
@@ -40,7 +40,7 @@ def stop(file: Path, *, farm: int | None = None, grace_s: float = GRACE_S) -> li
     """Stop what the run file names, last started first, and return the names. With `farm`, only a run of that process."""
     try:
         run = json.loads(file.read_text())
-        running = [Running(*entry) for entry in run["running"]]
+        running = [FarmProcess(*entry) for entry in run["running"]]
     except (OSError, ValueError, TypeError, KeyError):
         return []
     if farm is not None and run["farm"] != farm:
@@ -92,7 +92,7 @@ def born(pid: int) -> str:
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {after_command[19]}"
 
 
-def _alive(entry: Running) -> psutil.Process | None:
+def _alive(entry: FarmProcess) -> psutil.Process | None:
     with suppress(psutil.Error, OSError):
         process = psutil.Process(entry.pid)
         if born(entry.pid) == entry.born and _lives(process):

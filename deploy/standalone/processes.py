@@ -8,7 +8,7 @@ from typing import Any
 
 from deploy.standalone import ports
 from deploy.standalone.program import Program, python_module
-from deploy.standalone.serving import GpuWorker
+from deploy.standalone.serving import PlannedWorker
 
 # Torch, the checkpoint and a warm-up of the device come before a worker is ready; a cold disk can take minutes.
 WORKER_READY_S = 600.0
@@ -45,7 +45,7 @@ def courier(env: Mapping[str, str]) -> Program:
     return Program(name="courier", argv=_celery("worker.cpu", "courier", 4, "--beat"), env=env)
 
 
-def gpu_worker(env: Mapping[str, str], worker: GpuWorker, url: str) -> Program:
+def gpu_worker(env: Mapping[str, str], worker: PlannedWorker, url: str) -> Program:
     """Serve a checkpoint; ready when the api lists as many workers of its checkpoint as were started up to this one."""
     return Program(
         name=worker.name,

@@ -50,7 +50,7 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EmbeddedServer:
     """A real engine: what prepares and runs it, in order, and the `FARM_*` variables that reach it."""
 
     programs: tuple[Program, ...]

@@ -10,12 +10,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from deploy.standalone.folder import DataFolder
-from deploy.standalone.program import Engine, Program, StartFailed
+from deploy.standalone.program import EmbeddedServer, Program, StartFailed
 
 NAME = "redis"
 
 
-def engine(folder: DataFolder, environ: Mapping[str, str]) -> Engine:
+def engine(folder: DataFolder, environ: Mapping[str, str]) -> EmbeddedServer:
     """Prepare Redis below the data folder."""
     data, port, password = folder.subfolder(NAME), folder.port(NAME), folder.secret("redis_password")
     config = data / "redis.conf"
@@ -27,7 +27,7 @@ def engine(folder: DataFolder, environ: Mapping[str, str]) -> Engine:
         env=environ,
         ready=lambda: _answers(url),
     )
-    return Engine((server,), {"FARM_REDIS_URL": url})
+    return EmbeddedServer((server,), {"FARM_REDIS_URL": url})
 
 
 def server_binary(path: str | None = None) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deploy.standalone import ports
 from deploy.standalone.folder import DataFolder
-from deploy.standalone.program import Engine, Program, StartFailed
+from deploy.standalone.program import EmbeddedServer, Program, StartFailed
 
 NAME = "s3"
 BUCKET = "farm"
@@ -19,7 +19,7 @@ REGION = "us-east-1"
 ACCESS_KEY_ID = "farm-local"
 
 
-def engine(folder: DataFolder, environ: Mapping[str, str], host: str = "127.0.0.1") -> Engine:
+def engine(folder: DataFolder, environ: Mapping[str, str], host: str = "127.0.0.1") -> EmbeddedServer:
     """Prepare S3 below the data folder. It listens where the api does: clients follow presigned URLs to it."""
     data, port, secret = folder.subfolder(NAME), folder.port(NAME, host), folder.secret("s3_secret_access_key")
     (data / BUCKET).mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ def engine(folder: DataFolder, environ: Mapping[str, str], host: str = "127.0.0.
     public = ports.public_address(host)
     if public != ports.local_address(host) and not environ.get("FARM_S3_PUBLIC_URL"):
         env["FARM_S3_PUBLIC_URL"] = f"http://{ports.authority(public, port)}"
-    return Engine((server,), env)
+    return EmbeddedServer((server,), env)
 
 
 def server_binary() -> Path:

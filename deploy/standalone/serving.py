@@ -17,7 +17,7 @@ SLOTS_GPU, SLOTS_CPU = 16, 4
 
 
 @dataclass(frozen=True, slots=True)
-class GpuWorker:
+class PlannedWorker:
     """One gpu worker to start: the `rank`-th of its checkpoint, counted from 1."""
 
     name: str
@@ -29,7 +29,7 @@ class GpuWorker:
 
 def plan(
     wanted: Path | None, workers: int, device: str | None, environ: Mapping[str, str], say: Callable[[str], None]
-) -> list[GpuWorker]:
+) -> list[PlannedWorker]:
     """Decide the gpu workers of this machine; raise `BadCheckpoint` or `StartFailed` when there is nothing to serve."""
     device = device or environ.get("FARM_DEVICE") or "auto"
     if device not in {"auto", "cpu", "cuda"}:
@@ -37,7 +37,7 @@ def plan(
     if workers < 1:
         raise StartFailed(f"--workers must be at least 1, not {workers}.")
     gpus = [] if device == "cpu" else gpu_ids(environ)
-    planned: list[GpuWorker] = []
+    planned: list[PlannedWorker] = []
     for file in chosen(wanted, environ, say):
         for rank in range(1, workers + 1):
             index = len(planned)
@@ -45,7 +45,7 @@ def plan(
             if gpus:
                 env["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
             slots = SLOTS_GPU if gpus else SLOTS_CPU
-            planned.append(GpuWorker(f"gpu{index}.{file.name}", file.name, rank, slots, env))
+            planned.append(PlannedWorker(f"gpu{index}.{file.name}", file.name, rank, slots, env))
     return planned
 
 

@@ -21,7 +21,7 @@ WEIGHTS_SEEN_WITHIN = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class WorkerStatus:
     """A worker as it last reported, how many jobs it runs, and whether it reported lately."""
 
     id: str
@@ -46,7 +46,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedCheckpoint:
     """A checkpoint that jobs may name and the workers that take jobs for it now."""
 
     name: str
@@ -116,7 +116,7 @@ def drain(session: Session, worker_id: str, *, is_draining: bool) -> None:
         raise WorkerNotFound(f"No worker has the id {worker_id!r}; GET /v1/workers lists them.")
 
 
-def condemn(session: Session, worker_id: str, reason: str) -> None:
+def mark_unfit(session: Session, worker_id: str, reason: str) -> None:
     """Record why a worker takes itself out of service. It counts for nothing more, and is announced again once it is well."""
     session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(unfit=reason))
 
@@ -132,7 +132,7 @@ def forget(session: Session) -> None:
     session.execute(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - FORGET_AFTER))
 
 
-def workers(session: Session, *, silent_after_s: float) -> Sequence[Seen]:
+def workers(session: Session, *, silent_after_s: float) -> Sequence[WorkerStatus]:
     """List every worker that is remembered, by id."""
     done = cast(JobRow.cost, Float) * JobRow.steps_done / func.nullif(JobRow.steps_total, 0)
     running = (
@@ -165,10 +165,10 @@ def workers(session: Session, *, silent_after_s: float) -> Sequence[Seen]:
         .join(running, running.c.worker_id == WorkerRow.id, isouter=True)
         .order_by(WorkerRow.id)
     )
-    return [Seen(**row) for row in rows.mappings()]
+    return [WorkerStatus(**row) for row in rows.mappings()]
 
 
-def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[Served]:
+def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[ServedCheckpoint]:
     """List every checkpoint ever announced, by name, with the workers that take jobs for it."""
     is_alive = WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)
     takes_jobs = is_alive & WorkerRow.unfit.is_(None) & WorkerRow.draining_at.is_(None)
@@ -185,7 +185,7 @@ def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[Served]:
         .group_by(CheckpointRow.name)
         .order_by(CheckpointRow.name)
     )
-    return [Served(*row) for row in rows]
+    return [ServedCheckpoint(*row) for row in rows]
 
 
 def resolve_checkpoint(session: Session, wanted: str | None, *, default: str | None, silent_after_s: float) -> str:
@@ -208,7 +208,7 @@ def resolve_checkpoint(session: Session, wanted: str | None, *, default: str | N
     return candidates[0]
 
 
-def stock(session: Session, files: Iterable[WeightsFile]) -> None:
+def announce_weights(session: Session, files: Iterable[WeightsFile]) -> None:
     """Record the LoRAs, embeddings and VAEs that a worker has in its folders now."""
     rows = [
         {

@@ -17,7 +17,7 @@ from shared.settings import Settings
 log = structlog.get_logger(__name__)
 
 
-def look(settings: Settings) -> None:
+def check(settings: Settings) -> None:
     """Ask database, Redis and storage, by connections of its own, and tell of those that do not answer."""
     with ExitStack() as closing:
         db = Database(settings, pool_size=1)

@@ -36,7 +36,7 @@ class Reply:
     headers: Mapping[str, str]
 
 
-class Outside:
+class OutboundHttp:
     """The door to the outside. Holds no connection, so it may be shared by threads."""
 
     def __init__(

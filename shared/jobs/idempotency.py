@@ -17,7 +17,7 @@ from shared.jobs import lifecycle
 KEPT_S = 48 * 3600.0
 
 
-def made(session: Session, owner: str, key: str, digest: str) -> UUID | None:
+def job_of_key(session: Session, owner: str, key: str, digest: str) -> UUID | None:
     """Return the job that a key has made; None for a new key, which is this transaction's until it ends.
 
     Raises `KeyReused` when the key came with another body, `SubmissionInFlight` while another transaction has it.
@@ -31,7 +31,7 @@ def made(session: Session, owner: str, key: str, digest: str) -> UUID | None:
     return row.job_id
 
 
-def chosen(session: Session, owner: str, job_id: UUID, digest: str) -> JobRow | None:
+def job_of_id(session: Session, owner: str, job_id: UUID, digest: str) -> JobRow | None:
     """Return the job that was submitted under a client's own id; None for a free id, this transaction's until it ends.
 
     Raises `KeyReused` when the job came from another body, `SubmissionInFlight` while another transaction has the id,
@@ -49,7 +49,7 @@ def chosen(session: Session, owner: str, job_id: UUID, digest: str) -> JobRow | 
     return row
 
 
-def keep(session: Session, owner: str, key: str, digest: str, job_id: UUID) -> None:
+def remember_key(session: Session, owner: str, key: str, digest: str, job_id: UUID) -> None:
     """Remember which job a new key has made."""
     session.add(PromiseRow(owner=owner, key=key, digest=digest, job_id=job_id))
 

@@ -84,7 +84,7 @@ class FinishedImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class NewJob:
     """What a job is made of.
 
     It expires unless it is claimed within `expires_in_s`; an attempt that runs for longer than `timeout_s` fails it.
@@ -113,10 +113,10 @@ class Order:
 
 def submit(session: Session, params: GenerationParams, **about: Any) -> JobRow:
     """Insert one queued job; `about` it is what an `Order` says beyond its params."""
-    return submit_all(session, [Order(params=params, **about)])[0]
+    return submit_all(session, [NewJob(params=params, **about)])[0]
 
 
-def submit_all(session: Session, orders: Sequence[Order]) -> Sequence[JobRow]:
+def submit_all(session: Session, orders: Sequence[NewJob]) -> Sequence[JobRow]:
     """Insert queued jobs, in one statement, and return them in their order.
 
     Ids are time-ordered (UUID version 7) where the client chose none.
@@ -133,7 +133,7 @@ def submit_all(session: Session, orders: Sequence[Order]) -> Sequence[JobRow]:
     return rows
 
 
-def _columns(order: Order, turn: Turn, now: datetime | None) -> Mapping[str, Any]:
+def _columns(order: NewJob, turn: Turn, now: datetime | None) -> Mapping[str, Any]:
     return {
         "id": order.job_id or uuid7(),
         "owner": order.owner,

@@ -11,7 +11,7 @@ MAX_CHUNKS = 64  # per text; 4928 tokens
 PLACEHOLDER_ID = 0
 
 
-class Embedding(Protocol):
+class EmbeddedWord(Protocol):
     """A word that stands for as many tokens as it is long."""
 
     @property
@@ -23,7 +23,7 @@ class Embedding(Protocol):
 
 
 # Frozen without slots: together with generics they break in Python 3.11.
-E = TypeVar("E", bound=Embedding)
+E = TypeVar("E", bound=EmbeddedWord)
 
 
 @dataclass(frozen=True)

@@ -175,11 +175,11 @@ def settle(
     if endpoint is None or written is None:
         return False
     if outcome.ok:
-        _recover(session, endpoint)
+        _record_success(session, endpoint)
     elif outcome.status == GONE:
-        _leave(session, endpoint, clock)
+        _mark_gone(session, endpoint, clock)
     elif due.type != EventType.PROGRESS:
-        _suffer(endpoint, outcome, suspend_after_s=suspend_after_s, probe_s=probe_s, clock=clock)
+        _record_failure(endpoint, outcome, suspend_after_s=suspend_after_s, probe_s=probe_s, clock=clock)
     return True
 
 
@@ -304,7 +304,7 @@ def _logged(due: Due, outcome: Outcome, clock: datetime) -> Any:
     return kept.op("||")(literal([entry], JSONB))
 
 
-def _recover(session: Session, endpoint: EndpointRow) -> None:
+def _record_success(session: Session, endpoint: EndpointRow) -> None:
     if endpoint.failing_since is None and endpoint.hold_until is None:
         return
     endpoint.failing_since, endpoint.hold_until = None, None
@@ -314,7 +314,7 @@ def _recover(session: Session, endpoint: EndpointRow) -> None:
     endpoints.release(session, endpoint.id)
 
 
-def _leave(session: Session, endpoint: EndpointRow, clock: datetime) -> None:
+def _mark_gone(session: Session, endpoint: EndpointRow, clock: datetime) -> None:
     endpoint.state = EndpointState.GONE
     session.execute(
         update(DeliveryRow)
@@ -324,7 +324,7 @@ def _leave(session: Session, endpoint: EndpointRow, clock: datetime) -> None:
     )
 
 
-def _suffer(
+def _record_failure(
     endpoint: EndpointRow, outcome: Outcome, *, suspend_after_s: float, probe_s: float, clock: datetime
 ) -> None:
     endpoint.failing_since = endpoint.failing_since or clock

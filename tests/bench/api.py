@@ -29,7 +29,7 @@ from api.limits.streams import MAX_STREAMS
 from deploy.standalone import ports, processes, serving
 from deploy.standalone.farm import engines_only
 from deploy.standalone.program import Program, python_module
-from deploy.standalone.serving import GpuWorker
+from deploy.standalone.serving import PlannedWorker
 from deploy.standalone.supervisor import Supervisor
 from shared.infra.db import CheckpointRow, Database
 from shared.settings import Settings
@@ -233,7 +233,7 @@ def running(folder: Path) -> Iterator[Stage]:
         supervisor.start(
             processes.api(env, HOST, port, stage.farm),
             processes.courier(env),
-            _doing_nothing(processes.gpu_worker(env, GpuWorker("gpu0", DEMO, 1, 4, {}), stage.farm)),
+            _doing_nothing(processes.gpu_worker(env, PlannedWorker("gpu0", DEMO, 1, 4, {}), stage.farm)),
             Program("minimal", python_module("tests.bench.minimal", str(other)), env, lambda: _answers(stage.minimal)),
         )
         yield stage

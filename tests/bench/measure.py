@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from shared.vocabulary.samplers import Sampler, Schedule
 from tests.support.ceiling import Ceiling
 from worker.diffusion import division
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.engine.engine import Engine
 from worker.engine.request import ImageSpec, Pass
@@ -69,7 +69,7 @@ class Setting:
 class Bench:
     """One checkpoint at one setting. What has not been measured `until` then, on the clock of `perf_counter`, is left out."""
 
-    def __init__(self, checkpoint: Checkpoint, setting: Setting, *, until: float = math.inf) -> None:
+    def __init__(self, checkpoint: LoadedCheckpoint, setting: Setting, *, until: float = math.inf) -> None:
         self._checkpoint = checkpoint
         self._setting = setting
         self._until = until
@@ -337,7 +337,7 @@ def _fits(act: Callable[[], object]) -> bool:
     return True
 
 
-def _bare(checkpoint: Checkpoint) -> Any:
+def _bare(checkpoint: LoadedCheckpoint) -> Any:
     pipeline: Any = StableDiffusionPipeline(
         vae=checkpoint.vae,
         text_encoder=checkpoint.text_encoder,

@@ -12,7 +12,7 @@ from shared.files.weights import Shelves
 from shared.settings import Settings
 from tests.chaos.sketch import Ambush, Sketch, SketchRunner
 from tests.support.ceiling import Ceiling
-from worker.bundle import Equipment
+from worker.bundle import DeviceBundle
 from worker.engine.engine import Engine
 
 STEPS_VARIABLE = "BENCH_STEPS"
@@ -32,12 +32,12 @@ class NoopRunner(SketchRunner):
         super().denoise(batch)
 
 
-def equip(_settings: Settings, _file: CheckpointFile) -> Equipment:
-    return Equipment(Engine(NoopRunner(Path(os.environ[STEPS_VARIABLE])), limits=Ceiling(16)), Shelves.at(), "noop")
+def load(_settings: Settings, _file: CheckpointFile) -> DeviceBundle:
+    return DeviceBundle(Engine(NoopRunner(Path(os.environ[STEPS_VARIABLE])), limits=Ceiling(16)), Shelves.at(), "noop")
 
 
 device = ModuleType("worker.device")
-device.equip = equip  # type: ignore[attr-defined]
+device.load = load  # type: ignore[attr-defined]
 sys.modules["worker.device"] = device
 
 from worker.gpu import app  # noqa: E402

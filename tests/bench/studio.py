@@ -12,13 +12,13 @@ from shared.files import checkpoints
 from shared.vocabulary.prompt_reader import CLIP_DIR
 from tests.bench.measure import Setting
 from worker.diffusion import checkpoint_loader, division
-from worker.diffusion.checkpoint_loader import SD15_DIR, Checkpoint
+from worker.diffusion.checkpoint_loader import SD15_DIR, LoadedCheckpoint
 from worker.engine.profile import is_faster_channels_last
 
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 
 
-def subjects(device: torch.device, *, quick: bool) -> Iterator[tuple[str, Checkpoint, list[Setting]]]:
+def subjects(device: torch.device, *, quick: bool) -> Iterator[tuple[str, LoadedCheckpoint, list[Setting]]]:
     """Return each checkpoint with the settings it is measured at: on a GPU at real sizes, on a CPU at small ones."""
     if device.type == "cuda":
         large = [] if quick else [Setting(side=768, steps=20, clients=16, images=32)]
@@ -47,7 +47,7 @@ def subjects(device: torch.device, *, quick: bool) -> Iterator[tuple[str, Checkp
         )
 
 
-def full_size(device: torch.device, dtype: torch.dtype) -> Checkpoint:
+def full_size(device: torch.device, dtype: torch.dtype) -> LoadedCheckpoint:
     """Build SD1.5 of random weights. Nothing is read from disk but configs and the tokenizer."""
     torch.manual_seed(0)
     text_config = CLIPTextConfig.from_pretrained(SD15_DIR / "text_encoder", local_files_only=True)
@@ -65,7 +65,7 @@ def full_size(device: torch.device, dtype: torch.dtype) -> Checkpoint:
     unet, vae, text_encoder = (part.to(device, dtype).eval().requires_grad_(False) for part in parts)
     for part in (unet, vae):
         division.leave_out(part)
-    return Checkpoint(
+    return LoadedCheckpoint(
         name="full-size",
         unet=unet,
         vae=vae,

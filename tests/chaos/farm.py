@@ -15,7 +15,7 @@ from deploy.standalone import folder as folders
 from deploy.standalone import ports, postgres, processes, redis, s3, serving
 from deploy.standalone.child import Event, Restarts
 from deploy.standalone.program import Program
-from deploy.standalone.serving import GpuWorker
+from deploy.standalone.serving import PlannedWorker
 from deploy.standalone.supervisor import Supervisor
 from shared.infra.db import Database
 from shared.infra.storage import Storage
@@ -168,7 +168,7 @@ def _programs(env: Mapping[str, str], shape: Shape, port: int, stage: Stage) -> 
     workers = [
         processes.gpu_worker(
             own,
-            GpuWorker(f"gpu{rank}", CHECKPOINT, rank + 1, SLOTS, {sketch.NAME_VARIABLE: f"gpu{rank}"}),
+            PlannedWorker(f"gpu{rank}", CHECKPOINT, rank + 1, SLOTS, {sketch.NAME_VARIABLE: f"gpu{rank}"}),
             stage.url,
         )
         for rank in range(shape.workers)

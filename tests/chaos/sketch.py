@@ -18,9 +18,9 @@ from shared.files.checkpoints import CheckpointFile
 from shared.files.weights import Shelves
 from shared.settings import Settings
 from tests.support.ceiling import Ceiling
-from worker.bundle import Equipment
+from worker.bundle import DeviceBundle
 from worker.engine.engine import Engine
-from worker.engine.preparation import Arrival, Way
+from worker.engine.preparation import Preparation, PreparationSteps
 from worker.engine.request import ImageSpec, Pixels
 from worker.engine.snapshot import Snapshot
 
@@ -74,7 +74,7 @@ class Developed:
         return np.random.default_rng(self.seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def no_way(sketch: Sketch) -> Way[Sketch]:
+def no_way(sketch: Sketch) -> PreparationSteps[Sketch]:
     """Nothing is done before the first step."""
     yield from ()
     return sketch
@@ -104,8 +104,8 @@ class SketchRunner:
         self._ambush.pass_by("claimed")
         return Draft(spec)
 
-    def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Arrival[Sketch]:
-        return Arrival(no_way(Sketch(draft, snapshot.steps_done if snapshot else 0)))
+    def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Preparation[Sketch]:
+        return Preparation(no_way(Sketch(draft, snapshot.steps_done if snapshot else 0)))
 
     def denoise(self, batch: Sequence[Sketch]) -> None:
         time.sleep(self._step_s / 2)
@@ -116,7 +116,7 @@ class SketchRunner:
         for image in batch:
             image.steps_done += 1
 
-    def turn(self, image: Sketch) -> Arrival[Sketch]:
+    def turn(self, image: Sketch) -> Preparation[Sketch]:
         raise NotImplementedError("the suite asks for one pass only")
 
     def preview(self, image: Sketch) -> Developed:
@@ -127,8 +127,8 @@ class SketchRunner:
         return Developed(image.draft.spec.seed, (wanted.height, wanted.width))
 
 
-def equip(_settings: Settings, _file: CheckpointFile) -> Equipment:
+def load(_settings: Settings, _file: CheckpointFile) -> DeviceBundle:
     """Build the engine; the checkpoint's weights are not read."""
     ambush = Ambush(Path(os.environ[AMBUSH_VARIABLE]), os.environ[NAME_VARIABLE])
     runner = SketchRunner(ambush, float(os.environ[STEP_VARIABLE]))
-    return Equipment(Engine(runner, limits=Ceiling(16)), Shelves.at(), "sketch")
+    return DeviceBundle(Engine(runner, limits=Ceiling(16)), Shelves.at(), "sketch")

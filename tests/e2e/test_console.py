@@ -44,7 +44,7 @@ from shared.errors import InvalidRequest
 from shared.files.weights import Shelves
 from shared.fleet import registry
 from shared.infra.db import Base, Database, ImageRow, JobRow, KeyRow
-from shared.infra.outbound_http import Outside
+from shared.infra.outbound_http import OutboundHttp
 from shared.infra.storage import Storage
 from shared.jobs import lifecycle
 from shared.jobs.lifecycle import FinishedImage
@@ -656,7 +656,7 @@ def test_refusals_say_what_to_do(browser: Browser, guarded: tuple[str, list[str]
 def stocked(db: Database, shelves: Shelves, announced: str) -> str:
     """A worker that has told of its LoRA and its embedding."""
     with db.transaction() as session:
-        registry.stock(session, chain.from_iterable(shelf.files().values() for shelf in shelves))
+        registry.announce_weights(session, chain.from_iterable(shelf.files().values() for shelf in shelves))
     return announced
 
 
@@ -830,7 +830,9 @@ def test_the_gallery_is_leafed_through_packed_and_sent_from(
 def deliver(db: Database, settings: Settings) -> None:
     """Let a courier make one round and end."""
     # A little ahead of the database's clock, by which deliveries become due.
-    courier = Courier(db, Outside(allow_private=True), settings, clock=lambda: datetime.now(UTC) + timedelta(minutes=1))
+    courier = Courier(
+        db, OutboundHttp(allow_private=True), settings, clock=lambda: datetime.now(UTC) + timedelta(minutes=1)
+    )
     courier.hand_out()
     courier._pool.shutdown(wait=True)
 

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from deploy.standalone.farm import Farm, UpOptions, engines_only
+from deploy.standalone.farm import EmbeddedFarm, UpOptions, engines_only
 
 BODY = {"prompt": "a red circle on a blue background", "width": 128, "height": 128, "steps": 8}
 DEADLINE_S = 90.0
@@ -27,13 +27,13 @@ def options(data_dir: Path) -> UpOptions:
 
 
 @pytest.fixture(scope="module")
-def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
-    with Farm(options(tmp_path_factory.mktemp("farm"))) as farm:
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedFarm]:
+    with EmbeddedFarm(options(tmp_path_factory.mktemp("farm"))) as farm:
         yield farm
 
 
 @pytest.fixture
-def http(farm: Farm) -> Iterator[httpx.Client]:
+def http(farm: EmbeddedFarm) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=farm.url, timeout=20) as client:
         yield client
 
@@ -96,7 +96,7 @@ def test_a_running_job_is_canceled(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("part", ["postgres", "redis", "s3", "api", "courier", "gpu"])
-def test_a_killed_part_comes_back_and_the_next_render_works(farm: Farm, http: httpx.Client, part: str) -> None:
+def test_a_killed_part_comes_back_and_the_next_render_works(farm: EmbeddedFarm, http: httpx.Client, part: str) -> None:
     victims = {name: pid for name, pid in farm.pids().items() if name.startswith(part)}
     assert victims, farm.pids()
     for pid in victims.values():
@@ -105,7 +105,7 @@ def test_a_killed_part_comes_back_and_the_next_render_works(farm: Farm, http: ht
     assert ended(http, submit(http))["state"] == "succeeded"
 
 
-def test_a_job_survives_the_death_of_its_worker(farm: Farm, http: httpx.Client) -> None:
+def test_a_job_survives_the_death_of_its_worker(farm: EmbeddedFarm, http: httpx.Client) -> None:
     # Surely not done when its worker dies, and made anew within the deadline.
     job_id = submit(http, steps=150, width=256, height=256, num_images=2)
     until(lambda: http.get(f"/v1/jobs/{job_id}").json()["progress"]["steps_done"] >= 1)
@@ -118,14 +118,14 @@ def test_a_job_survives_the_death_of_its_worker(farm: Farm, http: httpx.Client) 
 def test_remote_parts_replace_the_embedded_ones(tmp_path: Path) -> None:
     with engines_only(tmp_path / "remote", environ={}) as addresses:
         asked = options(tmp_path / "farm")
-        with Farm(replace(asked, environ={**asked.environ, **addresses})) as farm:
+        with EmbeddedFarm(replace(asked, environ={**asked.environ, **addresses})) as farm:
             assert {name.split(".")[0] for name in farm.pids()} == {"api", "courier", "gpu0"}
             with httpx.Client(base_url=farm.url, timeout=20) as http:
                 assert ended(http, submit(http))["state"] == "succeeded"
 
 
 def test_a_restart_keeps_jobs_and_images_and_leaves_no_process(tmp_path: Path) -> None:
-    with Farm(options(tmp_path)) as first, httpx.Client(base_url=first.url, timeout=20) as http:
+    with EmbeddedFarm(options(tmp_path)) as first, httpx.Client(base_url=first.url, timeout=20) as http:
         job_id = submit(http)
         job = ended(http, job_id)
         assert job["state"] == "succeeded"
@@ -135,7 +135,7 @@ def test_a_restart_keeps_jobs_and_images_and_leaves_no_process(tmp_path: Path) -
         (worker,) = http.get("/v1/workers").json()["workers"]
         assert http.post(f"/v1/workers/{worker['id']}/drain").is_success  # stays idle, and is no reason not to start
     assert not [one for one in mine if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    with Farm(options(tmp_path)) as second, httpx.Client(base_url=second.url, timeout=20) as http:
+    with EmbeddedFarm(options(tmp_path)) as second, httpx.Client(base_url=second.url, timeout=20) as http:
         assert http.get(f"/v1/jobs/{job_id}").json()["images"] == job["images"]
         picture = http.get(job["images"][0]["url"], follow_redirects=True)
         assert picture.content.startswith(b"\x89PNG")

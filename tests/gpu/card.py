@@ -9,14 +9,14 @@ import torch
 from shared.files import checkpoints
 from tests.support.studio import DEMO
 from worker.diffusion import checkpoint_loader
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 
 DEVICE = torch.device("cuda")
 CONTEXT_BYTES = 2**29  # of the driver, beside what torch allots
 
 
 @cache
-def demo(dtype: torch.dtype) -> Checkpoint:
+def demo(dtype: torch.dtype) -> LoadedCheckpoint:
     """The demo checkpoint on the GPU; whoever changes it must work on a copy."""
     return checkpoint_loader.load(checkpoints.inspect(DEMO), DEVICE, dtype)
 

@@ -12,9 +12,9 @@ from tests.gpu.card import CONTEXT_BYTES, DEVICE, demo, limited, no_waiting
 from tests.integration.engine.test_phantom import beside_a_long_one, every_kind
 from tests.support import adapters, studio
 from tests.support.ceiling import Ceiling
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.engine import profile
-from worker.engine.draft import Draft, Library
+from worker.engine.draft import ImageDraft, Library
 from worker.engine.engine import Engine
 from worker.engine.latents import Latents
 from worker.engine.limits import BatchLimits
@@ -25,7 +25,7 @@ SPARE_BYTES = 3 * 2**28
 
 
 @pytest.fixture(scope="module")
-def large() -> Checkpoint:
+def large() -> LoadedCheckpoint:
     """SD1.5 of full size with random weights."""
     return full_size(DEVICE, torch.float16)
 
@@ -39,11 +39,11 @@ def test_the_host_waits_for_nothing_inside_a_tick(tmp_path: Path) -> None:
         beside_a_long_one(DiffusionRunner.of(checkpoint, library), every_kind(), quiet=quiet, meanwhile=lambda: None)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_fails_nobody(large: Checkpoint) -> None:
+def test_a_batch_that_does_not_fit_is_halved_and_fails_nobody(large: LoadedCheckpoint) -> None:
     """The images are those that fit at once."""
     specs = [studio.spec(seed=seed, width=512, height=512, steps=2) for seed in range(12)]
     limits = Ceiling(24)
-    engine: Engine[Draft, Latents] = Engine(DiffusionRunner.of(large), limits=limits)
+    engine: Engine[ImageDraft, Latents] = Engine(DiffusionRunner.of(large), limits=limits)
     with ExitStack() as closing:
         closing.callback(engine.stop)
         requests = [engine.submit(one) for one in specs]
@@ -55,19 +55,19 @@ def test_a_batch_that_does_not_fit_is_halved_and_fails_nobody(large: Checkpoint)
 
 
 @pytest.fixture
-def small_card(large: Checkpoint) -> Iterator[Checkpoint]:
+def small_card(large: LoadedCheckpoint) -> Iterator[LoadedCheckpoint]:
     with limited(SMALL_CARD_BYTES - CONTEXT_BYTES):
         torch.cuda.reset_peak_memory_stats(DEVICE)
         yield large
 
 
 @pytest.mark.parametrize("side", [512, 768])
-def test_six_gigabytes_suffice(small_card: Checkpoint, side: int) -> None:
+def test_six_gigabytes_suffice(small_card: LoadedCheckpoint, side: int) -> None:
     """With the limits that a worker finds by itself, under more images than fit."""
     limits = BatchLimits(None, key="small", ceiling=16, free_bytes=lambda: profile.free_bytes(DEVICE))
     profile.learn(limits, small_card, ceiling=16, budget_s=60)
     assert 2 <= limits.limit((side // 8, side // 8)) <= 16
-    engine: Engine[Draft, Latents] = Engine(DiffusionRunner.of(small_card), limits=limits)
+    engine: Engine[ImageDraft, Latents] = Engine(DiffusionRunner.of(small_card), limits=limits)
     engine.start()
     try:
         requests = [engine.submit(studio.spec(seed=seed, width=side, height=side, steps=2)) for seed in range(8)]
@@ -86,6 +86,6 @@ def test_what_a_worker_may_have_is_what_it_counts_as_free() -> None:
         assert before - profile.free_bytes(DEVICE) == pytest.approx(kept.nbytes, rel=0.05)
 
 
-def test_a_profile_sees_what_calls_take(large: Checkpoint) -> None:
+def test_a_profile_sees_what_calls_take(large: LoadedCheckpoint) -> None:
     two, four = profile.measure(large, (64, 64), (2, 4), deadline=float("inf"))
     assert 0 < two.peak_bytes < four.peak_bytes

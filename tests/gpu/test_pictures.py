@@ -18,7 +18,7 @@ from tests.support import studio
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.vae import begin_decode
 from worker.engine.engine import run_alone
-from worker.engine.preparation import arrived
+from worker.engine.preparation import completed
 from worker.engine.request import ImageSpec, Pixels
 from worker.engine.runner import DiffusionRunner
 
@@ -97,7 +97,7 @@ def fragile() -> Any:
 def test_a_picture_whose_vae_overflows_is_decoded_in_full_precision() -> None:
     checkpoint = replace(demo(torch.float16), vae=fragile())
     runner = DiffusionRunner.of(checkpoint)
-    image = arrived(runner.begin(runner.draft(studio.spec())))
+    image = completed(runner.begin(runner.draft(studio.spec())))
     while not image.is_over:
         runner.denoise([image])
     developing = begin_decode(checkpoint.vae, image.walk.x)
@@ -109,10 +109,10 @@ def test_a_picture_whose_vae_overflows_is_decoded_in_full_precision() -> None:
 def test_a_snapshot_taken_on_a_gpu_goes_on_to_the_same_bits() -> None:
     runner = DiffusionRunner.of(demo(torch.float16), strict_samples=4)
     draft = runner.draft(studio.spec())
-    whole, broken_off = arrived(runner.begin(draft)), arrived(runner.begin(draft))
+    whole, broken_off = completed(runner.begin(draft)), completed(runner.begin(draft))
     for _ in range(5):
         runner.denoise([broken_off])
-    resumed = arrived(runner.begin(draft, broken_off.snapshot()))
+    resumed = completed(runner.begin(draft, broken_off.snapshot()))
     for image in (whole, resumed):
         while not image.is_over:
             runner.denoise([image])

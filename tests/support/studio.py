@@ -15,8 +15,8 @@ from shared.files import checkpoints
 from shared.vocabulary.samplers import Sampler, Schedule
 from tests.support.ceiling import Ceiling
 from worker.diffusion import checkpoint_loader
-from worker.diffusion.checkpoint_loader import Checkpoint
-from worker.engine.draft import Draft
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
+from worker.engine.draft import ImageDraft
 from worker.engine.engine import Engine
 from worker.engine.latents import Latents
 from worker.engine.request import ImageSpec, Pass
@@ -25,7 +25,7 @@ from worker.engine.runner import DiffusionRunner
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 CPU = torch.device("cpu")
 
-DemoEngine = Engine[Draft, Latents]
+DemoEngine = Engine[ImageDraft, Latents]
 
 PASS = Pass(
     prompt="a red circle on a blue background",
@@ -40,7 +40,7 @@ PASS = Pass(
 
 
 @cache
-def demo() -> Checkpoint:
+def demo() -> LoadedCheckpoint:
     """The demo checkpoint in fp32 on the CPU, loaded once per run; whoever changes it must work on a copy."""
     return checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float32)
 

@@ -24,7 +24,7 @@ from worker.engine.draft import Library
 from worker.engine.runner import DiffusionRunner
 from worker.periodic import Periodic
 from worker.slots.leases import Leases
-from worker.slots.previews import Showing
+from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
 
 DOORBELLS = f"farm:{broker.render_queue(DEMO)}"
@@ -62,7 +62,7 @@ def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = Non
         parts = (
             leases,
             Listener(redis, leases.hear),
-            Periodic("previews", Showing(redis, leases.running).renew, every_s=0.1),
+            Periodic("previews", PreviewPublisher(redis, leases.running).renew, every_s=0.1),
         )
         for part in parts:
             part.start()

@@ -19,7 +19,7 @@ from standardwebhooks import Webhook
 from shared.errors import FarmError
 from shared.infra import tracing
 from shared.infra.db import Database
-from shared.infra.outbound_http import Outside, Reply
+from shared.infra.outbound_http import OutboundHttp, Reply
 from shared.jobs.outbox import EventType
 from shared.settings import Settings
 from shared.webhooks import deliveries
@@ -45,7 +45,7 @@ class Courier:
     def __init__(
         self,
         db: Database,
-        outside: Outside,
+        outside: OutboundHttp,
         settings: Settings,
         *,
         rng: Random | None = None,
@@ -155,7 +155,7 @@ class Courier:
                 del self._lanes[due.lane]
 
 
-def send(outside: Outside, due: Due) -> Outcome:
+def send(outside: OutboundHttp, due: Due) -> Outcome:
     """Make one attempt. Whatever goes wrong is an outcome."""
     started = time.monotonic()
     try:

@@ -22,7 +22,7 @@ SD15_DIR = Path(__file__).parent / "sd15"
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class LoadedCheckpoint:
     """A checkpoint in memory, ready to render. Modules are diffusers' and transformers' own."""
 
     name: str
@@ -40,7 +40,7 @@ class Checkpoint:
         return bool(self.unet.config.in_channels == INPAINTING_CHANNELS)
 
 
-def load(file: CheckpointFile, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+def load(file: CheckpointFile, device: torch.device, dtype: torch.dtype) -> LoadedCheckpoint:
     """Load a checkpoint onto a device. Raises `BadCheckpoint`, naming the file, whatever is wrong with it."""
     try:
         with _quiet():
@@ -54,7 +54,7 @@ def load(file: CheckpointFile, device: torch.device, dtype: torch.dtype) -> Chec
         raise BadCheckpoint(f"{file.path}: cannot be loaded as Stable Diffusion 1.5 ({reason}).") from error
     unet, vae, text_encoder = modules
     scheduler_config = {**pipeline.scheduler.config, **_training(file)}
-    return Checkpoint(file.name, unet, vae, text_encoder, pipeline.tokenizer, scheduler_config, device, dtype)
+    return LoadedCheckpoint(file.name, unet, vae, text_encoder, pipeline.tokenizer, scheduler_config, device, dtype)
 
 
 def _training(file: CheckpointFile) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from shared.errors import InvalidRequest
 from shared.vocabulary import prompt_chunks, prompt_reader
 from shared.vocabulary.prompt_chunks import CHUNK_TOKENS
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.textual_inversion import Embedding, injected
 from worker.diffusion.transfer import sent
 
@@ -32,7 +32,7 @@ PromptReader = prompt_reader.PromptReader[Embedding]
 class PromptEncoder:
     """Encodes scripts with one checkpoint's text encoder and remembers the last chunks. Belongs to the engine's thread."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: LoadedCheckpoint) -> None:
         self._checkpoint = checkpoint
         self._encoded = lru_cache(CACHED_CHUNKS)(self._encode)
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from shared.errors import OutOfMemory
 from shared.files.weights import Shelf, WeightsFile
 from worker.diffusion import out_of_memory
-from worker.diffusion.checkpoint_loader import Checkpoint
-from worker.diffusion.lora_file import Delta, Lora, LowRank, load
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
+from worker.diffusion.lora_file import Delta, LoadedLora, LowRank, load
 
-Parts = tuple[tuple[Lora, float], ...]
+Parts = tuple[tuple[LoadedLora, float], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -34,7 +34,7 @@ class Mix:
     text_encoder: Mapping[str, tuple[Delta, ...]]
 
     @classmethod
-    def of(cls, parts: Iterable[tuple[Lora, float]]) -> "Mix | None":
+    def of(cls, parts: Iterable[tuple[LoadedLora, float]]) -> "Mix | None":
         """Return a mix of what has any weight; None for nothing. Any thread may ask."""
         heavy = tuple((lora, float(weight)) for lora, weight in parts if weight)
         if not heavy:
@@ -101,14 +101,14 @@ class Adapters:
 class LoraShelf:
     """The LoRAs of a folder, those used last in memory, up to a number of bytes. Any thread may ask."""
 
-    def __init__(self, shelf: Shelf, checkpoint: Checkpoint, *, memory_bytes: int) -> None:
+    def __init__(self, shelf: Shelf, checkpoint: LoadedCheckpoint, *, memory_bytes: int) -> None:
         self._shelf = shelf
         self._checkpoint = checkpoint
         self._memory_bytes = memory_bytes
-        self._loaded: OrderedDict[WeightsFile, Future[Lora]] = OrderedDict()
+        self._loaded: OrderedDict[WeightsFile, Future[LoadedLora]] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, name: str) -> Lora:
+    def get(self, name: str) -> LoadedLora:
         """Return a LoRA by name or alias, loading it on this thread or waiting for the one that does.
 
         Raises `WeightsMissing`, `BadWeights` or `OutOfMemory`.
@@ -124,7 +124,7 @@ class LoraShelf:
             self._load(file, future)
         return future.result()
 
-    def _load(self, file: WeightsFile, future: "Future[Lora]") -> None:
+    def _load(self, file: WeightsFile, future: "Future[LoadedLora]") -> None:
         try:
             future.set_result(self._read(file))
             self._shed(self._memory_bytes, keep=1)
@@ -134,7 +134,7 @@ class LoraShelf:
             future.set_exception(error)
             raise
 
-    def _read(self, file: WeightsFile) -> Lora:
+    def _read(self, file: WeightsFile) -> LoadedLora:
         try:
             return load(file, self._checkpoint)
         except OutOfMemory as error:

@@ -21,7 +21,7 @@ from shared.errors import BadWeights, OutOfMemory
 from shared.files import weights
 from shared.files.weights import WeightsFile
 from worker.diffusion import out_of_memory
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 
 SIDES = ("unet", "text_encoder")
 # What the ways of writing call the parts of a delta.
@@ -102,7 +102,7 @@ Delta = LowRank | Dense
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lora:
+class LoadedLora:
     """A LoRA on the device: deltas by layer path. Two loads of one file are two LoRAs, told apart by their serial."""
 
     name: str
@@ -121,7 +121,7 @@ class Lora:
         return sum(tensor.nbytes for delta in deltas for tensor in delta.tensors())
 
 
-def load(file: WeightsFile, checkpoint: Checkpoint) -> Lora:
+def load(file: WeightsFile, checkpoint: LoadedCheckpoint) -> LoadedLora:
     """Read a LoRA onto a checkpoint's device, on any thread. Raises `BadWeights`, naming the file, and `OutOfMemory`."""
     try:
         weights.inspect(file.kind, file.path, context_width=checkpoint.unet.config.cross_attention_dim)
@@ -161,7 +161,7 @@ class _Scales:
         return float(alpha) / (math.sqrt(rank) if self._said.get(f"{side}.use_rslora") else rank)
 
 
-def _parsed(name: str, tensors: Mapping[str, Tensor], scales: _Scales, checkpoint: Checkpoint) -> Lora:
+def _parsed(name: str, tensors: Mapping[str, Tensor], scales: _Scales, checkpoint: LoadedCheckpoint) -> LoadedLora:
     marks = {kind for key in tensors for mark, kind in _UNSUPPORTED.items() if key.endswith("." + mark)}
     if marks:
         raise _Misfit(f"{' and '.join(sorted(marks))} weights are not supported; LoRA, LoCon and LoHa are.")
@@ -173,11 +173,11 @@ def _parsed(name: str, tensors: Mapping[str, Tensor], scales: _Scales, checkpoin
             sides[side][path] = _placed(delta, checkpoint)
         except _Misfit as misfit:
             raise _Misfit(f"{side}.{path} {misfit}") from misfit
-    return Lora(name, sides["unet"], sides["text_encoder"])
+    return LoadedLora(name, sides["unet"], sides["text_encoder"])
 
 
 def _by_layer(
-    name: str, tensors: Mapping[str, Tensor], checkpoint: Checkpoint
+    name: str, tensors: Mapping[str, Tensor], checkpoint: LoadedCheckpoint
 ) -> dict[tuple[str, str], dict[str, Tensor]]:
     """Sort a file's tensors by the layers that they change: {(side, path): {part: tensor}}."""
     layers = {flat: place for side in SIDES for flat, place in _layers(getattr(checkpoint, side), side)}
@@ -283,7 +283,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if all(size == 1 for size in shape[2:]) else shape
 
 
-def _placed(delta: Delta, checkpoint: Checkpoint) -> Delta:
+def _placed(delta: Delta, checkpoint: LoadedCheckpoint) -> Delta:
     """Return a delta as the checkpoint's device and precision have it."""
     cast = [tensor.to(checkpoint.dtype) for tensor in delta.tensors()]
     if not (math.isfinite(delta.scale) and all(bool(torch.isfinite(tensor).all()) for tensor in cast)):

@@ -25,7 +25,7 @@ from torch import Tensor
 from shared.errors import BadWeights, NotANumber, OutOfMemory
 from shared.files.weights import Shelf, WeightsFile
 from worker.diffusion import division, out_of_memory
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.latent_space import LatentSpace
 from worker.diffusion.noise import PIXELS_PER_LATENT
 from worker.diffusion.transfer import Fetched
@@ -135,7 +135,7 @@ def tiling(vae: Any, tile: int | None) -> Iterator[None]:
         vae.disable_tiling()
 
 
-def load_vae(file: WeightsFile, checkpoint: Checkpoint, space: LatentSpace) -> Any:
+def load_vae(file: WeightsFile, checkpoint: LoadedCheckpoint, space: LatentSpace) -> Any:
     """Load a VAE of the checkpoint's own architecture and latents, in the original layout or diffusers'.
 
     Raises `BadWeights` and, of a device that is too full for good ones, `OutOfMemory`.
@@ -161,7 +161,7 @@ def load_vae(file: WeightsFile, checkpoint: Checkpoint, space: LatentSpace) -> A
 class VaeShelf:
     """The VAEs of a folder, the last used of them in memory. Any thread may ask."""
 
-    def __init__(self, shelf: Shelf, checkpoint: Checkpoint) -> None:
+    def __init__(self, shelf: Shelf, checkpoint: LoadedCheckpoint) -> None:
         self._shelf = shelf
         self._checkpoint = checkpoint
         self._space: LatentSpace | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 from shared.files.weights import Shelves
 from shared.vocabulary.params import Lora
 from worker.diffusion import plan as plans
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.conditioning import PromptReader, Script
 from worker.diffusion.lora import LoraShelf, Mix
 from worker.diffusion.noise import FreshNoise, Noise
@@ -23,7 +23,7 @@ from worker.engine.request import ImageSpec, Pass, Start
 
 
 @dataclass(frozen=True, slots=True)
-class Leg:
+class PreparedPass:
     """A pass made ready. All noise is unit noise, (1, 4, height/8, width/8), `fresh` (calls, 1, 4, height/8, width/8).
 
     `steps_skipped` of the plan's schedule come before its first call and do not count in prompts that change from step to step.
@@ -43,11 +43,11 @@ class Leg:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class ImageDraft:
     """An image as far as it can be made ready without the device."""
 
     seed: int
-    legs: tuple[Leg, ...]
+    legs: tuple[PreparedPass, ...]
     start: Start | None
     vae: Any
 
@@ -66,12 +66,12 @@ class Library:
     embeddings: Embeddings | None
 
     @classmethod
-    def empty(cls, checkpoint: Checkpoint) -> "Library":
+    def empty(cls, checkpoint: LoadedCheckpoint) -> "Library":
         """Return a library with nothing in it."""
         return cls.at(checkpoint, Shelves.at(), memory_bytes=0)
 
     @classmethod
-    def at(cls, checkpoint: Checkpoint, shelves: Shelves, *, memory_bytes: int) -> "Library":
+    def at(cls, checkpoint: LoadedCheckpoint, shelves: Shelves, *, memory_bytes: int) -> "Library":
         """Open a library over folders; loaded LoRAs keep to `memory_bytes`."""
         width = checkpoint.text_encoder.config.hidden_size
         folder = shelves.embeddings.folder
@@ -85,18 +85,18 @@ class Library:
 class Drafter:
     """Makes drafts for one checkpoint. Any number of threads may call it at once."""
 
-    def __init__(self, checkpoint: Checkpoint, library: Library) -> None:
+    def __init__(self, checkpoint: LoadedCheckpoint, library: Library) -> None:
         self._checkpoint = checkpoint
         self._library = library
         self._reader = PromptReader()
 
-    def draft(self, spec: ImageSpec) -> Draft:
+    def draft(self, spec: ImageSpec) -> ImageDraft:
         """Make an image ready. Raises a `FarmError` that says which weights are missing or broken."""
         vae = self._library.vaes.get(spec.vae) if spec.vae else self._checkpoint.vae
         legs = tuple(self._leg(spec, index) for index in range(len(spec.passes)))
-        return Draft(spec.seed, legs, spec.start, vae)
+        return ImageDraft(spec.seed, legs, spec.start, vae)
 
-    def _leg(self, spec: ImageSpec, index: int) -> Leg:
+    def _leg(self, spec: ImageSpec, index: int) -> PreparedPass:
         wanted = spec.passes[index]
         plan = plans.make(
             wanted.sampler, wanted.schedule, wanted.steps, self._checkpoint.scheduler_config, last=wanted.last
@@ -122,7 +122,9 @@ class Drafter:
         fresh = noise.fresh(plan)
         posterior, masked = (None if one is None else staged(one, device) for one in (posterior, masked))
         fresh = staged(fresh, device) if isinstance(fresh, Tensor) else fresh
-        return Leg(wanted, plan, skipped, script, unet_mix, text_mix, staged(first, device), fresh, posterior, masked)
+        return PreparedPass(
+            wanted, plan, skipped, script, unet_mix, text_mix, staged(first, device), fresh, posterior, masked
+        )
 
     def _mixes(self, wanted: tuple[Lora, ...]) -> tuple[Mix | None, Mix | None]:
         """Return what the LoRAs do to the UNet and to the text encoder; None for nothing."""

@@ -14,13 +14,13 @@ import structlog
 
 from shared.errors import Canceled, EngineStopped, FarmError, OutOfMemory, RenderFailed
 from worker.engine.pace import Pace
-from worker.engine.preparation import Arrival, arrived
-from worker.engine.request import Developing, Draft, ImageSpec, Pixels, Rendering, Request
+from worker.engine.preparation import Preparation, completed
+from worker.engine.request import ActiveImage, Developing, Draft, ImageSpec, Pixels, Request
 from worker.engine.scheduler import BatchScheduler, Limits
 from worker.engine.snapshot import Snapshot
 
 D = TypeVar("D", bound=Draft)
-R = TypeVar("R", bound=Rendering)
+R = TypeVar("R", bound=ActiveImage)
 
 log = structlog.get_logger(__name__)
 
@@ -31,13 +31,13 @@ class Runner(Protocol[D, R]):
     def draft(self, spec: ImageSpec) -> D:
         """Do all that needs no device, on any thread: read prompts, load weights, plan the steps, draw the noise."""
 
-    def begin(self, draft: D, snapshot: Snapshot | None = None) -> Arrival[R]:
+    def begin(self, draft: D, snapshot: Snapshot | None = None) -> Preparation[R]:
         """Lead an image to its first step, or to where the snapshot was taken: prompts and picture to start from are encoded."""
 
     def denoise(self, batch: Sequence[R]) -> None:
         """Make one UNet call for the whole batch and advance each image by one step."""
 
-    def turn(self, image: R) -> Arrival[R]:
+    def turn(self, image: R) -> Preparation[R]:
         """Lead it from a finished pass to the first step of the next. Until it arrives it is in no batch."""
 
     def preview(self, image: R) -> Developing:
@@ -49,10 +49,10 @@ class Runner(Protocol[D, R]):
 
 def run_alone(runner: Runner[D, R], spec: ImageSpec) -> Pixels:
     """Render one image by itself: the simple loop that says what the engine must produce."""
-    image = arrived(runner.begin(runner.draft(spec)))
+    image = completed(runner.begin(runner.draft(spec)))
     while not image.is_over:
         if image.is_pass_over:
-            image = arrived(runner.turn(image))
+            image = completed(runner.turn(image))
         else:
             runner.denoise([image])
     return runner.decode(image).pixels()
@@ -64,7 +64,7 @@ class Engine(Generic[D, R]):
     def __init__(self, runner: Runner[D, R], *, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._runner = runner
         self._scheduler: BatchScheduler[Request] = BatchScheduler(limits)
-        self._arriving: dict[Request, Arrival[R]] = {}
+        self._arriving: dict[Request, Preparation[R]] = {}
         self._images: dict[Request, R] = {}
         self._developing: deque[tuple[Request, Developing]] = deque()
         self._clock = clock

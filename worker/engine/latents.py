@@ -10,7 +10,7 @@ from torch import Tensor
 from worker.diffusion.conditioning import Conditions
 from worker.diffusion.plan import Walk
 from worker.diffusion.transfer import sent
-from worker.engine.draft import Draft, Leg
+from worker.engine.draft import ImageDraft, PreparedPass
 from worker.engine.snapshot import Snapshot
 
 
@@ -36,14 +36,14 @@ class Latents:
     passes to come and `steps_before` the UNet calls of those that are over.
     """
 
-    draft: Draft
-    leg: Leg
+    draft: ImageDraft
+    leg: PreparedPass
     walk: Walk
     conditions: Conditions
     is_strict: bool = False
     inpainting: Inpainting | None = None
     extra: Tensor | None = None
-    legs_left: tuple[Leg, ...] = ()
+    legs_left: tuple[PreparedPass, ...] = ()
     steps_before: int = 0
 
     @property
@@ -89,7 +89,7 @@ class Latents:
         """What the UNet reads at the present step, (samples, tokens, width)."""
         return self.conditions.at(self.walk.call.step - self.leg.steps_skipped)
 
-    def enter(self, other: "Latents", legs_left: tuple[Leg, ...]) -> None:
+    def enter(self, other: "Latents", legs_left: tuple[PreparedPass, ...]) -> None:
         """Go on as `other`, which stands at the first step of the next pass."""
         self.steps_before = self.steps_done
         self.leg, self.walk, self.conditions = other.leg, other.walk, other.conditions

@@ -11,7 +11,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class Awaited(Protocol):
+class Pending(Protocol):
     """What the device, or another thread, is still doing."""
 
     @property
@@ -22,15 +22,15 @@ class Awaited(Protocol):
         """Wait until it is."""
 
 
-Way = Generator[Awaited, None, R_co]
+PreparationSteps = Generator[Pending, None, R_co]
 
 
-class Arrival(Generic[R_co]):
+class Preparation(Generic[R_co]):
     """Leads an image along its way."""
 
-    def __init__(self, way: Way[R_co]) -> None:
+    def __init__(self, way: PreparationSteps[R_co]) -> None:
         self._way = way
-        self._awaited: Awaited | None = None
+        self._awaited: Pending | None = None
 
     def get(self) -> R_co | None:
         """Return the image if it has arrived; else lead it as far as that goes without waiting.
@@ -52,7 +52,7 @@ class Arrival(Generic[R_co]):
             self._awaited = None
 
 
-def arrived(arrival: Arrival[R]) -> R:
+def completed(arrival: Preparation[R]) -> R:
     """Wait for an image."""
     while (image := arrival.get()) is None:
         arrival.wait()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from worker.diffusion import out_of_memory
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.engine.limits import WORTHWHILE, BatchLimits, Measurement, Shape
 
 TOKENS = 77
@@ -21,7 +21,7 @@ LAYOUT_SHAPE: Shape = (64, 64)
 LAYOUT_SAMPLES = 4  # two images; more might not fit a small card
 
 
-def learn(limits: BatchLimits, checkpoint: Checkpoint, *, ceiling: int, budget_s: float) -> None:
+def learn(limits: BatchLimits, checkpoint: LoadedCheckpoint, *, ceiling: int, budget_s: float) -> None:
     """Profile the shapes that were never measured on this device, as far as the budget lasts; the rest next time."""
     deadline = time.perf_counter() + budget_s
     for shape in CUDA_SHAPES if checkpoint.device.type == "cuda" else CPU_SHAPES:
@@ -33,7 +33,9 @@ def learn(limits: BatchLimits, checkpoint: Checkpoint, *, ceiling: int, budget_s
 
 
 @torch.inference_mode()
-def measure(checkpoint: Checkpoint, shape: Shape, batches: Iterable[int], *, deadline: float) -> Iterator[Measurement]:
+def measure(
+    checkpoint: LoadedCheckpoint, shape: Shape, batches: Iterable[int], *, deadline: float
+) -> Iterator[Measurement]:
     """Time ever larger calls of a latent shape until they pay no more, memory ends, or the deadline (perf_counter) is past."""
     best = float("inf")
     for samples in batches:
@@ -51,7 +53,7 @@ def measure(checkpoint: Checkpoint, shape: Shape, batches: Iterable[int], *, dea
 
 
 @torch.inference_mode()
-def is_faster_channels_last(checkpoint: Checkpoint) -> bool:
+def is_faster_channels_last(checkpoint: LoadedCheckpoint) -> bool:
     """Time the UNet with its weights in either memory order. Leaves them in the usual one, where memory is short too."""
     seconds: list[float] = []
     for order in (torch.channels_last, torch.contiguous_format):
@@ -83,7 +85,7 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _timed(checkpoint: Checkpoint, shape: Shape, samples: int) -> Measurement:
+def _timed(checkpoint: LoadedCheckpoint, shape: Shape, samples: int) -> Measurement:
     unet, device, dtype = checkpoint.unet, checkpoint.device, checkpoint.dtype
     x = torch.zeros(samples, unet.config.in_channels, *shape, device=device, dtype=dtype)
     context = torch.zeros(samples, TOKENS, unet.config.cross_attention_dim, device=device, dtype=dtype)

@@ -72,7 +72,7 @@ class Draft(Protocol):
         """UNet calls that the image will need, over all its passes."""
 
 
-class Rendering(Protocol):
+class ActiveImage(Protocol):
     """What a runner keeps of one image between steps; the engine sees only this much."""
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worker.diffusion import canvas, img2img, out_of_memory, vae
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.conditioning import Conditions, PromptEncoder
 from worker.diffusion.img2img import Encoding
@@ -18,12 +18,12 @@ from worker.diffusion.lora import Adapters
 from worker.diffusion.plan import Walk
 from worker.diffusion.preview import Previewer
 from worker.diffusion.transfer import sent
-from worker.engine.draft import Draft, Drafter, Leg, Library
+from worker.engine.draft import Drafter, ImageDraft, Library, PreparedPass
 from worker.engine.latents import Inpainting, Latents
-from worker.engine.preparation import Arrival, Task, Way
+from worker.engine.preparation import Preparation, PreparationSteps, Task
 from worker.engine.request import Developing, ImageSpec, Mask, Start
 from worker.engine.snapshot import Snapshot
-from worker.engine.unet_batch import Stack
+from worker.engine.unet_batch import UNetBatch
 
 
 class DiffusionRunner:
@@ -35,7 +35,7 @@ class DiffusionRunner:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: LoadedCheckpoint,
         drafter: Drafter,
         previewer: Previewer,
         *,
@@ -48,7 +48,7 @@ class DiffusionRunner:
         self._is_strict = strict_samples is not None
         self._prompts = PromptEncoder(checkpoint)
         self._text_adapters = Adapters(checkpoint.text_encoder, "text_encoder")
-        self._stack = Stack(checkpoint, strict_samples, compiled=compiled)
+        self._stack = UNetBatch(checkpoint, strict_samples, compiled=compiled)
         self._encodings: WeakKeyDictionary[Start, Encoding] = WeakKeyDictionary()
         self._masked: WeakKeyDictionary[Start, Encoding] = WeakKeyDictionary()
         # Large pictures take tens of milliseconds to resize, several steps of the others.
@@ -57,7 +57,7 @@ class DiffusionRunner:
     @classmethod
     def of(
         cls,
-        checkpoint: Checkpoint,
+        checkpoint: LoadedCheckpoint,
         library: Library | None = None,
         previewer: Previewer | None = None,
         *,
@@ -74,14 +74,14 @@ class DiffusionRunner:
             compiled=compiled,
         )
 
-    def draft(self, spec: ImageSpec) -> Draft:
+    def draft(self, spec: ImageSpec) -> ImageDraft:
         """Do all that does not wait for the device; some of it takes memory there."""
         with out_of_memory.told():
             return self._drafter.draft(spec)
 
-    def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Arrival[Latents]:
+    def begin(self, draft: ImageDraft, snapshot: Snapshot | None = None) -> Preparation[Latents]:
         """Encode prompts and the picture to start from, and stand at the first step, or where the snapshot was taken."""
-        return Arrival(self._beginning(draft, snapshot))
+        return Preparation(self._beginning(draft, snapshot))
 
     @torch.inference_mode()
     def denoise(self, batch: Sequence[Latents]) -> None:
@@ -90,9 +90,9 @@ class DiffusionRunner:
             for image, rows in zip(batch, self._stack.predict(batch), strict=True):
                 image.advance(rows)
 
-    def turn(self, image: Latents) -> Arrival[Latents]:
+    def turn(self, image: Latents) -> Preparation[Latents]:
         """Enlarge the result of a pass and stand at the first step of the next."""
-        return Arrival(self._turning(image))
+        return Preparation(self._turning(image))
 
     @torch.inference_mode()
     def preview(self, image: Latents) -> Developing:
@@ -107,7 +107,7 @@ class DiffusionRunner:
             return vae.begin_decode(image.draft.vae, image.walk.x)
 
     @torch.inference_mode()
-    def _beginning(self, draft: Draft, snapshot: Snapshot | None) -> Way[Latents]:
+    def _beginning(self, draft: ImageDraft, snapshot: Snapshot | None) -> PreparationSteps[Latents]:
         with out_of_memory.told():
             leg, *left = draft.legs[snapshot.leg if snapshot else 0 :]
             start = draft.start if leg is draft.legs[0] else None
@@ -121,14 +121,14 @@ class DiffusionRunner:
             return image
 
     @torch.inference_mode()
-    def _turning(self, image: Latents) -> Way[Latents]:
+    def _turning(self, image: Latents) -> PreparationSteps[Latents]:
         with out_of_memory.told():
             leg, *left = image.legs_left
             enlarged = yield from self._enlarged(image, leg)
             image.enter((yield from self._stand(image.draft, leg, enlarged)), tuple(left))
             return image
 
-    def _stand(self, draft: Draft, leg: Leg, clean: Tensor | None) -> Way[Latents]:
+    def _stand(self, draft: ImageDraft, leg: PreparedPass, clean: Tensor | None) -> PreparationSteps[Latents]:
         """Stand at the first step of a pass: on noise, or on a picture, (1, 4, height/8, width/8), with noise over it."""
         device = self._checkpoint.device
         clean_weight, noise_weight = leg.plan.start
@@ -141,11 +141,11 @@ class DiffusionRunner:
             image.extra = yield from self._extra(draft, leg)
         return image
 
-    def _conditions(self, leg: Leg) -> Conditions:
+    def _conditions(self, leg: PreparedPass) -> Conditions:
         with self._text_adapters.applied([(1, leg.text_mix)]):
             return self._prompts.encode(leg.script, leg.text_mix.key if leg.text_mix else None)
 
-    def _clean(self, draft: Draft, leg: Leg, start: Start) -> Way[Tensor]:
+    def _clean(self, draft: ImageDraft, leg: PreparedPass, start: Start) -> PreparationSteps[Tensor]:
         """Encode the picture to start from, once for all images that do."""
         encoding = self._encodings.get(start)
         if encoding is None:
@@ -153,11 +153,11 @@ class DiffusionRunner:
         yield encoding
         return img2img.filled(encoding.latents(leg.posterior), start.mask, start.fill, leg.noise)
 
-    def _inpainting(self, mask: Mask, clean: Tensor, leg: Leg) -> Inpainting:
+    def _inpainting(self, mask: Mask, clean: Tensor, leg: PreparedPass) -> Inpainting:
         device = self._checkpoint.device
         return Inpainting(img2img.latent_mask(mask, device), clean, sent(leg.noise, device))
 
-    def _extra(self, draft: Draft, leg: Leg) -> Way[Tensor]:
+    def _extra(self, draft: ImageDraft, leg: PreparedPass) -> PreparationSteps[Tensor]:
         """Return what an inpainting checkpoint reads beside the latents: the picture to start from, masked, or nothing at all."""
         start = draft.start if leg is draft.legs[0] else None
         if start is None:
@@ -172,7 +172,7 @@ class DiffusionRunner:
         yield masked
         return img2img.inpainting_channels(masked.latents(leg.masked_posterior), start.mask)
 
-    def _enlarged(self, image: Latents, leg: Leg) -> Way[Tensor]:
+    def _enlarged(self, image: Latents, leg: PreparedPass) -> PreparationSteps[Tensor]:
         """Bring a pass's latents to the size of the next, as latents or by way of pixels."""
         wanted, x, draft = leg.wanted, image.walk.x, image.draft
         if wanted.upscaler is not None and not wanted.is_enlarged_in_pixels:

@@ -26,7 +26,7 @@ class Limits(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place(Generic[R]):
+class BucketEntry(Generic[R]):
     """A request's place in its bucket: what it takes of a call, in samples, and what a step of it costs."""
 
     request: R
@@ -39,7 +39,7 @@ class Bucket(Generic[R]):
     """Requests that may share a call, oldest first, and the service they have had together."""
 
     served: float
-    places: dict[R, Place[R]] = field(default_factory=dict)
+    places: dict[R, BucketEntry[R]] = field(default_factory=dict)
 
 
 class BatchScheduler(Generic[R]):
@@ -62,7 +62,7 @@ class BatchScheduler(Generic[R]):
         if bucket not in self._buckets:
             level = min((other.served for other in self._buckets.values()), default=0.0)
             self._buckets[bucket] = Bucket(served=level)
-        self._buckets[bucket].places[request] = Place(request, samples, cost)
+        self._buckets[bucket].places[request] = BucketEntry(request, samples, cost)
         self._homes[request] = bucket
 
     def remove(self, request: R) -> None:
@@ -99,9 +99,9 @@ class BatchScheduler(Generic[R]):
         return home, sum(self._buckets[home].places[request].samples for request in batch)
 
 
-def _fitting(bucket: Bucket[R], limit: int) -> list[Place[R]]:
+def _fitting(bucket: Bucket[R], limit: int) -> list[BucketEntry[R]]:
     """Return the oldest places that fit the limit together; always at least one."""
-    batch: list[Place[R]] = []
+    batch: list[BucketEntry[R]] = []
     samples = 0
     for place in bucket.places.values():
         if batch and samples + place.samples > limit:

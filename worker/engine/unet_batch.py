@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.lora import Adapters, Mix
 from worker.diffusion.transfer import sent
@@ -15,14 +15,14 @@ from worker.engine.latents import Latents
 REMEMBERED_CONTEXTS = 8  # one per shape that is rendered at the same time
 
 
-class Stack:
+class UNetBatch:
     """Makes UNet calls, by the compiled UNet where there is one that can.
 
     With `fill_to` every call has that many rows, the rest of them zeros.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, fill_to: int | None = None, *, compiled: CompiledUNet | None = None
+        self, checkpoint: LoadedCheckpoint, fill_to: int | None = None, *, compiled: CompiledUNet | None = None
     ) -> None:
         self._checkpoint = checkpoint
         self._fill_to = fill_to

@@ -18,14 +18,14 @@ FORGET_AFTER = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class CanaryResult:
     """The fingerprint of a worker's weights, and the raw bytes of its canary picture (height, width, 3)."""
 
     weights: str
     picture: bytes
 
 
-def show(session: Session, key: str, worker_id: str, shown: Shown) -> Sequence[Shown]:
+def record(session: Session, key: str, worker_id: str, shown: CanaryResult) -> Sequence[CanaryResult]:
     """Record what a worker shows and return what the others under its key showed last."""
     new = {"weights": shown.weights, "picture": shown.picture, "shown_at": func.now()}
     session.execute(
@@ -34,7 +34,7 @@ def show(session: Session, key: str, worker_id: str, shown: Shown) -> Sequence[S
         .on_conflict_do_update(index_elements=["key", "worker_id"], set_=new)
     )
     others = select(CanaryRow.weights, CanaryRow.picture).where(CanaryRow.key == key, CanaryRow.worker_id != worker_id)
-    return [Shown(weights, picture) for weights, picture in session.execute(others)]
+    return [CanaryResult(weights, picture) for weights, picture in session.execute(others)]
 
 
 def forget(session: Session) -> None:

@@ -19,7 +19,7 @@ from shared.vocabulary.samplers import Sampler, Schedule
 from worker.engine.engine import Engine
 from worker.engine.request import ImageSpec, Pass
 from worker.health import canaries
-from worker.health.canaries import Shown
+from worker.health.canaries import CanaryResult
 
 # Of 255. Kernels of one device differ by less than one level in the mean; a broken multiplication by tens.
 TOLERANCE_LEVELS = 4.0
@@ -61,7 +61,7 @@ class Fitness:
     condemn: Callable[[str], None]
     timeout_s: float
     clock: Callable[[], float] = time.monotonic
-    _first: Shown | None = None
+    _first: CanaryResult | None = None
     _reason: str | None = None
     _summed_at: float = float("-inf")
     _summing: Lock = field(default_factory=Lock)
@@ -125,16 +125,16 @@ class Fitness:
         own = _fault_between(shown, self._first) if self._first else None
         return own or contradiction(shown, self._others(shown))
 
-    def _shown(self) -> Shown:
+    def _shown(self) -> CanaryResult:
         picture = self.engine.submit(CANARY).result(self.timeout_s)
         if not np.ptp(picture):
             raise WorkerUnfit("The canary is one flat colour.")
-        return Shown(self.proof.weights(), picture.tobytes())
+        return CanaryResult(self.proof.weights(), picture.tobytes())
 
-    def _others(self, shown: Shown) -> Sequence[Shown]:
+    def _others(self, shown: CanaryResult) -> Sequence[CanaryResult]:
         try:
             with self.db.transaction() as session:
-                return canaries.show(session, self.proof.key, self.worker_id, shown)
+                return canaries.record(session, self.proof.key, self.worker_id, shown)
         except DatabaseUnavailable:
             # What it showed when it started is known without.
             log.warning("canary.not_compared")
@@ -145,7 +145,7 @@ class Fitness:
         self.condemn(reason)
 
 
-def contradiction(mine: Shown, others: Sequence[Shown], *, is_new: bool = False) -> str | None:
+def contradiction(mine: CanaryResult, others: Sequence[CanaryResult], *, is_new: bool = False) -> str | None:
     """Say what is wrong with what a worker shows, where more workers contradict it than agree with it; None is well.
 
     The worker counts for itself. On a tie the one that is new yields.
@@ -156,7 +156,7 @@ def contradiction(mine: Shown, others: Sequence[Shown], *, is_new: bool = False)
     return faults[0] if faults and is_outvoted else None
 
 
-def _fault_between(mine: Shown, other: Shown) -> str | None:
+def _fault_between(mine: CanaryResult, other: CanaryResult) -> str | None:
     if mine.weights != other.weights:
         return "The weights in memory are not those of the same file elsewhere."
     levels = _difference(mine.picture, other.picture)

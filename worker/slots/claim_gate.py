@@ -13,7 +13,7 @@ from shared.jobs.lifecycle import Claim
 LOOK_S = 0.25
 
 
-class Company:
+class ClaimGate:
     """The door through which slots go to claim a job, one at a time."""
 
     def __init__(self) -> None:
@@ -21,14 +21,14 @@ class Company:
         self._changed = Condition()
         self._members = 0
         self._has_suspect = False
-        self._is_resting = False
+        self._is_paused = False
         self._is_closed = False
 
-    def join(self, claim: Callable[[], Claim | None]) -> Claim | None:
-        """Claim a job once that is allowed; whoever gets one must `leave`. None when there is none, or the door is closed."""
+    def acquire(self, claim: Callable[[], Claim | None]) -> Claim | None:
+        """Claim a job once that is allowed. The slot that gets one must `release` it. None: no job, or the gate is closed."""
         with self._door:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or not (self._has_suspect or self._is_resting))
+                self._changed.wait_for(lambda: self._is_closed or not (self._has_suspect or self._is_paused))
                 if self._is_closed:
                     return None
             claimed = claim()
@@ -38,7 +38,7 @@ class Company:
                     self._has_suspect = claimed.suspect
             return claimed
 
-    def leave(self, claim: Claim) -> None:
+    def release(self, claim: Claim) -> None:
         """Say that a claimed job has ended."""
         with self._changed:
             self._members -= 1
@@ -46,16 +46,16 @@ class Company:
                 self._has_suspect = False
             self._changed.notify_all()
 
-    def until_alone(self, give_up: Callable[[], bool]) -> None:
+    def wait_until_alone(self, give_up: Callable[[], bool]) -> None:
         """Wait until all others have left, or `give_up`."""
         with self._changed:
             while self._members > 1 and not give_up():
                 self._changed.wait(LOOK_S)
 
-    def rest(self, is_resting: bool) -> None:
+    def pause(self, is_paused: bool) -> None:
         """Claim nothing for now, or claim again. Slots that are told of work wait, and hold its doorbells."""
         with self._changed:
-            self._is_resting = is_resting
+            self._is_paused = is_paused
             self._changed.notify_all()
 
     def close(self) -> None:

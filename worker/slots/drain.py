@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from shared.errors import DatabaseUnavailable
-from worker.slots.leases import Running
+from worker.slots.leases import RunningJob
 
 # With what else an exit takes, a drain ends within five seconds of the step under way.
 PATIENCE_S = 3.5
@@ -19,9 +19,9 @@ LOOK_S = 0.1
 log = structlog.get_logger(__name__)
 
 
-def finish(
-    running: Callable[[], Sequence[Running]],
-    hand_back: Callable[[Running], None],
+def wait_or_release(
+    running: Callable[[], Sequence[RunningJob]],
+    hand_back: Callable[[RunningJob], None],
     tick_s: Callable[[], float],
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -43,7 +43,7 @@ def finish(
     return True
 
 
-def _hand_back(left: Sequence[Running], hand_back: Callable[[Running], None]) -> None:
+def _hand_back(left: Sequence[RunningJob], hand_back: Callable[[RunningJob], None]) -> None:
     for one in left:
         log.warning("job.slot_overdue", job_id=str(one.claim.job_id), attempt=one.claim.attempt)
         try:

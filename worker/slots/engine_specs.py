@@ -16,14 +16,14 @@ Fetch = Callable[[str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class EngineSpecs:
     """A job's parameters and, for img2img, the prepared picture that its images start from."""
 
     params: GenerationParams
     canvas: Canvas | None
 
     @classmethod
-    def of(cls, params: GenerationParams, fetch: Fetch, room: Room) -> "Order":
+    def of(cls, params: GenerationParams, fetch: Fetch, room: Room) -> "EngineSpecs":
         """Fetch what the job starts from, and prepare it once there is room. Raises what `fetch` raises."""
         if params.init_image is None:
             return cls(params, None)

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class Running:
+class RunningJob:
     """A claimed job and its requests in the engine."""
 
     claim: lifecycle.Claim
@@ -118,7 +118,7 @@ class Leases:
         self._tell = tell
         self._vitals = vitals
         self._clock = clock
-        self._running: dict[UUID, Running] = {}
+        self._running: dict[UUID, RunningJob] = {}
         self._lock = Lock()
         self._stopped = Event()
         self._seen_at = float("-inf")
@@ -134,12 +134,12 @@ class Leases:
         self._stopped.set()
         self._thread.join(timeout=5)
 
-    def enter(self, running: Running) -> None:
+    def enter(self, running: RunningJob) -> None:
         """Keep the lease of a job from now on."""
         with self._lock:
             self._running[running.claim.job_id] = running
 
-    def leave(self, running: Running) -> None:
+    def leave(self, running: RunningJob) -> None:
         """Let go of a job that is done. A later attempt of the same job is left alone."""
         with self._lock:
             if self._running.get(running.claim.job_id) is running:
@@ -153,7 +153,7 @@ class Leases:
                 log.info("job.ended_elsewhere", job_id=str(event.job_id), attempt=running.claim.attempt)
                 running.abort(self._clock())
 
-    def running(self) -> list[Running]:
+    def running(self) -> list[RunningJob]:
         """Return the jobs that this worker runs now."""
         with self._lock:
             return list(self._running.values())
@@ -206,7 +206,7 @@ class Leases:
         if worker_is_due:
             self._on_drain(is_draining)
 
-    def _tell_progress(self, reported: Iterable[Running], held: Mapping[UUID, int]) -> None:
+    def _tell_progress(self, reported: Iterable[RunningJob], held: Mapping[UUID, int]) -> None:
         """Tell who listens how far the jobs are, all in one message."""
         news = [running.progress(held[running.claim.job_id]) for running in reported if running.claim.job_id in held]
         if news:

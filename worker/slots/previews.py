@@ -9,16 +9,16 @@ from PIL import Image
 from redis import Redis
 
 from shared.infra import previews
-from worker.slots.leases import Running
+from worker.slots.leases import RunningJob
 
 JPEG_SIDE_PX = 256
 JPEG_QUALITY = 80
 
 
-class Showing:
+class PreviewPublisher:
     """Renews the previews of all running jobs whenever it is called."""
 
-    def __init__(self, redis: Redis, running: Callable[[], Iterable[Running]]) -> None:
+    def __init__(self, redis: Redis, running: Callable[[], Iterable[RunningJob]]) -> None:
         self._redis = redis
         self._running = running
 

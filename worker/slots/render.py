@@ -39,9 +39,9 @@ from worker.bundle import Judge
 from worker.engine.engine import Engine
 from worker.engine.request import Pixels, Request
 from worker.slots import png
-from worker.slots.claim_gate import Company
-from worker.slots.engine_specs import Order
-from worker.slots.leases import Leases, Running
+from worker.slots.claim_gate import ClaimGate
+from worker.slots.engine_specs import EngineSpecs
+from worker.slots.leases import Leases, RunningJob
 from worker.slots.snapshots import Snapshots
 
 PNG = "image/png"
@@ -55,14 +55,14 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class Counted(Protocol):
+class AttemptCounter(Protocol):
     """Counts how attempts end."""
 
     def __call__(self, outcome: str, *, code: str = "", images: int = 0) -> None:
         """Count one; `code` says why it failed, `images` how many pictures it gave."""
 
 
-class Trust(Protocol):
+class FitnessCheck(Protocol):
     """Says whether what was rendered may be handed out."""
 
     def vouch(self) -> None:
@@ -88,9 +88,9 @@ class Renderer:
         celery: Celery,
         leases: Leases,
         safety: Judge | None = None,
-        ended: Counted = lambda *_, **__: None,
-        company: Company | None = None,
-        trust: Trust | None = None,
+        ended: AttemptCounter = lambda *_, **__: None,
+        claim_gate: ClaimGate | None = None,
+        trust: FitnessCheck | None = None,
         checkpoint_sha256: str | None = None,
         snapshots: Snapshots | None = None,
     ) -> None:
@@ -105,7 +105,7 @@ class Renderer:
         self._leases = leases
         self._safety = safety
         self._ended = ended
-        self._company = company or Company()
+        self._claim_gate = claim_gate or ClaimGate()
         self._trust = trust
         self._checkpoint_sha256 = checkpoint_sha256
         self._snapshots = snapshots
@@ -115,7 +115,7 @@ class Renderer:
 
     def answer(self) -> None:
         """Answer one doorbell. Returns when the job it led to has ended, or at once when there is none."""
-        claim = self._company.join(self._claim)
+        claim = self._claim_gate.acquire(self._claim)
         if claim is None:
             return
         try:
@@ -126,14 +126,14 @@ class Renderer:
                 log.info("job.claimed", suspect=claim.suspect)
                 self._run(claim)
         finally:
-            self._company.leave(claim)
+            self._claim_gate.release(claim)
         if claim.is_limited:
             # The doorbells of what its key could not run yet were heard in vain.
             broker.ring(self._celery, self._checkpoint)
 
     def drain(self) -> None:
         """Claim nothing more; what runs may finish."""
-        self._company.close()
+        self._claim_gate.close()
 
     def _claim(self) -> lifecycle.Claim | None:
         with self._db.transaction() as session:
@@ -146,12 +146,12 @@ class Renderer:
             )
 
     def _run(self, claim: lifecycle.Claim) -> None:
-        running = Running(claim)
+        running = RunningJob(claim)
         self._leases.enter(running)
         self._tell(claim, JobState.RUNNING)
         try:
             if claim.suspect:
-                self._company.until_alone(lambda: running.is_aborted)
+                self._claim_gate.wait_until_alone(lambda: running.is_aborted)
             images = self._render(running)
         except Canceled:
             self._end_aborted(running)
@@ -166,8 +166,8 @@ class Renderer:
         finally:
             self._leases.leave(running)
 
-    def _render(self, running: Running) -> list[lifecycle.FinishedImage]:
-        order = self._persist(running, lambda: Order.of(running.claim.params, self._storage.get, self._room))
+    def _render(self, running: RunningJob) -> list[lifecycle.FinishedImage]:
+        order = self._persist(running, lambda: EngineSpecs.of(running.claim.params, self._storage.get, self._room))
         try:
             kept = self._snapshots.recall(running.claim) if self._snapshots else {}
             for index, spec in enumerate(order.specs()):
@@ -180,7 +180,7 @@ class Renderer:
             running.abort()
             raise
 
-    def _pixels(self, running: Running, request: Request) -> Pixels:
+    def _pixels(self, running: RunningJob, request: Request) -> Pixels:
         """Wait for an image, and keep now and then where the whole job stands."""
         if self._snapshots is None:
             return request.result(timeout=None)
@@ -200,7 +200,7 @@ class Renderer:
         if self._trust is not None:
             self._trust.vouch()
 
-    def _keep(self, running: Running, snapshots: Snapshots) -> None:
+    def _keep(self, running: RunningJob, snapshots: Snapshots) -> None:
         """Leave to the next worker where the job stands, unless this one spoiled it."""
         try:
             self._vouch()
@@ -211,7 +211,7 @@ class Renderer:
         else:
             snapshots.keep(running)
 
-    def _end_failed(self, running: Running, error: FarmError) -> None:
+    def _end_failed(self, running: RunningJob, error: FarmError) -> None:
         if self._is_unfit(error):
             running.was_drained = True  # it is the worker's fault, not the job's
             running.is_spoiled = True
@@ -226,7 +226,7 @@ class Renderer:
         is_strange = type(error) in {RenderFailed, NotANumber}
         return is_strange and self._trust is not None and not self._trust.examine()
 
-    def _store(self, running: Running, index: int, pixels: Pixels) -> lifecycle.FinishedImage:
+    def _store(self, running: RunningJob, index: int, pixels: Pixels) -> lifecycle.FinishedImage:
         claim = running.claim
         flagged = self._safety is not None and self._safety.flags(pixels)
         if flagged:
@@ -248,7 +248,7 @@ class Renderer:
             flagged=flagged,
         )
 
-    def _succeed(self, running: Running, images: list[lifecycle.FinishedImage]) -> None:
+    def _succeed(self, running: RunningJob, images: list[lifecycle.FinishedImage]) -> None:
         claim = running.claim
 
         def act() -> bool:
@@ -264,7 +264,7 @@ class Renderer:
             log.warning("job.superseded")
             self._ended("superseded")
 
-    def _fail(self, running: Running, error: FarmError) -> None:
+    def _fail(self, running: RunningJob, error: FarmError) -> None:
         claim = running.claim
 
         def act() -> JobState | None:
@@ -283,7 +283,7 @@ class Renderer:
             # Else the courier rings once the next attempt is due.
             broker.ring(self._celery, self._checkpoint)
 
-    def _end_aborted(self, running: Running) -> None:
+    def _end_aborted(self, running: RunningJob) -> None:
         self._ended("released" if running.was_drained else "aborted")
         if not running.was_drained:
             return  # canceled or rescued: the row has already moved on without us
@@ -291,7 +291,7 @@ class Renderer:
             self._keep(running, self._snapshots)
         self.hand_back(running)
 
-    def hand_back(self, running: Running) -> None:
+    def hand_back(self, running: RunningJob) -> None:
         """Put a job back into the queue, through no fault of its own. One that has ended meanwhile is left alone."""
 
         def act() -> bool:
@@ -303,7 +303,7 @@ class Renderer:
             self._tell(running.claim, JobState.QUEUED)
             broker.ring(self._celery, self._checkpoint)
 
-    def _persist(self, running: Running, act: Callable[[], T]) -> T:
+    def _persist(self, running: RunningJob, act: Callable[[], T]) -> T:
         """Repeat an act while the storage is away, as long as the settings say and the job is ours. Its lease is kept."""
         deadline = time.monotonic() + self._settings.upload_seconds
         for pause_s in _pauses():
@@ -318,7 +318,7 @@ class Renderer:
                 break
         raise Canceled
 
-    def _insist(self, running: Running, act: Callable[[], T]) -> T:
+    def _insist(self, running: RunningJob, act: Callable[[], T]) -> T:
         """Repeat an act until the database answers: meanwhile nobody else can take the job, and afterwards the act is guarded.
 
         A worker that is leaving insists for no longer than a lease; then the job is lost with it.

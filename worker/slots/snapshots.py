@@ -20,7 +20,7 @@ from shared.jobs import lifecycle
 from shared.jobs.lifecycle import Attempt, Claim
 from shared.settings import Settings
 from worker.engine.snapshot import BadSnapshot, Snapshot, pack, unpack
-from worker.slots.leases import Running
+from worker.slots.leases import RunningJob
 
 CONTENT_TYPE = "application/octet-stream"
 READ_S = 5.0  # a slot that waits for the storage delivers nothing
@@ -39,11 +39,11 @@ class Snapshots:
         self._storage = storage or Storage(settings, tries=1, read_s=READ_S)
         self._origin = f"{weights} {code()}"
 
-    def due_s(self, running: Running) -> float | None:
+    def due_s(self, running: RunningJob) -> float | None:
         """Return in how many seconds a job is to be kept again; None for never."""
         return max(0.0, running.kept_at + self._every_s - time.monotonic()) if self._every_s else None
 
-    def keep(self, running: Running) -> None:
+    def keep(self, running: RunningJob) -> None:
         """Keep where a job's images stand, unless nothing has moved since the last time."""
         running.kept_at = time.monotonic()
         taken = {index: request.snapshot for index, request in enumerate(running.requests) if request.snapshot}

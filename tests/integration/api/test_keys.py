@@ -16,11 +16,11 @@ from sqlalchemy import text
 
 from api import callers
 from api.auth import keys
-from api.auth.key_cache import REMEMBER_S, KeyRing
+from api.auth.key_cache import REMEMBER_S, KeyCache
 from api.auth.keys import KeyLimits, NewKey, Scope, Token
 from api.deps import Desk
 from api.limits.quota import COUNTED_FOR_S, Quota
-from api.limits.rate import Throttle
+from api.limits.rate import RateLimit
 from api.main import create_app
 from shared.errors import QueueFullForKey, RateLimited
 from shared.infra import broker
@@ -152,7 +152,7 @@ def test_a_revoked_or_expired_key_opens_nothing(door: TestClient, db: Database) 
 
 def test_a_key_costs_no_query_until_its_memory_ends(db: Database) -> None:
     now = 0.0
-    ring = KeyRing(db, clock=lambda: now)
+    ring = KeyCache(db, clock=lambda: now)
     token = Token.read(issue(db))
     assert token is not None
     assert ring.remembered(token) is None
@@ -238,10 +238,10 @@ def test_without_redis_no_rate_holds(engines: Settings) -> None:
         nobody.bind(("127.0.0.1", 0))
         away = Redis.from_url(f"redis://127.0.0.1:{nobody.getsockname()[1]}/0")
         now = 0.0
-        throttle = Throttle(away, clock=lambda: now)
+        throttle = RateLimit(away, clock=lambda: now)
         for _ in range(5):
             throttle.take("k", 1)
-        throttle = Throttle(broker.connect(engines), clock=lambda: now)
+        throttle = RateLimit(broker.connect(engines), clock=lambda: now)
         throttle.take("back", 1)
         with pytest.raises(RateLimited) as refused:
             throttle.take("back", 1)

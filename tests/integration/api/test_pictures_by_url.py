@@ -10,10 +10,10 @@ from PIL import Image
 from redis import Redis
 
 from api.main import create_app
-from api.picture_intake import DECODES, FETCHES, Intake
+from api.picture_intake import DECODES, FETCHES, PictureIntake
 from shared.errors import TooBusy
 from shared.files import pictures
-from shared.infra.outbound_http import Outside
+from shared.infra.outbound_http import OutboundHttp
 from shared.settings import Settings
 from tests.support.servers import Handler, Server
 
@@ -80,14 +80,14 @@ def test_no_more_is_fetched_or_decoded_at_once_than_the_api_can_bear(
 ) -> None:
     monkeypatch.setattr("api.picture_intake._FETCH_PATIENCE_S", 0.01)
     monkeypatch.setattr("api.picture_intake._DECODE_PATIENCE_S", 0.01)
-    intake = Intake(Outside(allow_private=True), max_bytes=2**20, fetch_s=10)
+    intake = PictureIntake(OutboundHttp(allow_private=True), max_bytes=2**20, fetch_s=10)
     with pytest.raises(TooBusy, match="decodes"):
         _nested(intake, DECODES + 1)
     for _ in range(FETCHES + 1):  # each gives its place back
         assert intake.file(f"{site.url}/red.png", "init_image") == RED
 
 
-def _nested(intake: Intake, depth: int) -> None:
+def _nested(intake: PictureIntake, depth: int) -> None:
     if depth:
         with intake.decoding():
             _nested(intake, depth - 1)

@@ -13,7 +13,7 @@ import uvicorn
 from httpx_sse import ServerSentEvent, connect_sse
 from redis import Redis
 
-from api.limits.streams import MAX_STREAMS, Streams
+from api.limits.streams import MAX_STREAMS, StreamLimit
 from api.main import create_app
 from shared.errors import TooManyStreams
 from shared.infra import events, previews
@@ -117,7 +117,7 @@ def test_no_stream_of_a_job_that_never_was(client: httpx.Client) -> None:
 
 
 def test_an_owner_holds_so_many_streams_and_no_more() -> None:
-    streams = Streams()
+    streams = StreamLimit()
     for _ in range(MAX_STREAMS):
         streams.enter("a")
     with pytest.raises(TooManyStreams):

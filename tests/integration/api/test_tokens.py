@@ -46,7 +46,7 @@ def test_chunks_tell_with_which_words_they_begin(client: TestClient) -> None:
 def test_an_embedding_takes_as_many_tokens_as_it_has_vectors(client: TestClient, db: Database) -> None:
     word = WeightsFile(Kind.EMBEDDING, "inkstyle", Path("inkstyle.safetensors"), 7, None, (0, 7), vectors=8)
     with db.transaction() as session:
-        registry.stock(session, [word])
+        registry.announce_weights(session, [word])
     assert client.get("/v1/embeddings").json()["weights"][0]["vectors"] == 8
     found = counted(client, "red " * 70 + "inkstyle")["prompt"]
     assert [chunk["tokens"] for chunk in found["chunks"]] == [70, 8]  # it straddles no chunks

@@ -18,7 +18,7 @@ from redis.exceptions import AuthenticationError
 
 from deploy.standalone import account as accounts
 from deploy.standalone import ports, postgres
-from deploy.standalone.farm import Farm, StartFailed, UpOptions, engines_only
+from deploy.standalone.farm import EmbeddedFarm, StartFailed, UpOptions, engines_only
 from deploy.standalone.folder import DataFolder
 from deploy.standalone.program import ROOT, Account
 from shared.errors import StorageUnavailable
@@ -155,7 +155,7 @@ def test_a_second_farm_on_the_same_folder_is_refused(folder: Path) -> None:
 def test_a_taken_port_is_refused_before_anything_starts(folder: Path) -> None:
     port = ports.pick("127.0.0.1")
     with ports.listen("127.0.0.1", port), pytest.raises(StartFailed) as refused:
-        Farm(UpOptions(port=port, data_dir=folder, environ=NOTHING_REMOTE)).start()
+        EmbeddedFarm(UpOptions(port=port, data_dir=folder, environ=NOTHING_REMOTE)).start()
     assert (
         str(refused.value)
         == f"Port {port} on 127.0.0.1 cannot be used: Address already in use. Choose another with --port."

@@ -14,7 +14,7 @@ import pytest
 
 from deploy.standalone import child, leftovers
 from deploy.standalone.child import Event, Restarts
-from deploy.standalone.leftovers import Running
+from deploy.standalone.leftovers import FarmProcess
 from deploy.standalone.program import Program, StartFailed
 from deploy.standalone.supervisor import Supervisor
 
@@ -257,10 +257,10 @@ def test_when_the_guard_is_killed_too_the_next_supervisor_stops_the_rest(
 def test_a_stranger_with_a_recorded_pid_is_left_alone(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as stranger:
         born = leftovers.born(stranger.pid)
-        leftovers.record(tmp_path / "run.json", 1, [Running("api", stranger.pid, born + "0", signal.SIGKILL)])
+        leftovers.record(tmp_path / "run.json", 1, [FarmProcess("api", stranger.pid, born + "0", signal.SIGKILL)])
         assert leftovers.stop(tmp_path / "run.json") == []
         assert stranger.poll() is None
-        leftovers.record(tmp_path / "run.json", 1, [Running("api", stranger.pid, born, signal.SIGKILL)])
+        leftovers.record(tmp_path / "run.json", 1, [FarmProcess("api", stranger.pid, born, signal.SIGKILL)])
         assert leftovers.stop(tmp_path / "run.json", farm=2) == []
         assert leftovers.stop(tmp_path / "run.json", farm=1) == ["api"]
 

@@ -175,15 +175,15 @@ def test_a_full_size_sd15_file_renders(full_size: Path) -> None:
     # Half precision overflows with weights that nobody trained; loading was what had to be proved in it.
     for module in (loaded.unet, loaded.vae, loaded.text_encoder):
         module.float()
-    runner = DiffusionRunner.of(checkpoint_loader.Checkpoint(**{**fields(loaded), "dtype": torch.float32}))
+    runner = DiffusionRunner.of(checkpoint_loader.LoadedCheckpoint(**{**fields(loaded), "dtype": torch.float32}))
     assert run_alone(runner, TINY).shape == (64, 64, 3)
 
 
-def fields(loaded: checkpoint_loader.Checkpoint) -> dict[str, Any]:
+def fields(loaded: checkpoint_loader.LoadedCheckpoint) -> dict[str, Any]:
     return {name: getattr(loaded, name) for name in loaded.__slots__}
 
 
-def same_as_written(loaded: checkpoint_loader.Checkpoint, path: Path) -> bool:
+def same_as_written(loaded: checkpoint_loader.LoadedCheckpoint, path: Path) -> bool:
     with safe_open(path, "pt") as file:
         pairs = [
             (loaded.unet.conv_in.weight, "model.diffusion_model.input_blocks.0.0.weight"),

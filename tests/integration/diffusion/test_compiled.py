@@ -18,7 +18,7 @@ from tests.support import studio
 from worker import device
 from worker.diffusion.compiled import MAX_SHAPES, ROWS, CompiledUNet
 from worker.engine.engine import run_alone
-from worker.engine.preparation import arrived
+from worker.engine.preparation import completed
 from worker.engine.runner import DiffusionRunner
 
 TOKENS, WIDTH = 7, 32
@@ -203,7 +203,7 @@ def test_all_that_an_engine_asks_for_fits_what_was_compiled(guidance_scale: floa
         backend.calls = 0
         for images in batches:
             spec = studio.spec(width=64, height=72, steps=1, guidance_scale=guidance_scale)
-            runner.denoise([arrived(runner.begin(runner.draft(spec))) for _ in range(images)])
+            runner.denoise([completed(runner.begin(runner.draft(spec))) for _ in range(images)])
         compiled.settle()
     assert backend.calls == len(batches)
 
@@ -259,12 +259,12 @@ def test_a_worker_compiles_where_it_is_told_to(
     monkeypatch.setattr(device, "CompiledUNet", compiled)
     monkeypatch.setattr(torch, "set_num_threads", lambda _threads: None)
     settings = Settings(compile=True, batching=batching, device="cpu", profile_seconds=0, cache_dir=tmp_path)
-    equipment = device.equip(settings, checkpoints.inspect(studio.DEMO))
-    equipment.engine.start()
+    bundle = device.load(settings, checkpoints.inspect(studio.DEMO))
+    bundle.engine.start()
     try:
-        equipment.engine.submit(studio.spec(width=64, height=64, steps=1)).result(None)
+        bundle.engine.submit(studio.spec(width=64, height=64, steps=1)).result(None)
     finally:
-        equipment.engine.stop()
+        bundle.engine.stop()
     assert [len(one._asked) for one in made] == ([1] if batching == "continuous" else [])
     assert all(one.settle() for one in made)
-    assert not equipment.is_compiling()
+    assert not bundle.is_compiling()

@@ -19,8 +19,8 @@ from shared.vocabulary.params import MaskFill, Upscaler
 from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests.support.studio import spec
 from worker.diffusion import checkpoint_loader, img2img, samplers
-from worker.diffusion.checkpoint_loader import Checkpoint
-from worker.engine.preparation import arrived
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
+from worker.engine.preparation import completed
 from worker.engine.request import Start
 from worker.engine.runner import DiffusionRunner
 
@@ -32,11 +32,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
+def checkpoint() -> LoadedCheckpoint:
     return checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float32)
 
 
-def pipeline(kind: Any, checkpoint: Checkpoint) -> Any:
+def pipeline(kind: Any, checkpoint: LoadedCheckpoint) -> Any:
     return kind(
         vae=checkpoint.vae,
         text_encoder=checkpoint.text_encoder,
@@ -70,7 +70,7 @@ def drawn(generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def test_img2img_starts_where_diffusers_does(checkpoint: Checkpoint) -> None:
+def test_img2img_starts_where_diffusers_does(checkpoint: LoadedCheckpoint) -> None:
     theirs = pipeline(StableDiffusionImg2ImgPipeline, checkpoint)
     timestep = torch.tensor([501])
     image = theirs.image_processor.preprocess(Image.fromarray(pixels()))
@@ -84,7 +84,7 @@ def test_img2img_starts_where_diffusers_does(checkpoint: Checkpoint) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("strength", ["part", "all"])
-def test_inpainting_starts_where_diffusers_does(checkpoint: Checkpoint, strength: str) -> None:
+def test_inpainting_starts_where_diffusers_does(checkpoint: LoadedCheckpoint, strength: str) -> None:
     """On a plain checkpoint, the clean latents that are blended back in, and the noise."""
     theirs = pipeline(StableDiffusionInpaintPipeline, checkpoint)
     _, noise, clean = theirs.prepare_latents(
@@ -106,13 +106,13 @@ def test_inpainting_starts_where_diffusers_does(checkpoint: Checkpoint, strength
     assert torch.equal(noise, drawn(generator))
 
 
-def channels(checkpoint: Checkpoint, share: Any, noise: Tensor | None) -> Tensor:
+def channels(checkpoint: LoadedCheckpoint, share: Any, noise: Tensor | None) -> Tensor:
     masked = img2img.begin_masked(checkpoint.vae, pixels(), share).latents(noise)
     return img2img.inpainting_channels(masked, share)
 
 
 @torch.no_grad()
-def test_mask_and_masked_picture_are_those_of_diffusers(checkpoint: Checkpoint) -> None:
+def test_mask_and_masked_picture_are_those_of_diffusers(checkpoint: LoadedCheckpoint) -> None:
     theirs = pipeline(StableDiffusionInpaintPipeline, checkpoint)
     levels = (mask() * 255).round().astype(np.uint8)
     init = theirs.image_processor.preprocess(Image.fromarray(pixels()))
@@ -127,7 +127,7 @@ def test_mask_and_masked_picture_are_those_of_diffusers(checkpoint: Checkpoint) 
 
 
 @torch.no_grad()
-def test_without_a_mask_an_inpainting_checkpoint_sees_gray_and_may_paint_all(checkpoint: Checkpoint) -> None:
+def test_without_a_mask_an_inpainting_checkpoint_sees_gray_and_may_paint_all(checkpoint: LoadedCheckpoint) -> None:
     every = np.ones((HEIGHT, WIDTH), np.float32)
     noise = drawn(seeded())
     assert torch.equal(channels(checkpoint, None, noise), channels(checkpoint, every, noise))
@@ -140,7 +140,7 @@ def test_without_a_mask_an_inpainting_checkpoint_sees_gray_and_may_paint_all(che
 
 
 @torch.no_grad()
-def test_a_picture_survives_the_way_there_and_back(checkpoint: Checkpoint) -> None:
+def test_a_picture_survives_the_way_there_and_back(checkpoint: LoadedCheckpoint) -> None:
     """Flat colours, which the demo VAE knows."""
     flat = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     flat[...] = (220, 30, 30)
@@ -184,7 +184,7 @@ def test_every_latent_upscaler_is_known_and_its_own() -> None:
 @pytest.mark.parametrize("strength", [0.4, 0.9])
 @pytest.mark.parametrize("masked", [False, True], ids=["img2img", "inpaint"])
 def test_the_whole_walk_is_the_pipelines(
-    checkpoint: Checkpoint, sampler: Sampler, strength: float, masked: bool
+    checkpoint: LoadedCheckpoint, sampler: Sampler, strength: float, masked: bool
 ) -> None:
     """Latents of our runner and of diffusers' pipelines, which make int(steps * strength) steps, one fewer than the farm's rule.
 
@@ -223,7 +223,7 @@ def test_the_whole_walk_is_the_pipelines(
         start=start,
         seed=SEED,
     )
-    image = arrived(runner.begin(runner.draft(wanted)))
+    image = completed(runner.begin(runner.draft(wanted)))
     while not image.is_over:
         runner.denoise([image])
     assert (image.walk.x - theirs).abs().max() < 1e-3 * theirs.abs().max()

@@ -13,9 +13,9 @@ from shared.files import checkpoints
 from shared.vocabulary.params import Upscaler
 from tests.support.studio import CPU, DEMO, demo, spec
 from worker.diffusion import checkpoint_loader
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.engine.engine import run_alone
-from worker.engine.preparation import arrived
+from worker.engine.preparation import completed
 from worker.engine.request import Start
 from worker.engine.runner import DiffusionRunner
 
@@ -23,7 +23,7 @@ INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 4}
 
 
-def widened(tmp_path: Path, mask_weight: float, device: torch.device = CPU) -> Checkpoint:
+def widened(tmp_path: Path, mask_weight: float, device: torch.device = CPU) -> LoadedCheckpoint:
     """Write and load the demo with inputs for a mask and a masked picture; the mask's are all `mask_weight`."""
     weights = load_file(DEMO)
     four = weights[INPUT]
@@ -57,7 +57,7 @@ def test_inputs_that_do_nothing_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.05])
 def test_the_mask_reaches_the_unet(tmp_path: Path, weight: float) -> None:
     runner = DiffusionRunner.of(widened(tmp_path, weight))
-    image = arrived(runner.begin(runner.draft(spec(start=start(), last=3, **SMALL))))
+    image = completed(runner.begin(runner.draft(spec(start=start(), last=3, **SMALL))))
     assert image.extra is not None
     mask = image.extra[0, 0]
     assert (mask[:, :4] == 0).all()
@@ -79,7 +79,9 @@ def test_images_of_one_picture_have_it_encoded_once_whole_and_once_masked(
 
     monkeypatch.setattr(checkpoint.vae, "encode", counted)
     runner, shared = DiffusionRunner.of(checkpoint), start()
-    one, two = (arrived(runner.begin(runner.draft(spec(start=shared, last=3, seed=seed, **SMALL)))) for seed in (1, 2))
+    one, two = (
+        completed(runner.begin(runner.draft(spec(start=shared, last=3, seed=seed, **SMALL)))) for seed in (1, 2)
+    )
     assert len(pictures) == 2
     assert not torch.equal(pictures[0], pictures[1])
     assert one.extra is not None

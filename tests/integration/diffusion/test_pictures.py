@@ -26,11 +26,11 @@ from tests.support.studio import DemoEngine, demo, spec
 from worker.diffusion.lora import Mix
 from worker.engine.draft import Library
 from worker.engine.engine import run_alone
-from worker.engine.preparation import arrived
+from worker.engine.preparation import completed
 from worker.engine.request import ImageSpec, Pixels, Start
 from worker.engine.runner import DiffusionRunner
 from worker.slots import png
-from worker.slots.engine_specs import Order
+from worker.slots.engine_specs import EngineSpecs
 
 # As A1111 spaces its timesteps, whatever a checkpoint's config says.
 EVENLY = {"timestep_spacing": "linspace"}
@@ -116,7 +116,7 @@ def test_inpainting_changes_only_what_is_masked(engine: DemoEngine, only_masked:
         width=128,
         height=128,
     )
-    order = Order.of(job, stored.__getitem__, Room(2**24))
+    order = EngineSpecs.of(job, stored.__getitem__, Room(2**24))
     after = order.finished(engine.submit(order.specs()[0]).result(60))
     assert (after[:, :64] == before[:, :64]).all()
     assert float(np.abs(after[:, 64:].astype(int) - before[:, 64:]).mean()) > 60
@@ -250,7 +250,7 @@ def test_running_out_of_memory_lets_go_of_the_failed_call() -> None:
     """A future keeps its error for as long as the job wants it; the error must not keep the call's tensors."""
     hungry = Hungry()
     runner = DiffusionRunner.of(replace(demo(), unet=hungry))
-    image = arrived(runner.begin(runner.draft(spec(steps=2, width=64, height=64))))
+    image = completed(runner.begin(runner.draft(spec(steps=2, width=64, height=64))))
     with pytest.raises(OutOfMemory) as kept:
         runner.denoise([image])
     assert kept.value.retryable

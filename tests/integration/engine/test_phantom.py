@@ -22,7 +22,7 @@ from tests.support import adapters, phantom, studio
 from tests.support.ceiling import Ceiling
 from worker import device
 from worker.diffusion import checkpoint_loader
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.preview import Previewer
 from worker.engine import profile
 from worker.engine.draft import Library
@@ -45,7 +45,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def loaded(dtype: torch.dtype = torch.float32) -> Checkpoint:
+def loaded(dtype: torch.dtype = torch.float32) -> LoadedCheckpoint:
     return checkpoint_loader.load(checkpoints.inspect(studio.DEMO), phantom.PHANTOM, dtype)
 
 
@@ -205,14 +205,14 @@ def test_a_worker_gets_ready_on_a_gpu_and_renders(
     """Half precision, as is the rule there; its order in memory is measured, but not where bits are promised."""
     monkeypatch.setattr(profile, "CUDA_SHAPES", ((8, 8),))
     monkeypatch.setattr(device, "is_faster_channels_last", lambda _: True)
-    equipment = device.equip(Settings(cache_dir=tmp_path, batching=batching), checkpoints.inspect(studio.DEMO))
-    assert (equipment.device_name, equipment.gpu_uuid) == ("Phantom", "GPU-phantom")
-    assert equipment.memory() == {"free": 80 * 2**30, "total": 80 * 2**30}
-    assert equipment.proof is not None
-    assert equipment.proof.weights() == equipment.proof.weights()
-    request = equipment.engine.submit(studio.spec(width=64, height=64, steps=4))
+    bundle = device.load(Settings(cache_dir=tmp_path, batching=batching), checkpoints.inspect(studio.DEMO))
+    assert (bundle.device_name, bundle.gpu_uuid) == ("Phantom", "GPU-phantom")
+    assert bundle.memory() == {"free": 80 * 2**30, "total": 80 * 2**30}
+    assert bundle.proof is not None
+    assert bundle.proof.weights() == bundle.proof.weights()
+    request = bundle.engine.submit(studio.spec(width=64, height=64, steps=4))
     while not request.is_done:
-        equipment.engine.tick()
+        bundle.engine.tick()
     wanted = run_alone(DiffusionRunner.of(studio.demo()), studio.spec(width=64, height=64, steps=4)).astype(int)
     assert np.abs(request.result(0) - wanted).mean() < HALF_PRECISION_LEVELS
     if batching == "continuous":

@@ -14,7 +14,7 @@ from tests.support.ceiling import Ceiling
 from tests.support.studio import PASS, demo, spec
 from worker.engine.engine import Engine, run_alone
 from worker.engine.latents import Latents
-from worker.engine.preparation import arrived
+from worker.engine.preparation import completed
 from worker.engine.request import ImageSpec, Pixels, Start
 from worker.engine.runner import DiffusionRunner
 from worker.engine.snapshot import MAX_BYTES, BadSnapshot, Snapshot, pack, unpack
@@ -53,11 +53,11 @@ def runner() -> DiffusionRunner:
 
 def interrupted(runner: DiffusionRunner, wanted: ImageSpec) -> tuple[Pixels, list[bytes]]:
     """Render an image; return its pixels and its snapshot at every boundary between steps."""
-    image = arrived(runner.begin(runner.draft(wanted)))
+    image = completed(runner.begin(runner.draft(wanted)))
     kept = [packed(image)]
     while not image.is_over:
         if image.is_pass_over:
-            arrived(runner.turn(image))
+            completed(runner.turn(image))
         else:
             runner.denoise([image])
         kept.append(packed(image))
@@ -102,7 +102,7 @@ def test_every_kind_of_image_goes_on_from_any_step(runner: DiffusionRunner, name
 
 
 def test_a_snapshot_in_hand_does_not_change_while_its_image_goes_on(runner: DiffusionRunner) -> None:
-    image = arrived(runner.begin(runner.draft(spec(**SMALL, sampler=Sampler.UNIPC))))
+    image = completed(runner.begin(runner.draft(spec(**SMALL, sampler=Sampler.UNIPC))))
     for _ in range(3):
         runner.denoise([image])
     taken = image.snapshot()

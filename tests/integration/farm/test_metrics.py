@@ -23,7 +23,7 @@ from shared.settings import Settings
 from shared.webhooks import endpoints
 from tests.support.factories import DEMO, params
 from worker.engine.pace import Pace
-from worker.metrics import Meters
+from worker.metrics import WorkerMetrics
 
 SECRET = "whsec_" + "c2VjcmV0" * 5
 
@@ -83,7 +83,7 @@ def test_what_is_known_of_gpus_is_shown_and_the_unfit_are_counted(http: TestClie
             session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
         )
         assert values(http.get("/metrics").text)["farm_workers_unfit", DEMO] == 0
-        registry.condemn(session, "gpu1@test", "The canary is 61.0 levels off.")
+        registry.mark_unfit(session, "gpu1@test", "The canary is 61.0 levels off.")
     now = values(http.get("/metrics").text)
     assert now["farm_workers_unfit", DEMO] == 1
     assert now["farm_gpu_temperature_celsius", DEMO, "gpu0@test"] == 71
@@ -153,7 +153,7 @@ def test_a_scrape_without_a_database_says_so(settings: Settings) -> None:
 
 def test_a_worker_answers_on_its_own_port() -> None:
     pace = Pace(ticks=3, busy_s=1.5, cost=600, image_steps=6)
-    meters = Meters(DEMO, pace=lambda: pace, running=lambda: [1, 2], memory=lambda: {"free": 1.0, "total": 4.0})
+    meters = WorkerMetrics(DEMO, pace=lambda: pace, running=lambda: [1, 2], memory=lambda: {"free": 1.0, "total": 4.0})
     meters.ended("succeeded", images=4)
     meters.ended("failed", code="not_a_number")
     port = ports.pick("127.0.0.1")

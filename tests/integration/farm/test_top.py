@@ -28,7 +28,7 @@ def url(settings: Settings, db: Database, announced: str) -> Iterator[str]:
         registry.announce(
             session, worker_id="gpu1@b", checkpoint=DEMO, size_bytes=1, hostname="b", device="H100", slots=4
         )
-        registry.condemn(session, "gpu1@b", "The canary is 61.0 levels off.")
+        registry.mark_unfit(session, "gpu1@b", "The canary is 61.0 levels off.")
     with serving(settings) as address:
         yield address
 

@@ -11,7 +11,7 @@ import httpcore
 import pytest
 
 from shared.errors import BlockedUrl, UrlUnreachable
-from shared.infra.outbound_http import Outside
+from shared.infra.outbound_http import OutboundHttp
 from tests.support.servers import Handler, Server
 
 LOOPBACK = "127.0.0.1"
@@ -61,8 +61,8 @@ def site() -> Iterator[Any]:
     server.stop()
 
 
-def open_door(**changes: Any) -> Outside:
-    return Outside(**{"allow_private": True, **changes})
+def open_door(**changes: Any) -> OutboundHttp:
+    return OutboundHttp(**{"allow_private": True, **changes})
 
 
 def test_a_file_is_fetched_and_redirects_are_followed(site: Server) -> None:
@@ -97,7 +97,7 @@ def test_a_post_follows_no_redirect(site: Server) -> None:
 def test_loopback_is_out_of_reach_unless_allowed(site: Server) -> None:
     for url in (site.url, f"http://localhost:{site.server_port}/", f"http://[::ffff:127.0.0.1]:{site.server_port}/"):
         with pytest.raises(BlockedUrl):
-            Outside(allow_private=False).fetch(url, max_bytes=100, deadline_s=10)
+            OutboundHttp(allow_private=False).fetch(url, max_bytes=100, deadline_s=10)
     assert site.asked == []
 
 
@@ -116,7 +116,7 @@ class Dialler(httpcore.SyncBackend):
 def test_a_name_that_changes_its_address_between_judging_and_dialling_gains_nothing(site: Server) -> None:
     answers = [["93.184.216.34"], [LOOPBACK]]
     dialler = Dialler(site.server_port)
-    outside = Outside(allow_private=False, resolve=lambda _host, _port: answers.pop(0), dial=dialler)
+    outside = OutboundHttp(allow_private=False, resolve=lambda _host, _port: answers.pop(0), dial=dialler)
     assert outside.fetch("http://rebind.example/picture", max_bytes=100, deadline_s=10) == b"picture"
     assert dialler.dialled == ["93.184.216.34"]
     assert site.asked[0][1] == "rebind.example"
@@ -130,7 +130,7 @@ def test_a_name_that_changes_its_address_between_judging_and_dialling_gains_noth
 )
 def test_one_bad_address_spoils_a_name(addresses: Sequence[str], site: Server) -> None:
     dialler = Dialler(site.server_port)
-    outside = Outside(allow_private=False, resolve=lambda _host, _port: addresses, dial=dialler)
+    outside = OutboundHttp(allow_private=False, resolve=lambda _host, _port: addresses, dial=dialler)
     with pytest.raises(BlockedUrl, match="not on the public internet"):
         outside.fetch("http://mixed.example/picture", max_bytes=100, deadline_s=10)
     assert dialler.dialled == []
@@ -166,7 +166,7 @@ def test_the_certificate_must_be_the_names_though_an_address_is_dialled(site: Se
     site.socket = serving.wrap_socket(site.socket, server_side=True)
     names: list[str] = []
     serving.sni_callback = lambda _socket, name, _context: names.append(name)
-    outside = Outside(
+    outside = OutboundHttp(
         allow_private=False,
         resolve=lambda _host, _port: ["93.184.216.34"],
         dial=Dialler(site.server_port),

@@ -13,7 +13,7 @@ from redis import Redis
 from api.main import create_app
 from shared.infra import tracing
 from shared.infra.db import Database
-from shared.infra.outbound_http import Outside
+from shared.infra.outbound_http import OutboundHttp
 from shared.infra.storage import Storage
 from shared.infra.tracing import configure_tracing, job_span, span, submitted
 from shared.jobs.outbox import EventType
@@ -110,7 +110,7 @@ def test_a_real_job_is_followed_from_http_to_its_webhook(
                 leases=leases,
             ).answer()
         sent: list[Outcome] = []
-        courier = Courier(db, Outside(allow_private=True), settings, sent=sent.append)
+        courier = Courier(db, OutboundHttp(allow_private=True), settings, sent=sent.append)
         assert courier.hand_out() == 1
         courier._pool.shutdown(wait=True)  # a stop takes back what has not begun
         courier.stop()

@@ -20,7 +20,7 @@ from shared.infra import broker
 from shared.infra.db import BatchRow, Database, DeliveryRow, EventRow, JobRow, KeyRow
 from shared.infra.storage import Storage, image_key
 from shared.jobs import fair_queue, lifecycle, removal, rescue
-from shared.jobs.lifecycle import Attempt, FinishedImage, Order
+from shared.jobs.lifecycle import Attempt, FinishedImage, NewJob
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
 from tests.integration.api.test_api import BODY, problem
@@ -204,7 +204,7 @@ def test_a_batch_takes_its_fair_place(client: TestClient, db: Database) -> None:
     """Another owner's job that comes after a batch goes second."""
     submit(client)
     with db.transaction() as session:
-        other = lifecycle.submit_all(session, [Order(params=params(), max_attempts=1, owner="other")])[0].id
+        other = lifecycle.submit_all(session, [NewJob(params=params(), max_attempts=1, owner="other")])[0].id
     claims = [claim(db).job_id for _ in range(2)]
     assert other in claims
 
@@ -214,7 +214,7 @@ def test_a_limited_keys_batch_is_parked_beyond_its_limit(db: Database) -> None:
         about = {"name": "n", "prefix": "p", "hash": b"h", "scopes": ["submit"]}
         session.add(KeyRow(id="limited", max_running=2, **about))
         session.flush()
-        order = Order(params=params(), max_attempts=1, owner="limited")
+        order = NewJob(params=params(), max_attempts=1, owner="limited")
         first = lifecycle.submit_all(session, [order])
         rest = lifecycle.submit_all(session, [order] * 3)
     assert [row.parked for row in [*first, *rest]] == [False, False, True, True]

@@ -241,14 +241,14 @@ def test_cancel_and_success_race_to_one_end(db: Database) -> None:
 def test_listing_pages_through_everything_once(db: Database) -> None:
     submitted = [submit(db) for _ in range(7)]
     seen: list[UUID] = []
-    after: queries.Place | None = None
+    after: queries.ListPosition | None = None
     while True:
         with db.transaction() as session:
             page = queries.listing(session, limit=3, after=after)
         if not page:
             break
         seen += [one.id for one in page]
-        after = queries.Place(page[-1].created_at, page[-1].id)
+        after = queries.ListPosition(page[-1].created_at, page[-1].id)
     assert seen == submitted[::-1]
 
 

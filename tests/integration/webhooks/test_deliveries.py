@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from shared.infra.db import Database, DeliveryRow, EndpointRow
-from shared.infra.outbound_http import Outside
+from shared.infra.outbound_http import OutboundHttp
 from shared.jobs import lifecycle
 from shared.jobs.outbox import ENDINGS, EventType
 from shared.settings import Settings
@@ -59,7 +59,7 @@ def round_of(db: Database, settings: Settings, clock: Clock) -> Callable[[], int
     """One round of a courier, all that it claims delivered and settled."""
 
     def walk() -> int:
-        courier = Courier(db, Outside(allow_private=True), settings, rng=Random(1), clock=clock)
+        courier = Courier(db, OutboundHttp(allow_private=True), settings, rng=Random(1), clock=clock)
         try:
             return courier.hand_out()
         finally:
@@ -346,11 +346,11 @@ def test_a_crash_between_delivery_and_mark_sends_the_same_message_again(
     register(db, receiver.url)
     cancel_one(db)
     (dead,) = claimed(db)
-    assert webhooks.send(Outside(allow_private=True), dead).ok  # delivered, and the courier dies here
+    assert webhooks.send(OutboundHttp(allow_private=True), dead).ok  # delivered, and the courier dies here
     assert claimed(db) == []
     clock.forward(61)
     (again,) = claimed(db, clock.now)
-    assert webhooks.send(Outside(allow_private=True), again).ok
+    assert webhooks.send(OutboundHttp(allow_private=True), again).ok
     assert settled(db, again)
     first, second = receiver.next(), receiver.next()
     assert (first.id, first.body) == (second.id, second.body)
@@ -392,7 +392,7 @@ def test_a_silent_receiver_does_not_hold_up_others(db: Database, settings: Setti
     with receiving() as fast:
         register(db, receiver.url + "/slow")
         register(db, fast.url)
-        courier = Courier(db, Outside(allow_private=True), settings)
+        courier = Courier(db, OutboundHttp(allow_private=True), settings)
         sent = {str(cancel_one(db)) for _ in range(webhooks.PER_LANE * 3)}
         courier.start()
         got = {json.loads(fast.next().body)["data"]["id"] for _ in sent}
@@ -423,6 +423,6 @@ def test_a_stopped_database_or_blocked_url_is_an_outcome(db: Database) -> None:
     register(db, "http://10.0.0.1/")
     cancel_one(db)
     (due,) = claimed(db)
-    outcome = webhooks.send(Outside(allow_private=False), due)
+    outcome = webhooks.send(OutboundHttp(allow_private=False), due)
     assert (outcome.status, outcome.ok) == (None, False)
     assert "not on the public internet" in (outcome.error or "")

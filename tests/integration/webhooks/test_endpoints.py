@@ -15,7 +15,7 @@ from api.auth import keys
 from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.infra.db import Database, DeliveryRow, EndpointRow
-from shared.infra.outbound_http import Outside
+from shared.infra.outbound_http import OutboundHttp
 from shared.settings import Settings
 from shared.webhooks.endpoints import MAX_REGISTERED
 from tests.support.receiver import Receiver, receiving
@@ -69,7 +69,7 @@ def canceled(client: TestClient, **more: Any) -> str:
 
 
 def deliver(db: Database, settings: Settings) -> int:
-    courier = Courier(db, Outside(allow_private=True), settings)
+    courier = Courier(db, OutboundHttp(allow_private=True), settings)
     handed_out = courier.hand_out()
     courier._pool.shutdown(wait=True)
     return handed_out

@@ -30,37 +30,37 @@ from tests.support.factories import DEMO, params
 from tests.support.studio import DemoEngine
 from worker import device
 from worker.assembly import UNFIT_EXIT_STATUS
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.fingerprint import fingerprint
 from worker.engine.runner import DiffusionRunner
 from worker.health import canaries
-from worker.health.canaries import Shown
+from worker.health.canaries import CanaryResult
 from worker.health.fitness import CANARY, Fitness, Proof, contradiction
 from worker.slots.leases import Leases
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
 
-WELL = Shown("weights", bytes([100] * 48))
-CLOSE = Shown("weights", bytes([102] * 48))
-WRONG = Shown("weights", bytes([160] * 48))
-FLIPPED = Shown("flipped", WELL.picture)
+WELL = CanaryResult("weights", bytes([100] * 48))
+CLOSE = CanaryResult("weights", bytes([102] * 48))
+WRONG = CanaryResult("weights", bytes([160] * 48))
+FLIPPED = CanaryResult("flipped", WELL.picture)
 
 
 @pytest.fixture
-def loaded() -> Checkpoint:
+def loaded() -> LoadedCheckpoint:
     """A demo checkpoint of the test's own, to be damaged."""
     whole = studio.demo()
     return replace(whole, unet=copy.deepcopy(whole.unet))
 
 
 @pytest.fixture
-def engine(loaded: Checkpoint) -> Iterator[DemoEngine]:
+def engine(loaded: LoadedCheckpoint) -> Iterator[DemoEngine]:
     with studio.running(DiffusionRunner.of(loaded)) as engine:
         yield engine
 
 
 @pytest.fixture
-def fitness(engine: DemoEngine, loaded: Checkpoint, db: Database) -> Fitness:
+def fitness(engine: DemoEngine, loaded: LoadedCheckpoint, db: Database) -> Fitness:
     return Fitness(engine, proof(loaded), db, "w", condemned(db), timeout_s=60)
 
 
@@ -83,19 +83,19 @@ def worker(
     )
 
 
-def proof(loaded: Checkpoint) -> Proof:
+def proof(loaded: LoadedCheckpoint) -> Proof:
     return device.proof("farm-demo", loaded)
 
 
 def condemned(db: Database) -> Any:
     def condemn(reason: str) -> None:
         with db.transaction() as session:
-            registry.condemn(session, "w", reason)
+            registry.mark_unfit(session, "w", reason)
 
     return condemn
 
 
-def flip(loaded: Checkpoint) -> None:
+def flip(loaded: LoadedCheckpoint) -> None:
     """Turn one bit of one weight of the UNet."""
     weight = next(loaded.unet.parameters()).data.view(torch.int32)
     weight[0, 0, 0, 0] ^= 1 << 29
@@ -114,11 +114,11 @@ def flip(loaded: Checkpoint) -> None:
         (WELL, [WRONG, WRONG, CLOSE], False, False),
     ],
 )
-def test_more_voices_win(mine: Shown, others: list[Shown], is_new: bool, is_wrong: bool) -> None:
+def test_more_voices_win(mine: CanaryResult, others: list[CanaryResult], is_new: bool, is_wrong: bool) -> None:
     assert (contradiction(mine, others, is_new=is_new) is not None) is is_wrong
 
 
-def test_any_flipped_bit_changes_the_fingerprint(loaded: Checkpoint) -> None:
+def test_any_flipped_bit_changes_the_fingerprint(loaded: LoadedCheckpoint) -> None:
     before = fingerprint([loaded.unet])
     loaded.unet.to(memory_format=torch.channels_last)
     assert fingerprint([loaded.unet]) == before
@@ -136,7 +136,7 @@ def test_a_well_worker_stays_well_and_shows_it(fitness: Fitness, db: Database) -
 
 
 def test_no_client_gets_a_picture_of_flipped_weights(
-    settings: Settings, db: Database, storage: Storage, worker: Renderer, fitness: Fitness, loaded: Checkpoint
+    settings: Settings, db: Database, storage: Storage, worker: Renderer, fitness: Fitness, loaded: LoadedCheckpoint
 ) -> None:
     with db.transaction() as session:
         registry.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="h", device="d", slots=1)
@@ -160,7 +160,7 @@ def test_no_client_gets_a_picture_of_flipped_weights(
 
 @pytest.mark.parametrize("lasts", [False, True])
 def test_after_an_error_of_the_device_the_canary_decides_whose_fault_it_was(
-    settings: Settings, db: Database, worker: Renderer, fitness: Fitness, loaded: Checkpoint, lasts: bool
+    settings: Settings, db: Database, worker: Renderer, fitness: Fitness, loaded: LoadedCheckpoint, lasts: bool
 ) -> None:
     with db.transaction() as session:
         registry.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="h", device="d", slots=1)
@@ -196,7 +196,7 @@ def test_no_other_worker_goes_on_from_what_flipped_weights_made(
     celery: Celery,
     storage: Storage,
     fitness: Fitness,
-    loaded: Checkpoint,
+    loaded: LoadedCheckpoint,
     is_flipped: bool,
 ) -> None:
     leases = Leases(db, settings, "w")
@@ -235,9 +235,9 @@ def test_no_other_worker_goes_on_from_what_flipped_weights_made(
     assert bool(found) is not is_flipped
 
 
-def test_a_worker_that_starts_wrong_never_begins(fitness: Fitness, loaded: Checkpoint, db: Database) -> None:
+def test_a_worker_that_starts_wrong_never_begins(fitness: Fitness, loaded: LoadedCheckpoint, db: Database) -> None:
     with db.transaction() as session:
-        canaries.show(session, fitness.proof.key, "other", Shown(fingerprint([loaded.unet]), b"?"))
+        canaries.record(session, fitness.proof.key, "other", CanaryResult(fingerprint([loaded.unet]), b"?"))
     with pytest.raises(WorkerUnfit):
         fitness.open()
 
@@ -265,7 +265,7 @@ def test_a_worker_that_is_outvoted_leaves_with_an_error(settings: Settings, db: 
         with db.transaction() as session:
             key = session.scalars(select(CanaryRow.key)).one()
             for other in ("a", "b"):
-                canaries.show(session, key, other, WRONG)
+                canaries.record(session, key, other, WRONG)
         assert process.wait(60) == UNFIT_EXIT_STATUS
     finally:
         process.kill()

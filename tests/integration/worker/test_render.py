@@ -32,7 +32,7 @@ from worker.diffusion.safety import SafetyChecker
 from worker.engine.runner import DiffusionRunner
 from worker.slots import png
 from worker.slots.leases import Leases
-from worker.slots.previews import Showing
+from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
 
 
@@ -338,7 +338,7 @@ def test_a_lora_that_this_worker_does_not_have_is_another_workers(floor: Floor) 
 def test_previews_of_a_running_job_are_shown(floor: Floor, redis: Redis) -> None:
     job_id = floor.submit(steps=150, width=512, height=512)
     slot = floor.answer_in_background()
-    showing = Showing(redis, floor.leases.running)
+    showing = PreviewPublisher(redis, floor.leases.running)
     while (jpeg := previews.get(redis, job_id, 0)) is None:
         showing.renew()
     with floor.db.transaction() as session:

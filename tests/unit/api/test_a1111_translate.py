@@ -13,14 +13,14 @@ from api.a1111 import generation_text, names, styles, translate
 from api.a1111.refusals import Impossible, InitImageMissing, SamplerNotFound, ScriptNotFound
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.styles import Style
-from api.a1111.translate import Farm, Plan
+from api.a1111.translate import FarmFacts, Translation
 from shared.errors import FarmError
 from shared.vocabulary import infotext
 from shared.vocabulary.params import Hires, Inpaint, MaskFill, ResizeMode, Upscaler, Variation
 from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULES, Sampler, Schedule, hires_steps, img2img_steps
 from tests.support.factories import params
 
-FARM = Farm(
+FARM = FarmFacts(
     options={"sd_model_checkpoint": "farm-demo.safetensors"},
     checkpoints={"farm-demo": None, "other": "0123456789ab" + "0" * 52},
     styles={"warm": Style("warm", "warm {prompt}, soft", "cold"), "plain": Style("plain", "flat", "")},
@@ -41,11 +41,11 @@ ECHO = json.loads(
 )
 
 
-def txt2img(farm: Farm = FARM, **fields: Any) -> Plan:
+def txt2img(farm: FarmFacts = FARM, **fields: Any) -> Translation:
     return translate.txt2img(Txt2Img.model_validate(fields), farm)
 
 
-def img2img(farm: Farm = FARM, **fields: Any) -> Plan:
+def img2img(farm: FarmFacts = FARM, **fields: Any) -> Translation:
     return translate.img2img(Img2Img.model_validate({"init_images": ["aGk="], **fields}), farm)
 
 

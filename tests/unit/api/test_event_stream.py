@@ -4,7 +4,7 @@ import pytest
 from httpx_sse import ServerSentEvent
 
 from api.client import ClientError
-from api.client.event_stream import AGAIN_S, Story
+from api.client.event_stream import AGAIN_S, EventStream
 from shared.jobs.wire import EXAMPLE, Job, Steps
 
 JOB_ID = str(EXAMPLE["id"])
@@ -22,7 +22,7 @@ def steps(version: int) -> ServerSentEvent:
 
 
 def test_it_asks_for_what_came_after_the_last_event() -> None:
-    story = Story(JOB_ID, previews=True)
+    story = EventStream(JOB_ID, previews=True)
     assert "Last-Event-ID" not in (story.call().headers or {})
     assert story.call().params == {"previews": "true"}
     assert isinstance(story.heard(steps(7)), Steps)
@@ -33,7 +33,7 @@ def test_it_asks_for_what_came_after_the_last_event() -> None:
 
 @pytest.mark.parametrize(("state", "over"), [("running", False), ("succeeded", True)])
 def test_it_is_over_with_a_final_state(state: str, over: bool) -> None:
-    story = Story(JOB_ID, previews=False)
+    story = EventStream(JOB_ID, previews=False)
     job = Job.model_validate({**EXAMPLE, "state": state})
     assert story.heard(event("state", 14, job.model_dump_json())) == job
     assert story.is_over is over
@@ -41,7 +41,7 @@ def test_it_is_over_with_a_final_state(state: str, over: bool) -> None:
 
 def test_it_is_patient_for_a_minute_of_silence() -> None:
     now = [0.0]
-    story = Story(JOB_ID, previews=False, clock=lambda: now[0])
+    story = EventStream(JOB_ID, previews=False, clock=lambda: now[0])
     assert story.broke() == AGAIN_S
     now[0] = 59.0
     assert story.broke(AWAY) == AGAIN_S
@@ -54,7 +54,7 @@ def test_it_is_patient_for_a_minute_of_silence() -> None:
 
 
 def test_a_refusal_or_nonsense_ends_it() -> None:
-    story = Story(JOB_ID, previews=False)
+    story = EventStream(JOB_ID, previews=False)
     with pytest.raises(ClientError, match="no such job"):
         story.broke(ClientError("job_not_found", "no such job", status=404))
     with pytest.raises(ClientError, match="cannot read the progress's version"):

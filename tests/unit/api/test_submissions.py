@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.admission.resolution import Inputs, resolve
+from api.admission.resolution import StoredInputs, resolve
 from api.admission.submissions import HiresChoice, LoraChoice, Submission
 from shared.errors import InvalidRequest
 from shared.vocabulary.params import MAX_SEED, GenerationParams
@@ -175,14 +175,14 @@ def test_hires_beyond_what_can_be_rendered_is_refused() -> None:
 
 def test_an_init_image_sets_the_size_that_is_left_open() -> None:
     submission = Submission(prompt="x", init_image="AA==", height=128)
-    params = resolve(submission, checkpoint="c", inputs=Inputs("inputs/a.png", (203, 999)))
+    params = resolve(submission, checkpoint="c", inputs=StoredInputs("inputs/a.png", (203, 999)))
     assert (params.kind, params.width, params.height, params.strength) == ("img2img", 200, 128, 0.75)
-    tiny = resolve(Submission(prompt="x", init_image="AA=="), checkpoint="c", inputs=Inputs("k", (3, 9000)))
+    tiny = resolve(Submission(prompt="x", init_image="AA=="), checkpoint="c", inputs=StoredInputs("k", (3, 9000)))
     assert (tiny.width, tiny.height) == (64, 2048)
 
 
 def test_a_mask_brings_its_defaults() -> None:
     submission = Submission(prompt="x", init_image="AA==", mask_image="AA==")
-    params = resolve(submission, checkpoint="c", inputs=Inputs("a", (64, 64), "m"))
+    params = resolve(submission, checkpoint="c", inputs=StoredInputs("a", (64, 64), "m"))
     assert params.inpaint is not None
     assert (params.mask_image, params.inpaint.mask_blur, params.inpaint.only_masked) == ("m", 4, False)

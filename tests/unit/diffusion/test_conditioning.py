@@ -22,7 +22,7 @@ from shared.vocabulary import prompt_grammar as grammar
 from shared.vocabulary.prompt_chunks import MAX_CHUNKS
 from shared.vocabulary.prompt_reader import MAX_PARTS
 from worker.diffusion import checkpoint_loader
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.conditioning import Chunk, Conditions, PromptEncoder, PromptReader, Script
 
 DEMO = Path(__file__).parents[3] / "deploy/standalone/checkpoints/farm-demo.safetensors"
@@ -31,7 +31,7 @@ RED = "a red circle on a blue background"
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
+def checkpoint() -> LoadedCheckpoint:
     return checkpoint_loader.load(checkpoints.inspect(DEMO), torch.device("cpu"), torch.float32)
 
 
@@ -41,7 +41,7 @@ def reader() -> PromptReader:
 
 
 @pytest.fixture
-def encoder(checkpoint: Checkpoint) -> PromptEncoder:
+def encoder(checkpoint: LoadedCheckpoint) -> PromptEncoder:
     return PromptEncoder(checkpoint)
 
 
@@ -58,13 +58,13 @@ def chunks_of(reader: PromptReader, text: str) -> list[list[int]]:
     return chunks
 
 
-def ids(checkpoint: Checkpoint, text: str) -> list[int]:
+def ids(checkpoint: LoadedCheckpoint, text: str) -> list[int]:
     tokens: list[int] = checkpoint.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return tokens
 
 
 @torch.inference_mode()
-def plain(checkpoint: Checkpoint, tokens: Sequence[int]) -> Any:
+def plain(checkpoint: LoadedCheckpoint, tokens: Sequence[int]) -> Any:
     """What transformers says of one chunk."""
     row = [BOS, *tokens, *[EOS] * (76 - len(tokens))]
     return checkpoint.text_encoder(torch.tensor([row]), output_hidden_states=True)
@@ -74,7 +74,7 @@ def states(reader: PromptReader, encoder: PromptEncoder, text: str, **how: Any) 
     return encoder.encode(reader.read(text, None, steps=1, **how)).at(0)
 
 
-def test_a_short_prompt_is_one_chunk(reader: PromptReader, checkpoint: Checkpoint) -> None:
+def test_a_short_prompt_is_one_chunk(reader: PromptReader, checkpoint: LoadedCheckpoint) -> None:
     script = reader.read(RED, None, steps=20)
     assert texts_of(script) == [(20, [ids(checkpoint, RED)])]
     assert (script.samples, script.tokens, script.guided, script.clip_skip) == (1, 77, False, 1)
@@ -106,21 +106,21 @@ def test_a_full_chunk_breaks_after_a_near_comma(
     assert [len(chunk) for chunk in chunks_of(reader, "red " * before + "," + " red" * after)] == sizes
 
 
-def test_break_ends_a_chunk(reader: PromptReader, checkpoint: Checkpoint) -> None:
+def test_break_ends_a_chunk(reader: PromptReader, checkpoint: LoadedCheckpoint) -> None:
     red, blue = ids(checkpoint, "red"), ids(checkpoint, "blue")
     assert chunks_of(reader, "red BREAK blue") == [red, blue]
     assert chunks_of(reader, "BREAK red") == [[], red]
     assert chunks_of(reader, "red BREAK") == [red]
 
 
-def test_weights_stand_with_their_tokens(reader: PromptReader, checkpoint: Checkpoint) -> None:
+def test_weights_stand_with_their_tokens(reader: PromptReader, checkpoint: LoadedCheckpoint) -> None:
     script = reader.read("a (red circle:1.5) [blue]", None, steps=1)
     ((_, (chunk,)),) = script.rows[0].timeline
     assert [token for token, _ in chunk.slots] == ids(checkpoint, "a red circle blue")
     assert [weight for _, weight in chunk.slots] == [1.0, 1.5, 1.5, 1 / 1.1]
 
 
-def test_all_texts_of_a_script_have_one_length(reader: PromptReader, checkpoint: Checkpoint) -> None:
+def test_all_texts_of_a_script_have_one_length(reader: PromptReader, checkpoint: LoadedCheckpoint) -> None:
     script = reader.read("[red:" + "blue " * 80 + ":2] AND green", "", steps=4)
     red, green = ids(checkpoint, "red"), ids(checkpoint, "green")
     blue = ids(checkpoint, "blue")
@@ -131,7 +131,7 @@ def test_all_texts_of_a_script_have_one_length(reader: PromptReader, checkpoint:
 
 
 def test_a_plain_prompt_is_what_transformers_says(
-    reader: PromptReader, encoder: PromptEncoder, checkpoint: Checkpoint
+    reader: PromptReader, encoder: PromptEncoder, checkpoint: LoadedCheckpoint
 ) -> None:
     """Bit for bit, and so whatever else was encoded before."""
     long = RED + ", sharp" * 60
@@ -142,7 +142,9 @@ def test_a_plain_prompt_is_what_transformers_says(
     assert torch.equal(states(reader, encoder, f"({long}:1.0)"), torch.cat(expected, dim=1))
 
 
-def test_the_negative_prompt_comes_first(reader: PromptReader, encoder: PromptEncoder, checkpoint: Checkpoint) -> None:
+def test_the_negative_prompt_comes_first(
+    reader: PromptReader, encoder: PromptEncoder, checkpoint: LoadedCheckpoint
+) -> None:
     conditions = encoder.encode(reader.read("red", "blue", steps=1))
     expected = [plain(checkpoint, ids(checkpoint, word)).last_hidden_state for word in ("blue", "red")]
     assert torch.equal(conditions.at(0), torch.cat(expected))
@@ -151,7 +153,7 @@ def test_the_negative_prompt_comes_first(reader: PromptReader, encoder: PromptEn
 
 @pytest.mark.parametrize("text", ["a (red:1.4) circle", "a [red] circle", "(a:0) red ((circle:-1.2))", "((red))"])
 def test_emphasis_multiplies_and_restores_the_mean(
-    reader: PromptReader, encoder: PromptEncoder, checkpoint: Checkpoint, text: str
+    reader: PromptReader, encoder: PromptEncoder, checkpoint: LoadedCheckpoint, text: str
 ) -> None:
     weights = {
         "a (red:1.4) circle": [1, 1.4, 1],
@@ -177,7 +179,7 @@ def test_emphasis_is_restored_chunk_by_chunk(reader: PromptReader, encoder: Prom
 
 @pytest.mark.parametrize("clip_skip", [1, 2, 3])
 def test_clip_skip_ends_early_and_normalizes(
-    reader: PromptReader, encoder: PromptEncoder, checkpoint: Checkpoint, clip_skip: int
+    reader: PromptReader, encoder: PromptEncoder, checkpoint: LoadedCheckpoint, clip_skip: int
 ) -> None:
     """Counted as A1111 does: 1 is the last of the three layers. Computed here layer by layer."""
     tokens = [BOS, *ids(checkpoint, RED), *[EOS] * (76 - len(ids(checkpoint, RED)))]
@@ -194,7 +196,7 @@ def test_clip_skip_ends_early_and_normalizes(
     torch.testing.assert_close(states(reader, encoder, RED, clip_skip=clip_skip), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_both_layouts_of_the_text_encoder(reader: PromptReader, checkpoint: Checkpoint) -> None:
+def test_both_layouts_of_the_text_encoder(reader: PromptReader, checkpoint: LoadedCheckpoint) -> None:
     nested = CLIPTextModelWithProjection(checkpoint.text_encoder.config).eval()
     nested.float().text_model.load_state_dict(checkpoint.text_encoder.state_dict())
     theirs = PromptEncoder(replace(checkpoint, text_encoder=nested))
@@ -206,7 +208,7 @@ def test_both_layouts_of_the_text_encoder(reader: PromptReader, checkpoint: Chec
 
 
 def test_clip_skip_minds_no_other_encoder_while_torch_compiles(
-    reader: PromptReader, checkpoint: Checkpoint, encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+    reader: PromptReader, checkpoint: LoadedCheckpoint, encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A compile on any thread is seen on all, and the library then keeps one list of hidden states for the whole process."""
     expected = states(reader, PromptEncoder(checkpoint), RED, clip_skip=2)
@@ -291,7 +293,7 @@ def test_parts_without_a_negative_prompt_get_an_empty_one(reader: PromptReader) 
     assert reader.read("red :0.5", None, steps=1) == reader.read("red :0.5", "", steps=1)
 
 
-def test_the_text_loras_are_part_of_what_is_remembered(reader: PromptReader, checkpoint: Checkpoint) -> None:
+def test_the_text_loras_are_part_of_what_is_remembered(reader: PromptReader, checkpoint: LoadedCheckpoint) -> None:
     """The same chunk is another tensor under another LoRA, and the very same one under none."""
     encoder = PromptEncoder(checkpoint)
     script = reader.read(RED, None, steps=1)
@@ -341,16 +343,16 @@ def test_chunks_hold_all_tokens_in_order(reader: PromptReader, text: str) -> Non
 
 @settings(deadline=None)
 @given(st.text(max_size=80))
-def test_the_tokenizer_is_the_librarys(checkpoint: Checkpoint, reader: PromptReader, text: str) -> None:
+def test_the_tokenizer_is_the_librarys(checkpoint: LoadedCheckpoint, reader: PromptReader, text: str) -> None:
     assert reader._ids(text) == ids(checkpoint, text)
 
 
 @pytest.mark.parametrize("text", ["it's 42 o'clock", "<|endoftext|> red <|startoftext|>", "Émigré ＲＥＤ\tçà 🟥"])
-def test_hard_texts_are_the_librarys_tokens(checkpoint: Checkpoint, reader: PromptReader, text: str) -> None:
+def test_hard_texts_are_the_librarys_tokens(checkpoint: LoadedCheckpoint, reader: PromptReader, text: str) -> None:
     assert reader._ids(text) == ids(checkpoint, text)
 
 
-def test_many_threads_read_at_once(reader: PromptReader, checkpoint: Checkpoint) -> None:
+def test_many_threads_read_at_once(reader: PromptReader, checkpoint: LoadedCheckpoint) -> None:
     """While diffusers' own pipelines change the truncation of theirs."""
     prompts = [f"{RED}, {'sharp ' * n}" for n in range(60)]
     expected = [reader.read(text, "", steps=1) for text in prompts]
@@ -383,7 +385,7 @@ def test_an_empty_chunk_is_the_empty_prompt(reader: PromptReader) -> None:
     assert text == (Chunk(),)
 
 
-def test_conditions_go_with_their_last_reference(reader: PromptReader, checkpoint: Checkpoint) -> None:
+def test_conditions_go_with_their_last_reference(reader: PromptReader, checkpoint: LoadedCheckpoint) -> None:
     """Not with the collector of cycles, which knows nothing of a device's memory."""
     conditions = PromptEncoder(checkpoint).encode(reader.read("[red|blue]", "", steps=4))
     held = weakref.ref(conditions.at(0))

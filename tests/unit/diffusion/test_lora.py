@@ -14,15 +14,15 @@ from shared.files.weights import Kind, Shelf, WeightsFile
 from tests.support.adapters import WIDTH, as_diffusers, as_kohya, random_lora, written
 from tests.support.studio import demo
 from worker.diffusion import checkpoint_loader, lora, lora_file
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.lora import Adapters, LoraShelf, Mix
-from worker.diffusion.lora_file import Lora, load
+from worker.diffusion.lora_file import LoadedLora, load
 
 TOLERANCE = 1e-5
 DELTAS = {seed: random_lora(seed) for seed in (1, 2)}
 
 
-def loaded(tmp_path: Path, tensors: Mapping[str, Tensor], name: str = "one") -> Lora:
+def loaded(tmp_path: Path, tensors: Mapping[str, Tensor], name: str = "one") -> LoadedLora:
     return load(written(tmp_path / f"{name}.safetensors", tensors), demo())
 
 
@@ -249,7 +249,7 @@ def test_a_lora_that_does_not_fit_takes_the_place_of_those_that_nobody_uses(
     unused = loras.get("a")
     left = [OutOfMemory("no more")] * shortages
 
-    def full(file: WeightsFile, checkpoint: Checkpoint) -> Lora:
+    def full(file: WeightsFile, checkpoint: LoadedCheckpoint) -> LoadedLora:
         if left:
             raise left.pop()
         return load(file, checkpoint)

@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.errors import BadCheckpoint
 from shared.files import checkpoints
 from worker.diffusion import checkpoint_loader, textual_inversion
-from worker.diffusion.checkpoint_loader import Checkpoint
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.conditioning import PromptEncoder, PromptReader
 from worker.diffusion.textual_inversion import Embedding, Embeddings
 
@@ -24,12 +24,12 @@ Encode = Callable[..., Tensor]
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
+def checkpoint() -> LoadedCheckpoint:
     return checkpoint_loader.load(checkpoints.inspect(DEMO), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")
-def encode(checkpoint: Checkpoint) -> Encode:
+def encode(checkpoint: LoadedCheckpoint) -> Encode:
     """The hidden states of a prompt."""
     reader = PromptReader()
 
@@ -40,7 +40,7 @@ def encode(checkpoint: Checkpoint) -> Encode:
 
 
 @pytest.fixture(scope="module")
-def word(checkpoint: Checkpoint) -> Callable[..., Embedding]:
+def word(checkpoint: LoadedCheckpoint) -> Callable[..., Embedding]:
     """An embedding made of the token embeddings of known words."""
 
     def made(name: str, words: str) -> Embedding:
@@ -241,7 +241,9 @@ def test_an_embedding_moves_with_the_words_behind_a_comma(encode: Encode, word: 
     assert torch.equal(encode(text.format("style"), style), encode(text.format("red circle")))
 
 
-def test_the_vocabulary_is_untouched(encode: Encode, word: Callable[..., Embedding], checkpoint: Checkpoint) -> None:
+def test_the_vocabulary_is_untouched(
+    encode: Encode, word: Callable[..., Embedding], checkpoint: LoadedCheckpoint
+) -> None:
     module = checkpoint.text_encoder.get_input_embeddings()
     before = module.weight.clone(), len(checkpoint.tokenizer), len(module._forward_hooks)
     encode("a style", word("style", "red"))

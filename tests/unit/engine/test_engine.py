@@ -14,7 +14,7 @@ import pytest
 from shared.errors import Canceled, EngineStopped, NotANumber, OutOfMemory, RenderFailed
 from tests.support.ceiling import Ceiling
 from worker.engine.engine import Engine, run_alone
-from worker.engine.preparation import Arrival, Way
+from worker.engine.preparation import Preparation, PreparationSteps
 from worker.engine.request import Pixels, Request
 from worker.engine.snapshot import Snapshot
 
@@ -114,10 +114,10 @@ class ToyDevice:
             raise ValueError("cannot be read")
         return Toy(spec, spec.seed)
 
-    def begin(self, draft: Toy, snapshot: Snapshot | None = None) -> Arrival[Toy]:
-        return Arrival(self._way(draft, partial(self._begun, draft, snapshot)))
+    def begin(self, draft: Toy, snapshot: Snapshot | None = None) -> Preparation[Toy]:
+        return Preparation(self._way(draft, partial(self._begun, draft, snapshot)))
 
-    def _way(self, image: Toy, act: Callable[[], Toy]) -> Way[Toy]:
+    def _way(self, image: Toy, act: Callable[[], Toy]) -> PreparationSteps[Toy]:
         for _ in range(image.spec.stops):
             self.launched.append(image.spec.seed)
             yield self
@@ -148,8 +148,8 @@ class ToyDevice:
             toy.value = (toy.value * 31 + toy.steps_done) % 251
             toy.steps_done += 1
 
-    def turn(self, image: Toy) -> Arrival[Toy]:
-        return Arrival(self._way(image, partial(self._turned, image)))
+    def turn(self, image: Toy) -> Preparation[Toy]:
+        return Preparation(self._way(image, partial(self._turned, image)))
 
     def _turned(self, image: Toy) -> Toy:
         if image.spec.prompt == "unturnable":

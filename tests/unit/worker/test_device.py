@@ -27,7 +27,7 @@ def test_a_worker_without_a_gpu_leaves_a_core_to_the_rest(
     monkeypatch.setattr(device, "cores", lambda: cores)
     monkeypatch.delenv(device.THREADS_VARIABLE, raising=False)
     torch.set_num_threads(asked)
-    device.equip(Settings(device="cpu", profile_seconds=0, cache_dir=tmp_path), checkpoints.inspect(studio.DEMO))
+    device.load(Settings(device="cpu", profile_seconds=0, cache_dir=tmp_path), checkpoints.inspect(studio.DEMO))
     assert torch.get_num_threads() == expected
 
 
@@ -36,5 +36,5 @@ def test_a_worker_that_is_told_how_many_threads_uses_them(monkeypatch: pytest.Mo
     monkeypatch.setattr(device, "cores", lambda: 2)
     monkeypatch.setenv(device.THREADS_VARIABLE, "2")
     torch.set_num_threads(2)
-    device.equip(Settings(device="cpu", profile_seconds=0, cache_dir=tmp_path), checkpoints.inspect(studio.DEMO))
+    device.load(Settings(device="cpu", profile_seconds=0, cache_dir=tmp_path), checkpoints.inspect(studio.DEMO))
     assert torch.get_num_threads() == 2

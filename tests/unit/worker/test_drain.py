@@ -34,7 +34,7 @@ class Site:
 
     def finish(self) -> bool:
         tick_s = lambda: self.now + 0.001 if self.now < self.tick_ends else 0.0  # noqa: E731
-        return drain.finish(self.running, self.hand_back, tick_s, clock=lambda: self.now, pause=self.pause)
+        return drain.wait_or_release(self.running, self.hand_back, tick_s, clock=lambda: self.now, pause=self.pause)
 
 
 def test_slots_that_come_back_are_waited_for() -> None:

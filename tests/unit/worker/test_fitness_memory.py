@@ -9,7 +9,7 @@ import torch
 from shared.errors import OutOfMemory
 from tests.support import studio
 from worker.diffusion import fingerprint
-from worker.health.canaries import Shown
+from worker.health.canaries import CanaryResult
 from worker.health.fitness import Fitness, Proof
 
 
@@ -22,7 +22,7 @@ def test_a_full_device_is_not_condemned(monkeypatch: pytest.MonkeyPatch) -> None
     condemned: list[str] = []
     engine: Any = SimpleNamespace(submit=lambda _spec: SimpleNamespace(result=lambda _timeout_s: _raise(OutOfMemory())))
     proof = Proof("demo", lambda: fingerprint.fingerprint([studio.demo().unet]))
-    fitness = Fitness(engine, proof, nowhere, "gpu0@test", condemned.append, 1.0, _first=Shown("weights", b""))
+    fitness = Fitness(engine, proof, nowhere, "gpu0@test", condemned.append, 1.0, _first=CanaryResult("weights", b""))
     with pytest.raises(OutOfMemory):
         fitness.vouch()
     assert fitness.examine()
