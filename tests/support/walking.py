@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from shared.vocabulary.samplers import SCHEDULES, TWO_CALLS_A_STEP, Sampler, Schedule
 from worker.diffusion import samplers
@@ -14,6 +15,9 @@ from worker.diffusion.plan import Plan, Walk
 
 PAIRS = [(sampler, schedule) for sampler, schedules in SCHEDULES.items() for schedule in schedules]
 SIDE = 64
+# Of the largest latent, between two ways to compute one walk in float64. Even a coefficient rounded to float32 (2^-24) is seen,
+# and float64's own rounding (2^-53) may grow four-million-fold on the way: what a processor does in which order is not.
+SAME = 2.0**-30
 
 Model = Callable[[Tensor, float], Tensor]
 
@@ -22,6 +26,29 @@ def sd15(**changes: Any) -> dict[str, Any]:
     """SD1.5's noise schedule, as a checkpoint brings it."""
     settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     return {**settings, "prediction_type": "epsilon", "steps_offset": 1, **changes}
+
+
+class DoublePrecision(TorchFunctionMode):
+    """Runs in float64 what is written for float32, with the noise that float32 would have."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Draw noise in float32 and widen it; let no latents, which alone have four dimensions, be narrowed."""
+        options = dict(kwargs or {})
+        if func is torch.randn:
+            return func(*args, **{**options, "dtype": torch.float32}).double()
+        if func is torch.as_tensor:  # the levels between which the library's Brownian path is scaled
+            return func(*args, **options).double()
+        if func is torch.zeros:
+            options.setdefault("dtype", torch.float64)
+        if func is torch.Tensor.to and args[0].dtype is torch.float64 and args[0].ndim == 4:
+            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+            options = {name: torch.float64 if value is torch.float32 else value for name, value in options.items()}
+        return func(*args, **options)
+
+
+def distance(walked: Tensor, expected: Tensor) -> float:
+    """Return how far apart latents are, as a share of the largest."""
+    return float((walked - expected).abs().max() / expected.abs().max())
 
 
 def toy(x: Tensor, timestep: float) -> Tensor:

@@ -3,6 +3,7 @@
 The pipeline runs alone, with its own loop, generator and guidance; both are given the same text embeddings.
 """
 
+import copy
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -14,29 +15,12 @@ from torch import Tensor
 
 from shared.vocabulary.samplers import Sampler, Schedule
 from tests.support.studio import demo
-from tests.support.walking import PAIRS, SIDE, ours
+from tests.support.walking import PAIRS, SAME, SIDE, DoublePrecision, distance, ours
 from worker.diffusion import plan as plans
 from worker.diffusion import samplers
 
 SEED, STEPS, GUIDANCE = 42, 5, 5.0
 TCD_ETA = 0.3  # the scheduler's own default; the pipeline says 0 to whoever listens
-# Share of the largest latent. Rounding differs by 1e-6 a step (test_plan.py); guidance and the UNet enlarge it, most
-# where a sampler looks back and on schedules with steps of very different lengths. Three times what was measured.
-TOLERANCE = dict.fromkeys(Sampler, 1e-5) | {
-    Sampler.EULER: 3e-5,
-    Sampler.EULER_A: 5e-5,
-    Sampler.HEUN: 6e-5,
-    Sampler.DPM2: 3e-5,
-    Sampler.DPM2_A: 8e-5,
-    Sampler.LMS: 1e-4,
-    Sampler.DPMPP_2M: 1e-4,
-    Sampler.DPMPP_2M_SDE: 5e-5,
-    Sampler.DPMPP_SDE: 2e-5,
-    Sampler.DPMPP_3M_SDE: 1.2e-4,
-    Sampler.PLMS: 4e-5,
-    Sampler.UNIPC: 1.2e-4,
-    Sampler.DEIS: 3e-5,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,6 +30,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@cache
+def unet() -> Any:
+    return copy.deepcopy(demo().unet).double()
 
 
 @cache
@@ -61,9 +50,9 @@ def pipeline() -> Any:
     checkpoint = demo()
     bare: Any = StableDiffusionPipeline(
         vae=checkpoint.vae,
-        text_encoder=checkpoint.text_encoder,
+        text_encoder=copy.deepcopy(checkpoint.text_encoder).double(),
         tokenizer=checkpoint.tokenizer,
-        unet=checkpoint.unet,
+        unet=unet(),
         scheduler=samplers.make(Sampler.EULER, Schedule.UNIFORM, STEPS, checkpoint.scheduler_config),
         safety_checker=None,
         feature_extractor=None,
@@ -76,7 +65,7 @@ def pipeline() -> Any:
 def guided(x: Tensor, timestep: float) -> Tensor:
     """One UNet call for both prompts, as the engine makes it: a float timestep for every row."""
     prompt, negative = embeddings()
-    predictions = demo().unet(
+    predictions = unet()(
         x.expand(2, -1, -1, -1),
         torch.full((2,), timestep),
         encoder_hidden_states=torch.cat([negative, prompt]),
@@ -86,8 +75,8 @@ def guided(x: Tensor, timestep: float) -> Tensor:
     return away + GUIDANCE * (towards - away)
 
 
-def theirs(sampler: Sampler, schedule: Schedule) -> Tensor:
-    bare, (prompt, negative) = pipeline(), embeddings()
+def theirs(bare: Any, sampler: Sampler, schedule: Schedule) -> Tensor:
+    prompt, negative = embeddings()
     bare.scheduler = samplers.make(sampler, schedule, STEPS, demo().scheduler_config)
     if sampler is Sampler.DPMPP_SDE:
         bare.scheduler.noise_sampler_seed = SEED  # this one does not listen to the generator
@@ -109,6 +98,8 @@ def theirs(sampler: Sampler, schedule: Schedule) -> Tensor:
 @pytest.mark.filterwarnings("ignore:Should have:UserWarning")  # the library oversteps its own Brownian path by rounding
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_latents_are_those_of_the_pipeline(sampler: Sampler, schedule: Schedule) -> None:
-    walked = ours(plans.make(sampler, schedule, STEPS, demo().scheduler_config), guided, SEED)
-    expected = theirs(sampler, schedule)
-    assert (walked - expected).abs().max() < TOLERANCE[sampler] * expected.abs().max()
+    plan = plans.make(sampler, schedule, STEPS, demo().scheduler_config)
+    bare = pipeline()
+    with DoublePrecision():
+        apart = distance(ours(plan, guided, SEED), theirs(bare, sampler, schedule))
+    assert apart < SAME
