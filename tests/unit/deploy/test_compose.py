@@ -1,4 +1,4 @@
-"""The compose file names the processes that the README names, publishes nothing but the api, and keeps what must be kept."""
+"""The compose file names the processes that deploy/README.md names, publishes only the api, and keeps what must be kept."""
 
 import re
 from collections.abc import Mapping
@@ -101,11 +101,11 @@ def test_the_environment_is_made_of_settings(services: Mapping[str, Any]) -> Non
         Settings.model_validate({key.removeprefix("FARM_").lower(): value for key, value in _set(services[name])})
 
 
-def test_the_readme_names_the_same_commands(services: Mapping[str, Any]) -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert services["api"]["command"].split(" --host")[0] in readme
-    assert services["courier"]["command"].split(" --concurrency")[0] in readme
-    assert services["gpu-worker"]["command"] in readme
+def test_the_page_on_deployment_names_the_same_commands(services: Mapping[str, Any]) -> None:
+    page = (ROOT / "deploy/README.md").read_text()
+    assert services["api"]["command"].split(" --host")[0] in page
+    assert services["courier"]["command"].split(" --concurrency")[0] in page
+    assert services["gpu-worker"]["command"] in page
 
 
 def test_no_secret_has_a_default() -> None:
