@@ -14,6 +14,7 @@ from api.a1111.fields import Text
 from api.a1111.refusals import NothingFound
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.sessions import SessionId
+from api.admission.sent import SentDep
 from api.admission.submissions import WebhookChoice
 from api.callers import Reader, Submitter
 from api.deps import Desk, DeskDep
@@ -51,17 +52,21 @@ class QueuedImg2Img(Img2Img):
 
 
 @router.post("/queue/txt2img", summary="Queue text to image")
-def queue_txt2img(body: QueuedTxt2Img, desk: DeskDep, caller: Submitter, session_id: SessionId) -> dict[str, str]:
+def queue_txt2img(
+    body: QueuedTxt2Img, sent: SentDep, desk: DeskDep, caller: Submitter, session_id: SessionId
+) -> dict[str, str]:
     """Queue a request and answer at once. `callback_url` gets the farm's webhook."""
     how = _how(body)
-    return _named(generation.begin(desk, caller, session_id, body, translate.txt2img, **how))
+    return _named(generation.begin(desk, caller, session_id, body, sent, translate.txt2img, **how))
 
 
 @router.post("/queue/img2img", summary="Queue image to image")
-def queue_img2img(body: QueuedImg2Img, desk: DeskDep, caller: Submitter, session_id: SessionId) -> dict[str, str]:
+def queue_img2img(
+    body: QueuedImg2Img, sent: SentDep, desk: DeskDep, caller: Submitter, session_id: SessionId
+) -> dict[str, str]:
     """Queue a request and answer at once. `callback_url` gets the farm's webhook."""
     how = _how(body)
-    return _named(generation.begin(desk, caller, session_id, body, translate.img2img, **how))
+    return _named(generation.begin(desk, caller, session_id, body, sent, translate.img2img, **how))
 
 
 @router.get("/queue", summary="List tasks under way")

@@ -18,11 +18,13 @@ from shared.infra import events
 from shared.infra.db import CallRow, JobRow
 from shared.infra.events import JobEvent
 from shared.jobs import lifecycle
+from shared.jobs.idempotency import Digests
 from shared.vocabulary.states import JobState
 
 # How far back unfinished calls are looked for; what is older is found by its name alone.
 MOST_RECENT = 500
 KEPT_DAYS = 30
+SENT = "sent"
 UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
 
 
@@ -57,11 +59,13 @@ def record(
     session_id: str,
     name: str,
     made: Sequence[JobRow],
-    fingerprint: str,
+    digests: Digests,
     about: dict[str, Any],
 ) -> CallRow:
     """Remember a call. One of the same name is forgotten, and so are those of long ago."""
-    fields = {"job_ids": [job.id for job in made], "fingerprint": fingerprint, "about": about}
+    # Not in a column: a release before schema 0019 that records another call under the name would leave it as it is.
+    about = {**about, SENT: digests.sent}
+    fields = {"job_ids": [job.id for job in made], "fingerprint": digests.legacy, "about": about}
     fresh = insert(CallRow).values(session_id=session_id, name=name, **fields)
     replaced = fresh.on_conflict_do_update(
         index_elements=["session_id", "name"], set_={**fields, "created_at": func.now()}
@@ -77,10 +81,10 @@ def hold(transaction: Transaction, session_id: str, name: str) -> None:
     transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"call {session_id} {name}", 0))))
 
 
-def same(transaction: Transaction, session_id: str, name: str, fingerprint: str) -> A1111Call | None:
+def same(transaction: Transaction, session_id: str, name: str, digests: Digests) -> A1111Call | None:
     """Return a session's call of this name if it came of the same request and is whole."""
     known = find(transaction, session_id, name)
-    return known if known and known.row.fingerprint == fingerprint and known.is_whole else None
+    return known if known and _is_of(known.row, digests) and known.is_whole else None
 
 
 def find(transaction: Transaction, session_id: str, name: str) -> A1111Call | None:
@@ -124,6 +128,11 @@ def cancel(desk: Desk, made: Sequence[JobRow]) -> None:
         except JobAlreadyFinal:
             continue
         events.publish(desk.redis, JobEvent(row.id, JobState(row.state), row.version))
+
+
+def _is_of(row: CallRow, digests: Digests) -> bool:
+    """Whether a call came of a request."""
+    return bool(row.about[SENT] == digests.sent if SENT in row.about else row.fingerprint == digests.legacy)
 
 
 def _newest(session_id: str) -> Any:

@@ -23,12 +23,14 @@ from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.sessions import SessionId
 from api.a1111.translate import FarmFacts, Translation
 from api.admission.admit import admit
+from api.admission.sent import Sent, SentDep
 from api.admission.submissions import WebhookChoice
 from api.callers import Caller, Submitter
 from api.deps import Desk, DeskDep
 from api.waiting.watch import while_connected
 from shared.errors import FarmError, InvalidRequest, OutOfMemory, RenderFailed, UnknownCheckpoint
 from shared.infra.db import JobRow
+from shared.jobs.idempotency import Digests
 from shared.vocabulary.states import JobState
 
 router = APIRouter(strict_content_type=False)
@@ -41,16 +43,20 @@ log = structlog.get_logger(__name__)
 
 
 @router.post("/sdapi/v1/txt2img", summary="Text to image", response_class=Response)
-async def txt2img(body: Txt2Img, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId) -> Response:
+async def txt2img(
+    body: Txt2Img, sent: SentDep, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId
+) -> Response:
     """Render, and answer with the pictures."""
-    call = await run_in_threadpool(begin, desk, caller, session_id, body, translate.txt2img)
+    call = await run_in_threadpool(begin, desk, caller, session_id, body, sent, translate.txt2img)
     return await _held(request, desk, call, body)
 
 
 @router.post("/sdapi/v1/img2img", summary="Image to image", response_class=Response)
-async def img2img(body: Img2Img, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId) -> Response:
+async def img2img(
+    body: Img2Img, sent: SentDep, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId
+) -> Response:
     """Render on top of a picture, under a mask if there is one, and answer with the pictures."""
-    call = await run_in_threadpool(begin, desk, caller, session_id, body, translate.img2img)
+    call = await run_in_threadpool(begin, desk, caller, session_id, body, sent, translate.img2img)
     return await _held(request, desk, call, body)
 
 
@@ -59,6 +65,7 @@ def begin(
     caller: Caller,
     session_id: str,
     body: R,
+    sent: Sent,
     translated: Callable[[R, FarmFacts], Translation],
     *,
     changes: dict[str, Any] | None = None,
@@ -68,22 +75,20 @@ def begin(
 
     `changes` act as what the session has chosen. Raises what `admit` raises; then no job is left behind.
     """
-    name, fingerprint = _name(body.force_task_id), _fingerprint(body, changes)
+    name, digests = _name(body.force_task_id), _digests(sent, body, changes)
     with desk.db.transaction() as transaction:
-        known = calls.same(transaction, session_id, name, fingerprint)
+        known = calls.same(transaction, session_id, name, digests)
         if known is not None:
             return known
         farm = _farm(transaction, desk, session_id, changes or {})
     plan = translated(body, farm)
-    made = _admitted(desk, caller, plan, webhook)
+    made = _admitted(desk, caller, plan, sent, webhook)
     about = {**plan.about, "ignored": list(plan.ignored)}
     with desk.db.transaction() as transaction:
         calls.hold(transaction, session_id, name)
-        known = calls.same(transaction, session_id, name, fingerprint)
+        known = calls.same(transaction, session_id, name, digests)
         if known is None:
-            row = calls.record(
-                transaction, session_id=session_id, name=name, made=made, fingerprint=fingerprint, about=about
-            )
+            row = calls.record(transaction, session_id=session_id, name=name, made=made, digests=digests, about=about)
             return A1111Call(row, tuple(made))
     # The same request came twice at once, and the other was first.
     calls.cancel(desk, made)
@@ -148,7 +153,13 @@ def _name(wanted: str | None) -> str:
     return name
 
 
-def _fingerprint(body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> str:
+def _digests(sent: Sent, body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> Digests:
+    # The path: a body may mean something to each of the routes.
+    return Digests(f"{sent.path} {sent.digest}", _legacy_digest(body, changes))
+
+
+def _legacy_digest(body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> str:
+    # Not of a list of fields: what another release takes for another request is rendered again, and not refused.
     said = json.dumps([type(body).__name__, body.model_dump(), changes], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
@@ -166,12 +177,13 @@ def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[s
     )
 
 
-def _admitted(desk: Desk, caller: Caller, plan: Translation, webhook: WebhookChoice | None) -> list[JobRow]:
+def _admitted(desk: Desk, caller: Caller, plan: Translation, sent: Sent, webhook: WebhookChoice | None) -> list[JobRow]:
     """Queue all jobs of a plan or, where one is refused, none."""
     made: list[JobRow] = []
     try:
         for submission in plan.submissions:
-            made.append(admit(desk, caller, submission.model_copy(update={"webhook": webhook})))  # noqa: PERF401 - needed if one fails
+            submission = submission.model_copy(update={"webhook": webhook})
+            made.append(admit(desk, caller, submission, sent))
     except BaseException:
         calls.cancel(desk, made)
         raise

@@ -1,17 +1,16 @@
 """The one way from submissions to jobs that will be rendered, one or many at once, whichever dialect they came in."""
 
-import hashlib
 import time
 from collections import Counter
 from dataclasses import replace
 from functools import cache, partial
 from uuid import UUID
 
-from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from api.admission import inputs
+from api.admission import inputs, legacy_digests
 from api.admission.resolution import StoredInputs, resolve
+from api.admission.sent import Sent
 from api.admission.submissions import Submission, WebhookChoice
 from api.admission.sweeps import BatchSubmission
 from api.callers import Caller
@@ -21,6 +20,7 @@ from shared.fleet import registry
 from shared.infra import broker, tracing
 from shared.infra.db import BatchRow, JobRow
 from shared.jobs import batches, idempotency, lifecycle
+from shared.jobs.idempotency import Digests
 from shared.jobs.lifecycle import NewJob
 from shared.jobs.outbox import EventType
 from shared.settings import Settings
@@ -28,11 +28,17 @@ from shared.webhooks import endpoints
 
 
 def admit(
-    desk: Desk, caller: Caller, submission: Submission, *, key: str | None = None, job_id: UUID | None = None
+    desk: Desk,
+    caller: Caller,
+    submission: Submission,
+    sent: Sent,
+    *,
+    key: str | None = None,
+    job_id: UUID | None = None,
 ) -> JobRow:
     """Store a job and ring for it. Once this returns the job will reach a final state, whatever dies.
 
-    A `key` or `job_id` of the client's own that has made a job from the same submission before leads to that job.
+    A `key` or `job_id` of the client's own that has made a job from the same body before leads to that job.
 
     Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey` and `QueueFull`, `KeyReused` and
     `SubmissionInFlight`, and `Unavailable` while the database or the storage is away.
@@ -41,43 +47,40 @@ def admit(
     caller.may_rank(submission.priority)
     # Before the transaction: storing pictures takes longer than a connection should be held.
     received = inputs.receive(desk, caller, submission)
-    digest = digest_of(submission) if key or job_id else None
+    digests = Digests(sent.digest, legacy_digests.of_job(submission)) if key or job_id else None
     with desk.db.transaction() as session:
-        earlier = _earlier(session, caller, key, job_id, digest or "")
+        earlier = _earlier(session, caller, key, job_id, digests) if digests else None
         if earlier is not None:
             return earlier
         order = _order(session, desk, caller, submission, received, Names(session, desk.settings))
         desk.quota.admit(session, caller.owner, caller.max_queued)
-        [row] = lifecycle.submit_all(session, [replace(order, job_id=job_id, digest=digest if job_id else None)])
-        if key:
-            idempotency.remember_key(session, caller.owner, key, digest or "", row.id)
+        if digests and job_id:
+            order = replace(order, job_id=job_id, digest=digests.legacy, sent_digest=digests.sent)
+        [row] = lifecycle.submit_all(session, [order])
+        if digests and key:
+            idempotency.remember_key(session, caller.owner, key, digests, row.id)
     tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
     # After the commit: a worker that hears the doorbell must find the row.
     broker.ring(desk.celery, row.checkpoint)
     return row
 
 
-def digest_of(submission: BaseModel) -> str:
-    """Return what tells one submission from another, in hex."""
-    return hashlib.sha256(submission.model_dump_json().encode()).hexdigest()
-
-
-def _earlier(session: Session, caller: Caller, key: str | None, job_id: UUID | None, digest: str) -> JobRow | None:
+def _earlier(session: Session, caller: Caller, key: str | None, job_id: UUID | None, digests: Digests) -> JobRow | None:
     """Return the job that was made under this name before. Raises as `promises.made` and `promises.chosen`."""
     if job_id is not None:
-        return idempotency.job_of_id(session, caller.owner, job_id, digest)
-    made = idempotency.job_of_key(session, caller.owner, key, digest) if key else None
+        return idempotency.job_of_id(session, caller.owner, job_id, digests)
+    made = idempotency.job_of_key(session, caller.owner, key, digests) if key else None
     return lifecycle.get(session, made) if made else None
 
 
-def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, *, key: str | None = None) -> BatchRow:
+def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, sent: Sent, *, key: str | None = None) -> BatchRow:
     """Store all jobs of a batch or none, in one transaction, and ring for them. Raises as `admit`."""
     began_ns = time.time_ns()
     caller.may_rank(max(one.priority for one in wanted.submissions))
     received = inputs.receive_all(desk, caller, wanted.submissions)
-    digest = "batch " + digest_of(wanted) if key else ""
+    digests = Digests(f"batch {sent.digest}", f"batch {legacy_digests.of_batch(wanted)}") if key else None
     with desk.db.transaction() as session:
-        made = idempotency.job_of_key(session, caller.owner, key, digest) if key else None
+        made = idempotency.job_of_key(session, caller.owner, key, digests) if key and digests else None
         if made is not None:
             return batches.get(session, made, owner=caller.owner)
         batch = _opened(session, desk, caller, wanted)
@@ -88,8 +91,8 @@ def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, *, key: str
         ]
         desk.quota.admit(session, caller.owner, caller.max_queued, count=len(orders))
         rows = lifecycle.submit_all(session, orders)
-        if key:
-            idempotency.remember_key(session, caller.owner, key, digest, batch.id)
+        if key and digests:
+            idempotency.remember_key(session, caller.owner, key, digests, batch.id)
     for row, order in zip(rows, orders, strict=True):
         tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
     for checkpoint, count in Counter(row.checkpoint for row in rows).items():

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from api import stored_images
 from api.admission.admit import admit_batch
+from api.admission.sent import SentDep
 from api.admission.sweeps import MAX_JOBS, BatchSubmission
 from api.callers import Caller, Reader, Submitter
 from api.deps import Desk, DeskDep
@@ -65,13 +66,18 @@ class BatchJobs(BaseModel):
 
 @router.post("", status_code=202, summary="Submit a batch", responses=documented(400, 404, 409, 410, 413))
 def submit(
-    wanted: BatchSubmission, desk: DeskDep, caller: Submitter, response: Response, idempotency_key: ClientsKey = None
+    wanted: BatchSubmission,
+    sent: SentDep,
+    desk: DeskDep,
+    caller: Submitter,
+    response: Response,
+    idempotency_key: ClientsKey = None,
 ) -> Batch:
     """Queue up to 1,000 jobs, all or none: a list, or every cell of a sweep. Each will reach a final state, whatever dies.
 
-    Sent again with the same `Idempotency-Key` and body, within 48 hours, it answers with the batch that it made before.
+    Sent again with the same `Idempotency-Key` and JSON, within 48 hours, it answers with the batch that it made before.
     """
-    row = admit_batch(desk, caller, wanted, key=idempotency_key)
+    row = admit_batch(desk, caller, wanted, sent, key=idempotency_key)
     response.headers["Location"] = f"/v1/batches/{row.id}"
     return _shown(desk, caller, row.id)
 

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from api.admission.admit import admit
+from api.admission.sent import SentDep
 from api.admission.submissions import Submission
 from api.callers import Caller, Reader, Submitter
 from api.deps import Desk, DeskDep, JobId
@@ -55,6 +56,7 @@ class JobPage(BaseModel):
 @router.post("", status_code=202, summary="Submit a job", responses=documented(400, 409, 410, 413))
 async def submit(
     submission: Submission,
+    sent: SentDep,
     desk: DeskDep,
     caller: Submitter,
     wait_s: WaitS,
@@ -64,11 +66,11 @@ async def submit(
 ) -> Job:
     """Queue a job. Once this answers 202 the job is stored and will reach a final state, whatever dies.
 
-    Sent again with the same `Idempotency-Key` and body, within 48 hours, it answers with the job that it made before.
+    Sent again with the same `Idempotency-Key` and JSON, within 48 hours, it answers with the job that it made before.
 
     With a wait the answer is held until the job is final or the time is up, and shows the job as it then is.
     """
-    row = await run_in_threadpool(admit, desk, caller, submission, key=idempotency_key)
+    row = await run_in_threadpool(admit, desk, caller, submission, sent, key=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{row.id}"
     return Job.of(await _settled(desk, request, row, wait_s))
 
@@ -79,14 +81,15 @@ async def submit(
 async def put(
     job_id: JobId,
     submission: Submission,
+    sent: SentDep,
     desk: DeskDep,
     caller: Submitter,
     wait_s: WaitS,
     request: Request,
     response: Response,
 ) -> Job:
-    """Queue a job under an id of the client's choice, any UUID. Sent again with the same body, it answers with that job."""
-    row = await run_in_threadpool(admit, desk, caller, submission, job_id=job_id)
+    """Queue a job under an id of the client's choice, any UUID. Sent again with the same JSON, it answers with that job."""
+    row = await run_in_threadpool(admit, desk, caller, submission, sent, job_id=job_id)
     response.headers["Location"] = f"/v1/jobs/{row.id}"
     return Job.of(await _settled(desk, request, row, wait_s))
 

@@ -126,8 +126,9 @@ class JobRow(Base):
     # How long one attempt may run, in seconds; null for ever.
     timeout_s: Mapped[float | None]
     retry_of: Mapped[UUID | None]
-    # Of the body that a client chose the id for: the same again is this job.
+    # Of the body that a client chose the id for: the same again is this job. `digest` is that of releases before schema 0019.
     digest: Mapped[str | None]
+    sent_digest: Mapped[str | None]
     batch_id: Mapped[UUID | None]
     batch_index: Mapped[int | None]  # its place there, from 0
     steps_done: Mapped[int] = mapped_column(server_default="0")
@@ -176,7 +177,8 @@ class PromiseRow(Base):
 
     owner: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
-    digest: Mapped[str]
+    digest: Mapped[str]  # that of releases before schema 0019, which leave the next one null
+    sent_digest: Mapped[str | None]
     job_id: Mapped[UUID]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -354,7 +356,7 @@ class CallRow(Base):
     session_id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     job_ids: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid))
-    fingerprint: Mapped[str]  # of what was asked: the same call again leads to the same jobs
+    fingerprint: Mapped[str]  # of what was asked, as releases before schema 0019 tell it; that of today's is in `about`
     about: Mapped[dict[str, Any]]  # what its answer says beyond what the jobs know
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

@@ -5,6 +5,7 @@ refused leaves its key free. Owners do not share keys; ids are everyone's, as lo
 """
 
 import hashlib
+from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import delete, func, select
@@ -17,7 +18,19 @@ from shared.jobs import lifecycle
 KEPT_S = 48 * 3600.0
 
 
-def job_of_key(session: Session, owner: str, key: str, digest: str) -> UUID | None:
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """What tells one body from another: the digest of what was sent, and the one that releases before schema 0019 store."""
+
+    sent: str
+    legacy: str
+
+    def are_of(self, row: PromiseRow | JobRow) -> bool:
+        """Whether a row was made from this body."""
+        return row.digest == self.legacy if row.sent_digest is None else row.sent_digest == self.sent
+
+
+def job_of_key(session: Session, owner: str, key: str, digests: Digests) -> UUID | None:
     """Return the job that a key has made; None for a new key, which is this transaction's until it ends.
 
     Raises `KeyReused` when the key came with another body, `SubmissionInFlight` while another transaction has it.
@@ -26,12 +39,12 @@ def job_of_key(session: Session, owner: str, key: str, digest: str) -> UUID | No
     row = session.get(PromiseRow, (owner, key))
     if row is None:
         return None
-    if row.digest != digest:
+    if not digests.are_of(row):
         raise KeyReused("This Idempotency-Key came with another body before; use a new key for a new job.")
     return row.job_id
 
 
-def job_of_id(session: Session, owner: str, job_id: UUID, digest: str) -> JobRow | None:
+def job_of_id(session: Session, owner: str, job_id: UUID, digests: Digests) -> JobRow | None:
     """Return the job that was submitted under a client's own id; None for a free id, this transaction's until it ends.
 
     Raises `KeyReused` when the job came from another body, `SubmissionInFlight` while another transaction has the id,
@@ -44,14 +57,14 @@ def job_of_id(session: Session, owner: str, job_id: UUID, digest: str) -> JobRow
         if session.get(JobRow, job_id) or session.get(RemovedJobRow, job_id):
             raise
         return None
-    if row.digest != digest:
+    if not digests.are_of(row):
         raise KeyReused(f"Job {job_id} came from another body; choose a new id for a new job.")
     return row
 
 
-def remember_key(session: Session, owner: str, key: str, digest: str, job_id: UUID) -> None:
+def remember_key(session: Session, owner: str, key: str, digests: Digests, job_id: UUID) -> None:
     """Remember which job a new key has made."""
-    session.add(PromiseRow(owner=owner, key=key, digest=digest, job_id=job_id))
+    session.add(PromiseRow(owner=owner, key=key, digest=digests.legacy, sent_digest=digests.sent, job_id=job_id))
 
 
 def forget(session: Session) -> None:

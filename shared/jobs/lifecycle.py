@@ -102,6 +102,7 @@ class NewJob:
     # Its client's choice, and what the client sent, so that the same again is this job.
     job_id: UUID | None = None
     digest: str | None = None
+    sent_digest: str | None = None
     batch_id: UUID | None = None
     batch_index: int | None = None
 
@@ -151,6 +152,7 @@ def _columns(order: NewJob, turn: Turn, now: datetime | None) -> Mapping[str, An
         "timeout_s": order.timeout_s,
         "retry_of": order.retry_of,
         "digest": order.digest,
+        "sent_digest": order.sent_digest,
         "batch_id": order.batch_id,
         "batch_index": order.batch_index,
     }

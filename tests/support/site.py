@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from sqlalchemy import text
 
+from deploy.standalone import ports
 from shared.infra.db import Base, Database
 from shared.settings import Settings
 from tests.chaos import sketch
@@ -51,6 +52,17 @@ class Site:
             sketch.STEP_VARIABLE: str(STEP_S),
         }
         return parts.running(parts.worker(name), self._own(name), changes, code=code)
+
+    @contextmanager
+    def api(self, name: str, *, code: Path) -> Iterator[httpx.Client]:
+        """Run a further api, of other code, while the block lasts."""
+        port = ports.pick("127.0.0.1")
+        with (
+            parts.running((*parts.API, str(port)), self._own(name), code=code),
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http,
+        ):
+            assert until(lambda: _is_ready(http), WAIT_S)
+            yield http
 
     def submit(self, **changes: Any) -> str:
         answer = self.http.post("/v1/jobs", json={**BODY, **changes})
@@ -111,6 +123,13 @@ def opened(settings: Settings, folder: Path, *, courier: Path = parts.ROOT) -> I
         open_.enter_context(parts.running(parts.COURIER, folder / "courier", code=courier))
         http = open_.enter_context(httpx.Client(base_url=url, timeout=20))
         yield Site(url, http, folder)
+
+
+def _is_ready(http: httpx.Client) -> bool:
+    try:
+        return http.get("/readyz").is_success
+    except httpx.TransportError:
+        return False
 
 
 def place(file: Path) -> Path:

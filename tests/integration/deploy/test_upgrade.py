@@ -1,16 +1,25 @@
-"""The middle of a rolling upgrade: processes of an earlier code and of today's, side by side on today's schema.
+"""The middle of a rolling upgrade: processes of an earlier code, of today's and of a later one, side by side on today's schema.
 
 Until there is a release the earlier code is a commit of this repository's history, one migration behind. At each release, and
 whenever a migration makes the two equal, EARLIER moves on.
 """
 
+import inspect
+import re
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import httpx
 import pytest
 
+from api.a1111.requests import Txt2Img
+from api.admission.submissions import HiresChoice, Submission
+from api.admission.sweeps import BatchSubmission
 from shared import migrations
 from shared.settings import Settings
 from tests.chaos.farm import until
@@ -98,3 +107,85 @@ def test_a_batch_ends_once_whoever_renders_it(site: Site, earlier: Path) -> None
 
         assert until(lambda: bool(finished()), WAIT_S)  # the feed ends where a transaction is still open
         assert len(finished()) == 1
+
+
+def keyed(api: httpx.Client, name: str, **changes: Any) -> httpx.Response:
+    return api.post("/v1/jobs", json={**BODY, **changes}, headers={"Idempotency-Key": name})
+
+
+def put(api: httpx.Client, name: str, **changes: Any) -> httpx.Response:
+    return api.put(f"/v1/jobs/{name}", json={**BODY, **changes})
+
+
+def batch(api: httpx.Client, name: str, **changes: Any) -> httpx.Response:
+    body = {"jobs": [{**BODY, "hires": {"scale": 2.0}}, {**BODY, "loras": [], "hires": None, **changes}]}
+    return api.post("/v1/batches", json=body, headers={"Idempotency-Key": name})
+
+
+def sweep(api: httpx.Client, name: str, **changes: Any) -> httpx.Response:
+    body = {"template": {**BODY, **changes}, "grid": {"seed": [1, 2]}}
+    return api.post("/v1/batches", json=body, headers={"Idempotency-Key": name})
+
+
+@pytest.fixture(scope="module")
+def later(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources of an api whose bodies may say something more."""
+    folder = tmp_path_factory.mktemp("later")
+    for package in ("api", "shared"):
+        shutil.copytree(parts.ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for model in (Submission, HiresChoice, BatchSubmission, Txt2Img):
+        source = folder / Path(inspect.getfile(model)).relative_to(parts.ROOT)
+        head = rf'(class {model.__name__}\(.+\n    """.+"""\n)'
+        changed, count = re.subn(head, r"\1\n    of_late: int | None = None\n", source.read_text())
+        assert count == 1
+        source.write_text(changed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def apis(site: Site, earlier: Path, later: Path) -> Iterator[dict[str, httpx.Client]]:
+    """Three apis on the same tables, and a worker."""
+    with (
+        site.api("earlier", code=earlier) as old,
+        site.api("later", code=later) as new,
+        site.start("any@here"),
+    ):
+        site.ready(DEMO, 1)
+        known = new.get("/openapi.json").json()["components"]["schemas"]
+        assert "of_late" in known["Submission"]["properties"]
+        yield {"earlier": old, "today": site.http, "later": new}
+
+
+ORDERS = list(permutations(("earlier", "today", "later"), 2))
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="-then-".join)
+@pytest.mark.parametrize("submit", [keyed, put, batch, sweep], ids=lambda one: one.__name__)
+def test_a_submission_that_is_repeated_at_the_other_api_is_one(
+    apis: dict[str, httpx.Client], submit: Callable[..., httpx.Response], order: tuple[str, str]
+) -> None:
+    first, other = (apis[name] for name in order)
+    name = str(uuid4())
+    made, again, once_more = submit(first, name), submit(other, name), submit(first, name)
+    assert [one.status_code for one in (made, again, once_more)] == [202] * 3, again.text
+    assert len({one.json()["id"] for one in (made, again, once_more)}) == 1
+    refused = submit(other, name, steps=5)
+    assert (refused.status_code, refused.json()["code"]) == (422, "idempotency_key_reused")
+
+
+# Between the earlier api and the later one a call is rendered again: the dialect refuses nobody for it.
+@pytest.mark.parametrize("order", [one for one in ORDERS if "today" in one], ids="-then-".join)
+def test_a_call_that_is_repeated_at_the_other_api_is_one(apis: dict[str, httpx.Client], order: tuple[str, str]) -> None:
+    first, other = (apis[name] for name in order)
+    body = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 4, "force_task_id": f"task({uuid4()})"}
+
+    def job(api: httpx.Client, **changes: Any) -> str:
+        answer = api.post("/sdapi/v1/txt2img", json={**body, **changes})
+        assert answer.status_code == 200, answer.text
+        return answer.headers["X-Farm-Job-Id"]
+
+    made = job(first)
+    assert job(other) == job(first) == made
+    another = job(other, steps=5)  # the name is that of another request now
+    assert job(first, steps=5) == another != made
+    assert made != job(first) != another

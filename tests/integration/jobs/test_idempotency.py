@@ -1,5 +1,6 @@
 """A submission that is sent twice under one key, or one id of the client's, makes one job."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -12,9 +13,15 @@ from shared.infra.db import Database, JobRow, PromiseRow
 from shared.jobs import idempotency
 from tests.integration.api.test_api import BODY, problem
 
+CHOSEN = "6f1f0f5e-7f54-4a0b-9f0e-2f6d7c1f4b11"  # of version 4: not ordered by time
+
 
 def submit(client: TestClient, key: str, **changes: Any) -> Any:
     return client.post("/v1/jobs", json={**BODY, **changes}, headers={"Idempotency-Key": key})
+
+
+def put(client: TestClient, job_id: str, **changes: Any) -> Any:
+    return client.put(f"/v1/jobs/{job_id}", json={**BODY, **changes})
 
 
 def count(db: Database) -> int:
@@ -35,6 +42,45 @@ def test_another_body_is_refused(client: TestClient, db: Database) -> None:
     submit(client, "k")
     problem(submit(client, "k", steps=5), 422, "idempotency_key_reused")
     assert count(db) == 1
+
+
+def test_white_space_and_the_order_of_fields_make_no_other_body(client: TestClient, db: Database) -> None:
+    spelled = json.dumps(dict(reversed(BODY.items())), indent=3).encode()
+    headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
+    assert client.post("/v1/jobs", content=spelled, headers=headers).json()["id"] == submit(client, "k").json()["id"]
+    made = client.put(f"/v1/jobs/{CHOSEN}", content=spelled, headers=headers)
+    assert (made.status_code, put(client, CHOSEN).status_code) == (202, 202)
+    assert count(db) == 2
+
+
+def test_a_default_that_is_sent_makes_another_body(client: TestClient) -> None:
+    """It might be another one in the next release."""
+    submit(client, "k")
+    problem(submit(client, "k", num_images=1), 422, "idempotency_key_reused")
+
+
+def test_a_body_is_known_again_whatever_another_release_reads_in_it(client: TestClient, db: Database) -> None:
+    made = submit(client, "k").json()["id"]
+    put(client, CHOSEN)
+    with db.transaction() as session:
+        for table in (PromiseRow, JobRow):
+            session.execute(update(table).values(digest="of another reading"))
+    assert submit(client, "k").json()["id"] == made
+    assert put(client, CHOSEN).status_code == 202
+    problem(submit(client, "k", steps=5), 422, "idempotency_key_reused")
+    problem(put(client, CHOSEN, steps=5), 422, "idempotency_key_reused")
+
+
+def test_a_body_that_an_earlier_release_stored_is_known_again(client: TestClient, db: Database) -> None:
+    made = submit(client, "k").json()["id"]
+    put(client, CHOSEN)
+    with db.transaction() as session:
+        for table in (PromiseRow, JobRow):
+            session.execute(update(table).values(sent_digest=None))
+    assert submit(client, "k").json()["id"] == made
+    assert put(client, CHOSEN).status_code == 202
+    problem(submit(client, "k", steps=5), 422, "idempotency_key_reused")
+    problem(put(client, CHOSEN, steps=5), 422, "idempotency_key_reused")
 
 
 def test_a_refused_submission_leaves_its_key_free(client: TestClient) -> None:
@@ -66,13 +112,6 @@ def test_keys_are_kept_for_two_days(client: TestClient, db: Database) -> None:
             session.execute(update(PromiseRow).values(created_at=PromiseRow.created_at - timedelta(hours=hours)))
             idempotency.forget(session)
         assert (submit(client, "k").json()["id"] == first) is same
-
-
-CHOSEN = "6f1f0f5e-7f54-4a0b-9f0e-2f6d7c1f4b11"  # of version 4: not ordered by time
-
-
-def put(client: TestClient, job_id: str, **changes: Any) -> Any:
-    return client.put(f"/v1/jobs/{job_id}", json={**BODY, **changes})
 
 
 def test_a_job_under_a_clients_own_id(client: TestClient, db: Database) -> None:
