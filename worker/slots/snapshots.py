@@ -101,7 +101,8 @@ class Snapshots:
 
     def _mark(self, claim: Claim) -> bytes:
         """Return what a snapshot must be of to be gone on from: the job, its parameters, the checkpoint and the code."""
-        return f"{claim.job_id} {self._origin} {claim.params.model_dump_json()}".encode()
+        # Without defaults: the next release may know a parameter more.
+        return f"{claim.job_id} {self._origin} {claim.params.model_dump_json(exclude_defaults=True)}".encode()
 
 
 def code() -> str:

@@ -15,7 +15,7 @@ from shared.infra.db import Database, JobRow
 from shared.infra.storage import Storage, snapshot_key
 from shared.jobs import lifecycle, rescue
 from shared.settings import Settings
-from shared.vocabulary.params import Hires, Upscaler
+from shared.vocabulary.params import GenerationParams, Hires, Upscaler
 from shared.vocabulary.samplers import Sampler, Schedule
 from shared.vocabulary.states import JobState
 from tests.support import studio
@@ -148,6 +148,25 @@ def test_a_drained_job_goes_on_elsewhere_and_ends_the_same(parts: Parts, pair: E
     done = other.row(job_id)
     assert digests(done) == expected
     assert done.attempt == 2
+    assert done.resumed_from_step >= 12
+
+
+class Later(GenerationParams):
+    """What the next release may know of a job."""
+
+    of_late: int | None = None
+
+
+def test_a_job_goes_on_in_a_release_that_knows_a_parameter_more(
+    parts: Parts, pair: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (Worker(name, engine, *parts) for name, engine in zip("ab", pair, strict=True))
+    job_id = submit(one.db)
+    one.drain_at(job_id, 12)
+    monkeypatch.setattr(lifecycle, "GenerationParams", Later)
+    other.renderer.answer()
+    done = other.row(job_id)
+    assert done.state == JobState.SUCCEEDED
     assert done.resumed_from_step >= 12
 
 
