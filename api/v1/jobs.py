@@ -30,6 +30,7 @@ from shared.vocabulary.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
+MAX_SEARCH_CHARS = 200
 
 # A NUL would reach Postgres, which refuses it as no other character.
 Name = Annotated[str, AfterValidator(reject_nul)]
@@ -101,7 +102,7 @@ def listing(
     state: Annotated[JobState | None, Query()] = None,
     checkpoint: Annotated[Name | None, Query(max_length=100)] = None,
     prompt: Annotated[
-        Name | None, Query(max_length=200, description="Words that the prompt contains, in any case.")
+        Name | None, Query(max_length=MAX_SEARCH_CHARS, description="Words that the prompt contains, in any case.")
     ] = None,
     error_code: Annotated[Name | None, Query(max_length=100, description="Of failed jobs.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,

@@ -33,11 +33,13 @@ from playwright.sync_api import (
     expect,
     sync_playwright,
 )
+from pydantic import BaseModel, ValidationError
 from redis import Redis
 from safetensors.torch import save_file
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from api.admission.submissions import Submission
 from api.auth import keys
 from api.auth.keys import NewKey, Scope
 from shared.errors import InvalidRequest
@@ -110,6 +112,33 @@ DROP = """([target, text]) => {
   const data = new DataTransfer();
   data.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
   document.querySelector(target).dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
+
+
+# Bodies of jobs as the form makes them, by field: with each value at its limits, and beyond them.
+EDGES = """async () => {
+  const { FIELDS, fresh, submission, TEXTS } = await import("/web/js/fields.js");
+  const start = { ...fresh(), prompt: "a", hires: true, variation_strength: 0.5 };
+  const bodies = (name, value) => [{}, { init: "aGk=", mask: "aGk=" }].map(
+    (pictures) => submission({ ...start, [name]: value }, pictures));
+  const numbers = ({ low, high, step, start }) => [[low, high, start], [low - step, high + step]];
+  const choices = ({ options, start }) => [options ?? [start], ["no such name", "x".repeat(101)]];
+  const kinds = { number: numbers, choice: choices, flag: () => [[true, false], []] };
+  const text = (box) => [["x".repeat(box.maxLength)], ["x".repeat(box.maxLength + 1)]];
+  const boxes = [...document.querySelectorAll("form.form .field.prompt textarea")].map(
+    (box, index) => [TEXTS[index], text(box)]);
+  const fields = Object.entries(FIELDS).map(([name, field]) => [name, kinds[field.kind](field)]);
+  const made = (name, values) => values.map((value) => [String(value), bodies(name, value)]);
+  return [...boxes, ...fields].map(([name, [inside, outside]]) => [name, made(name, inside), made(name, outside)]);
+}"""
+# Bounds of the number fields of the form for a new key.
+KEY_LIMITS = """async () => {
+  const { words } = await import("/web/js/words.js");
+  const labels = Object.entries(words.farm.keyLimits);
+  return [...document.querySelectorAll(".new-key .field")].map((field) => {
+    const { min, max } = field.querySelector("input");
+    return [labels.find(([, label]) => label === field.querySelector("label").textContent)[0], Number(min), Number(max)];
+  });
 }"""
 
 
@@ -470,6 +499,41 @@ def test_the_presets_that_people_are_taught(page: Page, name: str, values: tuple
     shown.append(page.locator("[data-field=sampler] select").input_value())
     shown += [page.locator(f"[data-field={field}] input").first.input_value() for field in ("width", "height")]
     assert tuple(shown) == values
+
+
+def taken(model: type[BaseModel], *bodies: Any) -> bool:
+    """Whether the api takes all of these bodies."""
+    try:
+        for body in bodies:
+            model.model_validate_json(json.dumps(body))
+    except ValidationError:
+        return False
+    return True
+
+
+def test_the_form_offers_all_that_the_farm_takes_and_no_more(page: Page) -> None:
+    # What means something else to the form: -1 draws a seed, too little variation is none. Weights are looked up by name.
+    free = {("seed", "-1"), ("variation_seed", "-1"), ("variation_strength", "-0.05")}
+    free |= {(name, "no such name") for name in ("checkpoint", "vae")}
+    refused: set[tuple[str, str]] = set()
+    accepted: set[tuple[str, str]] = set()
+    for name, inside, outside in page.evaluate(EDGES):
+        assert inside, name
+        refused |= {(name, value) for value, bodies in inside if not taken(Submission, *bodies)}
+        accepted |= {(name, value) for value, bodies in outside if taken(Submission, *bodies)}
+    assert refused == set()
+    assert accepted == free
+
+
+def test_a_new_key_may_have_the_limits_that_the_farm_takes_and_no_others(page: Page) -> None:
+    page.get_by_role("link", name="Farm").click()
+    page.locator(".new-key").wait_for()
+    found = page.evaluate(KEY_LIMITS)
+    assert len(found) == 6
+    for name, low, high in found:
+        unit, step = (86_400 if name == "expires_in" else 1), (0.001 if name == "weight" else 1)
+        assert all(taken(NewKey, {"name": "x", name: value * unit}) for value in (low, high)), name
+        assert not any(taken(NewKey, {"name": "x", name: value * unit}) for value in (low - step, high + step)), name
 
 
 def test_what_is_typed_before_the_choices_are_there_stays(page: Page) -> None:

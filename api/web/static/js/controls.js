@@ -2,6 +2,7 @@
 
 import { el, fill, freshId } from "./dom.js";
 import { FIELDS, tidied } from "./fields.js";
+import { limits } from "./limits.js";
 import { emphasized } from "./prompts.js";
 import { tokenMeter } from "./token-meter.js";
 import { words } from "./words.js";
@@ -88,7 +89,7 @@ export function promptBox(name, { changed, edited }) {
   const node = el("textarea", {
     id,
     rows: isMain ? 4 : 2,
-    maxLength: 10_000,
+    maxLength: limits.Submission[name].maxLength,
     dir: "auto",
     spellcheck: false,
     "aria-describedby": `${id}-help`,

@@ -3,7 +3,7 @@
 import { get, post, put, uuid } from "./api.js";
 import { control, promptBox } from "./controls.js";
 import { announce, el, fill } from "./dom.js";
-import { FIELDS, fresh, fromParams, fromQuery, submission, TEXTS, toQuery } from "./fields.js";
+import { FIELDS, fresh, fromParams, fromQuery, submission, TEXTS, tidied, toQuery } from "./fields.js";
 import "./job-card.js";
 import { isOlder, jobs, sending } from "./jobs.js";
 import "./picture-input.js";
@@ -204,10 +204,9 @@ class CreatePage extends HTMLElement {
     this.fromPicture.hidden = !size;
     this.hires.disabled = Boolean(size);
     if (!size) return;
-    const side = (pixels) => Math.min(2048, Math.max(64, Math.round(pixels / 8) * 8));
     const shrink = Math.min(1, 768 / Math.max(size.width, size.height));
-    this.#controls.width.write(side(size.width * shrink));
-    this.#controls.height.write(side(size.height * shrink));
+    this.#controls.width.write(tidied("width", size.width * shrink));
+    this.#controls.height.write(tidied("height", size.height * shrink));
     this.#changed();
   }
 

@@ -1,37 +1,46 @@
 /** The settings of a picture: their kinds, ranges and starting values, and how they become a submission. Pure. */
 
-const number = (low, high, step, start) => ({ kind: "number", low, high, step, start });
-const choice = (start, options = null) => ({ kind: "choice", start, options });
+import { limits } from "./limits.js";
+
+const { Submission, VariationChoice, HiresChoice, InpaintChoice } = limits;
+
+/** A number of the api: in a form it moves by `step` and starts at its default, unless `changes` say otherwise. */
+export function number({ minimum, exclusiveMinimum, maximum, multipleOf, default: start }, step, changes = {}) {
+  const low = exclusiveMinimum === undefined ? minimum : exclusiveMinimum + step;
+  return { kind: "number", low, high: maximum, step: multipleOf ?? step, start, ...changes };
+}
+
+const choice = (start) => ({ kind: "choice", start, options: null });
+const choiceOf = ({ enum: options, default: start }) => ({ kind: "choice", start, options });
 
 export const FIELDS = {
   checkpoint: choice(""),
-  steps: number(1, 150, 1, 20),
-  guidance_scale: number(0, 50, 0.5, 7),
+  steps: number(Submission.steps, 1),
+  guidance_scale: number(Submission.guidance_scale, 0.5),
   sampler: choice("euler_a"),
   schedule: choice(""),
-  width: number(64, 2048, 8, 512),
-  height: number(64, 2048, 8, 512),
-  seed: number(0, 4294967295, 1, null),
-  num_images: number(1, 16, 1, 1),
-  clip_skip: number(1, 12, 1, 1),
+  width: number(Submission.width, 8, { start: 512 }),
+  height: number(Submission.height, 8, { start: 512 }),
+  // Empty draws one, as -1 does.
+  seed: number(Submission.seed, 1, { low: 0 }),
+  num_images: number(Submission.num_images, 1),
+  clip_skip: number(Submission.clip_skip, 1),
   vae: choice(""),
-  upscale: number(1, 4, 0.25, 1),
-  variation_seed: number(0, 4294967295, 1, null),
-  variation_strength: number(0, 1, 0.05, 0),
-  priority: number(-100, 100, 1, 0),
-  hires_scale: number(1, 4, 0.05, 2),
-  hires_steps: number(0, 150, 1, 0),
-  hires_strength: number(0, 1, 0.05, 0.5),
-  hires_upscaler: choice("latent", [
-    ...["latent", "latent_antialiased", "latent_bicubic", "latent_bicubic_antialiased"],
-    ...["latent_nearest", "latent_nearest_exact", "lanczos"],
-  ]),
-  strength: number(0, 1, 0.05, 0.75),
-  resize_mode: choice("stretch", ["stretch", "crop", "fill"]),
-  mask_blur: number(0, 64, 1, 4),
-  mask_fill: choice("original", ["fill", "original", "noise", "nothing"]),
-  only_masked: { kind: "flag", start: false },
-  padding: number(0, 256, 4, 32),
+  upscale: number(Submission.upscale, 0.25),
+  variation_seed: number(VariationChoice.seed, 1, { low: 0 }),
+  variation_strength: number(VariationChoice.strength, 0.05, { start: 0 }),
+  priority: number(Submission.priority, 1),
+  hires_scale: number(HiresChoice.scale, 0.05),
+  // 0 is none of its own.
+  hires_steps: number(HiresChoice.steps, 1, { low: 0, start: 0 }),
+  hires_strength: number(HiresChoice.strength, 0.05),
+  hires_upscaler: choiceOf(HiresChoice.upscaler),
+  strength: number(Submission.strength, 0.05, { start: 0.75 }),
+  resize_mode: choiceOf(Submission.resize_mode),
+  mask_blur: number(InpaintChoice.mask_blur, 1),
+  mask_fill: choiceOf(InpaintChoice.mask_fill),
+  only_masked: { kind: "flag", start: InpaintChoice.only_masked.default },
+  padding: number(InpaintChoice.padding, 4),
 };
 
 export const TEXTS = ["prompt", "negative_prompt"];
@@ -46,11 +55,10 @@ export const PRESETS = {
 
 export const RATIOS = [[1, 1], [2, 3], [3, 2], [3, 4], [4, 3], [9, 16], [16, 9]];
 
-/** The sides of a ratio with about as many pixels as now, in multiples of 8. */
+/** The sides of a ratio with about as many pixels as now. */
 export function sides([across, down], width, height) {
   const area = width * height;
-  const side = (pixels) => Math.min(2048, Math.max(64, Math.round(pixels / 8) * 8));
-  return [side(Math.sqrt((area * across) / down)), side(Math.sqrt((area * down) / across))];
+  return [tidied("width", Math.sqrt((area * across) / down)), tidied("height", Math.sqrt((area * down) / across))];
 }
 
 /** A form as it is first shown. */

@@ -3,6 +3,7 @@
 import { blob, get, remove } from "./api.js";
 import { announce, download, el, fill, freshId } from "./dom.js";
 import { fromParams, toQuery } from "./fields.js";
+import { limits } from "./limits.js";
 import { Picture } from "./picture.js";
 import { send } from "./sent.js";
 import { openViewer } from "./viewer.js";
@@ -12,7 +13,8 @@ import { zip } from "./zip.js";
 const PAGE = 100;
 const AHEAD = "600px";
 const RESTED_MS = 300;
-const STATES = ["succeeded", "running", "queued", "failed", "canceled", "expired"];
+// The farm knows no job that is still being sent to it.
+const STATES = Object.keys(words.job.states).filter((state) => state !== "sending");
 const said = words.gallery;
 
 class GalleryPage extends HTMLElement {
@@ -54,7 +56,7 @@ class GalleryPage extends HTMLElement {
       rest = setTimeout(() => this.#again(), RESTED_MS);
     };
     const now = () => this.#again();
-    this.search = el("input", { type: "search", maxLength: 200, oninput: soon });
+    this.search = el("input", { type: "search", ...limits.search, oninput: soon });
     this.checkpoint = el("select", { onchange: now }, option("", said.any));
     this.state = el("select", { onchange: now }, STATES.map((state) => option(state, words.job.states[state])));
     return el(

@@ -2,23 +2,24 @@
 
 import { patch } from "./api.js";
 import { el, freshId } from "./dom.js";
+import { number } from "./fields.js";
+import { limits } from "./limits.js";
 import { words } from "./words.js";
 
 const said = words.farm;
-// As POST and PATCH /v1/keys take them; empty limits nothing.
-const LIMITS = {
-  weight: { min: 0.001, max: 1000, step: "any", placeholder: "1" },
-  max_priority: { min: -100, max: 100, step: 1, placeholder: "0" },
-  max_running: { min: 1, max: 100_000, step: 1, placeholder: "∞" },
-  max_queued: { min: 1, max: 10_000_000, step: 1, placeholder: "∞" },
-  requests_per_minute: { min: 1, max: 1_000_000, step: 1, placeholder: "∞" },
-};
+// The limits that are shown, and the step of each.
+const STEPS = { weight: 0.001, max_priority: 1, max_running: 1, max_queued: 1, requests_per_minute: 1 };
 // A key always has these, and the farm takes no null for them.
 const NEEDED = new Set(["weight", "max_priority"]);
 
 /** A number field for each limit, by its name. */
 export function limitInputs() {
-  return Object.fromEntries(Object.entries(LIMITS).map(([name, range]) => [name, numberInput(range)]));
+  return Object.fromEntries(Object.entries(STEPS).map(([name, step]) => [name, limitInput(name, step)]));
+}
+
+function limitInput(name, step) {
+  const { low: min, high: max, start } = number(limits.NewKey[name], step);
+  return numberInput({ min, max, step: step < 1 ? "any" : step, placeholder: start ?? "∞" });
 }
 
 export function numberInput(range) {

@@ -3,13 +3,14 @@
 import { get, patch, post, remove } from "./api.js";
 import { announce, el, fill } from "./dom.js";
 import { changeLimits, limitField, limitInputs, numberInput } from "./key-limits.js";
+import { limits } from "./limits.js";
 import { act, ago, hint, table } from "./panel.js";
 import { words } from "./words.js";
 
 const said = words.farm;
 const DAY_S = 86_400;
-const SCOPES = ["submit", "read", "admin"];
-const DAYS = { min: 1, max: 3660, step: 1, placeholder: said.never };
+const { name: NAME, scopes: SCOPES, expires_in: LIFETIME } = limits.NewKey;
+const DAYS = { min: 1, max: Math.floor(LIFETIME.maximum / DAY_S), step: 1, placeholder: said.never };
 
 /** Show the keys. The form is built once: what is typed into it outlives every redrawing. */
 export async function keys(body, look) {
@@ -43,8 +44,10 @@ function row(key, look) {
 }
 
 function newKey(look) {
-  const name = el("input", { required: true, maxLength: 100, "aria-label": said.keyName, placeholder: said.keyName });
-  const scopes = SCOPES.map((scope) => el("input", { type: "checkbox", value: scope, checked: scope !== "admin" }));
+  const named = { "aria-label": said.keyName, placeholder: said.keyName };
+  const name = el("input", { required: true, maxLength: NAME.maxLength, ...named });
+  const box = (scope) => el("input", { type: "checkbox", value: scope, checked: SCOPES.default.includes(scope) });
+  const scopes = SCOPES.enum.map(box);
   const limits = { ...limitInputs(), expires_in: numberInput(DAYS) };
   const fields = Object.entries(limits).map(limitField);
   const once = el("p", { class: "once", role: "status", hidden: true });

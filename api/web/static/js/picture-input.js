@@ -1,9 +1,11 @@
 /** A picture to start from, and the mask painted over it. Nothing leaves the browser before a job is submitted. */
 
 import { announce, el, fill, freshId } from "./dom.js";
+import { limits } from "./limits.js";
 import { words } from "./words.js";
 
-const MAX_MB = 16;
+// Half a body: in base64 a picture takes a third more, and its mask needs room beside it.
+const MAX_MB = limits.body.bytes / 2 / 2 ** 20;
 const said = words.create;
 
 export class PictureInput extends HTMLElement {
@@ -33,7 +35,7 @@ export class PictureInput extends HTMLElement {
   async offer(file) {
     if (!file) return false;
     if (file.size > MAX_MB * 2 ** 20) {
-      announce(said.tooBig(MAX_MB), { error: true });
+      announce(said.tooBig(Number(MAX_MB.toPrecision(2))), { error: true });
       return false;
     }
     const bitmap = await createImageBitmap(file).catch(() => null);

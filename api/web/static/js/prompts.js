@@ -1,7 +1,9 @@
 /** Prompts as people edit them: weights on selected words, and about how many tokens there are. Pure. */
 
+import { limits } from "./limits.js";
+
 const STEP = 0.1;
-export const CHUNK = 75;
+export const CHUNK = limits.TokenCounts.chunk_tokens.default;
 
 /** Raise (+1) or lower (-1) the weight of the selection, or of the word at the cursor. */
 export function emphasized({ text, start, end }, direction) {

@@ -2,9 +2,10 @@
 
 import { announce, el, fill, freshId } from "./dom.js";
 import { FIELDS, submission, TEXTS, tidied } from "./fields.js";
+import { limits } from "./limits.js";
 import { words } from "./words.js";
 
-const MOST = 100;
+const MOST = limits.BatchSubmission.jobs.maxItems;
 // Every setting but how urgent the jobs are.
 const SWEPT = [...TEXTS, ...Object.keys(FIELDS).filter((name) => name !== "priority")];
 const LABELS = { prompt: words.create.prompt, negative_prompt: words.create.negative };
@@ -57,7 +58,7 @@ export function sweepPanel({ read, pictures, run }) {
   button.addEventListener("click", async () => {
     const forms = combinations(read(), axes.across, axes.down);
     if (forms.length > MOST) {
-      announce(said.sweepTooMany(forms.length), { error: true });
+      announce(said.sweepTooMany(forms.length, MOST), { error: true });
       return;
     }
     // One seed for all, or the settings would not be what differs.

@@ -12,7 +12,7 @@ const said = words.create;
 export function tokenMeter() {
   const gauge = el("span", { class: "gauge", "aria-hidden": "true" });
   const count = el("span", { class: "count" });
-  const marks = el("ol", { class: "chunks", "aria-label": said.chunks, hidden: true });
+  const marks = el("ol", { class: "chunks", "aria-label": said.chunks(CHUNK), hidden: true });
   const draw = (parts, text) => {
     fill(gauge, parts.map(({ tokens }) => el("meter", { max: CHUNK, value: tokens })));
     count.textContent = text;

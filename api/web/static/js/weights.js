@@ -1,10 +1,12 @@
 /** LoRAs with their weights, and embeddings that go into the prompt. */
 
-import { el, fill, freshId } from "./dom.js";
+import { announce, el, fill, freshId } from "./dom.js";
+import { limits } from "./limits.js";
 import { words } from "./words.js";
 
 const said = words.create;
-const MOST = 10;
+const WEIGHT = limits.LoraChoice.weight;
+const MOST = limits.Submission.loras.maxItems;
 
 /** A fieldset: `offer` what there is, `read` and `write` the LoRAs chosen. `insert` puts a word into the prompt. */
 export function weightsPicker({ insert, changed }) {
@@ -18,7 +20,9 @@ export function weightsPicker({ insert, changed }) {
     changed();
   };
   const add = (name) => {
-    if (!chosen.some((lora) => lora.name === name)) keep([...chosen, { name, weight: 1 }]);
+    if (chosen.some((lora) => lora.name === name)) return;
+    if (chosen.length === MOST) announce(said.tooManyLoras(MOST), { error: true });
+    else keep([...chosen, { name, weight: WEIGHT.default }]);
   };
   const loras = picker(said.addLora, add);
   const embeddings = picker(said.addEmbedding, insert);
@@ -43,13 +47,13 @@ export function weightsPicker({ insert, changed }) {
 
 function chip(lora, { changed, drop }) {
   const id = freshId("lora");
-  const range = { min: -MOST, max: MOST, step: 0.05, "aria-label": said.weight(lora.name) };
+  const range = { min: WEIGHT.minimum, max: WEIGHT.maximum, step: 0.05, "aria-label": said.weight(lora.name) };
   const number = el("input", { id, type: "number", ...range, value: lora.weight });
   // Where weights usually lie.
   const near = { min: -1, max: 2, step: 0.05, tabIndex: -1, "aria-hidden": "true" };
   const slider = el("input", { type: "range", ...near, value: lora.weight });
   const weigh = (text) => {
-    lora.weight = Math.min(MOST, Math.max(-MOST, Number(text) || 0));
+    lora.weight = Math.min(WEIGHT.maximum, Math.max(WEIGHT.minimum, Number(text) || 0));
     number.value = slider.value = lora.weight;
     changed();
   };
