@@ -278,7 +278,7 @@ def test_a_dropped_png_fills_the_form(page: Page, address: str) -> None:
 
 def test_a_corrupt_drop_is_refused_with_a_sentence(page: Page) -> None:
     page.evaluate(DROP, ["create-page", base64.b64encode(b"no picture").decode()])
-    expect(page.locator("#notes .error")).to_contain_text("not a picture")
+    expect(page.locator("#notes .error")).to_contain_text("not an image")
 
 
 def test_the_gallery_shows_filters_and_deletes(page: Page) -> None:
@@ -293,7 +293,7 @@ def test_the_gallery_shows_filters_and_deletes(page: Page) -> None:
     page.locator("dialog").get_by_role("button", name="Delete").click()
     expect(page.locator(".tile")).to_have_count(0)
     page.get_by_label("Search prompts").fill("nothing like it")
-    expect(page.locator("gallery-page")).to_contain_text("No pictures here yet.")
+    expect(page.locator("gallery-page")).to_contain_text("No images here yet.")
 
 
 def test_the_farms_page_shows_queue_and_workers(page: Page) -> None:
@@ -376,12 +376,12 @@ def test_a_render_is_seen_taking_shape_and_outlives_a_reload(page: Page) -> None
 def test_a_sweep_renders_every_combination_with_one_seed(page: Page, address: str) -> None:
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     write(page, width=64, height=64)
-    page.locator("summary", has_text="Sweep").click()
-    page.get_by_label("Across", exact=True).select_option("steps")
-    page.get_by_label("Across: Values").fill("1-2 (1)")
-    page.get_by_label("Down", exact=True).select_option("sampler")
-    page.get_by_label("Down: Values").fill("euler, ddim")
-    page.get_by_role("button", name="Generate 4 pictures").click()
+    page.locator("summary", has_text="X/Y sweep").click()
+    page.get_by_label("X axis", exact=True).select_option("steps")
+    page.get_by_label("X axis: Values").fill("1-2 (1)")
+    page.get_by_label("Y axis", exact=True).select_option("sampler")
+    page.get_by_label("Y axis: Values").fill("euler, ddim")
+    page.get_by_role("button", name="Generate 4 combinations").click()
     expect(page.locator("job-card[data-state=succeeded]")).to_have_count(4)
     made = [job["params"] for job in page.request.get(f"{address}/v1/jobs").json()["jobs"]]
     cells = {(job["steps"], job["sampler"]) for job in made}
@@ -394,12 +394,12 @@ def test_a_sweep_may_vary_prompts_over_one_picture(page: Page, address: str) -> 
     page.locator("canvas.paint").wait_for()
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     write(page, width=64, height=64, steps=2)
-    page.locator("summary", has_text="Sweep").click()
-    page.get_by_label("Across", exact=True).select_option("prompt")
-    page.get_by_label("Across: Values").fill("a red circle, large | a yellow star")
-    page.get_by_label("Down", exact=True).select_option("strength")
-    page.get_by_label("Down: Values").fill("0.5, 1")
-    page.get_by_role("button", name="Generate 4 pictures").click()
+    page.locator("summary", has_text="X/Y sweep").click()
+    page.get_by_label("X axis", exact=True).select_option("prompt")
+    page.get_by_label("X axis: Values").fill("a red circle, large | a yellow star")
+    page.get_by_label("Y axis", exact=True).select_option("strength")
+    page.get_by_label("Y axis: Values").fill("0.5, 1")
+    page.get_by_role("button", name="Generate 4 combinations").click()
     expect(page.locator("job-card[data-state=succeeded]")).to_have_count(4)
     made = [job["params"] for job in page.request.get(f"{address}/v1/jobs").json()["jobs"]]
     assert {(job["prompt"], job["strength"]) for job in made} == {
@@ -441,7 +441,7 @@ def test_thousands_of_pictures_are_reached_by_scrolling_and_few_are_held(
     down = """() => new Promise((settled) => {
       scrollTo(0, document.body.scrollHeight);
       const look = () => {
-        const isAll = document.querySelector("gallery-page > .hint").textContent === "That is all.";
+        const isAll = document.querySelector("gallery-page > .hint").textContent === "No more images.";
         if (isAll || document.querySelectorAll(".tile").length > before) settled([isAll, pictures.size, document.images.length]);
         else setTimeout(look, 5);
       };
@@ -473,6 +473,15 @@ def test_a_png_of_another_tool_fills_the_form(page: Page) -> None:
         expect(page.locator(f"[data-field={name}] input").first).to_have_value(value)
     expect(page.locator("[data-field=sampler] select")).to_have_value("dpmpp_2m")
     expect(page.locator("[data-field=schedule] select")).to_have_value("karras")
+
+
+def test_schedules_and_upscalers_of_another_tool_are_found_by_their_labels(page: Page) -> None:
+    settings = "Steps: 20, Sampler: DPM++ 2M, Schedule type: Align Your Steps, CFG scale: 7, Seed: 1, Size: 512x512"
+    hires = "Denoising strength: 0.6, Hires upscale: 2, Hires upscaler: Latent (nearest-exact)"
+    dropped(page, png("#ffffff", f"a lighthouse\n{settings}, {hires}"))
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a lighthouse")
+    expect(page.locator("[data-field=schedule] select")).to_have_value("ays")
+    expect(page.locator("[data-field=hires_upscaler] select")).to_have_value("latent_nearest_exact")
 
 
 def test_a_huge_drop_is_refused_with_a_sentence(page: Page) -> None:
@@ -702,14 +711,14 @@ def test_refusals_say_what_to_do(browser: Browser, guarded: tuple[str, list[str]
         generate(page, steps=1)
         page.locator("job-card[data-state=queued]").wait_for()
         generate(page, steps=1)
-        expect(page.locator("#notes .error").last).to_contain_text("wait for some, or cancel some")
+        expect(page.locator("#notes .error").last).to_contain_text("Wait for your queued jobs")
         expect(page.locator("job-card")).to_have_count(1)  # what is refused was never there
         with watched(browser, address, "401", "503") as full:
             enter(full, address, large)
             generate(full, steps=1)
             full.locator("job-card[data-state=queued]").wait_for()
             generate(full, steps=1)
-            expect(full.locator("#notes .error").last).to_contain_text("try again in a minute")
+            expect(full.locator("#notes .error").last).to_contain_text("Try again in a minute")
         with db.transaction() as session:
             for row in session.scalars(select(KeyRow)):
                 row.revoked_at = row.created_at
@@ -809,7 +818,7 @@ def copied_text(page: Page, button: str) -> str:
 def test_what_is_copied_makes_the_picture_again(page: Page, address: str, tmp_path: Path) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_label("Negative prompt", exact=True).fill('it\'s "blurry"')
-    page.get_by_label("Hires fix").check()
+    page.get_by_label("Hires. fix", exact=True).check()
     generate(page, width=64, height=64, steps=3, hires_scale=1.5)
     finished(page)
     job = page.request.get(f"{address}/v1/jobs").json()["jobs"][0]
@@ -844,7 +853,7 @@ def test_a_picture_leads_on_to_others(page: Page, address: str) -> None:
     finished(page)
     view(page).get_by_role("button", name="Upscale").click()
     finished(page, 2)
-    view(page).get_by_role("button", name="Vary").click()
+    view(page).get_by_role("button", name="Variation").click()
     finished(page, 3)
     varied, larger, first = page.request.get(f"{address}/v1/jobs").json()["jobs"]
     assert (larger["images"][0]["width"], larger["params"]["seed"]) == (128, 7)
@@ -884,7 +893,7 @@ def test_the_gallery_is_leafed_through_packed_and_sent_from(
         assert packed.namelist() == [f"{newest}-0.png", f"{middle}-0.png"]
         assert Image.open(packed.open(f"{middle}-0.png")).getpixel((64, 64)) == (0, 160, 0)
     page.locator(".tile button.picture").first.click()
-    dialog.get_by_role("button", name="Start from this picture").click()
+    dialog.get_by_role("button", name="Send to img2img").click()
     expect(page.locator("picture-input canvas.paint")).to_be_visible()
     generate(page, steps=2, width=64, height=64)
     finished(page, 4)
@@ -913,7 +922,7 @@ def test_webhooks_tell_of_their_attempts_and_are_sent_again(page: Page, db: Data
         page.get_by_role("link", name="Farm").click()
         panel = page.get_by_role("region", name="Webhooks", exact=True)
         expect(panel.locator(".tries li")).to_have_text(["500"])
-        expect(panel).to_contain_text("on its way")
+        expect(panel).to_contain_text("pending")
         first = receiver.next()
         with page.expect_response(lambda answer: answer.url.endswith("/replay")):
             panel.get_by_role("button", name="Send again").click()
@@ -928,11 +937,11 @@ def test_webhooks_tell_of_their_attempts_and_are_sent_again(page: Page, db: Data
 def test_a_worker_is_drained_and_takes_jobs_again(page: Page, address: str) -> None:
     page.get_by_role("link", name="Farm").click()
     panel = page.get_by_role("region", name="Workers", exact=True)
-    expect(panel).to_contain_text("alive")
+    expect(panel).to_contain_text("online")
     panel.get_by_role("button", name="Drain").click()
-    again = panel.get_by_role("button", name="Take jobs again")
+    again = panel.get_by_role("button", name="Resume")
     expect(again).to_be_focused()  # where one was
-    expect(panel).to_contain_text("emptying")
+    expect(panel).to_contain_text("draining")
     assert page.request.get(f"{address}/v1/workers").json()["workers"][0]["draining_at"] is not None
     again.click()
     expect(panel.get_by_role("button", name="Drain")).to_be_visible()
@@ -957,7 +966,7 @@ def test_what_was_asked_before_a_press_is_not_drawn_after_it(page: Page) -> None
     route, before = held[0]
     with page.expect_response("**/v1/workers"):
         route.fulfill(response=before)
-    panel.get_by_role("button", name="Take jobs again").wait_for()
+    panel.get_by_role("button", name="Resume").wait_for()
 
 
 def test_the_hour_is_charted_and_failures_are_tried_again_by_code(page: Page, address: str, db: Database) -> None:
@@ -969,19 +978,19 @@ def test_the_hour_is_charted_and_failures_are_tried_again_by_code(page: Page, ad
             lifecycle.fail(session, run, InvalidRequest("It asks for the moon."))
     page.get_by_role("link", name="Farm").click()
     hour = page.get_by_role("region", name="Last hour", exact=True)
-    expect(hour.locator(".figures")).to_have_text("0 pictures2 jobs failed")
+    expect(hour.locator(".figures")).to_have_text("0 images2 failed jobs")
     tall = "column => column.height.baseVal.value"
     lately = hour.locator(".column.bad").evaluate_all(f"columns => columns.slice(-2).map({tall})")
     assert [height > 0 for height in lately].count(True) == 1  # the minute may have turned since
     assert hour.locator(".column").first.evaluate(tall) == 0
     panel = page.get_by_role("region", name="Recent failures", exact=True)
     expect(panel).to_contain_text("It asks for the moon.")
-    panel.get_by_role("button", name="Try all again").click()
+    panel.get_by_role("button", name="Retry all").click()
     expect(page.get_by_text("2 jobs were queued again.")).to_be_visible()
     page.get_by_role("link", name="Create").click()
     finished(page, 2)
     page.get_by_role("link", name="Farm").click()
-    expect(hour.locator(".figures")).to_have_text("2 pictures2 jobs failed")
+    expect(hour.locator(".figures")).to_have_text("2 images2 failed jobs")
     assert page.request.get(f"{address}/v1/throughput").json()["checkpoints"][0]["pictures"][-2:] != [0, 0]
 
 
@@ -1003,8 +1012,8 @@ def test_an_admin_makes_pauses_and_revokes_keys(browser: Browser, guarded: tuple
         panel.get_by_label("submit", exact=True).uncheck()
         panel.get_by_text("Limits", exact=True).click()
         panel.get_by_label("Weight").fill("2.5")
-        panel.get_by_label("Jobs queued at most").fill("7")
-        panel.get_by_label("Ends after days").fill("30")
+        panel.get_by_label("Max. queued jobs").fill("7")
+        panel.get_by_label("Expires after (days)").fill("30")
         panel.get_by_role("button", name="Create key").click()
         token = panel.get_by_role("status").locator("code").inner_text()
         told = page.request.get(f"{guarded[0]}/v1/keys/me", headers={"Authorization": f"Bearer {token}"}).json()
@@ -1019,11 +1028,11 @@ def test_an_admin_makes_pauses_and_revokes_keys(browser: Browser, guarded: tuple
         expect(dialog.get_by_label("Weight")).to_be_focused()
         expect(dialog.get_by_label("Weight")).to_have_value("2.5")
         dialog.get_by_label("Weight").fill("4.25")
-        dialog.get_by_label("Jobs queued at most").fill("")
-        dialog.get_by_label("Requests a minute at most").fill("0")
+        dialog.get_by_label("Max. queued jobs").fill("")
+        dialog.get_by_label("Max. requests per minute").fill("0")
         dialog.get_by_role("button", name="Save").click()
         expect(dialog).to_be_visible()  # the browser says what is wrong
-        dialog.get_by_label("Requests a minute at most").fill("30")
+        dialog.get_by_label("Max. requests per minute").fill("30")
         dialog.get_by_role("button", name="Save").click()
         expect(row).to_contain_text("4.25 / 0")
         expect(row).to_contain_text("∞ / ∞ / 30")

@@ -13,6 +13,9 @@ from api.v1.jobs import MAX_SEARCH_CHARS
 from api.web import console
 from shared.errors import FarmError
 from shared.vocabulary.forecast import Reason
+from shared.vocabulary.infotext import _UPSCALER_LABELS
+from shared.vocabulary.params import GenerationParams, MaskFill, ResizeMode
+from shared.vocabulary.samplers import SCHEDULE_LABELS
 from shared.vocabulary.states import JobState
 from shared.webhooks.deliveries import DeliveryState
 
@@ -45,6 +48,20 @@ def test_every_state_of_a_job_has_its_words() -> None:
 
 def test_every_state_of_a_delivery_has_its_words() -> None:
     assert set(said("deliveryStates")) == set(DeliveryState)
+
+
+def test_every_choice_has_its_words() -> None:
+    assert set(said("resize_mode")) == set(ResizeMode)
+    assert set(said("mask_fill")) == set(MaskFill)
+
+
+def test_schedules_and_upscalers_are_called_as_in_parameter_texts() -> None:
+    assert said("schedules") == SCHEDULE_LABELS
+    assert said("hires_upscaler") == _UPSCALER_LABELS
+
+
+def test_every_parameter_of_an_image_has_a_label() -> None:
+    assert set(GenerationParams.model_fields) - {"prompt"} <= set(said("fields")) | set(said("labels"))
 
 
 def test_every_field_of_the_form_has_words_and_no_other() -> None:

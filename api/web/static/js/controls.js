@@ -50,7 +50,7 @@ const INPUTS = {
       fill(node, options.map(({ value, label }) => el("option", { value }, label)));
       node.value = options.some(({ value }) => value === before) ? before : (options[0]?.value ?? "");
     };
-    const spelled = (value) => words.options[value] ?? value.replaceAll("_", " ");
+    const spelled = (value) => words.options[name]?.[value] ?? value;
     if (field.options) offer(field.options.map((value) => ({ value, label: spelled(value) })));
     const write = (value) => {
       // A name that is not offered (any more) is shown as it is: the farm refuses it with the names it knows.

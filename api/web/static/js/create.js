@@ -160,10 +160,10 @@ class CreatePage extends HTMLElement {
     // What was typed meanwhile stays.
     const { values } = this;
     const named = (list) => (list ?? []).map(({ name }) => ({ value: name, label: name }));
-    this.#controls.checkpoint.offer([{ value: "", label: words.options.auto }, ...named(checkpoints?.checkpoints)]);
+    this.#controls.checkpoint.offer([{ value: "", label: said.auto }, ...named(checkpoints?.checkpoints)]);
     this.#samplers = samplers?.samplers ?? [];
     this.#controls.sampler.offer(this.#samplers.map(({ name, label }) => ({ value: name, label })));
-    this.#controls.vae.offer([{ value: "", label: words.options.own }, ...named(vaes?.weights)]);
+    this.#controls.vae.offer([{ value: "", label: said.own }, ...named(vaes?.weights)]);
     this.weights.offer({ loras: loras?.weights ?? [], embeddings: embeddings?.weights ?? [] });
     this.values = values;
     await this.picture.offer(taken());
@@ -172,9 +172,9 @@ class CreatePage extends HTMLElement {
   #schedules() {
     const sampler = this.#samplers.find(({ name }) => name === this.#controls.sampler.read());
     if (!sampler) return;
-    const options = sampler.schedules.map((name) => ({ value: name, label: name.replaceAll("_", " ") }));
+    const options = sampler.schedules.map((name) => ({ value: name, label: words.schedules[name] ?? name }));
     const before = this.#controls.schedule.read();
-    const auto = { value: "", label: `${words.options.auto} (${options[0].label})` };
+    const auto = { value: "", label: `${said.auto} (${options[0].label})` };
     this.#controls.schedule.offer([auto, ...options]);
     if (before && !sampler.schedules.includes(before)) announce(said.impossiblePair);
   }

@@ -1,5 +1,7 @@
 /** Elements without markup strings: whatever a user wrote becomes text, never HTML. */
 
+import { words } from "./words.js";
+
 /** Make an element. Props starting with "on" are listeners, known properties are set, the rest become attributes. */
 export function el(tag, props = {}, ...children) {
   const made = document.createElement(tag);
@@ -47,7 +49,7 @@ export function announce(text, { error = false } = {}) {
     "div",
     { class: error ? "note error" : "note" },
     el("span", {}, text),
-    el("button", { type: "button", class: "plain", "aria-label": "Dismiss", onclick: () => note.remove() }, "×"),
+    el("button", { type: "button", class: "plain", "aria-label": words.dismiss, onclick: () => note.remove() }, "×"),
   );
   notes.append(note);
   while (notes.children.length > 4) notes.firstChild.remove();

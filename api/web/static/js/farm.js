@@ -66,8 +66,6 @@ function refusal(error) {
 
 async function queue(body) {
   const found = await get("/v1/queue");
-  const { waiting, running, oldest, wait, backlog, workers } = said;
-  const titles = [words.fields.checkpoint[0], waiting, running, oldest, wait, backlog, workers];
   const rows = found.checkpoints.map((one) => [
     one.checkpoint,
     one.queued,
@@ -77,9 +75,9 @@ async function queue(body) {
     span(one.backlog_s),
     one.workers,
   ]);
-  const counts = [figure(found.queued, said.waiting), figure(found.running, said.running)];
+  const counts = [figure(found.queued, said.queued), figure(found.running, said.running)];
   const figures = el("p", { class: "figures" }, counts);
-  fill(body, figures, rows.length ? table(titles, rows) : hint(said.noCheckpoints));
+  fill(body, figures, rows.length ? table(said.queueColumns, rows) : hint(said.noCheckpoints));
 }
 
 async function throughput(body) {
@@ -94,7 +92,7 @@ async function throughput(body) {
   const time = (at) => new Date(Date.parse(since) + at * 60_000).toLocaleTimeString([], clock);
   const says = (value, at) => `${time(at)}: ${value ?? "–"}`;
   const chart = (values, title, more = {}) => columns(values, { title, from: time(0), to: said.now, says, ...more });
-  const totals = [figure(total(pictures), said.pictures), figure(total(failed), said.failed)];
+  const totals = [figure(total(pictures), said.images), figure(total(failed), said.failed)];
   const figures = el("p", { class: "figures" }, totals);
   const waits = { format: words.job.seconds, says: (value, at) => `${time(at)}: ${span(value) ?? "–"}` };
   fill(

@@ -33,7 +33,7 @@ async function show() {
     return;
   }
   shown = { name, element: page(query) };
-  document.title = `${words.pages[name]} · Render farm`;
+  document.title = words.title(words.pages[name]);
   fill(main, shown.element);
 }
 

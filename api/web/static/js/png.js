@@ -1,5 +1,7 @@
 /** The text inside a PNG: the farm's own JSON, or A1111's parameters. Pure, over bytes. */
 
+import { words } from "./words.js";
+
 const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
 
 /** Texts of a PNG by keyword; null for bytes that are no PNG. Compressed texts are left out. */
@@ -72,24 +74,29 @@ export function infotext(text, samplers) {
 
 function hires(given, { width, height, steps }) {
   const scale = Number(given["Hires upscale"]);
-  const label = (given["Hires upscaler"] ?? "latent").toLowerCase();
+  const label = given["Hires upscaler"] ?? words.options.hires_upscaler.latent;
   return {
     width: width * scale,
     height: height * scale,
     steps: Number(given["Hires steps"] ?? 0) || steps,
     strength: Number(given["Denoising strength"] ?? 0.7),
-    upscaler: label.replaceAll(/[ ()-]+/g, "_").replace(/_$/, ""),
+    upscaler: nameOf(words.options.hires_upscaler, label) ?? label,
   };
+}
+
+/** The farm's name for what others write as a label, in any case; undefined for what it does not have. */
+function nameOf(labels, label = "") {
+  return Object.keys(labels).find((name) => labels[name].toLowerCase() === label.toLowerCase());
 }
 
 function walk(given, samplers) {
   const label = (given.Sampler ?? "").toLowerCase();
-  const schedule = (given["Schedule type"] ?? "").toLowerCase().replaceAll(" ", "_");
+  const schedule = nameOf(words.schedules, given["Schedule type"]);
   const exact = samplers.find((sampler) => sampler.label.toLowerCase() === label);
   if (exact) return { sampler: exact.name, schedule: exact.schedules.includes(schedule) ? schedule : "" };
   // Older files name both at once: "DPM++ 2M Karras".
   for (const sampler of samplers) {
-    const rest = label.slice(sampler.label.length).trim();
+    const rest = nameOf(words.schedules, label.slice(sampler.label.length).trim());
     if (label.startsWith(sampler.label.toLowerCase()) && sampler.schedules.includes(rest)) {
       return { sampler: sampler.name, schedule: rest };
     }
