@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 
 from api.auth.key_cache import CachedKey
 from api.auth.keys import Scope, Token
-from api.deps import Desk, DeskDep
+from api.desk import Desk, DeskDep
 from shared.errors import PriorityTooHigh, ScopeMissing, Unauthenticated
 from shared.infra.db import KeyRow
 from shared.vocabulary.params import MAX_PRIORITY

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from api.deps import DeskDep
+from api.desk import DeskDep
 from shared.errors import FarmError
 from shared.infra import broker
 

@@ -8,24 +8,24 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from api import health, problems
-from api.a1111 import dialect, styles
+from api.a1111 import middleware, styles
 from api.a1111 import routes as a1111
 from api.auth_middleware import AuthMiddleware
-from api.deps import open_desk
+from api.desk import open_desk
 from api.farm import metrics
 from api.limits.bodies import BodyLimit
 from api.v1 import (
     batches,
-    choices,
+    catalog,
     deliveries,
     endings,
-    feed,
+    event_feed,
+    event_stream,
     images,
     jobs,
     keys,
     prompts,
     queue,
-    stream,
     uploads,
     webhooks,
     workers,
@@ -39,18 +39,18 @@ from shared.settings import Settings, load
 PARTS = (
     jobs,
     endings,
-    stream,
+    event_stream,
     images,
     batches,
     uploads,
-    choices,
+    catalog,
     prompts,
     keys,
     queue,
     workers,
     webhooks,
     deliveries,
-    feed,
+    event_feed,
     a1111,
     health,
     metrics,
@@ -80,9 +80,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app: FastAPI = FastAPIOffline(title="Render farm", version="1", description=DESCRIPTION, lifespan=lifespan)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(AuthMiddleware, guarded=("/v1/", *dialect.PATHS))
+    app.add_middleware(AuthMiddleware, guarded=("/v1/", *middleware.PATHS))
     origins = frozenset(settings.cors_origins.replace(",", " ").split())
-    app.add_middleware(dialect.Dialect, origins=origins)
+    app.add_middleware(middleware.Dialect, origins=origins)
     app.state.board = Board()
     app.add_middleware(metrics.RequestTimes, board=app.state.board)
     # Outermost: a browser asks without a key whether it may come.

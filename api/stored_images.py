@@ -2,7 +2,7 @@
 
 import structlog
 
-from api.deps import Desk
+from api.desk import Desk
 from shared.errors import Gone, ObjectMissing
 from shared.infra.db import ImageRow
 from shared.jobs import lifecycle

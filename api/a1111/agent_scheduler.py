@@ -10,14 +10,14 @@ from pydantic import ValidationError
 
 from api.a1111 import answers, calls, generation, options, translate
 from api.a1111.calls import A1111Call
-from api.a1111.fields import Text
-from api.a1111.refusals import NothingFound
+from api.a1111.errors import NothingFound
+from api.a1111.field_types import Text
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.sessions import SessionId
 from api.admission.sent import SentDep
 from api.admission.submissions import WebhookChoice
 from api.callers import Reader, Submitter
-from api.deps import Desk, DeskDep
+from api.desk import Desk, DeskDep
 from shared.errors import InvalidRequest
 from shared.vocabulary.states import JobState
 

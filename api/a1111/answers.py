@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from api import stored_images
 from api.a1111.calls import A1111Call
-from api.deps import Desk
+from api.desk import Desk
 from shared.infra import previews
 from shared.infra.db import JobRow
 from shared.vocabulary import infotext

@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, Uuid, cast, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session as Transaction
 
-from api.deps import Desk
+from api.desk import Desk
 from api.jobs import queries
 from shared.errors import JobAlreadyFinal
 from shared.infra import events

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from api import problems
 from api.a1111 import answers, calls, sessions, styles, translate
 from api.a1111.calls import A1111Call
-from api.a1111.refusals import TooLate
+from api.a1111.errors import TooLate
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.sessions import SessionId
 from api.a1111.translate import FarmFacts, Translation
@@ -26,7 +26,7 @@ from api.admission.admit import admit
 from api.admission.sent import Sent, SentDep
 from api.admission.submissions import WebhookChoice
 from api.callers import Caller, Submitter
-from api.deps import Desk, DeskDep
+from api.desk import Desk, DeskDep
 from api.waiting.watch import while_connected
 from shared.errors import FarmError, InvalidRequest, OutOfMemory, RenderFailed, UnknownCheckpoint
 from shared.infra.db import JobRow

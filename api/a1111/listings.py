@@ -7,7 +7,7 @@ from fastapi import APIRouter
 
 from api.a1111 import names, sessions, styles
 from api.callers import Reader
-from api.deps import Desk, DeskDep
+from api.desk import Desk, DeskDep
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, TWO_CALLS_A_STEP, Sampler, Schedule

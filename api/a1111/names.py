@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from api.a1111.refusals import Impossible, SamplerNotFound
+from api.a1111.errors import Impossible, SamplerNotFound
 from shared.vocabulary.params import Upscaler
 from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, Sampler, Schedule
 

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from api.a1111 import names
-from api.a1111.fields import Lax, Number, Text
+from api.a1111.field_types import Lax, Number, Text
 
 CHECKPOINT = "sd_model_checkpoint"
 VAE = "sd_vae"

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from api.a1111.fields import Flag, Int, Lax, Mapping, Number, Plain, Text
+from api.a1111.field_types import Flag, Int, Lax, Mapping, Number, Plain, Text
 
 
 class PictureRequest(Lax):

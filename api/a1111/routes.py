@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from api.a1111 import agent_scheduler, generation, listings, pictures, switches, underway
+from api.a1111 import agent_scheduler, extras, generation, listings, options_routes, progress_routes
 
 
 class Refusal(BaseModel):
@@ -41,5 +41,5 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 router = APIRouter(tags=["AUTOMATIC1111 dialect"], responses=RESPONSES, strict_content_type=False)
-for part in (generation, underway, switches, listings, pictures, agent_scheduler):
+for part in (generation, progress_routes, options_routes, listings, extras, agent_scheduler):
     router.include_router(part.router)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session as Transaction
 from api.a1111 import names
 from api.a1111.options import CHECKPOINT
 from api.callers import ANONYMOUS, Reader
-from api.deps import Desk
+from api.desk import Desk
 from shared.fleet import registry
 from shared.infra.db import SessionRow
 

@@ -11,8 +11,8 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from api.a1111 import generation_text, names, neutral, options, styles
-from api.a1111.refusals import Impossible, InitImageMissing, ScriptNotFound
+from api.a1111 import ignored_fields, infotext_parser, names, options, styles
+from api.a1111.errors import Impossible, InitImageMissing, ScriptNotFound
 from api.a1111.requests import Img2Img, PictureRequest, Txt2Img
 from api.a1111.styles import Style
 from api.admission.submissions import Submission
@@ -70,7 +70,7 @@ class Translation:
 
 def txt2img(request: Txt2Img, farm: FarmFacts) -> Translation:
     """Translate a text-to-image request. Raises `RequestValidationError` and the dialect's refusals."""
-    request = generation_text.filled(request)
+    request = infotext_parser.filled(request)
     _check_count(request)
     if request.firstphase_width or request.firstphase_height:
         size = {"width": request.firstphase_width, "height": request.firstphase_height}
@@ -83,7 +83,7 @@ def txt2img(request: Txt2Img, farm: FarmFacts) -> Translation:
 
 def img2img(request: Img2Img, farm: FarmFacts) -> Translation:
     """Translate an image-to-image request. Raises `RequestValidationError` and the dialect's refusals."""
-    request = generation_text.filled(request)
+    request = infotext_parser.filled(request)
     _check_count(request)
     if not request.init_images:
         raise InitImageMissing
@@ -122,7 +122,7 @@ def _plan(
         "send_images": request.send_images,
         "grid": request.save_images,
     }
-    return Translation(tuple(submissions), about, tuple(neutral.ignored(request)))
+    return Translation(tuple(submissions), about, tuple(ignored_fields.ignored(request)))
 
 
 def _jobs(batch: Sequence[dict[str, Any]], iterations: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -232,7 +232,7 @@ def _check_scripts(request: Txt2Img | Img2Img) -> None:
     if name and name.casefold() != "none":
         raise ScriptNotFound(f"Script {name[:100]!r} not found")
     for name, wanted in request.alwayson_scripts.items():
-        if not neutral.is_idle(wanted):
+        if not ignored_fields.is_idle(wanted):
             raise ScriptNotFound(f"always on script {name[:100]} not found")
 
 

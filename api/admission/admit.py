@@ -14,7 +14,7 @@ from api.admission.sent import Sent
 from api.admission.submissions import Submission, WebhookChoice
 from api.admission.sweeps import BatchSubmission
 from api.callers import Caller
-from api.deps import Desk
+from api.desk import Desk
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.infra import broker, tracing

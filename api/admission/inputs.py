@@ -9,7 +9,7 @@ from PIL.Image import Image
 from api.admission.resolution import StoredInputs
 from api.admission.submissions import Submission
 from api.callers import Caller
-from api.deps import Desk
+from api.desk import Desk
 from shared.errors import InvalidRequest, ObjectMissing
 from shared.files import pictures
 from shared.infra.storage import input_key, upload_key

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from api.cli import hub
+from api.cli import hub_download
 from api.cli.client import Front
 from api.cli.output import say, shortened, table
 
-SD15 = hub.Source("stable-diffusion-v1-5/stable-diffusion-v1-5", "v1-5-pruned-emaonly.safetensors")
-VAE = hub.Source("stabilityai/sd-vae-ft-mse-original", "vae-ft-mse-840000-ema-pruned.safetensors")
+SD15 = hub_download.Source("stable-diffusion-v1-5/stable-diffusion-v1-5", "v1-5-pruned-emaonly.safetensors")
+VAE = hub_download.Source("stabilityai/sd-vae-ft-mse-original", "vae-ft-mse-840000-ema-pruned.safetensors")
 
 app = typer.Typer(rich_markup_mode=None, help="List the farm's checkpoints, or fetch one.")
 
@@ -46,7 +46,7 @@ def pull(
 ) -> None:
     """Fetch Stable Diffusion 1.5 (4.3 GB) from the Hugging Face hub; run again, it goes on where it stopped."""
     known = VAE if vae else SD15
-    source = hub.Source(repo or known.repo, file or known.file, revision)
+    source = hub_download.Source(repo or known.repo, file or known.file, revision)
     # A VAE alone is no checkpoint: in a folder of its own it is not taken for one.
-    path = hub.pull(source, to / "vae" if vae else to)
+    path = hub_download.pull(source, to / "vae" if vae else to)
     say(str(path))

@@ -14,9 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from api.cli.bucket_roles import Role
 from api.cli.client import DEFAULT_URL, ClientError, Front
 from api.cli.output import Failure
-from api.cli.roles import Role
 
 if TYPE_CHECKING:
     from shared.settings import Settings
@@ -113,12 +113,12 @@ def redis() -> Finding:
 
 def storage(role: Role | None = None) -> Finding:
     """Do in the bucket what a role does there, or find out whose work the key is for."""
-    from api.cli import bucket
+    from api.cli import bucket_probes
     from shared.errors import StorageUnavailable
     from shared.infra.storage import Storage
 
     try:
-        refusals = bucket.able(Storage(_settings()), [role] if role else tuple(Role))
+        refusals = bucket_probes.able(Storage(_settings()), [role] if role else tuple(Role))
     except StorageUnavailable as error:
         return Finding("storage", Level.FAIL, str(error), "start it, or mend FARM_S3_*")
     able = [one for one, refusal in refusals.items() if refusal is None]

@@ -9,9 +9,9 @@ import typer
 from api.cli.client import FarmClient
 from api.cli.output import say
 from api.cli.pictures import Folder, SavedPicture
+from api.cli.polling import interruptible
 from api.cli.render import RenderRun
 from api.cli.up import DEMO_PARAMS, embedded_farm
-from api.cli.watch import interruptible
 
 _HOST, _PORT = "127.0.0.1", 8000
 

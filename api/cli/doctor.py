@@ -10,10 +10,10 @@ from typing import Annotated, TypeAlias
 import typer
 
 from api.cli import checks
+from api.cli.bucket_roles import Role
 from api.cli.checks import Finding, Level
 from api.cli.client import Front
 from api.cli.output import Failure, complain, table
-from api.cli.roles import Role
 
 Check: TypeAlias = Callable[[], Finding]
 

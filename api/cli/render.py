@@ -15,8 +15,8 @@ import typer
 from api.cli.client import ClientError, FarmClient, Front, JobBody, JobId
 from api.cli.output import Failure, complain, note, say
 from api.cli.pictures import Folder, SavedPicture, save_images
+from api.cli.polling import Interrupted, interruptible, is_final, watch
 from api.cli.progress_bars import Show, bars
-from api.cli.watch import Interrupted, interruptible, is_final, watch
 from shared.vocabulary.params import MAX_SEED
 from shared.vocabulary.samplers import Sampler, Schedule
 

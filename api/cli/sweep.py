@@ -13,9 +13,9 @@ import typer
 from api.cli.client import FarmClient, Front, JobBody
 from api.cli.output import Failure, complain, note, say
 from api.cli.pictures import Folder, save_images, write
+from api.cli.polling import Interrupted, interruptible
 from api.cli.progress_bars import Show, bars
 from api.cli.render import checked_text, reason
-from api.cli.watch import Interrupted, interruptible
 
 SHEET = "sheet.webp"
 LOOK_S = 0.5

@@ -14,8 +14,8 @@ from rich.text import Text
 from api.cli.client import ClientError, FarmClient, Front, JobBody
 from api.cli.jobs import age
 from api.cli.output import printable, say, shortened
+from api.cli.polling import Interrupted, Outage, interruptible
 from api.cli.progress_bars import steps
-from api.cli.watch import Interrupted, Outage, interruptible
 
 NEWEST_JOBS = 12
 PATIENCE_S = 60.0

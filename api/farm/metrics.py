@@ -11,8 +11,8 @@ from prometheus_client.metrics_core import Metric as Family
 from sqlalchemy import func, select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.deps import DeskDep
-from api.farm import queue
+from api.desk import DeskDep
+from api.farm import queue_stats
 from api.farm.scaling import Goal, backlog_gpu_s, desired_workers
 from shared.errors import DatabaseUnavailable
 from shared.fleet import registry
@@ -67,7 +67,7 @@ def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
     silent_after_s = settings.lease_seconds
     try:
         with db.transaction() as session:
-            loads = {load.checkpoint: load for load in queue.loads(session, silent_after_s=silent_after_s)}
+            loads = {load.checkpoint: load for load in queue_stats.loads(session, silent_after_s=silent_after_s)}
             known = [served.name for served in registry.checkpoints(session, silent_after_s=silent_after_s)]
             seen = registry.workers(session, silent_after_s=silent_after_s)
             overdue, lag_s = deliveries.overdue(session)

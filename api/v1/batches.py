@@ -18,13 +18,12 @@ from api.admission.admit import admit_batch
 from api.admission.sent import SentDep
 from api.admission.sweeps import MAX_JOBS, BatchSubmission
 from api.callers import Caller, Reader, Submitter
-from api.deps import Desk, DeskDep
+from api.desk import Desk, DeskDep
 from api.problems import documented
-from api.v1 import archives, sheets
-from api.v1 import cursor as cursors
+from api.v1 import contact_sheet, cursors, zip_stream
+from api.v1.contact_sheet import Edges, Tile
 from api.v1.images import shrunk
 from api.v1.jobs import ClientsKey
-from api.v1.sheets import Edges, Tile
 from shared.errors import BatchNotFound, Gone, ImagesNotReady
 from shared.infra import events
 from shared.infra.db import BatchRow, JobRow
@@ -139,7 +138,7 @@ def cancel(batch_id: BatchId, desk: DeskDep, caller: Submitter) -> Batch:
     "/{batch_id}/sheet",
     summary="Fetch a contact sheet",
     response_class=Response,
-    responses={200: {"content": {sheets.WEBP: {}}}, **documented(404)},
+    responses={200: {"content": {contact_sheet.WEBP: {}}}, **documented(404)},
 )
 def sheet(
     batch_id: BatchId,
@@ -152,18 +151,18 @@ def sheet(
         batch = batches.get(session, batch_id, owner=caller.sees_only)
         rows = batches.jobs(session, batch_id, start=start, limit=ON_A_SHEET)
     columns, edges = layout(batch, start, len(rows))
-    px = sheets.tile_px(columns, -(-len(rows) // columns))
+    px = contact_sheet.tile_px(columns, -(-len(rows) // columns))
     with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
         tiles = list(pool.map(partial(_tile, desk, px), rows))
-    drawn = sheets.draw(tiles, columns=columns, edges=edges)
-    return Response(drawn, media_type=sheets.WEBP, headers={"Cache-Control": "no-store"})
+    drawn = contact_sheet.draw(tiles, columns=columns, edges=edges)
+    return Response(drawn, media_type=contact_sheet.WEBP, headers={"Cache-Control": "no-store"})
 
 
 @router.get(
     "/{batch_id}/images.zip",
     summary="Fetch all images",
     response_class=StreamingResponse,
-    responses={200: {"content": {archives.ZIP: {}}}, **documented(404, 409)},
+    responses={200: {"content": {zip_stream.ZIP: {}}}, **documented(404, 409)},
 )
 def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingResponse:
     """Send every image that is finished as one zip, with `jobs.json`. Names begin with the job's place in the batch.
@@ -175,11 +174,11 @@ def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingRespons
         rows = batches.jobs(session, batch_id)
     if not any(row.images for row in rows):
         raise ImagesNotReady(f"No job of batch {batch.id} has succeeded yet.")
-    chunks = archives.zipped(_files(desk, rows), at=datetime.now(UTC))
+    chunks = zip_stream.zipped(_files(desk, rows), at=datetime.now(UTC))
     # The first picture is fetched before the status is sent: a storage that is away is a 503, not a broken zip.
     begun = chain([next(chunks)], chunks)
     named = {"Content-Disposition": f'attachment; filename="{batch.id}.zip"', "Cache-Control": "no-store"}
-    return StreamingResponse(begun, media_type=archives.ZIP, headers=named)
+    return StreamingResponse(begun, media_type=zip_stream.ZIP, headers=named)
 
 
 def layout(batch: BatchRow, start: int, count: int) -> tuple[int, Edges]:
@@ -206,7 +205,7 @@ def _tile(desk: Desk, px: int, row: JobRow) -> Tile:
         return Tile(shrunk(data, px))
 
 
-def _files(desk: Desk, rows: Sequence[JobRow]) -> Iterator[archives.File]:
+def _files(desk: Desk, rows: Sequence[JobRow]) -> Iterator[zip_stream.File]:
     for row in rows:
         for image in row.images:
             yield f"{row.batch_index:04}-{image.index}-{image.seed}.png", partial(stored_images.fetch, desk, image)

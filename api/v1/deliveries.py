@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.callers import Reader, Submitter
-from api.deps import DeskDep
+from api.desk import DeskDep
 from api.problems import documented
-from api.v1 import cursor as cursors
+from api.v1 import cursors
 from shared.errors import DeliveryNotFound
 from shared.infra.db import DeliveryRow
 from shared.jobs.outbox import EventType

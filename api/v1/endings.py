@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.callers import Submitter
-from api.deps import DeskDep, JobId
+from api.desk import DeskDep, JobId
 from api.jobs import retries
 from api.jobs.retries import RETRIED_AT_ONCE, Dead
 from api.problems import documented

@@ -11,7 +11,7 @@ from PIL.Image import Image as Picture
 
 from api import stored_images
 from api.callers import Caller, Reader
-from api.deps import Desk, DeskDep, JobId
+from api.desk import Desk, DeskDep, JobId
 from api.problems import documented
 from shared.errors import ImageNotFound, ImagesNotReady
 from shared.infra import previews

@@ -13,12 +13,12 @@ from api.admission.admit import admit
 from api.admission.sent import SentDep
 from api.admission.submissions import Submission
 from api.callers import Caller, Reader, Submitter
-from api.deps import Desk, DeskDep, JobId
+from api.desk import Desk, DeskDep, JobId
 from api.jobs import queries
 from api.problems import documented
-from api.v1 import cursor as cursors
+from api.v1 import cursors
+from api.v1.long_poll import WaitS
 from api.v1.queue import outlook
-from api.v1.waits import WaitS
 from api.waiting.watch import while_connected
 from shared.errors import DatabaseUnavailable
 from shared.infra import events

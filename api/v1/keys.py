@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from api.auth import keys
 from api.auth.keys import KeyLimits, NewKey, Scope
 from api.callers import Caller, Reader, admin
-from api.deps import DeskDep
+from api.desk import DeskDep
 from api.problems import documented
 from shared.infra.db import KeyRow
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from api.admission.submissions import Steps, Text
 from api.callers import Reader
-from api.deps import Desk, DeskDep
+from api.desk import Desk, DeskDep
 from api.problems import documented
 from shared.files.weights import Kind
 from shared.fleet import registry

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.callers import Reader
-from api.deps import Desk, DeskDep
-from api.farm import queue, throughput
+from api.desk import Desk, DeskDep
+from api.farm import queue_stats, throughput
 from api.farm.throughput import MINUTES, Minute
 from api.problems import documented
 from shared.infra.db import JobRow
@@ -88,7 +88,7 @@ class Throughput(BaseModel):
 def show(desk: DeskDep, _caller: Reader) -> Queue:
     """Show depth, oldest job, workers and predicted wait of every checkpoint."""
     with desk.db.transaction() as session:
-        loads = queue.loads(session, silent_after_s=desk.settings.lease_seconds)
+        loads = queue_stats.loads(session, silent_after_s=desk.settings.lease_seconds)
     return Queue(
         queued=sum(load.queued for load in loads),
         running=sum(load.running for load in loads),
@@ -110,12 +110,12 @@ def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:
     state = JobState(row.state)
     if state.is_final:
         return None
-    load = queue.load(session, row.checkpoint, silent_after_s=desk.settings.lease_seconds)
+    load = queue_stats.load(session, row.checkpoint, silent_after_s=desk.settings.lease_seconds)
     if state is JobState.RUNNING:
-        return forecast.forecast_running(load, queue.cost_left(row))
+        return forecast.forecast_running(load, queue_stats.cost_left(row))
     held = fair_queue.held(session, row.owner)
-    due_in_s = queue.due_in_s(session, row)
-    return forecast.forecast_queued(load, queue.ahead(session, row), row.cost, held=held, due_in_s=due_in_s)
+    due_in_s = queue_stats.due_in_s(session, row)
+    return forecast.forecast_queued(load, queue_stats.ahead(session, row), row.cost, held=held, due_in_s=due_in_s)
 
 
 def _by_minute(checkpoint: str, ended: Mapping[int, Minute]) -> CheckpointThroughput:

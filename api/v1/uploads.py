@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from api.callers import Caller, Submitter
-from api.deps import Desk, DeskDep
+from api.desk import Desk, DeskDep
 from api.problems import documented
 from shared.errors import InvalidRequest, UploadNotFound
 from shared.infra.db import UploadRow

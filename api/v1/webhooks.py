@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from api.admission.submissions import WebhookChoice
 from api.callers import Reader, Submitter
-from api.deps import DeskDep
+from api.desk import DeskDep
 from api.problems import documented
 from shared.errors import EndpointNotFound
 from shared.infra import url_guard

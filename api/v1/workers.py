@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from api.callers import Admin
-from api.deps import DeskDep
+from api.desk import DeskDep
 from api.problems import documented
 from shared.fleet import registry
 

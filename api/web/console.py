@@ -19,7 +19,7 @@ from starlette.types import Scope
 from api.admission.submissions import HiresChoice, InpaintChoice, LoraChoice, Submission, VariationChoice
 from api.admission.sweeps import BatchSubmission
 from api.auth.keys import NewKey
-from api.deps import DeskDep
+from api.desk import DeskDep
 from api.v1.jobs import MAX_SEARCH_CHARS
 from api.v1.prompts import TokenCounts
 

@@ -70,7 +70,7 @@ def unpark(session: Session) -> int:
 
 
 def best(checkpoint: str, *, at: Any = None) -> Any:
-    """Choose the job to claim, at one priority if it is given. Must agree with `api.farm.queue.ahead`."""
+    """Choose the job to claim, at one priority if it is given. Must agree with `api.farm.queue_stats.ahead`."""
     able = select(JobRow.id).where(
         JobRow.state == JobState.QUEUED,
         not_(JobRow.parked),

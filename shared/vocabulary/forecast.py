@@ -1,4 +1,4 @@
-"""When a job will start and be done. Pure; `api.farm.queue` gathers what is known.
+"""When a job will start and be done. Pure; `api.farm.queue_stats` gathers what is known.
 
 Predictions are steady-state estimates from measured speeds: jobs of like cost, slots that share their workers' speed evenly.
 """

@@ -6,7 +6,7 @@
 from collections import defaultdict
 from heapq import heappop, heappush
 
-from api.farm.queue import FARTHEST_COUNTED
+from api.farm.queue_stats import FARTHEST_COUNTED
 from shared.vocabulary.forecast import Ahead
 from tests.simulate.day import Job
 
@@ -52,7 +52,7 @@ class Turns:
         return job
 
     def ahead(self, job: Job) -> Ahead:
-        """Return what is claimed before a waiting job, as `api.farm.queue.ahead` counts it."""
+        """Return what is claimed before a waiting job, as `api.farm.queue_stats.ahead` counts it."""
         levels = [(level, queue) for level, queue in self._levels.items() if level >= job.priority]
         costs = [
             other.cost

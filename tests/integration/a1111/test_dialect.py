@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageChops
 from redis import Redis
 
-from api.a1111 import dialect
+from api.a1111 import middleware
 from api.a1111.requests import Txt2Img
 from api.auth import keys
 from api.auth.keys import NewKey, Scope
@@ -616,7 +616,7 @@ def callers(engines: Settings, announced: str, db: Database) -> Iterator[list[ht
 def test_8_every_route_asks_for_a_key_by_basic(callers: list[httpx.Client]) -> None:
     mine = callers[0]
     paths = mine.get("/openapi.json").json()["paths"]
-    routes = [(path, verb) for path, item in paths.items() for verb in item if path.startswith(dialect.PATHS)]
+    routes = [(path, verb) for path, item in paths.items() for verb in item if path.startswith(middleware.PATHS)]
     assert len(routes) > 40
     with httpx.Client(base_url=mine.base_url, timeout=60) as stranger:
         for path, verb in routes:

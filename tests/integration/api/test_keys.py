@@ -18,7 +18,7 @@ from api import callers
 from api.auth import keys
 from api.auth.key_cache import REMEMBER_S, KeyCache
 from api.auth.keys import KeyLimits, NewKey, Scope, Token
-from api.deps import Desk
+from api.desk import Desk
 from api.limits.quota import COUNTED_FOR_S, Quota
 from api.limits.rate import RateLimit
 from api.main import create_app

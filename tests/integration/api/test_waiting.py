@@ -16,7 +16,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from api.main import create_app
-from api.v1.waits import MAX_WAIT_S, preferred
+from api.v1.long_poll import MAX_WAIT_S, preferred
 from api.waiting.watch import Waiting
 from shared.infra import broker, events
 from shared.infra.db import Database

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from api.cli import bucket, checks
+from api.cli import bucket_probes, checks
+from api.cli.bucket_roles import Role
 from api.cli.checks import Level
-from api.cli.roles import Role
 from shared.infra import storage as storages
 from shared.infra.storage import Storage
 from shared.settings import Settings
@@ -45,7 +45,7 @@ def bound(settings: Settings) -> Callable[[str], Storage]:
 
 @pytest.mark.parametrize("role", Role)
 def test_a_role_is_probed_within_its_policy(bound: Callable[[str], Storage], role: Role) -> None:
-    assert bucket.able(bound(role), [role]) == {role: None}
+    assert bucket_probes.able(bound(role), [role]) == {role: None}
 
 
 @pytest.mark.parametrize("policy", [*Role, "nobody"])
@@ -58,7 +58,7 @@ def test_a_key_that_may_not_look_at_the_bucket_is_no_wrong_key(bound: Callable[[
     [("worker", {Role.WORKER}), ("api", {Role.API}), ("courier", {Role.COURIER}), ("nobody", set())],
 )
 def test_what_a_key_is_for_is_found_out(bound: Callable[[str], Storage], policy: str, able: set[Role]) -> None:
-    found = bucket.able(bound(policy))
+    found = bucket_probes.able(bound(policy))
     assert {role for role, refusal in found.items() if refusal is None} == able
 
 

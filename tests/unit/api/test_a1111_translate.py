@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.a1111 import generation_text, names, styles, translate
-from api.a1111.refusals import Impossible, InitImageMissing, SamplerNotFound, ScriptNotFound
+from api.a1111 import infotext_parser, names, styles, translate
+from api.a1111.errors import Impossible, InitImageMissing, SamplerNotFound, ScriptNotFound
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.styles import Style
 from api.a1111.translate import FarmFacts, Translation
@@ -352,7 +352,7 @@ def test_a_text_is_read_back_as_it_was_written() -> None:
     made = params(
         prompt="two\nlines", negative_prompt="bad, worse", hires=hires, variation=Variation(seed=3, strength=0.5)
     )
-    parts = generation_text.parse(infotext.encode(made, 0))
+    parts = infotext_parser.parse(infotext.encode(made, 0))
     assert (parts["Prompt"], parts["Negative prompt"]) == ("two\nlines", "bad, worse")
     assert (parts["Size-1"], parts["Size-2"], parts["Steps"]) == ("64", "64", "4")
     assert (parts["Hires prompt"], parts["Hires upscale"]) == ('a "quoted": prompt, with commas', "2.0")
@@ -360,7 +360,7 @@ def test_a_text_is_read_back_as_it_was_written() -> None:
 
 
 def test_a_text_without_parameters_is_all_prompt() -> None:
-    assert generation_text.stated("a cat\nSteps: 20") == {"Prompt": "a cat\nSteps: 20", "Negative prompt": ""}
+    assert infotext_parser.stated("a cat\nSteps: 20") == {"Prompt": "a cat\nSteps: 20", "Negative prompt": ""}
 
 
 def test_the_order_of_the_text_is_the_originals() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from api.cli import checks, main
 from api.cli.client import ClientError, FarmClient
-from api.cli.watch import Interrupted, pause_s, watch
+from api.cli.polling import Interrupted, pause_s, watch
 from tests.support.servers import Handler, Server
 
 PNG = b"\x89PNG not really, but nobody here decodes it"

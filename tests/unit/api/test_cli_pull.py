@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli import hub
+from api.cli import hub_download
 from api.cli.output import Failure
 from tests.support.servers import Handler, Server
 
@@ -139,4 +139,4 @@ def test_pull_says_what_the_hub_does_not_have_and_when_there_is_no_hub(the_hub: 
 )
 def test_only_plain_safetensors_names_are_fetched(file: str) -> None:
     with pytest.raises(Failure):
-        hub.Source("owner/name", file)
+        hub_download.Source("owner/name", file)

@@ -10,8 +10,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from api.admission.sweeps import MAX_JOBS, BatchSubmission
-from api.v1 import archives, sheets
-from api.v1.sheets import Edges, Tile
+from api.v1 import contact_sheet, zip_stream
+from api.v1.contact_sheet import Edges, Tile
 
 CIRCLE = {"prompt": "a red circle"}
 
@@ -75,10 +75,10 @@ def square(color: str) -> Tile:
 
 def test_a_sheet_shows_each_picture_in_its_place() -> None:
     tiles = [square("#ff0000"), square("#00ff00"), Tile(None, "failed"), square("#0000ff")]
-    drawn = sheets.draw(tiles, columns=2, edges=Edges(("steps 1", "steps 2"), ("seed 1", "seed 2 " + "x" * 99)))
+    drawn = contact_sheet.draw(tiles, columns=2, edges=Edges(("steps 1", "steps 2"), ("seed 1", "seed 2 " + "x" * 99)))
     with Image.open(io.BytesIO(drawn)) as picture:
         sheet = picture.convert("RGB")
-    side = sheets.tile_px(2, 2) + sheets.GAP_PX
+    side = contact_sheet.tile_px(2, 2) + contact_sheet.GAP_PX
     right, low = sheet.width - side // 2, sheet.height - side // 2
 
     def main(x: int, y: int) -> int:
@@ -91,14 +91,14 @@ def test_a_sheet_shows_each_picture_in_its_place() -> None:
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 1), (16, 16), (256, 1), (1, 256)])
 def test_a_sheet_stays_small_enough_to_open(columns: int, rows: int) -> None:
-    drawn = sheets.draw([Tile(None, "queued")] * (columns * rows), columns=columns, edges=Edges((), ()))
+    drawn = contact_sheet.draw([Tile(None, "queued")] * (columns * rows), columns=columns, edges=Edges((), ()))
     with Image.open(io.BytesIO(drawn)) as picture:
-        assert max(picture.size) <= 256 * (sheets.LEAST_TILE_PX + sheets.GAP_PX) + sheets.GAP_PX
+        assert max(picture.size) <= 256 * (contact_sheet.LEAST_TILE_PX + contact_sheet.GAP_PX) + contact_sheet.GAP_PX
 
 
 def test_a_zip_is_whole_and_sent_in_pieces() -> None:
     files = [(f"{n}.png", lambda n=n: bytes([n]) * 1000) for n in range(3)]
-    pieces = list(archives.zipped(files, at=datetime(2026, 11, 24, tzinfo=UTC)))
+    pieces = list(zip_stream.zipped(files, at=datetime(2026, 11, 24, tzinfo=UTC)))
     assert len(pieces) == 4
     with zipfile.ZipFile(io.BytesIO(b"".join(pieces))) as archive:
         assert archive.testzip() is None
@@ -109,7 +109,7 @@ def test_a_zip_that_breaks_off_is_no_zip() -> None:
     def gone() -> bytes:
         raise OSError("the storage is away")
 
-    sent = archives.zipped([("a", lambda: b"a"), ("b", gone)], at=datetime.now(UTC))
+    sent = zip_stream.zipped([("a", lambda: b"a"), ("b", gone)], at=datetime.now(UTC))
     first = next(sent)
     with pytest.raises(OSError, match="the storage is away"):
         next(sent)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from uuid import UUID, uuid4
 
-from api.cli.roles import Role
+from api.cli.bucket_roles import Role
 from shared.errors import ObjectMissing, StorageUnavailable
 from shared.infra.storage import IMAGES, Storage, image_key, input_key, snapshot_key, upload_key
 

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from api.callers import Reader
-from api.deps import DeskDep
+from api.desk import DeskDep
 from api.problems import documented
-from api.v1 import cursor as cursors
+from api.v1 import cursors
 from shared.infra.db import EventRow
 from shared.jobs import outbox
 from shared.jobs.outbox import EventType

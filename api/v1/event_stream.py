@@ -16,7 +16,7 @@ from redis import Redis
 from starlette.concurrency import run_in_threadpool
 
 from api.callers import Reader
-from api.deps import DeskDep, JobId
+from api.desk import DeskDep, JobId
 from api.problems import documented
 from api.v1.jobs import awaited
 from shared.errors import BrokerUnavailable

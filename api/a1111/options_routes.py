@@ -5,10 +5,10 @@ from typing import Any
 from fastapi import APIRouter
 
 from api.a1111 import options, sessions
-from api.a1111.fields import Mapping
+from api.a1111.field_types import Mapping
 from api.a1111.sessions import SessionId
 from api.callers import Reader, Submitter
-from api.deps import DeskDep
+from api.desk import DeskDep
 
 router = APIRouter(prefix="/sdapi/v1", strict_content_type=False)
 

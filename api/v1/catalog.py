@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from api.callers import reader
-from api.deps import Desk, DeskDep
+from api.desk import Desk, DeskDep
 from api.problems import documented
 from shared.files.weights import Kind
 from shared.fleet import registry

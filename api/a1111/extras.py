@@ -9,11 +9,11 @@ from fastapi import APIRouter
 from PIL import Image
 from pydantic import Field
 
-from api.a1111 import answers, generation_text, names
-from api.a1111.fields import Flag, Int, Lax, Number, Text
-from api.a1111.refusals import NothingFound
+from api.a1111 import answers, infotext_parser, names
+from api.a1111.errors import NothingFound
+from api.a1111.field_types import Flag, Int, Lax, Number, Text
 from api.callers import Reader, Submitter
-from api.deps import Desk, DeskDep
+from api.desk import Desk, DeskDep
 from shared.errors import BadPicture, InvalidRequest
 from shared.files import pictures
 from shared.vocabulary.params import MAX_SIDE_PX
@@ -89,7 +89,7 @@ def png_info(body: PngInfoRequest, desk: DeskDep, _caller: Reader) -> dict[str, 
     with desk.intake.decoding():
         pictures.decode(data, what="image")
     text, items = _texts(data)
-    return {"info": text, "items": items, "parameters": generation_text.parse(text) if text else {}}
+    return {"info": text, "items": items, "parameters": infotext_parser.parse(text) if text else {}}
 
 
 @router.post("/extra-single-image", summary="Enlarge a picture")

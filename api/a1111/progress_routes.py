@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session as Transaction
 
 from api.a1111 import answers, calls, progress
 from api.a1111.calls import A1111Call
-from api.a1111.fields import Flag, Int, Lax, Text
+from api.a1111.field_types import Flag, Int, Lax, Text
 from api.a1111.sessions import SessionId
 from api.callers import Reader, Submitter
-from api.deps import Desk, DeskDep
+from api.desk import Desk, DeskDep
 from shared.errors import BrokerUnavailable
 from shared.infra import previews
 from shared.infra.db import JobRow
