@@ -17,8 +17,8 @@ from api.limits.bodies import BodyLimit
 from api.v1 import (
     batches,
     catalog,
+    delete,
     deliveries,
-    endings,
     event_feed,
     event_stream,
     images,
@@ -26,6 +26,7 @@ from api.v1 import (
     keys,
     prompts,
     queue,
+    retry,
     uploads,
     webhooks,
     workers,
@@ -38,7 +39,8 @@ from shared.settings import Settings, load
 
 PARTS = (
     jobs,
-    endings,
+    retry,
+    delete,
     event_stream,
     images,
     batches,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import checkpoints, demo, doctor, drain, endings, jobs, keys, migrate, render, sweep, top, up
+from api.cli import checkpoints, delete, demo, doctor, drain, jobs, keys, migrate, render, retry, sweep, top, up
 from api.cli.client import DEFAULT_URL, ClientError, Front
 from api.cli.output import Failure, complain, forgive_encoding
 from shared.errors import FarmError
@@ -29,8 +29,8 @@ app.command("sweep")(sweep.sweep)
 app.command("jobs")(jobs.list_jobs)
 app.command("job")(jobs.show_job)
 app.command("cancel")(jobs.cancel_jobs)
-app.command("retry")(endings.retry)
-app.command("delete")(endings.delete)
+app.command("retry")(retry.retry)
+app.command("delete")(delete.delete)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(keys.app, name="keys")
 app.command("migrate")(migrate.migrate)

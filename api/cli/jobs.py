@@ -1,6 +1,7 @@
 """`farm jobs`, `farm job` and `farm cancel`: look at jobs and stop them."""
 
 import json
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -48,14 +49,19 @@ def show_job(
 def cancel_jobs(context: typer.Context, job_ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> None:
     """Cancel jobs; a running one stops within a denoising step."""
     front: Front = context.obj
-    failed = False
     with front.connect() as client:
-        for job_id in job_ids:
-            try:
-                say(f"{client.cancel(job_id)['id']} canceled")
-            except ClientError as error:
-                failed = True
-                complain(f"{shortened(job_id, 40)}: {error}")
+        for_each_job(job_ids, lambda job_id: f"{client.cancel(job_id)['id']} canceled")
+
+
+def for_each_job(job_ids: Sequence[str], call: Callable[[str], str]) -> None:
+    """Call the API for each job and print the line it returns. A job that fails does not stop the others; then exit code 1."""
+    failed = False
+    for job_id in job_ids:
+        try:
+            say(call(job_id))
+        except ClientError as error:
+            failed = True
+            complain(f"{shortened(job_id, 40)}: {error}")
     if failed:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""What can be done with jobs that have ended: render them again, or have them forgotten."""
+"""Retry jobs that failed, expired or were canceled: one by its id, or many by a filter."""
 
 from typing import Annotated
 from uuid import UUID
@@ -12,12 +12,10 @@ from api.jobs import retries
 from api.jobs.retries import RETRIED_AT_ONCE, Dead
 from api.problems import documented
 from shared.infra import broker
-from shared.jobs import removal
 from shared.jobs.wire import Job
 from shared.vocabulary.params import reject_nul
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
-
 
 Name = Annotated[str, Field(max_length=100), AfterValidator(reject_nul)]
 
@@ -69,14 +67,3 @@ def retry(job_id: JobId, desk: DeskDep, caller: Submitter, response: Response) -
     response.headers["Location"] = f"/v1/jobs/{made.id}"
     broker.ring(desk.celery, row.checkpoint)
     return made
-
-
-@router.delete("/{job_id}", status_code=204, summary="Delete a job", responses=documented(404, 409, 410))
-def delete(job_id: JobId, desk: DeskDep, caller: Submitter) -> None:
-    """Delete a job that has ended, with its images, for good. Its id answers 410 from then on."""
-    with desk.db.transaction() as session:
-        row = removal.removable(session, job_id, owner=caller.sees_only)
-    # Outside of any transaction: the storage may take its time. Should it fail, the job is still there to be deleted again.
-    desk.storage.delete_all(removal.objects(row))
-    with desk.db.transaction() as session:
-        removal.remove(session, [row])

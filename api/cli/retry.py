@@ -1,12 +1,12 @@
-"""`farm retry` and `farm delete`: what is done with jobs that have ended."""
+"""`farm retry`: render jobs again that failed, expired or were canceled."""
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from api.cli.client import ClientError, Front
-from api.cli.output import complain, say, shortened
+from api.cli.client import Front
+from api.cli.jobs import for_each_job
+from api.cli.output import say
 
 
 def retry(
@@ -22,7 +22,7 @@ def retry(
     front: Front = context.obj
     with front.connect() as client:
         if job_ids:
-            _each(job_ids, lambda job_id: f"{job_id} is rendered again as {client.retry(job_id)['id']}")
+            for_each_job(job_ids, lambda job_id: f"{job_id} is rendered again as {client.retry(job_id)['id']}")
             return
         wanted: dict[str, Any] = {"limit": limit}
         if error_code is not None:
@@ -31,28 +31,3 @@ def retry(
     for old, new in made.items():
         say(f"{old} is rendered again as {new}")
     say(f"{len(made)} retried" + ("; there may be more, ask again" if len(made) == limit else ""))
-
-
-def delete(context: typer.Context, job_ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> None:
-    """Delete jobs that have ended, with their images, for good."""
-    front: Front = context.obj
-    with front.connect() as client:
-
-        def deleted(job_id: str) -> str:
-            client.delete(job_id)
-            return f"{job_id} deleted"
-
-        _each(job_ids, deleted)
-
-
-def _each(job_ids: list[str], act: Callable[[str], str]) -> None:
-    """Do something with each job and say so; one that fails is told and does not keep the others from it."""
-    failed = False
-    for job_id in job_ids:
-        try:
-            say(act(job_id))
-        except ClientError as error:
-            failed = True
-            complain(f"{shortened(job_id, 40)}: {error}")
-    if failed:
-        raise typer.Exit(1)
