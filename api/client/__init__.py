@@ -1,10 +1,10 @@
-"""The farm's Python client: `Farm` for programs that wait, `AsyncFarm` for those that do other things meanwhile.
+"""Python client of the farm: `Farm` blocks, `AsyncFarm` is for asyncio.
 
     with Farm("http://127.0.0.1:8000", api_key="…") as farm:
         job = farm.wait(farm.submit(prompt="a red circle on a blue background").id)
         Path("circle.png").write_bytes(farm.image(job, 0))
 
-What to say and how to read the answers is in `talks`, once for both; `lines` carries it.
+Both run the same generators of `sans_io`, each on a transport of its own.
 """
 
 from api.client.asynchronous import AsyncFarm

@@ -1,4 +1,4 @@
-"""From the farm's answers to the types that a program works with."""
+"""Parse the API's answers into `Job` and `Batch`."""
 
 from typing import Any, TypeVar
 
@@ -12,17 +12,17 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def as_job(body: dict[str, Any]) -> Job:
-    """Read a job. Fields that this client does not know are left out."""
+    """Parse a job; unknown fields are dropped. Raises `ClientError`."""
     return _read(Job, body, "job")
 
 
 def as_batch(body: dict[str, Any]) -> Batch:
-    """Read a batch. Fields that this client does not know are left out."""
+    """Parse a batch; unknown fields are dropped. Raises `ClientError`."""
     return _read(Batch, body, "batch")
 
 
 def image_url(job: Job, index: int) -> str:
-    """Return where an image of a job is. Raises `ClientError` for one that is not there."""
+    """Return the URL path of an image. Raises `ClientError` if the job does not have it."""
     for image in job.images:
         if image.index == index:
             return image.url

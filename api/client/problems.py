@@ -1,13 +1,13 @@
-"""Everything that can go wrong between a client and its farm, as one error with the API's own code and words."""
+"""One exception for every failed request: the API's problem details, or a transport error."""
 
 import httpx
 from pydantic import ValidationError
 
 
 class ClientError(Exception):
-    """The farm refused, or could not be asked. `transient`: the same call may work in a moment.
+    """The farm refused a request, or did not answer. `transient`: the same request may succeed later.
 
-    `status` is the HTTP status of a refusal, None where there was no answer.
+    `status` is the HTTP status of the refusal, None without an answer.
     """
 
     def __init__(
@@ -28,17 +28,17 @@ class ClientError(Exception):
 
 
 def of_transport(error: httpx.RequestError, url: str) -> ClientError:
-    """Say why there was no answer."""
+    """Build the error of a request without an answer."""
     if isinstance(error, httpx.TimeoutException):
         return ClientError("timeout", f"The farm at {url} does not answer.", transient=True)
     if isinstance(error, httpx.TransportError):
         detail = f"Cannot reach the farm at {url} ({error}). `farm up` starts one here; --url names another."
         return ClientError("unreachable", detail, transient=True)
-    return ClientError("bad_response", f"The farm at {url} answered nonsense: {error}")
+    return ClientError("bad_response", f"The farm at {url} sent a malformed answer: {error}")
 
 
 def of_response(response: httpx.Response) -> ClientError:
-    """Read a refusal. Its body must have been read."""
+    """Build the error of a refused request. The response body must have been read."""
     status = response.status_code
     code, detail = _problem(response)
     wait = response.headers.get("Retry-After", "")
@@ -51,14 +51,14 @@ def of_response(response: httpx.Response) -> ClientError:
     )
 
 
-def refuse(response: httpx.Response) -> None:
-    """Raise what a refusal says. Its body must have been read."""
+def raise_for_problem(response: httpx.Response) -> None:
+    """Raise `ClientError` unless the status is 2xx. The response body must have been read."""
     if not response.is_success:
         raise of_response(response)
 
 
 def unreadable(error: ValidationError, word: str) -> ClientError:
-    """Say which part of an answer this client cannot read."""
+    """Build the error of an answer that does not match this client's schema."""
     where = ".".join(str(part) for part in error.errors()[0]["loc"])
     return ClientError("bad_response", f"This client cannot read the {word}'s {where}; is it older than the farm?")
 

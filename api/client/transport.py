@@ -1,4 +1,4 @@
-"""The wire between a client and its farm: carries talks out over HTTP, blocking or on an event loop. Every call has a timeout."""
+"""HTTP transports that run the sans-IO client, blocking or on an event loop. Every request has a timeout."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ import httpx
 from httpx_sse import EventSource
 
 from api.client import problems
-from api.client.event_stream import EventStream, News
+from api.client.event_stream import EventStream, StreamEvent
 from api.client.problems import ClientError
 from api.client.sans_io import Exchange, HttpRequest, Pause, checked_key, checked_url
 
@@ -21,29 +21,29 @@ T = TypeVar("T")
 
 
 class HttpTransport:
-    """Carries talks out on the calling thread. May be shared by threads."""
+    """Runs exchanges on the calling thread. Threads may share one."""
 
     def __init__(self, url: str, api_key: str | None, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._sleep = sleep
         self._key = key_header(api_key)
         self.http = httpx.Client(**_connection(url))
 
-    def carry(self, talk: Exchange[T]) -> T:
-        """Have a talk to its end and return what it came to. Raises `ClientError`."""
+    def run(self, exchange: Exchange[T]) -> T:
+        """Drive the generator and return its result. Raises `ClientError`."""
         try:
-            step = next(talk)
+            step = next(exchange)
             while True:
                 try:
-                    answer = self._carry_out(step)
+                    response = self._perform(step)
                 except ClientError as error:
-                    step = talk.throw(error)
+                    step = exchange.throw(error)
                 else:
-                    step = talk.send(answer)
+                    step = exchange.send(response)
         except StopIteration as end:
             result: T = end.value
             return result
 
-    def _carry_out(self, step: HttpRequest | Pause) -> Any:
+    def _perform(self, step: HttpRequest | Pause) -> Any:
         if isinstance(step, Pause):
             return self._sleep(step.seconds)
         try:
@@ -51,27 +51,27 @@ class HttpTransport:
         except httpx.RequestError as error:
             raise problems.of_transport(error, str(self.http.base_url)) from error
 
-    def tell(self, story: EventStream) -> Iterator[News]:
-        """Yield a story's news until it is over, over as many connections as it takes. Raises `ClientError`."""
-        while not story.is_over:
+    def stream(self, events: EventStream) -> Iterator[StreamEvent]:
+        """Yield a job's events until its last, reconnecting as often as needed. Raises `ClientError`."""
+        while not events.is_over:
             try:
-                with self.http.stream(**_request(story.call(), self._key)) as response:
+                with self.http.stream(**_request(events.request(), self._key)) as response:
                     if not response.is_success:
                         response.read()
-                        problems.refuse(response)
+                        problems.raise_for_problem(response)
                     for event in EventSource(response).iter_sse():
-                        if (news := story.heard(event)) is not None:
-                            yield news
-                if not story.is_over:
-                    self._sleep(story.broke())
+                        if (received := events.receive(event)) is not None:
+                            yield received
+                if not events.is_over:
+                    self._sleep(events.backoff_s())
             except httpx.RequestError as error:
-                self._sleep(story.broke(problems.of_transport(error, str(self.http.base_url))))
+                self._sleep(events.backoff_s(problems.of_transport(error, str(self.http.base_url))))
             except ClientError as error:
-                self._sleep(story.broke(error))
+                self._sleep(events.backoff_s(error))
 
 
 class AsyncHttpTransport:
-    """Carries talks out on the running event loop."""
+    """Runs exchanges on the running event loop."""
 
     def __init__(
         self, url: str, api_key: str | None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -80,22 +80,22 @@ class AsyncHttpTransport:
         self._key = key_header(api_key)
         self.http = httpx.AsyncClient(**_connection(url))
 
-    async def carry(self, talk: Exchange[T]) -> T:
-        """Have a talk to its end and return what it came to. Raises `ClientError`."""
+    async def run(self, exchange: Exchange[T]) -> T:
+        """Drive the generator and return its result. Raises `ClientError`."""
         try:
-            step = next(talk)
+            step = next(exchange)
             while True:
                 try:
-                    answer = await self._carry_out(step)
+                    response = await self._perform(step)
                 except ClientError as error:
-                    step = talk.throw(error)
+                    step = exchange.throw(error)
                 else:
-                    step = talk.send(answer)
+                    step = exchange.send(response)
         except StopIteration as end:
             result: T = end.value
             return result
 
-    async def _carry_out(self, step: HttpRequest | Pause) -> Any:
+    async def _perform(self, step: HttpRequest | Pause) -> Any:
         if isinstance(step, Pause):
             return await self._sleep(step.seconds)
         try:
@@ -103,27 +103,27 @@ class AsyncHttpTransport:
         except httpx.RequestError as error:
             raise problems.of_transport(error, str(self.http.base_url)) from error
 
-    async def tell(self, story: EventStream) -> AsyncIterator[News]:
-        """Yield a story's news until it is over, over as many connections as it takes. Raises `ClientError`."""
-        while not story.is_over:
+    async def stream(self, events: EventStream) -> AsyncIterator[StreamEvent]:
+        """Yield a job's events until its last, reconnecting as often as needed. Raises `ClientError`."""
+        while not events.is_over:
             try:
-                async with self.http.stream(**_request(story.call(), self._key)) as response:
+                async with self.http.stream(**_request(events.request(), self._key)) as response:
                     if not response.is_success:
                         await response.aread()
-                        problems.refuse(response)
+                        problems.raise_for_problem(response)
                     async for event in EventSource(response).aiter_sse():
-                        if (news := story.heard(event)) is not None:
-                            yield news
-                if not story.is_over:
-                    await self._sleep(story.broke())
+                        if (received := events.receive(event)) is not None:
+                            yield received
+                if not events.is_over:
+                    await self._sleep(events.backoff_s())
             except httpx.RequestError as error:
-                await self._sleep(story.broke(problems.of_transport(error, str(self.http.base_url))))
+                await self._sleep(events.backoff_s(problems.of_transport(error, str(self.http.base_url))))
             except ClientError as error:
-                await self._sleep(story.broke(error))
+                await self._sleep(events.backoff_s(error))
 
 
 def key_header(api_key: str | None) -> dict[str, str]:
-    """Return the header that carries a key to the farm, and to nobody else."""
+    """Return the Authorization header of an API key. Send it to the farm only."""
     return {"Authorization": f"Bearer {checked_key(api_key)}"} if api_key else {}
 
 
@@ -136,15 +136,15 @@ def _connection(url: str) -> dict[str, Any]:
     }
 
 
-def _request(call: HttpRequest, key: dict[str, str]) -> dict[str, Any]:
-    is_ours = call.path.startswith("/")  # else an address of the storage that the farm has signed
+def _request(request: HttpRequest, key: dict[str, str]) -> dict[str, Any]:
+    is_api = request.path.startswith("/")  # else an address of the storage that the farm has signed
     return {
-        "method": call.method,
-        "url": call.path,
-        "json": call.json,
-        "content": call.content,
-        "params": call.params,
-        "headers": {**(key if is_ours else {}), **(call.headers or {})},
-        "timeout": httpx.Timeout(ANSWER_S + call.hold_s, connect=CONNECT_S),
-        "follow_redirects": call.follows,
+        "method": request.method,
+        "url": request.path,
+        "json": request.json,
+        "content": request.content,
+        "params": request.params,
+        "headers": {**(key if is_api else {}), **(request.headers or {})},
+        "timeout": httpx.Timeout(ANSWER_S + request.hold_s, connect=CONNECT_S),
+        "follow_redirects": request.follow_redirects,
     }

@@ -1,4 +1,4 @@
-"""Is a webhook really from the farm? For receivers written in Python; the signature is Standard Webhooks'."""
+"""Verify webhook signatures (Standard Webhooks), for receivers written in Python."""
 
 import json
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 
 class BadSignature(Exception):
-    """The request was not signed with this secret, was altered on the way, or is too old."""
+    """The signature does not match the body and the secret, or the message is too old."""
 
 
 def verify(body: bytes | str, headers: Mapping[str, str], secret: str) -> dict[str, Any]:
-    """Return the event in a webhook's body after checking its signature and age. Raises `BadSignature`.
+    """Check a webhook's signature and age and return its event. Raises `BadSignature`.
 
-    `headers` are the request's, in any case; `secret` is the endpoint's, `whsec_…`.
+    `headers` are those of the request, names in any case; `secret` is that of the endpoint, `whsec_…`.
     """
     try:
         Webhook(secret).verify(body, {name.lower(): value for name, value in headers.items()})

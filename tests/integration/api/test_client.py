@@ -103,7 +103,7 @@ def test_the_key_does_not_travel_to_the_storage(address: str, farm: Farm) -> Non
     assert farm
     seen: list[httpx.Request] = []
     with Farm(address, api_key="farm_k_secret") as keyed:
-        keyed._line.http.event_hooks = {"request": [seen.append]}
+        keyed._transport.http.event_hooks = {"request": [seen.append]}
         keyed.upload(png("#ffffff"))
     assert ["authorization" in request.headers for request in seen] == [True, False]
 
