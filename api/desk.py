@@ -15,7 +15,7 @@ from api.limits.quota import Quota
 from api.limits.rate import RateLimit
 from api.limits.streams import StreamLimit
 from api.picture_intake import PictureIntake
-from api.waiting.watch import Waiting
+from api.waiting.job_updates import JobUpdates
 from shared.errors import JobNotFound
 from shared.infra import broker
 from shared.infra.db import Database
@@ -37,7 +37,7 @@ class Desk:
     keys: KeyCache
     throttle: RateLimit
     quota: Quota
-    waiting: Waiting
+    updates: JobUpdates
     streams: StreamLimit
 
 
@@ -61,7 +61,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             KeyCache(db),
             RateLimit(redis),
             Quota(settings.max_queued),
-            Waiting(db, broker.connect_async(settings)),
+            JobUpdates(db, broker.connect_async(settings)),
             StreamLimit(),
         )
 

@@ -27,7 +27,7 @@ from api.admission.sent import Sent, SentDep
 from api.admission.submissions import WebhookChoice
 from api.callers import Caller, Submitter
 from api.desk import Desk, DeskDep
-from api.waiting.watch import while_connected
+from api.waiting.disconnect import while_connected
 from shared.errors import FarmError, InvalidRequest, OutOfMemory, RenderFailed, UnknownCheckpoint
 from shared.infra.db import JobRow
 from shared.jobs.idempotency import Digests
@@ -123,7 +123,7 @@ async def _held(request: Request, desk: Desk, call: A1111Call, body: Txt2Img | I
 
 async def _ended(desk: Desk, call: A1111Call) -> list[JobRow]:
     limit_s = desk.settings.call_seconds
-    found = await asyncio.gather(*(desk.waiting.final(job.id, limit_s) for job in call.jobs))
+    found = await asyncio.gather(*(desk.updates.wait_until_final(job.id, limit_s) for job in call.jobs))
     rows = [row for row in found if row is not None]
     if not all(JobState(row.state).is_final for row in rows):
         raise TooLate(f"The call has been held for {limit_s:g} s; its jobs go on, see /v1/jobs.")

@@ -1,7 +1,7 @@
-"""A job's story as server-sent events: its states whole, its progress in between, its end last.
+"""Server-sent events of one job: the whole job at each change of state, its progress between, its final state last.
 
-Costs one watch on the process's subscription and no thread. FastAPI writes the events, keep-alive comments, and ends the
-generator when the client has gone.
+A stream costs one subscription in the process and no thread. FastAPI writes the events and keep-alive comments, and closes the
+generator when the client disconnects.
 """
 
 import base64
@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from api.callers import Reader
 from api.desk import DeskDep, JobId
 from api.problems import documented
-from api.v1.jobs import awaited
+from api.v1.jobs import visible_row
 from shared.errors import BrokerUnavailable
 from shared.infra import previews
 from shared.infra.db import JobRow
@@ -29,10 +29,10 @@ from shared.vocabulary.states import JobState
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
 
-async def _followed(job_id: JobId, desk: DeskDep, caller: Reader) -> AsyncIterator[UUID]:
+async def _stream_slot(job_id: JobId, desk: DeskDep, caller: Reader) -> AsyncIterator[UUID]:
     # A dependency, because a generator's own errors come after the status has been sent. What follows the yield runs after the
     # stream.
-    row = await awaited(desk, caller, job_id)
+    row = await visible_row(desk, caller, job_id)
     desk.streams.enter(caller.owner)
     try:
         yield row.id
@@ -47,7 +47,7 @@ async def _followed(job_id: JobId, desk: DeskDep, caller: Reader) -> AsyncIterat
     responses=documented(404, 410),
 )
 async def follow(
-    job_id: Annotated[UUID, Depends(_followed)],
+    job_id: Annotated[UUID, Depends(_stream_slot)],
     desk: DeskDep,
     last_event_id: Annotated[
         str | None, Header(max_length=20, description="The `id` of the last event seen: what is older is left out.")
@@ -65,28 +65,28 @@ async def follow(
     `id` is the job's version; previews have none. After the event of a final state the stream ends.
     """
     seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
-    looker = Looker(desk.redis, job_id) if with_previews else None
-    async with aclosing(desk.waiting.changes(job_id)) as changes:
-        async for change in changes:
-            if (change.version or 0) > seen or _is_end(change):
-                yield _event(change)
-            if looker is not None and not _is_end(change):
-                for preview in await run_in_threadpool(looker.news, change):
+    new_previews = NewPreviews(desk.redis, job_id) if with_previews else None
+    async with aclosing(desk.updates.subscribe(job_id)) as updates:
+        async for update in updates:
+            if (update.version or 0) > seen or _is_last(update):
+                yield _event(update)
+            if new_previews is not None and not _is_last(update):
+                for preview in await run_in_threadpool(new_previews.after, update):
                     yield ServerSentEvent(event="preview", data=preview)
 
 
-class Looker:
-    """Looks for previews that have not been sent yet. They are best effort: without Redis there are none."""
+class NewPreviews:
+    """Previews of a job that its stream has not sent yet. Best effort: without Redis there are none."""
 
     def __init__(self, redis: Redis, job_id: UUID) -> None:
         self._redis = redis
         self._job_id = job_id
         self._sent: dict[int, bytes | None] = {}
 
-    def news(self, change: JobRow | JobEvent) -> list[Preview]:
-        """Return the previews that have changed, of the images that the job's row has told of."""
-        if isinstance(change, JobRow):
-            self._sent = dict.fromkeys(range(change.params["num_images"])) | self._sent
+    def after(self, update: JobRow | JobEvent) -> list[Preview]:
+        """Return the previews that have changed. The job's row says how many images there are, so it must come first."""
+        if isinstance(update, JobRow):
+            self._sent = dict.fromkeys(range(update.params["num_images"])) | self._sent
         with suppress(BrokerUnavailable):
             return [preview for index in self._sent if (preview := self._new(index)) is not None]
         return []
@@ -99,17 +99,17 @@ class Looker:
         return Preview(job_id=self._job_id, index=index, content_type=previews.JPEG, data=base64.b64encode(jpeg))
 
 
-def _is_end(change: JobRow | JobEvent) -> bool:
-    return isinstance(change, JobRow) and JobState(change.state).is_final
+def _is_last(update: JobRow | JobEvent) -> bool:
+    return isinstance(update, JobRow) and JobState(update.state).is_final
 
 
-def _event(change: JobRow | JobEvent) -> ServerSentEvent:
-    if isinstance(change, JobRow):
-        return ServerSentEvent(event="state", id=str(change.version), data=Job.of(change))
+def _event(update: JobRow | JobEvent) -> ServerSentEvent:
+    if isinstance(update, JobRow):
+        return ServerSentEvent(event="state", id=str(update.version), data=Job.of(update))
     steps = Steps(
-        job_id=change.job_id,
-        version=change.version or 0,
-        steps_done=change.steps_done or 0,
-        steps_total=change.steps_total or 0,
+        job_id=update.job_id,
+        version=update.version or 0,
+        steps_done=update.steps_done or 0,
+        steps_total=update.steps_total or 0,
     )
     return ServerSentEvent(event="progress", id=str(steps.version), data=steps)

@@ -19,7 +19,7 @@ from api.problems import documented
 from api.v1 import cursors
 from api.v1.long_poll import WaitS
 from api.v1.queue import outlook
-from api.waiting.watch import while_connected
+from api.waiting.disconnect import while_connected
 from shared.errors import DatabaseUnavailable
 from shared.infra import events
 from shared.infra.db import JobRow
@@ -73,7 +73,7 @@ async def submit(
     """
     row = await run_in_threadpool(admit, desk, caller, submission, sent, key=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return Job.of(await _settled(desk, request, row, wait_s))
+    return Job.of(await _wait_for_end(desk, request, row, wait_s))
 
 
 @router.put(
@@ -92,7 +92,7 @@ async def put(
     """Queue a job under an id of the client's choice, any UUID. Sent again with the same JSON, it answers with that job."""
     row = await run_in_threadpool(admit, desk, caller, submission, sent, job_id=job_id)
     response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return Job.of(await _settled(desk, request, row, wait_s))
+    return Job.of(await _wait_for_end(desk, request, row, wait_s))
 
 
 @router.get("", summary="List jobs")
@@ -133,7 +133,7 @@ def listing(
 async def show(job_id: JobId, desk: DeskDep, caller: Reader, wait_s: WaitS, request: Request) -> Job:
     """Show one job as it is now, or after a wait, and when it will probably be done."""
     if wait_s:
-        row = await _settled(desk, request, await awaited(desk, caller, job_id), wait_s)
+        row = await _wait_for_end(desk, request, await visible_row(desk, caller, job_id), wait_s)
         if JobState(row.state).is_final:
             return Job.of(row)
     return await run_in_threadpool(_shown, desk, caller, job_id)
@@ -154,9 +154,9 @@ def cancel(job_id: JobId, desk: DeskDep, caller: Submitter) -> Job:
     return Job.of(row)
 
 
-async def awaited(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
-    """Return the row that a wait begins with; a crowd's are read together."""
-    row = await desk.waiting.row(job_id)
+async def visible_row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
+    """Return the row of a job that the caller may see; concurrent reads are coalesced. Raises `JobNotFound`, `Gone`."""
+    row = await desk.updates.row(job_id)
     if row is None or caller.sees_only not in {None, row.owner}:
         return await run_in_threadpool(_row, desk, caller, job_id)  # which tells why there is none
     return row
@@ -167,16 +167,16 @@ def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
         return lifecycle.get(session, job_id, owner=caller.sees_only)
 
 
-async def _settled(desk: Desk, request: Request, row: JobRow, wait_s: float) -> JobRow:
-    """Wait for a job to end while its client does; the row as it then is, or as it was if the database is away.
+async def _wait_for_end(desk: Desk, request: Request, row: JobRow, wait_s: float) -> JobRow:
+    """Long poll: return the row once the job is final, or as it is after `wait_s`, or `row` if the database is away.
 
     Raises `ClientDisconnect`: when a crowd leaves at once, nothing should be looked up for any of it.
     """
     if not wait_s or JobState(row.state).is_final:
         return row
     with suppress(DatabaseUnavailable):
-        found = await while_connected(request, lambda: desk.waiting.final(row.id, wait_s))
-        if found is None and await request.is_disconnected():
+        latest = await while_connected(request, lambda: desk.updates.wait_until_final(row.id, wait_s))
+        if latest is None and await request.is_disconnected():
             raise ClientDisconnect
-        return found or row
+        return latest or row
     return row

@@ -1,1 +1,1 @@
-"""Long polls and event streams on one Redis subscription per process."""
+"""Long polls and event streams, on one Redis subscription per process and with coalesced row reads."""

@@ -1,4 +1,4 @@
-"""Rows for whoever wants one now: all that are wanted while a query runs go into the next, so a crowd costs few queries."""
+"""Coalesced row reads (a dataloader): ids requested while a query runs go into the next one, so a crowd costs few queries."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -20,39 +20,39 @@ class BatchedReader:
 
     def __init__(self, read: Callable[[Sequence[UUID]], Mapping[UUID, JobRow]]) -> None:
         self._read = read
-        self._wanted: dict[UUID, asyncio.Future[Row]] = {}
+        self._pending: dict[UUID, asyncio.Future[Row]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def row(self, job_id: UUID) -> Row:
-        """Return a job's row, read after this call, or None. Rows are shared: never change one.
+        """Return a job's row as read after this call, or None. Rows are shared between callers: never change one.
 
         Raises `DatabaseUnavailable`.
         """
         # Shielded, because others may wait for the same future.
-        return await asyncio.shield(self.want(job_id))
+        return await asyncio.shield(self.request(job_id))
 
-    def want(self, job_id: UUID) -> asyncio.Future[Row]:
-        """Have a job's row read soon."""
-        if job_id not in self._wanted:
-            self._wanted[job_id] = asyncio.get_running_loop().create_future()
+    def request(self, job_id: UUID) -> asyncio.Future[Row]:
+        """Add a job to the next query; the future gets its row."""
+        if job_id not in self._pending:
+            self._pending[job_id] = asyncio.get_running_loop().create_future()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="reader")
-        return self._wanted[job_id]
+        return self._pending[job_id]
 
     async def close(self) -> None:
-        """Let the query that runs end, so that its connection is back before the pool is closed."""
+        """Wait for the running query, so that its connection is back before the pool is closed."""
         if self._task is not None:
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        while self._wanted:
-            batch = dict(islice(self._wanted.items(), MAX_ROWS))
+        while self._pending:
+            batch = dict(islice(self._pending.items(), MAX_ROWS))
             for job_id in batch:
                 # Whoever asks from here on may know of a change that this query misses, and gets the next.
-                del self._wanted[job_id]
-            await self._answer(batch)
+                del self._pending[job_id]
+            await self._resolve(batch)
 
-    async def _answer(self, batch: Mapping[UUID, asyncio.Future[Row]]) -> None:
+    async def _resolve(self, batch: Mapping[UUID, asyncio.Future[Row]]) -> None:
         try:
             rows = await run_in_threadpool(self._read, list(batch))
         except Exception as error:  # noqa: BLE001 - every asker gets it

@@ -17,7 +17,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from api.main import create_app
 from api.v1.long_poll import MAX_WAIT_S, preferred
-from api.waiting.watch import Waiting
+from api.waiting.job_updates import JobUpdates
 from shared.infra import broker, events
 from shared.infra.db import Database
 from shared.infra.events import JobEvent
@@ -31,8 +31,8 @@ WAITERS = 300
 
 
 @pytest.fixture(scope="module")
-def front(engines: Settings) -> Iterator[tuple[str, Waiting]]:
-    """An api behind a real server, and those who wait in it."""
+def front(engines: Settings) -> Iterator[tuple[str, JobUpdates]]:
+    """An api behind a real server, and its subscribers."""
     app = create_app(engines)
     with socket.create_server(("127.0.0.1", 0), backlog=WAITERS) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -40,7 +40,7 @@ def front(engines: Settings) -> Iterator[tuple[str, Waiting]]:
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         httpx.get(f"{url}/healthz", timeout=60)
-        yield url, app.state.desk.waiting
+        yield url, app.state.desk.updates
         server.should_exit = True
         thread.join()
 
@@ -65,9 +65,9 @@ def test_without_events_the_row_is_looked_at(
     url = f"redis://127.0.0.1:{free_port}" if is_dead else settings.redis_url.get_secret_value()
 
     async def waited() -> JobState:
-        async with Waiting(db, AsyncRedis.from_url(url), recheck_s=0.05) as waiting:
-            final = asyncio.create_task(waiting.final(job_id, 30))
-            while not waiting.watchers:
+        async with JobUpdates(db, AsyncRedis.from_url(url), poll_s=0.05) as updates:
+            final = asyncio.create_task(updates.wait_until_final(job_id, 30))
+            while not updates.subscriber_count:
                 await asyncio.sleep(0)
             await asyncio.to_thread(canceled, db, job_id)
             row = await final
@@ -85,18 +85,18 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("path", ["?wait=60", "/events"])
-def test_nobody_waits_for_a_client_that_has_gone(front: tuple[str, Waiting], job_id: UUID, path: str) -> None:
-    url, waiting = front
+def test_nobody_waits_for_a_client_that_has_gone(front: tuple[str, JobUpdates], job_id: UUID, path: str) -> None:
+    url, updates = front
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
         client.sendall(f"GET /v1/jobs/{job_id}{path} HTTP/1.1\r\nHost: farm\r\n\r\n".encode())
-        assert until(lambda: waiting.watchers == 1, 20)
-    assert until(lambda: waiting.watchers == 0, 20)
+        assert until(lambda: updates.subscriber_count == 1, 20)
+    assert until(lambda: updates.subscriber_count == 0, 20)
 
 
 def test_a_crowd_that_leaves_is_not_looked_up(
-    front: tuple[str, Waiting], job_id: UUID, monkeypatch: pytest.MonkeyPatch
+    front: tuple[str, JobUpdates], job_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, waiting = front
+    url, updates = front
     address = ("127.0.0.1", int(url.rpartition(":")[2]))
     looked_up: list[UUID] = []
     monkeypatch.setattr("api.v1.jobs.outlook", lambda _session, _desk, row: looked_up.append(row.id))
@@ -104,16 +104,16 @@ def test_a_crowd_that_leaves_is_not_looked_up(
     with ExitStack() as crowd:
         for _ in range(20):
             crowd.enter_context(socket.create_connection(address)).sendall(request)
-        assert until(lambda: waiting.watchers == 20, 20)
-    assert until(lambda: waiting.watchers == 0, 20)
+        assert until(lambda: updates.subscriber_count == 20, 20)
+    assert until(lambda: updates.subscriber_count == 0, 20)
     assert httpx.get(f"{url}/v1/jobs/{job_id}", timeout=60).is_success
     assert looked_up == [job_id]
 
 
 def test_hundreds_wait_at_once_and_submits_go_on(
-    front: tuple[str, Waiting], db: Database, redis: Redis, announced: str
+    front: tuple[str, JobUpdates], db: Database, redis: Redis, announced: str
 ) -> None:
-    url, waiting = front
+    url, updates = front
     with db.transaction() as session:
         job_id = lifecycle.submit(session, params(), max_attempts=3).id
 
@@ -121,7 +121,7 @@ def test_hundreds_wait_at_once_and_submits_go_on(
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as http:
             asked = [asyncio.create_task(http.get(f"/v1/jobs/{job_id}?wait=60")) for _ in range(WAITERS)]
-            while waiting.watchers < WAITERS:
+            while updates.subscriber_count < WAITERS:
                 await asyncio.sleep(0.01)
             submitted = await http.post("/v1/jobs", json={"prompt": "p", "checkpoint": announced})
             assert submitted.status_code == 202
@@ -133,7 +133,7 @@ def test_hundreds_wait_at_once_and_submits_go_on(
 
 
 def test_a_quiet_stream_is_kept_alive(
-    front: tuple[str, Waiting], job_id: UUID, monkeypatch: pytest.MonkeyPatch
+    front: tuple[str, JobUpdates], job_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fastapi.routing, "_PING_INTERVAL", 0.05)
     with httpx.stream("GET", f"{front[0]}/v1/jobs/{job_id}/events", timeout=20) as answer:
@@ -178,7 +178,7 @@ def test_nonsense_is_refused(engines: Settings, job_id: UUID, path: str, code: s
     assert (answer.status_code, answer.json()["code"]) == (422, code)
 
 
-def test_a_wait_is_told_to_have_been_heard(front: tuple[str, Waiting], db: Database, job_id: UUID) -> None:
+def test_a_wait_is_told_to_have_been_heard(front: tuple[str, JobUpdates], db: Database, job_id: UUID) -> None:
     canceled(db, job_id)
     answer = httpx.get(f"{front[0]}/v1/jobs/{job_id}", headers={"Prefer": "wait=10"}, timeout=60)
     assert answer.headers["Preference-Applied"] == "wait=10"
@@ -188,7 +188,7 @@ def test_whoever_listens_stops_at_whatever_moment(db: Database, settings: Settin
     """As when an api's port is taken: it ends right after it began."""
 
     async def begin_and_end(turns: int) -> None:
-        async with asyncio.timeout(10), Waiting(db, broker.connect_async(settings)):
+        async with asyncio.timeout(10), JobUpdates(db, broker.connect_async(settings)):
             for _ in range(turns):
                 await asyncio.sleep(0)
 
