@@ -1,4 +1,4 @@
-"""What a request may say without asking for anything: fields and scripts that the farm lacks, at values that change nothing."""
+"""Parameters and scripts that the farm does not support: which of a request to report in `X-Farm-Ignored`."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -7,7 +7,7 @@ from typing import Any
 from api.a1111 import names, options
 from api.a1111.requests import Img2Img, Txt2Img
 
-# By field, the values at which it is not missed. Clients send many of them with every request.
+# By field, the values that change nothing. Clients send many of them with every request.
 _HARMLESS: Mapping[str, frozenset[Any]] = MappingProxyType(
     {
         "restore_faces": frozenset({None, False}),
@@ -28,20 +28,20 @@ LATENT_RESIZE = 3
 
 
 def ignored(request: Txt2Img | Img2Img) -> Iterator[str]:
-    """Yield the names of what a request asks for in vain."""
+    """Yield the names of the parameters that this request sets and the farm ignores."""
     for field, harmless in _HARMLESS.items():
         if getattr(request, field, None) not in harmless | {None}:
             yield field
     if request.seed_resize_from_h > 0 and request.seed_resize_from_w > 0:
         yield "seed_resize_from"
-    if request.scheduler and not _is_walked(request, request.scheduler):
+    if request.scheduler and not _is_supported(request, request.scheduler):
         yield "scheduler"
     yield from (f"override_settings.{name}" for name in options.ignored(request.override_settings or {}))
-    yield from _of_hires(request) if isinstance(request, Txt2Img) else _of_canvas(request)
+    yield from _ignored_by_hires(request) if isinstance(request, Txt2Img) else _ignored_by_img2img(request)
 
 
-def is_idle(script: Any) -> bool:
-    """Say whether a script's arguments leave it off: none, all false or empty, or marked as not enabled."""
+def is_disabled(script: Any) -> bool:
+    """Whether a script's arguments leave it off: none, all false or empty, or marked as not enabled."""
     arguments = script.get("args") if isinstance(script, dict) else script
     if isinstance(arguments, list):
         return all(_is_off(argument) for argument in arguments)
@@ -54,11 +54,11 @@ def _is_off(argument: Any) -> bool:
     return not argument
 
 
-def _is_walked(request: Txt2Img | Img2Img, scheduler: str) -> bool:
+def _is_supported(request: Txt2Img | Img2Img, scheduler: str) -> bool:
     return names.is_schedule(scheduler, names.walk(request.sampler_name or request.sampler_index, None)[0])
 
 
-def _of_hires(request: Txt2Img) -> Iterator[str]:
+def _ignored_by_hires(request: Txt2Img) -> Iterator[str]:
     if not request.enable_hr:
         return
     if (request.hr_upscaler or "").casefold() == "nearest":
@@ -69,7 +69,7 @@ def _of_hires(request: Txt2Img) -> Iterator[str]:
         yield "hr_resize crop"
 
 
-def _of_canvas(request: Img2Img) -> Iterator[str]:
+def _ignored_by_img2img(request: Img2Img) -> Iterator[str]:
     if request.resize_mode == LATENT_RESIZE:
         yield "resize_mode"
     if request.mask_blur is None and request.mask_blur_x != request.mask_blur_y:

@@ -1,4 +1,4 @@
-"""What clients ask and do while a call is under way: progress, interrupt, skip. Each session sees and stops its own alone."""
+"""Routes for calls that run: progress, interrupt, skip. A session sees and stops only its own calls."""
 
 import base64
 import io
@@ -24,35 +24,35 @@ from shared.vocabulary.states import JobState
 router = APIRouter(strict_content_type=False)
 
 
-class Asked(Lax):
-    """Which call is meant, and which preview its client has already."""
+class ProgressRequest(Lax):
+    """The task to show, and the id of the preview that the client already has."""
 
     id_task: Text = ""
     id_live_preview: Int = -1
     live_preview: Flag = True
 
 
-@router.get("/sdapi/v1/progress", summary="Show how far the session's call is")
+@router.get("/sdapi/v1/progress", summary="Show the progress of the running call")
 def show(
     desk: DeskDep, _caller: Reader, session_id: SessionId, skip_current_image: Annotated[str, Query(max_length=10)] = ""
 ) -> dict[str, Any]:
-    """Show how far the session's call is that began first; zeros when it has none."""
+    """Show the progress of the session's oldest running call; zeros when it has none."""
     with desk.db.transaction() as transaction:
         call = calls.current(transaction, session_id)
-        far = progress.of(call, _now(transaction))
-    is_wanted = call is not None and skip_current_image.lower() not in {"true", "1", "yes", "on"}
+        estimate = progress.of(call, _now(transaction))
+    shows_image = call is not None and skip_current_image.lower() not in {"true", "1", "yes", "on"}
     return {
-        "progress": far.share,
-        "eta_relative": far.eta_s,
-        "state": far.state(),
-        "current_image": _current_image(desk, call) if call and is_wanted else None,
+        "progress": estimate.share,
+        "eta_relative": estimate.eta_s,
+        "state": estimate.state(),
+        "current_image": _current_image(desk, call) if call and shows_image else None,
         "textinfo": None if call is None or call.is_running else "In queue",
     }
 
 
-@router.post("/sdapi/v1/interrupt", summary="Stop the session's call")
+@router.post("/sdapi/v1/interrupt", summary="Interrupt the running call")
 def interrupt(desk: DeskDep, _caller: Submitter, session_id: SessionId) -> dict[str, Any]:
-    """Cancel the session's call that `progress` shows. It answers with what is finished."""
+    """Cancel the call that `/progress` shows. The call answers with the images finished so far."""
     with desk.db.transaction() as transaction:
         call = calls.current(transaction, session_id)
     if call is not None:
@@ -60,9 +60,9 @@ def interrupt(desk: DeskDep, _caller: Submitter, session_id: SessionId) -> dict[
     return {}
 
 
-@router.post("/sdapi/v1/skip", summary="Skip an iteration of the session's call")
+@router.post("/sdapi/v1/skip", summary="Skip the current iteration")
 def skip(desk: DeskDep, _caller: Submitter, session_id: SessionId) -> None:
-    """Cancel the iteration that `progress` shows; the others go on."""
+    """Cancel the iteration that `/progress` shows; the other iterations go on."""
     with desk.db.transaction() as transaction:
         call = calls.current(transaction, session_id)
     if call is not None:
@@ -70,42 +70,60 @@ def skip(desk: DeskDep, _caller: Submitter, session_id: SessionId) -> None:
         calls.cancel(desk, [progress.running(call) or unfinished[0]])
 
 
-@router.post("/internal/progress", summary="Show how far a named call is")
-def show_named(body: Asked, desk: DeskDep, _caller: Reader, session_id: SessionId) -> dict[str, Any]:
-    """Show how far the call of a `force_task_id` is."""
+@router.post("/internal/progress", summary="Show the progress of a task")
+def show_named(body: ProgressRequest, desk: DeskDep, _caller: Reader, session_id: SessionId) -> dict[str, Any]:
+    """Show the progress of the call with this `force_task_id`."""
     with desk.db.transaction() as transaction:
         call = calls.find(transaction, session_id, body.id_task)
-        far = progress.of(call, _now(transaction))
-        ahead = [one.row.name for one in calls.unfinished(transaction, session_id)]
-    is_active = call is not None and call.is_running
-    is_queued = call is not None and not call.is_final and not is_active
-    image = _current_image(desk, call) if call and is_active and body.live_preview else None
-    shown_at = sum(job.steps_done for job in call.jobs) if call else 0
-    is_new = image is not None and shown_at != body.id_live_preview
-    place = ahead.index(body.id_task) + 1 if body.id_task in ahead else 1
+        estimate = progress.of(call, _now(transaction))
+        names = [one.row.name for one in calls.unfinished(transaction, session_id)]
+    if call is None:
+        return _named_progress(body)
+    if call.is_running:
+        return _named_progress(
+            body, active=True, progress=estimate.share, eta=estimate.eta_s, **_live_preview(desk, call, body)
+        )
+    if call.is_final:
+        return _named_progress(body, completed=True)
+    place = names.index(body.id_task) + 1 if body.id_task in names else 1
+    return _named_progress(body, queued=True, textinfo=f"In queue: {place}/{max(len(names), place)}")
+
+
+def _named_progress(body: ProgressRequest, **known: Any) -> dict[str, Any]:
+    """Return A1111's answer: nothing is known of a task but what is given."""
     return {
-        "active": is_active,
-        "queued": is_queued,
-        "completed": call is not None and call.is_final,
-        "progress": far.share if is_active else None,
-        "eta": far.eta_s if is_active else None,
-        "live_preview": f"data:image/png;base64,{image}" if is_new else None,
-        "id_live_preview": shown_at if is_new else body.id_live_preview,
-        "textinfo": f"In queue: {place}/{max(len(ahead), place)}" if is_queued else None,
+        "active": False,
+        "queued": False,
+        "completed": False,
+        "progress": None,
+        "eta": None,
+        "live_preview": None,
+        "id_live_preview": body.id_live_preview,
+        "textinfo": None,
+        **known,
     }
 
 
-@router.get("/internal/pending-tasks", summary="List the session's calls under way")
+def _live_preview(desk: Desk, call: A1111Call, body: ProgressRequest) -> dict[str, Any]:
+    """Return the latest preview, unless the client has it. Its id is the number of steps done."""
+    image = _current_image(desk, call) if body.live_preview else None
+    preview_id = sum(job.steps_done for job in call.jobs)
+    if image is None or preview_id == body.id_live_preview:
+        return {}
+    return {"live_preview": f"data:image/png;base64,{image}", "id_live_preview": preview_id}
+
+
+@router.get("/internal/pending-tasks", summary="List pending tasks")
 def pending(desk: DeskDep, _caller: Reader, session_id: SessionId) -> dict[str, Any]:
-    """List the names of the session's calls that have not begun to render."""
+    """List the task ids of the session's calls that wait in the queue."""
     with desk.db.transaction() as transaction:
         waiting = [call.row.name for call in calls.unfinished(transaction, session_id) if not call.is_running]
     return {"size": len(waiting), "tasks": waiting}
 
 
-@router.get("/internal/ping", summary="Say that the api is there")
+@router.get("/internal/ping", summary="Ping")
 async def ping(_caller: Reader) -> dict[str, Any]:
-    """Say that the api is there."""
+    """Answer, so that clients know that the server is up."""
     return {}
 
 
@@ -115,7 +133,7 @@ def _now(transaction: Transaction) -> datetime:
 
 
 def _current_image(desk: Desk, call: A1111Call) -> str | None:
-    """Return the latest preview of what runs, as PNG in base64."""
+    """Return the latest preview of the running job, as PNG in base64."""
     job = progress.running(call)
     preview = _preview(desk, job) if job else None
     if preview is None:
@@ -128,4 +146,4 @@ def _preview(desk: Desk, job: JobRow) -> bytes | None:
     try:
         return previews.get(desk.redis, job.id, 0)
     except BrokerUnavailable:
-        return None  # progress is told all the same
+        return None  # progress is reported all the same

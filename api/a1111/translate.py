@@ -1,6 +1,6 @@
-"""From the dialect's requests to the farm's submissions. Pure: what the farm has is handed in, what it refuses is raised.
+"""Translate A1111 requests into submissions. Pure: the farm's state comes in as `FarmFacts`.
 
-A call is one job for each iteration of it, or more where a job cannot hold so many images. Image `i` of a call has the seed
+A call becomes one job per iteration (`n_iter`), or more where a job cannot hold so many images. Image `i` of a call has the seed
 `seed + i`, whatever job it falls into.
 """
 
@@ -27,8 +27,8 @@ _FILLS = (MaskFill.FILL, MaskFill.ORIGINAL, MaskFill.NOISE, MaskFill.NOTHING)
 _RESIZES = (ResizeMode.STRETCH, ResizeMode.CROP, ResizeMode.FILL, ResizeMode.STRETCH)
 _SAME = frozenset({"", "use same checkpoint", "use same sampler", "use same scheduler", "none"})
 
-# What the farm calls what a client knows under another name.
-_THEIR_NAMES = {
+# A1111's names of the fields of a submission, for error messages.
+_A1111_NAMES = {
     "guidance_scale": "cfg_scale",
     "num_images": "batch_size",
     "clip_skip": options.CLIP_SKIP,
@@ -51,7 +51,7 @@ _THEIR_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class FarmFacts:
-    """What translation must know: what the session has chosen, what the farm has, and how to draw a seed up to a number."""
+    """Inputs of a translation: the session's options, the farm's checkpoints and styles; `draw(n)` draws a seed from 0 to n."""
 
     options: Mapping[str, Any]
     checkpoints: names.Checkpoints
@@ -61,7 +61,7 @@ class FarmFacts:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """The jobs that make up a call, in the order of its images; what its answer repeats; and what is ignored of it."""
+    """The jobs of a call in the order of its images, what the answer repeats (`about`), and the names of ignored parameters."""
 
     submissions: tuple[Submission, ...]
     about: dict[str, Any]
@@ -69,20 +69,20 @@ class Translation:
 
 
 def txt2img(request: Txt2Img, farm: FarmFacts) -> Translation:
-    """Translate a text-to-image request. Raises `RequestValidationError` and the dialect's refusals."""
+    """Translate a txt2img request. Raises `RequestValidationError` and the errors of `api.a1111.errors`."""
     request = infotext_parser.filled(request)
     _check_count(request)
     if request.firstphase_width or request.firstphase_height:
         size = {"width": request.firstphase_width, "height": request.firstphase_height}
         request = request.model_copy(update={name: side for name, side in size.items() if side})
-    fields = _fields(request, farm)
+    fields = _common_fields(request, farm)
     if request.enable_hr:
         fields["hires"] = _hires(request, farm)
-    return _plan("txt2img", request, farm, fields, [{}] * request.batch_size)
+    return _translation("txt2img", request, farm, fields, [{}] * request.batch_size)
 
 
 def img2img(request: Img2Img, farm: FarmFacts) -> Translation:
-    """Translate an image-to-image request. Raises `RequestValidationError` and the dialect's refusals."""
+    """Translate an img2img request. Raises `RequestValidationError` and the errors of `api.a1111.errors`."""
     request = infotext_parser.filled(request)
     _check_count(request)
     if not request.init_images:
@@ -90,14 +90,14 @@ def img2img(request: Img2Img, farm: FarmFacts) -> Translation:
     pictures = request.init_images
     if len(pictures) > request.batch_size:
         raise Impossible(f"bad number of images passed: {len(pictures)}; expecting {request.batch_size} or less")
-    fields = {**_fields(request, farm), "strength": _number(request.denoising_strength), **_canvas(request)}
+    fields = {**_common_fields(request, farm), "strength": _as_float(request.denoising_strength), **_canvas(request)}
     if len(pictures) == 1:
-        return _plan("img2img", request, farm, {**fields, "init_image": pictures[0]}, [{}] * request.batch_size)
+        return _translation("img2img", request, farm, {**fields, "init_image": pictures[0]}, [{}] * request.batch_size)
     request = request.model_copy(update={"batch_size": len(pictures)})
-    return _plan("img2img", request, farm, fields, [{"init_image": picture} for picture in pictures])
+    return _translation("img2img", request, farm, fields, [{"init_image": picture} for picture in pictures])
 
 
-def _plan(
+def _translation(
     kind: str,
     request: Txt2Img | Img2Img,
     farm: FarmFacts,
@@ -105,9 +105,9 @@ def _plan(
     batch: Sequence[dict[str, Any]],
 ) -> Translation:
     _check_scripts(request)
-    seed, subseed = (_seed(number, farm) for number in (request.seed, request.subseed))
+    seed, subseed = (_drawn(number, farm) for number in (request.seed, request.subseed))
     submissions = [
-        _submission({**fields, **part, **_seeds(request, seed, subseed, offset), "num_images": count})
+        _validated({**fields, **part, **_seeds(request, seed, subseed, offset), "num_images": count})
         for offset, count, part in _jobs(batch, request.n_iter)
     ]
     sha256 = farm.checkpoints[str(fields["checkpoint"])]
@@ -126,7 +126,7 @@ def _plan(
 
 
 def _jobs(batch: Sequence[dict[str, Any]], iterations: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Yield each job's first image, its number of images and what it has of its own."""
+    """Yield each job's first image, its number of images, and the fields that differ between jobs."""
     alike = all(part == batch[0] for part in batch)
     longest = MAX_IMAGES if alike else 1
     for iteration in range(iterations):
@@ -134,25 +134,15 @@ def _jobs(batch: Sequence[dict[str, Any]], iterations: int) -> Iterator[tuple[in
             yield iteration * len(batch) + first, min(longest, len(batch) - first), batch[first]
 
 
-def _fields(request: Txt2Img | Img2Img, farm: FarmFacts) -> dict[str, Any]:
-    """Return what both kinds of request say of every job."""
-    # An empty text chooses nothing, here as in every field.
-    overrides = {
-        name: value for name, value in (request.override_settings or {}).items() if value is not None and value != ""
-    }
-    try:
-        chosen = options.Chosen.model_validate({**farm.options, **overrides})
-    except ValidationError as error:
-        raise _invalid(error) from None
+def _common_fields(request: Txt2Img | Img2Img, farm: FarmFacts) -> dict[str, Any]:
+    """Return the submission fields that txt2img and img2img share."""
+    chosen = _chosen_options(request, farm)
     sampler, schedule = names.walk(request.sampler_name or request.sampler_index, request.scheduler)
-    wanted = [farm.styles[name] for name in request.styles or [] if name in farm.styles]
     return {
-        "prompt": _prompt(request, styles.applied(request.prompt, [style.prompt for style in wanted])),
-        "negative_prompt": styles.applied(request.negative_prompt, [style.negative_prompt for style in wanted]),
+        **_prompts(request, farm, request.prompt, request.negative_prompt),
         "steps": request.steps,
-        "guidance_scale": _number(request.cfg_scale),
-        "width": request.width // SIDE_MULTIPLE_PX * SIDE_MULTIPLE_PX,
-        "height": request.height // SIDE_MULTIPLE_PX * SIDE_MULTIPLE_PX,
+        "guidance_scale": _as_float(request.cfg_scale),
+        **_size(request.width, request.height),
         "sampler": sampler,
         "schedule": schedule,
         "checkpoint": names.checkpoint(chosen.sd_model_checkpoint, farm.checkpoints),
@@ -161,33 +151,73 @@ def _fields(request: Txt2Img | Img2Img, farm: FarmFacts) -> dict[str, Any]:
     }
 
 
-def _hires(request: Txt2Img, farm: FarmFacts) -> dict[str, Any]:
-    if (request.hr_checkpoint_name or "").casefold() not in _SAME:
-        name = names.checkpoint(str(request.hr_checkpoint_name), farm.checkpoints)
-        raise Impossible(f"both passes are rendered with one checkpoint; leave out hr_checkpoint_name {name!r}")
-    width, height = _enlarged(request)
-    hires: dict[str, Any] = {
+def _chosen_options(request: Txt2Img | Img2Img, farm: FarmFacts) -> options.Chosen:
+    """Return the session's options under the request's `override_settings`."""
+    # An empty text chooses nothing, here as in every field.
+    overrides = {
+        name: value for name, value in (request.override_settings or {}).items() if value is not None and value != ""
+    }
+    try:
+        return options.Chosen.model_validate({**farm.options, **overrides})
+    except ValidationError as error:
+        raise _in_a1111_terms(error) from None
+
+
+def _prompts(request: Txt2Img | Img2Img, farm: FarmFacts, prompt: str, negative_prompt: str) -> dict[str, str]:
+    """Apply the request's styles to a pair of prompts; the prompt loses its LoRA tags under `disable_extra_networks`."""
+    applied = [farm.styles[name] for name in request.styles or [] if name in farm.styles]
+    prompt = styles.applied(prompt, [style.prompt for style in applied])
+    return {
+        "prompt": split_loras(prompt)[0] if request.disable_extra_networks else prompt,
+        "negative_prompt": styles.applied(negative_prompt, [style.negative_prompt for style in applied]),
+    }
+
+
+def _size(width: int, height: int) -> dict[str, int]:
+    """Return sides in pixels, rounded down to what the farm renders."""
+    return {
         "width": width // SIDE_MULTIPLE_PX * SIDE_MULTIPLE_PX,
         "height": height // SIDE_MULTIPLE_PX * SIDE_MULTIPLE_PX,
+    }
+
+
+def _hires(request: Txt2Img, farm: FarmFacts) -> dict[str, Any]:
+    """Return the fields of hires fix. Those that are left out are the first pass's."""
+    if not _is_same(request.hr_checkpoint_name):
+        name = names.checkpoint(str(request.hr_checkpoint_name), farm.checkpoints)
+        raise Impossible(f"both passes are rendered with one checkpoint; leave out hr_checkpoint_name {name!r}")
+    strength = DEFAULT_STRENGTH if request.denoising_strength is None else request.denoising_strength
+    return {
+        **_size(*_enlarged(request)),
         "upscaler": names.upscaler(request.hr_upscaler),
         "steps": request.hr_second_pass_steps or None,
-        "strength": _number(DEFAULT_STRENGTH if request.denoising_strength is None else request.denoising_strength),
+        "strength": _as_float(strength),
+        **_hires_sampling(request),
+        **_hires_prompts(request, farm),
     }
-    own_sampler = (request.hr_sampler_name or "").casefold() not in _SAME
-    own_schedule = (request.hr_scheduler or "").casefold() not in _SAME
-    if own_sampler or own_schedule:
-        first = request.sampler_name or request.sampler_index
-        hires["sampler"], hires["schedule"] = names.walk(
-            str(request.hr_sampler_name) if own_sampler else first,
-            request.hr_scheduler if own_schedule else request.scheduler,
-        )
-    wanted = [farm.styles[name] for name in request.styles or [] if name in farm.styles]
-    if request.hr_prompt:
-        hires["prompt"] = _prompt(request, styles.applied(request.hr_prompt, [style.prompt for style in wanted]))
-    if request.hr_negative_prompt:
-        of_styles = [style.negative_prompt for style in wanted]
-        hires["negative_prompt"] = styles.applied(request.hr_negative_prompt, of_styles)
-    return hires
+
+
+def _hires_sampling(request: Txt2Img) -> dict[str, Any]:
+    """Return the sampler and schedule of the second pass, if the request names either."""
+    sampler = None if _is_same(request.hr_sampler_name) else request.hr_sampler_name
+    scheduler = None if _is_same(request.hr_scheduler) else request.hr_scheduler
+    if sampler is None and scheduler is None:
+        return {}
+    first = request.sampler_name or request.sampler_index
+    chosen = names.walk(sampler or first, scheduler or request.scheduler)
+    return dict(zip(("sampler", "schedule"), chosen, strict=True))
+
+
+def _hires_prompts(request: Txt2Img, farm: FarmFacts) -> dict[str, str]:
+    """Return the prompts of the second pass that are its own."""
+    own = {"prompt": request.hr_prompt, "negative_prompt": request.hr_negative_prompt}
+    styled = _prompts(request, farm, request.hr_prompt, request.hr_negative_prompt)
+    return {name: text for name, text in styled.items() if own[name]}
+
+
+def _is_same(name: str | None) -> bool:
+    """Whether a name of the second pass means that of the first."""
+    return (name or "").casefold() in _SAME
 
 
 def _enlarged(request: Txt2Img) -> tuple[int, int]:
@@ -203,8 +233,8 @@ def _enlarged(request: Txt2Img) -> tuple[int, int]:
 
 
 def _canvas(request: Img2Img) -> dict[str, Any]:
-    """Return what is said of the picture to start from, and of the mask."""
-    fields: dict[str, Any] = {"resize_mode": _chosen("resize_mode", request.resize_mode, _RESIZES)}
+    """Return the fields of the resize mode and of the mask."""
+    fields: dict[str, Any] = {"resize_mode": _by_index("resize_mode", request.resize_mode, _RESIZES)}
     if not request.mask:
         return fields
     blur = max(request.mask_blur_x, request.mask_blur_y) if request.mask_blur is None else request.mask_blur
@@ -213,7 +243,7 @@ def _canvas(request: Img2Img) -> dict[str, Any]:
         "mask_image": request.mask,
         "inpaint": {
             "mask_blur": blur,
-            "mask_fill": _chosen("inpainting_fill", request.inpainting_fill, _FILLS),
+            "mask_fill": _by_index("inpainting_fill", request.inpainting_fill, _FILLS),
             "mask_invert": bool(request.inpainting_mask_invert),
             "only_masked": request.inpaint_full_res,
             "padding": request.inpaint_full_res_padding,
@@ -221,73 +251,69 @@ def _canvas(request: Img2Img) -> dict[str, Any]:
     }
 
 
-def _chosen(field: str, number: int, among: Sequence[Any]) -> Any:
-    if 0 <= number < len(among):
-        return among[number]
-    raise _refused(field, f"Input should be between 0 and {len(among) - 1}")
+def _by_index(field: str, index: int, choices: Sequence[Any]) -> Any:
+    if 0 <= index < len(choices):
+        return choices[index]
+    raise _invalid_field(field, f"Input should be between 0 and {len(choices) - 1}")
 
 
 def _check_scripts(request: Txt2Img | Img2Img) -> None:
     name = request.script_name
     if name and name.casefold() != "none":
         raise ScriptNotFound(f"Script {name[:100]!r} not found")
-    for name, wanted in request.alwayson_scripts.items():
-        if not ignored_fields.is_idle(wanted):
+    for name, arguments in request.alwayson_scripts.items():
+        if not ignored_fields.is_disabled(arguments):
             raise ScriptNotFound(f"always on script {name[:100]} not found")
 
 
 def _check_count(request: PictureRequest) -> None:
     for field in ("batch_size", "n_iter"):
         if not 1 <= getattr(request, field) <= MAX_CALL_IMAGES:
-            raise _refused(field, f"Input should be between 1 and {MAX_CALL_IMAGES}")
+            raise _invalid_field(field, f"Input should be between 1 and {MAX_CALL_IMAGES}")
     if request.batch_size * request.n_iter > MAX_CALL_IMAGES:
-        raise _refused("n_iter", f"batch_size times n_iter should be less than or equal to {MAX_CALL_IMAGES}")
+        raise _invalid_field("n_iter", f"batch_size times n_iter should be less than or equal to {MAX_CALL_IMAGES}")
 
 
-def _seed(wanted: int, farm: FarmFacts) -> int:
-    return farm.draw(LAST_DRAWN_SEED) if wanted < 0 else wanted
+def _drawn(seed: int, farm: FarmFacts) -> int:
+    return farm.draw(LAST_DRAWN_SEED) if seed < 0 else seed
 
 
 def _seeds(request: PictureRequest, seed: int, subseed: int, offset: int) -> dict[str, Any]:
-    """Return the seeds of a job that begins at image `offset`. With a variation the seed stays and the subseed counts."""
+    """Return the seeds of a job whose first image is number `offset`. With a variation only the subseed counts up."""
     if not request.subseed_strength:
-        return {"seed": _later(seed, offset)}
-    strength = _number(request.subseed_strength)
-    return {"seed": seed, "variation": {"seed": _later(subseed, offset), "strength": strength}}
+        return {"seed": _plus(seed, offset)}
+    strength = _as_float(request.subseed_strength)
+    return {"seed": seed, "variation": {"seed": _plus(subseed, offset), "strength": strength}}
 
 
-def _later(seed: int, offset: int) -> int:
+def _plus(seed: int, offset: int) -> int:
     # One that is out of bounds stays so, to be refused.
     return (seed + offset) % (MAX_SEED + 1) if seed <= MAX_SEED else seed
 
 
-def _prompt(request: PictureRequest, prompt: str) -> str:
-    return split_loras(prompt)[0] if request.disable_extra_networks else prompt
-
-
-def _number(number: float) -> float:
+def _as_float(number: float) -> float:
     try:
         return float(number)
     except OverflowError:
         return float("inf")
 
 
-def _submission(fields: dict[str, Any]) -> Submission:
+def _validated(fields: dict[str, Any]) -> Submission:
     try:
         return Submission.model_validate(fields)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _in_a1111_terms(error) from None
 
 
-def _invalid(error: ValidationError) -> RequestValidationError:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return RequestValidationError([{**one, "loc": ("body", _theirs(one["loc"]))} for one in found])
+def _in_a1111_terms(error: ValidationError) -> RequestValidationError:
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return RequestValidationError([{**detail, "loc": ("body", _a1111_name(detail["loc"]))} for detail in details])
 
 
-def _theirs(loc: tuple[int | str, ...]) -> str:
+def _a1111_name(loc: tuple[int | str, ...]) -> str:
     path = ".".join(str(part) for part in loc)
-    return _THEIR_NAMES.get(path, path)
+    return _A1111_NAMES.get(path, path)
 
 
-def _refused(field: str, message: str) -> RequestValidationError:
+def _invalid_field(field: str, message: str) -> RequestValidationError:
     return RequestValidationError([{"type": "value_error", "loc": ("body", field), "msg": message}])
