@@ -1,4 +1,4 @@
-"""The api as an application; `api.serve` serves it."""
+"""The FastAPI application: settings, middleware, routes. `api.serve` runs it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -46,13 +46,30 @@ ROUTE_MODULES = tuple(
     )
 )
 DESCRIPTION = """
-Submit txt2img jobs for Stable Diffusion 1.5, follow them step by step, fetch the images.
+Render images with Stable Diffusion 1.5: txt2img, img2img, inpainting, hires fix, LoRAs, embeddings and VAEs.
+
+Submit a job, follow it by server-sent events, long polling or signed webhooks, and fetch its images. A batch submits up to 1,000
+jobs at once, as a list or as a parameter sweep. Clients of AUTOMATIC1111 find its API at `/sdapi/v1`.
+
 Every error is problem JSON (RFC 9457) with a stable `code`.
 """
+TAGS = [
+    {"name": "jobs", "description": "Submit, follow, list, cancel, retry and delete jobs, and fetch their images."},
+    {"name": "batches", "description": "Many jobs at once: a list of jobs, or a sweep over parameters."},
+    {"name": "uploads", "description": "Upload pictures for `init_image` and `mask_image` ahead of their jobs."},
+    {
+        "name": "choices",
+        "description": "Checkpoints, LoRAs, embeddings, VAEs and samplers that jobs may name; token counts.",
+    },
+    {"name": "keys", "description": "API keys and their limits."},
+    {"name": "operations", "description": "Queue, workers, throughput, health and metrics."},
+    {"name": "webhooks", "description": "Webhook endpoints, their deliveries, and the feed of events."},
+    {"name": "AUTOMATIC1111 dialect", "description": "The API of AUTOMATIC1111's web UI and of its Agent Scheduler."},
+]
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the api. Settings come from the environment unless given. What is wrong with them ends the process."""
+    """Build the application. Settings come from the environment unless given; wrong settings end the process (`SystemExit`)."""
     settings = settings or load()
     styles.check(settings.styles_file)
     configure_logging(settings)
@@ -66,7 +83,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 yield
 
     # FastAPIOffline serves the docs' scripts itself: closed networks have no CDN.
-    app: FastAPI = FastAPIOffline(title="Render farm", version="1", description=DESCRIPTION, lifespan=lifespan)
+    app: FastAPI = FastAPIOffline(
+        title="Render farm", version="1", description=DESCRIPTION, openapi_tags=TAGS, lifespan=lifespan
+    )
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(AuthMiddleware, guarded=("/v1/", *middleware.PATHS))

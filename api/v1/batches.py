@@ -1,4 +1,4 @@
-"""Many jobs at once: submit them together, watch and cancel the whole, and take the pictures as one sheet or one zip."""
+"""Batches: submit many jobs at once, show and cancel them together, fetch their images as a contact sheet or a zip."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ class BatchPage(BaseModel):
 
 
 class BatchJobs(BaseModel):
-    """Jobs of a batch in their order. `next_start` is null with the last."""
+    """Jobs of a batch, in the order of submission. `next_start` is null on the last page."""
 
     jobs: list[Job]
     next_start: int | None
@@ -72,9 +72,9 @@ def submit(
     response: Response,
     idempotency_key: ClientsKey = None,
 ) -> Batch:
-    """Queue up to 1,000 jobs, all or none: a list, or every cell of a sweep. Each will reach a final state, whatever dies.
+    """Queue up to 1,000 jobs, all or none: a list of jobs, or a sweep. Each reaches a final state, even if machines fail.
 
-    Sent again with the same `Idempotency-Key` and JSON, within 48 hours, it answers with the batch that it made before.
+    A repeated request with the same `Idempotency-Key` and JSON, within 48 hours, answers with the same batch.
     """
     row = admit_batch(desk, caller, wanted, sent, key=idempotency_key)
     response.headers["Location"] = f"/v1/batches/{row.id}"
@@ -86,7 +86,7 @@ def listing(
     desk: DeskDep,
     caller: Reader,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the previous page.")] = None,
 ) -> BatchPage:
     """List batches, newest first."""
     after = cursors.decode(cursor) if cursor else None
@@ -103,7 +103,7 @@ def listing(
 
 @router.get("/{batch_id}", summary="Show a batch", responses=documented(404))
 def show(batch_id: BatchId, desk: DeskDep, caller: Reader) -> Batch:
-    """Show the state of the whole."""
+    """Show a batch: its state, and how many of its jobs are in each state."""
     return _shown(desk, caller, batch_id)
 
 
@@ -112,10 +112,10 @@ def listed(
     batch_id: BatchId,
     desk: DeskDep,
     caller: Reader,
-    start: Annotated[int, Query(ge=0, le=MAX_JOBS, description="The place of the first one, from 0.")] = 0,
+    start: Annotated[int, Query(ge=0, le=MAX_JOBS, description="Index of the first job, from 0.")] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> BatchJobs:
-    """List the jobs of a batch in the order in which it named them."""
+    """List the jobs of a batch, in the order of submission."""
     with desk.db.transaction() as session:
         batches.get(session, batch_id, owner=caller.sees_only)
         rows = batches.jobs(session, batch_id, start=start, limit=limit + 1)
@@ -125,7 +125,7 @@ def listed(
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch", responses=documented(404))
 def cancel(batch_id: BatchId, desk: DeskDep, caller: Submitter) -> Batch:
-    """Cancel all that has not ended yet; what is running stops within one denoising step. Asking twice is harmless."""
+    """Cancel all unfinished jobs; running ones stop within one denoising step. Idempotent."""
     with desk.db.transaction() as session:
         batches.get(session, batch_id, owner=caller.sees_only)
         canceled = lifecycle.cancel_batch(session, batch_id)
@@ -144,9 +144,9 @@ def sheet(
     batch_id: BatchId,
     desk: DeskDep,
     caller: Reader,
-    start: Annotated[int, Query(ge=0, le=MAX_JOBS, description="The place of the first job on it.")] = 0,
+    start: Annotated[int, Query(ge=0, le=MAX_JOBS, description="Index of the first job on the sheet, from 0.")] = 0,
 ) -> Response:
-    """Draw the first picture of up to 256 jobs into one, a sweep with its values along the edges. Shows what there is yet."""
+    """Draw the first image of up to 256 jobs as one WebP; a sweep has its values along the edges. Missing images stay empty."""
     with desk.db.transaction() as session:
         batch = batches.get(session, batch_id, owner=caller.sees_only)
         rows = batches.jobs(session, batch_id, start=start, limit=ON_A_SHEET)
@@ -160,14 +160,14 @@ def sheet(
 
 @router.get(
     "/{batch_id}/images.zip",
-    summary="Fetch all images",
+    summary="Fetch all images as a zip",
     response_class=StreamingResponse,
     responses={200: {"content": {zip_stream.ZIP: {}}}, **documented(404, 409)},
 )
 def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingResponse:
-    """Send every image that is finished as one zip, with `jobs.json`. Names begin with the job's place in the batch.
+    """Send all finished images as one zip, with `jobs.json`. File names begin with the job's index in the batch.
 
-    Jobs that are removed meanwhile are left out.
+    Jobs that are deleted during the download are left out.
     """
     with desk.db.transaction() as session:
         batch = batches.get(session, batch_id, owner=caller.sees_only)
@@ -182,7 +182,7 @@ def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingRespons
 
 
 def layout(batch: BatchRow, start: int, count: int) -> tuple[int, Edges]:
-    """Return how many columns a sheet has, and its edges: the last axis of a grid across, the others down; else a square."""
+    """Return a sheet's columns and edge labels: the last axis of a grid across, the others down; any other batch is a square."""
     names = [axis["parameter"] for axis in batch.axes]
     values = [[f"{name} {value}" for value in axis["values"]] for name, axis in zip(names, batch.axes, strict=True)]
     across = len(values[-1]) if values else 0

@@ -1,4 +1,4 @@
-"""What a job may name: the checkpoints of the fleet, LoRAs, embeddings, VAEs, the samplers and their schedules."""
+"""Lists of what jobs may name: checkpoints, LoRAs, embeddings, VAEs, samplers and schedules."""
 
 from datetime import datetime
 from typing import Annotated
@@ -17,13 +17,13 @@ router = APIRouter(prefix="/v1", tags=["choices"], dependencies=[Depends(reader)
 
 
 class Checkpoint(BaseModel):
-    """A checkpoint and how many workers take jobs for it; draining ones take none. Jobs for one without workers wait."""
+    """A checkpoint and the workers that serve it. Jobs for a checkpoint without ready workers wait in the queue."""
 
     name: str
     size_bytes: int
-    ready_workers: int
-    slots: int
-    announced_at: datetime
+    ready_workers: Annotated[int, Field(description="Live workers that take jobs for it; draining ones do not count.")]
+    slots: Annotated[int, Field(description="How many jobs those workers render at the same time.")]
+    announced_at: Annotated[datetime, Field(description="When a worker last announced it.")]
 
 
 class Checkpoints(BaseModel):
@@ -33,25 +33,27 @@ class Checkpoints(BaseModel):
 
 
 class Weights(BaseModel):
-    """A LoRA, embedding or VAE. Jobs may also call it by its alias."""
+    """A LoRA, embedding or VAE. Jobs may name it by its name or its alias."""
 
     name: str
     alias: str | None
     size_bytes: int
-    vectors: Annotated[int | None, Field(description="How many tokens an embedding takes; null for the others.")]
+    vectors: Annotated[
+        int | None, Field(description="Tokens that an embedding takes in a prompt; null for LoRAs and VAEs.")
+    ]
 
 
 class WeightsList(BaseModel):
-    """All weights of a kind that the workers have in their folders, by name."""
+    """All files of one kind in the folders of the workers, sorted by name."""
 
     weights: list[Weights]
 
 
 class SamplerChoice(BaseModel):
-    """A sampler and the schedules it can walk, the default first."""
+    """A sampler and its schedules, the default first."""
 
     name: Sampler
-    label: str
+    label: Annotated[str, Field(description="Its name in AUTOMATIC1111.")]
     schedules: list[Schedule]
 
 
@@ -63,7 +65,7 @@ class Samplers(BaseModel):
 
 @router.get("/checkpoints", responses=documented(503))
 def checkpoints(desk: DeskDep) -> Checkpoints:
-    """List the checkpoints that workers have announced."""
+    """List the checkpoints that workers serve or have served."""
     with desk.db.transaction() as session:
         served = registry.checkpoints(session, silent_after_s=desk.settings.lease_seconds)
     return Checkpoints(checkpoints=[Checkpoint.model_validate(one, from_attributes=True) for one in served])
@@ -77,7 +79,7 @@ def loras(desk: DeskDep) -> WeightsList:
 
 @router.get("/embeddings", responses=documented(503))
 def embeddings(desk: DeskDep) -> WeightsList:
-    """List the textual-inversion embeddings; their names act in any prompt."""
+    """List the textual-inversion embeddings. Write the name of one into a prompt to use it."""
     return _weights(desk, Kind.EMBEDDING)
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet: small pictures in rows and columns, with what varies written along the edges. Pure."""
+"""Contact sheet: thumbnails in rows and columns, with the values of a sweep along the edges. Pure."""
 
 import io
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _PAPER, _INK, _EMPTY, _FAINT = "#ffffff", "#202124", "#eceff1", "#5f6368"
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One place: a picture, or a word on why there is none."""
+    """One cell: a thumbnail, or a word that says why there is none."""
 
     picture: Picture | None
     word: str = ""
@@ -28,20 +28,20 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """What is written above the columns and before the rows; empty where there is nothing to say."""
+    """Labels above the columns and before the rows; empty for none."""
 
     columns: Sequence[str]
     rows: Sequence[str]
 
 
 def tile_px(columns: int, rows: int) -> int:
-    """Return the side of a tile that keeps the sheet within `MAX_SIDE_PX` as far as it can be recognised."""
+    """Return the side of a tile, in pixels: the sheet keeps to `MAX_SIDE_PX` unless tiles would be below `LEAST_TILE_PX`."""
     fitting = MAX_SIDE_PX // max(columns, rows, 1) - GAP_PX
     return max(LEAST_TILE_PX, min(TILE_PX, fitting))
 
 
 def draw(tiles: Sequence[Tile], *, columns: int, edges: Edges) -> bytes:
-    """Return the sheet as WebP, row by row. Pictures must be no larger than a tile."""
+    """Return the sheet as WebP. `tiles` come row by row; pictures must not be larger than a tile."""
     rows = -(-len(tiles) // columns)
     side = tile_px(columns, rows)
     font = ImageFont.load_default(TEXT_PX)

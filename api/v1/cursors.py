@@ -1,4 +1,4 @@
-"""Cursors of listings: opaque to clients; inside an id, a job's place, or a position in the feed of events."""
+"""Pagination cursors, opaque to clients: a row id, a position in the list of jobs, or a position in the event feed."""
 
 import base64
 import binascii
@@ -14,23 +14,23 @@ from shared.jobs.outbox import Position
 
 
 def encode(row_id: UUID) -> str:
-    """Return the cursor of the page that follows this row."""
+    """Return the cursor of the page after this row."""
     return _text(row_id.bytes)
 
 
 def decode(cursor: str) -> UUID:
-    """Return the row that a cursor follows, or raise `BadCursor`."""
+    """Return the id of the row before the page. Raises `BadCursor`."""
     return UUID(bytes=_fields(_ID, cursor)[0])
 
 
-def encode_place(row: JobRow) -> str:
-    """Return the cursor of the page that follows this job."""
-    return _text(_PLACE.pack(_micros(row.created_at), row.id.bytes))
+def encode_job(row: JobRow) -> str:
+    """Return the cursor of the page after this job."""
+    return _text(_JOB.pack(_micros(row.created_at), row.id.bytes))
 
 
-def decode_place(cursor: str) -> ListPosition:
-    """Return the place that a cursor follows, or raise `BadCursor`."""
-    micros, job_id = _fields(_PLACE, cursor)
+def decode_job(cursor: str) -> ListPosition:
+    """Return the list position before the page. Raises `BadCursor`."""
+    micros, job_id = _fields(_JOB, cursor)
     try:
         return ListPosition(_EPOCH + timedelta(microseconds=micros), UUID(bytes=job_id))
     except OverflowError as error:
@@ -38,17 +38,17 @@ def decode_place(cursor: str) -> ListPosition:
 
 
 def encode_position(position: Position) -> str:
-    """Return the cursor of what follows a position in the feed."""
+    """Return the cursor of the events after this position."""
     return _text(_POSITION.pack(position.txid, position.id))
 
 
 def decode_position(cursor: str) -> Position:
-    """Return the position that a cursor follows, or raise `BadCursor`."""
+    """Return the feed position before the page. Raises `BadCursor`."""
     return Position(*_fields(_POSITION, cursor))
 
 
 _ID = struct.Struct(">16s")
-_PLACE = struct.Struct(">q16s")
+_JOB = struct.Struct(">q16s")
 _POSITION = struct.Struct(">qq")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

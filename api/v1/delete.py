@@ -12,7 +12,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 4
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job", responses=documented(404, 409, 410))
 def delete(job_id: JobId, desk: DeskDep, caller: Submitter) -> None:
-    """Delete a job that has ended, with its images, for good. Its id answers 410 from then on."""
+    """Delete a final job and its images, for good. Its id answers 410 from then on."""
     with desk.db.transaction() as session:
         row = removal.removable(session, job_id, owner=caller.sees_only)
     # Outside of any transaction: the storage may take its time. Should it fail, the job is still there to be deleted again.

@@ -1,4 +1,4 @@
-"""What became of every webhook: each attempt is visible, one or a range can be sent again."""
+"""Webhook deliveries: list them with every attempt, and replay one or a range."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -21,17 +21,17 @@ router = APIRouter(prefix="/v1/webhooks/deliveries", tags=["webhooks"], response
 
 
 class DeliveryAttempt(BaseModel):
-    """One attempt. `status` is null when no answer came."""
+    """One attempt. `status` is the HTTP status of the answer, null without an answer."""
 
-    attempt: int
+    attempt: Annotated[int, Field(description="From 1.")]
     at: datetime
-    duration_s: float
+    duration_s: Annotated[float, Field(description="Seconds until the answer or the error.")]
     status: int | None
     error: str | None
 
 
 class Delivery(BaseModel):
-    """One event on its way to one endpoint. `webhook_id` is the same in every attempt and in /v1/events."""
+    """One event for one endpoint. `webhook_id` is the same in every attempt and in /v1/events."""
 
     id: UUID
     webhook_id: str
@@ -74,11 +74,11 @@ class DeliveryPage(BaseModel):
 
 
 class Range(BaseModel):
-    """Which deliveries to send again: those that meet every condition. Times are those of the events."""
+    """Which deliveries to replay: those that match every given field. `since` and `until` are times of the events."""
 
     model_config = ConfigDict(extra="forbid")
 
-    state: Annotated[DeliveryState | None, Field(description="Null: whatever became of them.")] = DeliveryState.FAILED
+    state: Annotated[DeliveryState | None, Field(description="Null for any state.")] = DeliveryState.FAILED
     endpoint_id: UUID | None = None
     job_id: UUID | None = None
     since: AwareDatetime | None = None
@@ -86,7 +86,7 @@ class Range(BaseModel):
 
 
 class Replayed(BaseModel):
-    """How many deliveries are on their way again, at most 1,000 a call; the oldest come first."""
+    """How many deliveries are sent again: at most 1,000 per request, the oldest first."""
 
     replayed: int
 
@@ -109,7 +109,7 @@ def listing(
     job_id: Annotated[UUID | None, Query()] = None,
     endpoint_id: Annotated[UUID | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the previous page.")] = None,
 ) -> DeliveryPage:
     """List deliveries with all their attempts, newest first."""
     which = Filter(caller.sees_only, state, endpoint_id, job_id)
@@ -125,7 +125,7 @@ def listing(
 
 @router.post("/replay", status_code=202, summary="Replay a range", responses=documented(400))
 def replay_range(wanted: Range, desk: DeskDep, caller: Submitter) -> Replayed:
-    """Send deliveries again that meet the conditions, those that failed unless another state is named."""
+    """Send the matching deliveries again; by default the failed ones."""
     conditions: dict[str, Any] = dict(wanted)
     with desk.db.transaction() as session:
         return Replayed(replayed=deliveries.replay_all(session, Filter(caller.sees_only, **conditions)))
@@ -140,7 +140,7 @@ def show(delivery_id: DeliveryId, desk: DeskDep, caller: Reader) -> Delivery:
 
 @router.post("/{delivery_id}/replay", status_code=202, summary="Replay a delivery", responses=documented(404, 409))
 def replay(delivery_id: DeliveryId, desk: DeskDep, caller: Submitter) -> Delivery:
-    """Send a delivery again, now, as the same message: its receiver can tell by `webhook-id`."""
+    """Send a delivery again at once, as the same message with the same `webhook-id`."""
     with desk.db.transaction() as session:
         row = deliveries.get(session, delivery_id, owner=caller.sees_only)
         deliveries.replay(session, row)

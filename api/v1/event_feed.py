@@ -1,11 +1,11 @@
-"""What happened to the caller's jobs, in an order that can be followed: for receivers that were down, or have no address."""
+"""Feed of job events in commit order, paged by cursor: for receivers that were down, or that cannot receive webhooks."""
 
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.callers import Reader
 from api.desk import DeskDep
@@ -22,14 +22,14 @@ router = APIRouter(prefix="/v1/events", tags=["webhooks"], responses=documented(
 
 
 class Happening(BaseModel):
-    """A change of a job's state, or the end of a batch. `id` is the `webhook-id` of its webhooks."""
+    """A change of a job's state, or the end of a batch. `id` is the `webhook-id` of the webhooks that report it."""
 
     id: str
     type: EventType
     at: datetime
     job_id: UUID | None
     batch_id: UUID | None = None
-    version: int
+    version: Annotated[int, Field(description="The job's or batch's version after the change.")]
 
     @classmethod
     def of(cls, row: EventRow) -> "Happening":
@@ -46,7 +46,7 @@ class Happening(BaseModel):
 
 
 class Feed(BaseModel):
-    """The next events, oldest first. Ask again with `after=next_cursor`, at once while `has_more`."""
+    """The next events, oldest first. Continue with `after=next_cursor`, at once while `has_more`."""
 
     events: list[Happening]
     next_cursor: str
@@ -58,11 +58,12 @@ def listing(
     desk: DeskDep,
     caller: Reader,
     after: Annotated[
-        str | None, Query(max_length=64, description="`next_cursor` of the answer before; `latest` starts at the end.")
+        str | None,
+        Query(max_length=64, description="`next_cursor` of the previous answer; `latest` skips all past events."),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Feed:
-    """List what happened to jobs after a cursor, from the oldest event that is kept if there is none. Misses nothing."""
+    """List the events after a cursor; without one, from the oldest event that is kept. No event is skipped."""
     position = None if after in {None, LATEST} else cursors.decode_position(after or "")
     with desk.db.transaction() as session:
         if after == LATEST:

@@ -50,19 +50,19 @@ async def follow(
     job_id: Annotated[UUID, Depends(_stream_slot)],
     desk: DeskDep,
     last_event_id: Annotated[
-        str | None, Header(max_length=20, description="The `id` of the last event seen: what is older is left out.")
+        str | None, Header(max_length=20, description="The `id` of the last event received; older events are skipped.")
     ] = None,
     with_previews: Annotated[
         bool,
         Query(
             alias="previews",
-            description="Also send `preview` (job_id, index, content_type, data in base64) as images take shape.",
+            description="Also send `preview` events with live previews (job_id, index, content_type, base64 data).",
         ),
     ] = False,
 ) -> AsyncGenerator[ServerSentEvent]:
-    """Send `state` (data: the Job) now and at every change, `progress` (job_id, version, steps_done, steps_total) between.
+    """Follow a job by server-sent events: `state` (the Job) now and at each change, `progress` (Steps) between.
 
-    `id` is the job's version; previews have none. After the event of a final state the stream ends.
+    The `id` of an event is the job's version; previews have none. The stream ends after the event of a final state.
     """
     seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
     new_previews = NewPreviews(desk.redis, job_id) if with_previews else None

@@ -1,4 +1,4 @@
-"""The pictures of a job: finished, small, and taking shape."""
+"""Images of a job: the finished image, its thumbnail and the live preview."""
 
 import io
 from typing import Annotated
@@ -38,9 +38,9 @@ def image(
     index: Index,
     desk: DeskDep,
     caller: Reader,
-    inline: Annotated[bool, Query(description="The bytes from this address, without a redirect.")] = False,
+    inline: Annotated[bool, Query(description="Answer with the bytes instead of a redirect.")] = False,
 ) -> Response:
-    """Redirect to a presigned URL of one image's bytes; an api that hides its storage answers with the bytes themselves."""
+    """Redirect to a presigned URL of an image. With `FARM_IMAGE_DELIVERY=proxy` the answer is the image itself."""
     found = _image(desk, caller, job_id, index)
     if inline or desk.settings.image_delivery == "proxy":
         return _lasting(stored_images.fetch(desk, found), found.content_type, f'"{found.sha256}"')
@@ -55,12 +55,12 @@ def image(
 
 @router.get(
     "/thumbnail",
-    summary="Fetch an image, small",
+    summary="Fetch a thumbnail",
     response_class=Response,
     responses={200: {"content": {"image/webp": {}}}, **documented(409)},
 )
 def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
-    """Return an image with sides of at most 320 px, for lists of many."""
+    """Return a WebP of an image with sides of at most 320 px."""
     found = _image(desk, caller, job_id, index)
     data = stored_images.fetch(desk, found)
     out = io.BytesIO()
@@ -71,14 +71,14 @@ def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Res
 
 @router.get(
     "/preview",
-    summary="Show an image taking shape",
+    summary="Fetch the live preview",
     response_class=Response,
-    responses={200: {"content": {previews.JPEG: {}}}, 204: {"description": "None yet, or none any more"}},
+    responses={200: {"content": {previews.JPEG: {}}}, 204: {"description": "No preview yet, or no longer"}},
 )
 def preview(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
-    """Return the latest live preview of a running job's image: small, rough, and gone soon after the job has ended.
+    """Return the latest live preview of a running job's image: small, rough, and deleted soon after the job ends.
 
-    204 while there is none yet, and when there is none any more: whoever looks on asks once too often.
+    204 before the first preview and after the last: not an error, since a client that polls asks once too often.
     """
     _row(desk, caller, job_id)
     data = previews.get(desk.redis, job_id, index)
@@ -88,7 +88,7 @@ def preview(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Respo
 
 
 def shrunk(png: bytes, side: int) -> Picture:
-    """Return one of the farm's own pictures with sides of at most so many pixels."""
+    """Return a finished image (PNG) with sides of at most `side` pixels."""
     # Our own worker made it: its size is bounded by what a job may ask for, not by Pillow's guess at bombs.
     with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
         small = picture.convert("RGB")

@@ -1,4 +1,4 @@
-"""Submit a job, look at it, list, cancel, and fetch its images."""
+"""Submit, show, list and cancel jobs."""
 
 from contextlib import suppress
 from typing import Annotated
@@ -42,7 +42,7 @@ ClientsKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="A name of the client's own for this submission, a UUID say, that makes repeating it safe.",
+        description="A key of your own, such as a UUID. Repeating a submission under the same key makes no second job.",
     ),
 ]
 
@@ -65,11 +65,11 @@ async def submit(
     response: Response,
     idempotency_key: ClientsKey = None,
 ) -> Job:
-    """Queue a job. Once this answers 202 the job is stored and will reach a final state, whatever dies.
+    """Queue a job. A job that was answered 202 is stored and reaches a final state, even if processes or machines fail.
 
-    Sent again with the same `Idempotency-Key` and JSON, within 48 hours, it answers with the job that it made before.
+    A repeated request with the same `Idempotency-Key` and JSON, within 48 hours, answers with the same job.
 
-    With a wait the answer is held until the job is final or the time is up, and shows the job as it then is.
+    With `wait` the answer is held until the job is final or the time is up, and shows the job as it is then.
     """
     row = await run_in_threadpool(admit, desk, caller, submission, sent, key=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{row.id}"
@@ -89,7 +89,7 @@ async def put(
     request: Request,
     response: Response,
 ) -> Job:
-    """Queue a job under an id of the client's choice, any UUID. Sent again with the same JSON, it answers with that job."""
+    """Queue a job under an id that you choose, any UUID. A repeated request with the same JSON answers with the same job."""
     row = await run_in_threadpool(admit, desk, caller, submission, sent, job_id=job_id)
     response.headers["Location"] = f"/v1/jobs/{row.id}"
     return Job.of(await _wait_for_end(desk, request, row, wait_s))
@@ -102,14 +102,16 @@ def listing(
     state: Annotated[JobState | None, Query()] = None,
     checkpoint: Annotated[Name | None, Query(max_length=100)] = None,
     prompt: Annotated[
-        Name | None, Query(max_length=MAX_SEARCH_CHARS, description="Words that the prompt contains, in any case.")
+        Name | None, Query(max_length=MAX_SEARCH_CHARS, description="Text that the prompt contains, ignoring case.")
     ] = None,
-    error_code: Annotated[Name | None, Query(max_length=100, description="Of failed jobs.")] = None,
+    error_code: Annotated[
+        Name | None, Query(max_length=100, description="Only jobs that failed with this code.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the previous page.")] = None,
 ) -> JobPage:
     """List jobs, newest first."""
-    after = cursors.decode_place(cursor) if cursor else None
+    after = cursors.decode_job(cursor) if cursor else None
     with desk.db.transaction() as session:
         # One more than asked for tells whether there is a next page.
         rows = queries.listing(
@@ -125,13 +127,13 @@ def listing(
     page = rows[:limit]
     return JobPage(
         jobs=[Job.of(row) for row in page],
-        next_cursor=cursors.encode_place(page[-1]) if len(rows) > limit else None,
+        next_cursor=cursors.encode_job(page[-1]) if len(rows) > limit else None,
     )
 
 
 @router.get("/{job_id}", summary="Show a job", responses=documented(404, 410))
 async def show(job_id: JobId, desk: DeskDep, caller: Reader, wait_s: WaitS, request: Request) -> Job:
-    """Show one job as it is now, or after a wait, and when it will probably be done."""
+    """Show one job and, while it is unfinished, an estimate of its start and end. With `wait` the answer is held."""
     if wait_s:
         row = await _wait_for_end(desk, request, await visible_row(desk, caller, job_id), wait_s)
         if JobState(row.state).is_final:
@@ -147,7 +149,7 @@ def _shown(desk: Desk, caller: Caller, job_id: UUID) -> Job:
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409, 410))
 def cancel(job_id: JobId, desk: DeskDep, caller: Submitter) -> Job:
-    """Cancel a queued or running job. No success can follow; a running job stops within one denoising step."""
+    """Cancel a queued or running job. A running job stops within one denoising step and never succeeds afterwards."""
     with desk.db.transaction() as session:
         row = lifecycle.cancel(session, job_id, owner=caller.sees_only)
     events.publish(desk.redis, events.JobEvent(row.id, JobState(row.state), row.version))

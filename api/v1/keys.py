@@ -1,9 +1,10 @@
-"""API keys over HTTP, for admins. A token is in the answer to its creation and nowhere else, ever."""
+"""Manage API keys, for admins. Only the answer to a key's creation contains its token."""
 
 from datetime import datetime
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.auth import keys
 from api.auth.keys import KeyLimits, NewKey, Scope
@@ -17,18 +18,18 @@ for_admins = [Depends(admin)]
 
 
 class Key(BaseModel):
-    """A key as it is now; its secret is not kept. Null limits nothing."""
+    """An API key; its secret is not stored. A limit of null is no limit."""
 
     id: str
     name: str
-    prefix: str
+    prefix: Annotated[str, Field(description="The first part of the token, by which to recognise the key.")]
     scopes: list[Scope]
-    weight: float
-    max_priority: int
+    weight: Annotated[float, Field(description="Share of the GPUs, relative to other keys.")]
+    max_priority: Annotated[int, Field(description="The highest priority that its jobs may have.")]
     requests_per_minute: int | None
-    max_queued: int | None
-    max_running: int | None
-    paused: bool
+    max_queued: Annotated[int | None, Field(description="How many of its jobs may wait in the queue.")]
+    max_running: Annotated[int | None, Field(description="How many of its jobs may run at the same time.")]
+    paused: Annotated[bool, Field(description="While true, its queued jobs do not start.")]
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -41,19 +42,19 @@ class Key(BaseModel):
 
 
 class IssuedKey(Key):
-    """A key that was just created. `token` is what clients send; it cannot be shown again."""
+    """A key that was just created. Clients send `token`; it cannot be shown again."""
 
     token: str
 
 
 class Keys(BaseModel):
-    """Every key, oldest first, also those revoked."""
+    """All keys, revoked ones too, oldest first."""
 
     keys: list[Key]
 
 
 class Me(BaseModel):
-    """The caller, as the farm knows it."""
+    """The key that this request was sent with, and its limits. `owner` is the key's id, or `anonymous` without keys."""
 
     owner: str
     scopes: list[Scope]
@@ -65,7 +66,7 @@ class Me(BaseModel):
 
 @router.post("", status_code=201, summary="Create a key", dependencies=for_admins, responses=documented(400))
 def create(wanted: NewKey, desk: DeskDep) -> IssuedKey:
-    """Create a key. Its token is shown in this answer only."""
+    """Create a key. Only this answer contains its token."""
     with desk.db.transaction() as session:
         row, token = keys.create(session, wanted)
     return IssuedKey(**Key.of(row).model_dump(), token=token.text)
@@ -73,20 +74,20 @@ def create(wanted: NewKey, desk: DeskDep) -> IssuedKey:
 
 @router.get("", summary="List keys", dependencies=for_admins)
 def listing(desk: DeskDep) -> Keys:
-    """List every key."""
+    """List all keys."""
     with desk.db.transaction() as session:
         return Keys(keys=[Key.of(row) for row in keys.listing(session)])
 
 
-@router.get("/me", summary="Show the caller")
+@router.get("/me", summary="Show your key")
 async def me(caller: Reader) -> Me:
-    """Show whose key this request came with and what it may use."""
+    """Show the key that this request was sent with, and its limits."""
     return _me(caller)
 
 
 @router.patch("/{key_id}", summary="Change limits", dependencies=for_admins, responses=documented(400, 404))
 def change(key_id: str, limits: KeyLimits, desk: DeskDep) -> Key:
-    """Change those limits that the body names. They act within seconds."""
+    """Change the limits that the body contains. They take effect within seconds."""
     with desk.db.transaction() as session:
         row = keys.change(session, key_id, limits)
     return Key.of(row)
@@ -94,7 +95,7 @@ def change(key_id: str, limits: KeyLimits, desk: DeskDep) -> Key:
 
 @router.delete("/{key_id}", summary="Revoke a key", dependencies=for_admins, responses=documented(404))
 def revoke(key_id: str, desk: DeskDep) -> Key:
-    """Revoke a key for good; every api process refuses it within five seconds. Its jobs stay and go on."""
+    """Revoke a key for good. Every api process refuses it within five seconds; its jobs go on."""
     with desk.db.transaction() as session:
         row = keys.revoke(session, key_id)
     return Key.of(row)

@@ -1,4 +1,4 @@
-"""Prompts as CLIP will read them: how many tokens they are, and where each chunk of 75 begins."""
+"""Count the tokens of prompts and show where each chunk of 75 begins, as CLIP reads them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ OPENING_WORDS = 4
 
 
 class Prompts(BaseModel):
-    """What to count. `steps` matters to prompts that change from step to step."""
+    """The prompts to count. `steps` matters for prompt editing, such as `[cat:dog:10]`."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"prompt": "a red circle on a blue background"}]}
@@ -39,31 +39,31 @@ class Prompts(BaseModel):
 
 
 class TokenChunk(BaseModel):
-    """Up to 75 tokens that CLIP reads together."""
+    """Up to 75 tokens, which CLIP encodes together."""
 
     tokens: int
-    begins: Annotated[str, Field(description="Its first words, as the tokenizer spells them.")]
+    begins: Annotated[str, Field(description="The first words of the chunk, as the tokenizer spells them.")]
 
 
 class TokenCount(BaseModel):
-    """The longest text that a prompt makes any step read; parts joined by AND are texts of their own."""
+    """Tokens of the longest text that any step encodes. Parts joined by `AND` are encoded apart."""
 
     tokens: int
     chunks: list[TokenChunk]
-    embeddings: Annotated[list[str], Field(description="Those that act in the prompt.")]
+    embeddings: Annotated[list[str], Field(description="Names of the embeddings that the prompt uses.")]
 
 
 class TokenCounts(BaseModel):
-    """Both prompts, counted as the workers do."""
+    """Token counts of both prompts, as the workers count them."""
 
-    chunk_tokens: int = CHUNK_TOKENS
+    chunk_tokens: Annotated[int, Field(description="The most tokens of a chunk.")] = CHUNK_TOKENS
     prompt: TokenCount
     negative_prompt: TokenCount
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """An embedding as far as its name and length."""
+    """An embedding, reduced to its name and its length in tokens."""
 
     name: str
     vectors: int
@@ -75,10 +75,9 @@ class Word:
 
 @router.post("/tokens", summary="Count the tokens of prompts")
 def tokens(wanted: Prompts, desk: DeskDep, _caller: Reader) -> TokenCounts:
-    """Count tokens and show where each chunk of 75 begins, by the workers' own rules; LoRA tags take none.
+    """Count tokens and show where each chunk of 75 begins, by the rules of the workers. LoRA tags take no tokens.
 
-    Cheap enough to call while someone types: it does not count against the key's requests a minute, but has as many of its own,
-    and at least 150.
+    Meant for use while a user types: it has a rate limit of its own, equal to the key's requests per minute but at least 150.
     """
     script = _reader().read(
         split_loras(wanted.prompt)[0], wanted.negative_prompt, steps=wanted.steps, embeddings=_embeddings(desk)
@@ -114,6 +113,6 @@ def _count(rows: Iterable[Row[Word]]) -> TokenCount:
 
 
 def _without_filling(text: tuple[Chunk[Word], ...]) -> tuple[Chunk[Word], ...]:
-    """Drop the empty chunks that make all texts of a script equally long."""
+    """Drop the empty chunks that pad all texts to one length."""
     length = max((index for index, chunk in enumerate(text, start=1) if chunk.slots), default=1)
     return text[:length]

@@ -1,4 +1,4 @@
-"""How much waits per checkpoint, who works on it, how long a job submitted now would wait, and what the last hour got done."""
+"""The queue per checkpoint with wait estimates, and the throughput of the last hour."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -23,41 +23,41 @@ router = APIRouter(prefix="/v1", tags=["operations"], responses=documented(503))
 
 
 class CheckpointQueue(BaseModel):
-    """One checkpoint's queue. Times are in seconds; the predicted wait is null while no live worker has been measured."""
+    """The queue of one checkpoint. Estimates are in seconds, null while no live worker has measured its speed."""
 
     checkpoint: str
-    queued: int
-    running: int
-    oldest_queued_at: datetime | None
-    workers: int
-    slots: int
-    predicted_wait_s: Annotated[float | None, Field(description="Until a job submitted now would start.")]
-    backlog_s: Annotated[float | None, Field(description="Until all that is queued and running now would be done.")]
+    queued: Annotated[int, Field(description="Jobs that wait.")]
+    running: Annotated[int, Field(description="Jobs that are rendered now.")]
+    oldest_queued_at: Annotated[datetime | None, Field(description="When the oldest waiting job was submitted.")]
+    workers: Annotated[int, Field(description="Live workers that take jobs; draining ones do not count.")]
+    slots: Annotated[int, Field(description="How many jobs those workers render at the same time.")]
+    predicted_wait_s: Annotated[float | None, Field(description="Seconds until a job submitted now would start.")]
+    backlog_s: Annotated[float | None, Field(description="Seconds until all queued and running jobs would be done.")]
 
 
 class Queue(BaseModel):
-    """Every checkpoint that has jobs or workers."""
+    """All checkpoints that have jobs or workers, and the sums over them."""
 
-    queued: int
-    running: int
+    queued: Annotated[int, Field(description="Jobs that wait, of all checkpoints.")]
+    running: Annotated[int, Field(description="Jobs that are rendered now, of all checkpoints.")]
     checkpoints: list[CheckpointQueue]
 
 
 class CheckpointThroughput(BaseModel):
-    """What one checkpoint's jobs came to. Each list has an entry a minute, the oldest first."""
+    """Jobs of one checkpoint that ended, minute by minute. Each list has one entry per minute, the oldest first."""
 
     checkpoint: str
-    pictures: list[int]
-    succeeded: Annotated[list[int], Field(description="Jobs, by the minute of their end.")]
-    failed: list[int]
+    pictures: Annotated[list[int], Field(description="Images of the jobs that succeeded.")]
+    succeeded: Annotated[list[int], Field(description="Jobs that succeeded.")]
+    failed: Annotated[list[int], Field(description="Jobs that failed.")]
     wait_s: Annotated[
         list[float | None],
-        Field(description="Mean seconds from submission to the start of those that succeeded; null where none did."),
+        Field(description="Mean seconds from submission to start of the jobs that succeeded; null without any."),
     ]
 
 
 class Throughput(BaseModel):
-    """The last 60 minutes of every checkpoint that ended jobs in them. Jobs deleted since are not counted."""
+    """The last 60 minutes, for all checkpoints whose jobs ended in them. Deleted jobs are not counted."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -79,14 +79,14 @@ class Throughput(BaseModel):
         }
     )
 
-    since: Annotated[datetime, Field(description="When the first minute began.")]
+    since: Annotated[datetime, Field(description="Start of the first minute.")]
     minutes: int
     checkpoints: list[CheckpointThroughput]
 
 
-@router.get("/queue", summary="Show what waits")
+@router.get("/queue", summary="Show the queue")
 def show(desk: DeskDep, _caller: Reader) -> Queue:
-    """Show depth, oldest job, workers and predicted wait of every checkpoint."""
+    """Show queued and running jobs, workers and the estimated wait of each checkpoint."""
     with desk.db.transaction() as session:
         loads = queue_stats.loads(session, silent_after_s=desk.settings.lease_seconds)
     return Queue(
@@ -96,9 +96,9 @@ def show(desk: DeskDep, _caller: Reader) -> Queue:
     )
 
 
-@router.get("/throughput", summary="Show what the last hour got done")
+@router.get("/throughput", summary="Show the throughput of the last hour")
 def last_hour(desk: DeskDep, _caller: Reader) -> Throughput:
-    """Show pictures, jobs and their mean wait minute by minute, for every checkpoint. The last minute is the running one."""
+    """Show images, ended jobs and their mean wait, by checkpoint and minute. The last minute is the current one."""
     with desk.db.transaction() as session:
         hour = throughput.last_hour(session)
     shown = [_by_minute(checkpoint, minutes) for checkpoint, minutes in hour.checkpoints.items()]
@@ -106,7 +106,7 @@ def last_hour(desk: DeskDep, _caller: Reader) -> Throughput:
 
 
 def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:
-    """Predict an unfinished job; None for one that has ended."""
+    """Estimate when an unfinished job starts and ends; None for a final job."""
     state = JobState(row.state)
     if state.is_final:
         return None

@@ -20,26 +20,26 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 4
 Name = Annotated[str, Field(max_length=100), AfterValidator(reject_nul)]
 
 
-class Wanted(BaseModel):
-    """Which dead jobs to render again: failed or expired ones that meet every condition, the oldest first."""
+class RetryFilter(BaseModel):
+    """Which failed and expired jobs to retry: those that match every given field, the oldest first."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"error_code": "worker_lost"}]})
 
-    error_code: Name | None = None
-    checkpoint: Name | None = None
-    since: AwareDatetime | None = None
-    limit: Annotated[int, Field(ge=1, le=RETRIED_AT_ONCE)] = RETRIED_AT_ONCE
+    error_code: Annotated[Name | None, Field(description="Only jobs that failed with this code.")] = None
+    checkpoint: Annotated[Name | None, Field(description="Only jobs for this checkpoint.")] = None
+    since: Annotated[AwareDatetime | None, Field(description="Only jobs that ended at or after this time.")] = None
+    limit: Annotated[int, Field(ge=1, le=RETRIED_AT_ONCE, description="The most jobs to retry.")] = RETRIED_AT_ONCE
 
 
 class Retried(BaseModel):
-    """The new jobs by the ids of those that they repeat. As many as were asked for: there may be more."""
+    """Ids of the new jobs, by the ids of the retried ones. If there are as many as `limit`, ask again: there may be more."""
 
     jobs: dict[UUID, UUID]
 
 
-@router.post("/retry", status_code=202, summary="Retry dead jobs")
-def retry_many(wanted: Wanted, desk: DeskDep, caller: Submitter) -> Retried:
-    """Queue again what failed or expired, all or none of it; what was retried before is left alone."""
+@router.post("/retry", status_code=202, summary="Retry failed and expired jobs")
+def retry_many(wanted: RetryFilter, desk: DeskDep, caller: Submitter) -> Retried:
+    """Queue failed and expired jobs again, all or none of them. Jobs that were retried before are skipped."""
     with desk.db.transaction() as session:
         dead = retries.dead(session, Dead(caller.sees_only, **dict(wanted)))
         for row in dead:
@@ -53,9 +53,9 @@ def retry_many(wanted: Wanted, desk: DeskDep, caller: Submitter) -> Retried:
 
 @router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409, 410))
 def retry(job_id: JobId, desk: DeskDep, caller: Submitter, response: Response) -> Job:
-    """Queue a job that failed, expired or was canceled once more, as a new job with the same parameters and seed.
+    """Queue a failed, expired or canceled job again, as a new job with the same parameters and seed.
 
-    Asked twice, it answers with the job that it made before.
+    Idempotent: a second request answers with the same new job.
     """
     with desk.db.transaction() as session:
         row = retries.lock(session, job_id, owner=caller.sees_only)

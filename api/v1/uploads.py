@@ -1,4 +1,4 @@
-"""Pictures too large for a JSON body, or wanted in many jobs: announced, brought to the storage, named by their id."""
+"""Uploads: a client announces a picture, PUTs it to a presigned URL, and jobs name it by its id."""
 
 from datetime import datetime
 from typing import Annotated
@@ -19,18 +19,18 @@ from shared.jobs import uploads
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"], responses=documented(401, 403, 422, 429, 503))
 
 
-class Announced(BaseModel):
-    """What is about to come."""
+class UploadRequest(BaseModel):
+    """The file to upload."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"size_bytes": 345678}]})
 
-    size_bytes: Annotated[int, Field(strict=True, ge=1, description="Of the file, exactly.")]
+    size_bytes: Annotated[int, Field(strict=True, ge=1, description="Exact size of the file.")]
 
 
 class Upload(BaseModel):
-    """Where to PUT the file. From then on its `id` stands for the picture in `init_image` and `mask_image`, until `expires_at`.
+    """Where to PUT the file. After that, `init_image` and `mask_image` accept the `id` until `expires_at`.
 
-    `upload_url` needs no API key where it is an address of the storage; a path is one of this API, and needs the key.
+    An absolute `upload_url` is a presigned URL of the storage and needs no API key; a path belongs to this API and needs the key.
     """
 
     id: UUID
@@ -40,11 +40,11 @@ class Upload(BaseModel):
 
 
 @router.post("", status_code=201, summary="Announce an upload")
-def announce(wanted: Announced, desk: DeskDep, caller: Submitter) -> Upload:
-    """Expect a picture and say where to PUT it, `curl -T picture.png "$upload_url"` say. It is kept for a day."""
+def announce(wanted: UploadRequest, desk: DeskDep, caller: Submitter) -> Upload:
+    """Announce a picture and get the URL to PUT it to, for example by `curl -T picture.png "$upload_url"`. Kept for a day."""
     most = desk.settings.max_body_bytes
     if wanted.size_bytes > most:
-        raise InvalidRequest(f"size_bytes: a picture has at most {most} bytes.")
+        raise InvalidRequest(f"size_bytes: a picture may have at most {most} bytes.")
     with desk.db.transaction() as session:
         row = uploads.add(session, owner=caller.owner, size_bytes=wanted.size_bytes)
     return Upload(
@@ -55,12 +55,12 @@ def announce(wanted: Announced, desk: DeskDep, caller: Submitter) -> Upload:
 @router.put(
     "/{upload_id}/content",
     status_code=204,
-    summary="Upload through the api",
+    summary="Upload a file through this API",
     responses=documented(404, 408, 413),
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {}}}}},
 )
 async def content(upload_id: Annotated[str, Path()], desk: DeskDep, caller: Submitter, request: Request) -> Response:
-    """Take the file of an upload, where clients cannot reach the storage."""
+    """Receive the file of an upload, for clients that cannot reach the storage."""
     data = await request.body()
     await run_in_threadpool(_keep, desk, caller, _id(upload_id), data)
     return Response(status_code=204)
@@ -70,7 +70,7 @@ def _keep(desk: Desk, caller: Caller, upload_id: UUID, data: bytes) -> None:
     with desk.db.transaction() as session:
         row = uploads.get(session, upload_id, owner=caller.owner)
     if len(data) != row.size_bytes:
-        raise InvalidRequest(f"The file has {len(data)} bytes; {row.size_bytes} were announced.")
+        raise InvalidRequest(f"The file has {len(data)} bytes, but {row.size_bytes} were announced.")
     desk.storage.put(upload_key(row.id), data, content_type="application/octet-stream")
 
 

@@ -1,4 +1,4 @@
-"""Receivers of webhooks: register, change, pause and resume them, and the secrets that sign for them."""
+"""Webhook endpoints: register, change, pause, resume and delete them, and rotate signing secrets."""
 
 from datetime import datetime
 from typing import Annotated
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], responses=documente
 
 
 def endpoint_id_of(endpoint_id: Annotated[str, Path(description="The endpoint's id.")]) -> UUID:
-    """Read an id; whatever is none was never an endpoint's."""
+    """Parse an endpoint id. A malformed id is an unknown endpoint: raises `EndpointNotFound`."""
     try:
         return UUID(endpoint_id)
     except ValueError:
@@ -36,7 +36,7 @@ EndpointId = Annotated[UUID, Depends(endpoint_id_of)]
 
 
 class EndpointChange(BaseModel):
-    """What to change of an endpoint; what is null stays."""
+    """The changes to an endpoint. A field that is null stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,26 +45,26 @@ class EndpointChange(BaseModel):
 
 
 class Rotation(BaseModel):
-    """How a secret is replaced."""
+    """The replacement of a signing secret."""
 
     model_config = ConfigDict(extra="forbid")
 
-    secret: Annotated[SecretStr | None, Field(description="Null draws one.")] = None
+    secret: Annotated[SecretStr | None, Field(description="The new secret, `whsec_…`; null generates one.")] = None
     overlap_s: Annotated[
-        int, Field(strict=True, ge=0, le=MAX_OVERLAP_S, description="For how long the one before signs as well.")
+        int, Field(strict=True, ge=0, le=MAX_OVERLAP_S, description="Seconds for which the old secret signs as well.")
     ] = 86_400
 
 
 class Endpoint(BaseModel):
-    """A receiver. `suspended`: it failed for so long that it is only probed; `gone`: it answered 410."""
+    """A webhook endpoint. `suspended`: it failed for so long that it only gets probes; `gone`: it answered 410."""
 
     id: UUID
     url: str
     events: list[EventType]
     state: EndpointState
-    registered: Annotated[bool, Field(description="False for one that jobs named themselves.")]
-    failing_since: datetime | None
-    old_secret_until: datetime | None
+    registered: Annotated[bool, Field(description="False if a job named the URL in its `webhook`.")]
+    failing_since: Annotated[datetime | None, Field(description="First failure since the last success.")]
+    old_secret_until: Annotated[datetime | None, Field(description="Until then the old secret signs as well.")]
     created_at: datetime
 
     @classmethod
@@ -74,14 +74,14 @@ class Endpoint(BaseModel):
 
 
 class Secret(BaseModel):
-    """A secret that signs webhooks. While `old_secret_until` lies ahead, the one before signs as well."""
+    """A signing secret. Until `old_secret_until` the old secret signs as well."""
 
     secret: str
     old_secret_until: datetime | None
 
 
 class NewEndpoint(Endpoint):
-    """An endpoint that was just registered. Its secret is shown in this answer only."""
+    """An endpoint that was just registered. Only this answer contains its secret."""
 
     secret: str
 
@@ -94,7 +94,7 @@ class Endpoints(BaseModel):
 
 @router.post("/endpoints", status_code=201, summary="Register an endpoint", responses=documented(400, 409))
 def register(wanted: WebhookChoice, desk: DeskDep, caller: Submitter, response: Response) -> NewEndpoint:
-    """Register a receiver for all of the caller's jobs. The answer alone shows its secret."""
+    """Register an endpoint for all jobs of your key. Only this answer contains its secret."""
     with desk.db.transaction() as session:
         row = endpoints.register(
             session,
@@ -118,14 +118,14 @@ def listing(desk: DeskDep, caller: Reader) -> Endpoints:
 
 @router.get("/endpoints/{endpoint_id}", summary="Show an endpoint", responses=documented(404))
 def show(endpoint_id: EndpointId, desk: DeskDep, caller: Reader) -> Endpoint:
-    """Show one endpoint, also one that a job named."""
+    """Show one endpoint, registered or named by a job."""
     with desk.db.transaction() as session:
         return Endpoint.of(endpoints.get(session, endpoint_id, owner=caller.sees_only))
 
 
 @router.patch("/endpoints/{endpoint_id}", summary="Change an endpoint", responses=documented(400, 404))
 def change(endpoint_id: EndpointId, wanted: EndpointChange, desk: DeskDep, caller: Submitter) -> Endpoint:
-    """Change where an endpoint is or what it hears. A new URL is active at once, and gets all that waits."""
+    """Change an endpoint's URL or events. A new URL becomes active at once and gets all pending deliveries."""
     with desk.db.transaction() as session:
         row = endpoints.get(session, endpoint_id, owner=caller.sees_only)
         if wanted.events is not None:
@@ -139,14 +139,14 @@ def change(endpoint_id: EndpointId, wanted: EndpointChange, desk: DeskDep, calle
 
 @router.delete("/endpoints/{endpoint_id}", status_code=204, summary="Delete an endpoint", responses=documented(404))
 def delete(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> None:
-    """Delete an endpoint with its deliveries, sent and unsent."""
+    """Delete an endpoint and its deliveries, pending ones too."""
     with desk.db.transaction() as session:
         session.delete(endpoints.get(session, endpoint_id, owner=caller.sees_only))
 
 
 @router.post("/endpoints/{endpoint_id}/pause", summary="Pause an endpoint", responses=documented(404))
 def pause(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> Endpoint:
-    """Hold back what is meant for an endpoint; nothing is lost while it is paused."""
+    """Pause deliveries to an endpoint. They are kept until it is resumed."""
     with desk.db.transaction() as session:
         row = endpoints.get(session, endpoint_id, owner=caller.sees_only)
         endpoints.pause(row)
@@ -155,7 +155,7 @@ def pause(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> Endpoint
 
 @router.post("/endpoints/{endpoint_id}/resume", summary="Resume an endpoint", responses=documented(404))
 def resume(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> Endpoint:
-    """Make a paused, suspended or gone endpoint active again, and send it at once what waits."""
+    """Make a paused, suspended or gone endpoint active again, and send its pending deliveries at once."""
     with desk.db.transaction() as session:
         row = endpoints.get(session, endpoint_id, owner=caller.sees_only)
         endpoints.resume(session, row)
@@ -164,22 +164,22 @@ def resume(endpoint_id: EndpointId, desk: DeskDep, caller: Submitter) -> Endpoin
 
 @router.post("/endpoints/{endpoint_id}/rotate", summary="Rotate an endpoint's secret", responses=documented(400, 404))
 def rotate(endpoint_id: EndpointId, wanted: Rotation, desk: DeskDep, caller: Submitter) -> Secret:
-    """Give an endpoint a new secret. For `overlap_s` both sign, so that the receiver can change over without a gap."""
+    """Give an endpoint a new secret. For `overlap_s` seconds both secrets sign, so that the receiver can switch without a gap."""
     with desk.db.transaction() as session:
         row = endpoints.get(session, endpoint_id, owner=caller.sees_only)
         return _rotated(session, row, wanted)
 
 
-@router.get("/secret", summary="Show the signing secret")
+@router.get("/secret", summary="Show your key's signing secret")
 def secret(desk: DeskDep, caller: Submitter) -> Secret:
-    """Show the secret that signs the webhooks of the caller's jobs that name a `webhook` without one."""
+    """Show the secret that signs webhooks of your jobs whose `webhook` has no secret of its own."""
     with desk.db.transaction() as session:
         return Secret.model_validate(endpoints.owner_secret(session, caller.owner), from_attributes=True)
 
 
-@router.post("/secret/rotate", summary="Rotate the signing secret", responses=documented(400))
+@router.post("/secret/rotate", summary="Rotate your key's signing secret", responses=documented(400))
 def rotate_own(wanted: Rotation, desk: DeskDep, caller: Submitter) -> Secret:
-    """Replace that secret. For `overlap_s` both sign, so that the receiver can change over without a gap."""
+    """Replace your key's signing secret. For `overlap_s` seconds both secrets sign."""
     with desk.db.transaction() as session:
         return _rotated(session, endpoints.owner_secret(session, caller.owner), wanted)
 

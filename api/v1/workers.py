@@ -1,4 +1,4 @@
-"""The gpu workers: what each serves, how fast it goes, and whether it is still there."""
+"""List the gpu workers with their health and speed; drain and resume them."""
 
 from datetime import datetime
 from typing import Annotated
@@ -15,36 +15,38 @@ router = APIRouter(prefix="/v1/workers", tags=["operations"], responses=document
 
 
 class Worker(BaseModel):
-    """One gpu worker. What it measured is null until it has had work."""
+    """A gpu worker. Its measurements are null until it has rendered."""
 
     id: str
     checkpoint: str
     hostname: str
     device: str
-    slots: int
-    running: Annotated[int, Field(description="Jobs that it runs now.")]
-    is_alive: Annotated[bool, Field(description="Whether it was heard of within the lease.")]
-    unfit: Annotated[str | None, Field(description="Why it took itself out of service; null while it is well.")]
-    draining_at: Annotated[datetime | None, Field(description="Since when it is asked to finish and leave.")]
-    temperature_c: Annotated[float | None, Field(description="Of its GPU, where the driver tells.")]
-    ecc_errors: Annotated[int | None, Field(description="Memory errors of its GPU beyond correction.")]
-    xid: Annotated[int | None, Field(description="The Xid that the driver reported of its GPU last.")]
+    slots: Annotated[int, Field(description="How many jobs it renders at the same time.")]
+    running: Annotated[int, Field(description="Jobs that it renders now.")]
+    is_alive: Annotated[bool, Field(description="Whether its last heartbeat is younger than the lease.")]
+    unfit: Annotated[str | None, Field(description="Why it took itself out of service; null while it is healthy.")]
+    draining_at: Annotated[
+        datetime | None, Field(description="Since when it drains: takes no new jobs and then exits.")
+    ]
+    temperature_c: Annotated[float | None, Field(description="Temperature of its GPU in °C, if the driver reports it.")]
+    ecc_errors: Annotated[int | None, Field(description="Uncorrectable memory errors of its GPU.")]
+    xid: Annotated[int | None, Field(description="The last Xid error that the NVIDIA driver reported for its GPU.")]
     started_at: datetime
-    seen_at: datetime
-    tick_s: Annotated[float | None, Field(description="Mean seconds of one engine tick, which is one UNet call.")]
-    batch_fill: Annotated[float | None, Field(description="Mean number of images in a UNet call.")]
-    speed: Annotated[float | None, Field(description="Latent pixels through the UNet a second, while it had work.")]
+    seen_at: Annotated[datetime, Field(description="Its last heartbeat.")]
+    tick_s: Annotated[float | None, Field(description="Mean seconds of an engine tick, one UNet call.")]
+    batch_fill: Annotated[float | None, Field(description="Mean number of images per UNet call.")]
+    speed: Annotated[float | None, Field(description="Latent pixels that it denoises per second, while it has work.")]
 
 
 class Workers(BaseModel):
-    """Every worker heard of within a day, by id."""
+    """All workers seen within the last day, sorted by id."""
 
     workers: list[Worker]
 
 
 @router.get("", summary="List the workers")
 def listing(desk: DeskDep, _caller: Admin) -> Workers:
-    """List the gpu workers, also those that went silent."""
+    """List the gpu workers, silent ones too."""
     with desk.db.transaction() as session:
         rows = registry.workers(session, silent_after_s=desk.settings.lease_seconds)
     return Workers(workers=[Worker.model_validate(row, from_attributes=True) for row in rows])
@@ -52,13 +54,13 @@ def listing(desk: DeskDep, _caller: Admin) -> Workers:
 
 @router.post("/{worker_id}/drain", status_code=204, responses=documented(404, 422), summary="Drain a worker")
 def drain(worker_id: str, desk: DeskDep, _caller: Admin) -> None:
-    """Let a worker finish what it runs and leave. Started again, it stays idle until it is resumed."""
+    """Let a worker finish its running jobs and exit. If it is started again, it stays idle until it is resumed."""
     with desk.db.transaction() as session:
         registry.drain(session, worker_id, is_draining=True)
 
 
-@router.post("/{worker_id}/resume", status_code=204, responses=documented(404, 422), summary="Take a worker back")
+@router.post("/{worker_id}/resume", status_code=204, responses=documented(404, 422), summary="Resume a worker")
 def resume(worker_id: str, desk: DeskDep, _caller: Admin) -> None:
-    """Let a worker that was drained work again."""
+    """Let a drained worker take jobs again."""
     with desk.db.transaction() as session:
         registry.drain(session, worker_id, is_draining=False)

@@ -1,4 +1,4 @@
-"""A zip that is written while it is sent: one file in memory at a time, none on disk."""
+"""Streaming zip: holds one file in memory at a time, none on disk."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ File: TypeAlias = tuple[str, Callable[[], bytes]]
 
 
 class _Pipe(io.RawIOBase):
-    """Keeps what was written until it is taken. It cannot be sought in, so the zip describes each file behind its bytes."""
+    """Buffer between the zip writer and the response. Not seekable, so the zip describes each file after its bytes."""
 
     def __init__(self) -> None:
         self._written: list[bytes] = []
@@ -28,23 +28,23 @@ class _Pipe(io.RawIOBase):
         self._written.append(bytes(data))
         return len(data)
 
-    def taken(self) -> bytes:
-        """Return what was written since it was last asked."""
+    def drain(self) -> bytes:
+        """Return the bytes written since the last call."""
         data = b"".join(self._written)
         self._written.clear()
         return data
 
 
 def zipped(files: Iterable[File], *, at: datetime) -> Iterator[bytes]:
-    """Yield the zip file by file. Pictures are stored as they are, for PNG is compressed already.
+    """Yield the zip file by file. Files are stored uncompressed, because PNG is compressed already.
 
-    A file that is gone by its turn is left out. Any other error of a file's source breaks the zip off before its directory, so
-    that every reader notices.
+    A file whose source raises `Gone` is left out. Any other error ends the zip before its directory, so that every reader
+    notices.
     """
     pipe = _Pipe()
     with ZipFile(pipe, "w", ZIP_STORED) as archive:
         for name, read in files:
             with suppress(Gone):
                 archive.writestr(ZipInfo(name, date_time=at.timetuple()[:6]), read())
-            yield pipe.taken()
-    yield pipe.taken()
+            yield pipe.drain()
+    yield pipe.drain()

@@ -16,7 +16,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from api.main import create_app
-from api.v1.long_poll import MAX_WAIT_S, preferred
+from api.v1.long_poll import MAX_WAIT_S, preferred_wait_s
 from api.waiting.job_updates import JobUpdates
 from shared.infra import broker, events
 from shared.infra.db import Database
@@ -156,7 +156,7 @@ def test_a_quiet_stream_is_kept_alive(
     ],
 )
 def test_a_preference_that_is_not_understood_is_ignored(headers: list[str], wait_s: int) -> None:
-    assert preferred(headers) == wait_s
+    assert preferred_wait_s(headers) == wait_s
 
 
 REFUSED = [
