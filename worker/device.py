@@ -22,7 +22,7 @@ from worker.diffusion.safety import SafetyChecker
 from worker.engine.draft import Library
 from worker.engine.engine import Engine
 from worker.engine.limits import BatchLimits
-from worker.engine.profile import free_bytes, is_faster_channels_last, lasting, learn
+from worker.engine.profile import cached_for, free_bytes, is_faster_channels_last, learn
 from worker.engine.runner import DiffusionRunner
 from worker.health.fitness import Proof
 
@@ -102,7 +102,7 @@ def open_limits(settings: Settings, checkpoint: LoadedCheckpoint) -> BatchLimits
         folder / "limits.json",
         key=f"{device_name(checkpoint.device)} {checkpoint.dtype} {channels} torch {torch.__version__}",
         ceiling=settings.max_samples,
-        free_bytes=lasting(lambda: free_bytes(checkpoint.device), FREE_BYTES_S),
+        free_bytes=cached_for(lambda: free_bytes(checkpoint.device), FREE_BYTES_S),
     )
 
 

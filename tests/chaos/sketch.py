@@ -104,7 +104,7 @@ class SketchRunner:
         self._ambush.pass_by("claimed")
         return Draft(spec)
 
-    def begin(self, draft: Draft, snapshot: Snapshot | None = None) -> Preparation[Sketch]:
+    def prepare(self, draft: Draft, snapshot: Snapshot | None = None) -> Preparation[Sketch]:
         return Preparation(no_way(Sketch(draft, snapshot.steps_done if snapshot else 0)))
 
     def denoise(self, batch: Sequence[Sketch]) -> None:
@@ -116,7 +116,7 @@ class SketchRunner:
         for image in batch:
             image.steps_done += 1
 
-    def turn(self, image: Sketch) -> Preparation[Sketch]:
+    def prepare_next_pass(self, image: Sketch) -> Preparation[Sketch]:
         raise NotImplementedError("the suite asks for one pass only")
 
     def preview(self, image: Sketch) -> Developed:

@@ -18,7 +18,6 @@ from tests.support import studio
 from worker.diffusion.compiled import CompiledUNet
 from worker.diffusion.vae import begin_decode
 from worker.engine.engine import run_alone
-from worker.engine.preparation import completed
 from worker.engine.request import ImageSpec, Pixels
 from worker.engine.runner import DiffusionRunner
 
@@ -97,11 +96,11 @@ def fragile() -> Any:
 def test_a_picture_whose_vae_overflows_is_decoded_in_full_precision() -> None:
     checkpoint = replace(demo(torch.float16), vae=fragile())
     runner = DiffusionRunner.of(checkpoint)
-    image = completed(runner.begin(runner.draft(studio.spec())))
+    image = runner.prepare(runner.draft(studio.spec())).result()
     while not image.is_over:
         runner.denoise([image])
     developing = begin_decode(checkpoint.vae, image.walk.x)
-    assert not bool(developing.fetched.tensors()[1])
+    assert not bool(developing.readback.tensors()[1])
     pixels = developing.pixels()
     assert pixels.std() > 1  # neither black nor gray
 
@@ -109,10 +108,10 @@ def test_a_picture_whose_vae_overflows_is_decoded_in_full_precision() -> None:
 def test_a_snapshot_taken_on_a_gpu_goes_on_to_the_same_bits() -> None:
     runner = DiffusionRunner.of(demo(torch.float16), strict_samples=4)
     draft = runner.draft(studio.spec())
-    whole, broken_off = completed(runner.begin(draft)), completed(runner.begin(draft))
+    whole, broken_off = runner.prepare(draft).result(), runner.prepare(draft).result()
     for _ in range(5):
         runner.denoise([broken_off])
-    resumed = completed(runner.begin(draft, broken_off.snapshot()))
+    resumed = runner.prepare(draft, broken_off.snapshot()).result()
     for image in (whole, resumed):
         while not image.is_over:
             runner.denoise([image])

@@ -17,7 +17,7 @@ from shared.vocabulary import prompt_chunks, prompt_reader
 from shared.vocabulary.prompt_chunks import CHUNK_TOKENS
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.textual_inversion import Embedding, injected
-from worker.diffusion.transfer import sent
+from worker.diffusion.transfer import to_device
 
 CACHED_CHUNKS = 512  # 0.12 MB each at 768 wide in fp16; negative prompts repeat almost always
 CACHED_STACKS = 4  # per image; `[a|b]` goes back and forth between two
@@ -58,7 +58,7 @@ class PromptEncoder:
         # Transformers before and after 5.6: the layers lie in `text_model` or in the encoder itself.
         parts = getattr(encoder, "text_model", encoder)
         with injected(encoder, [chunk.placed]), _noted(parts.encoder.layers[-clip_skip]) as noted:
-            output = encoder(sent(torch.tensor([ids]), self._checkpoint.device))
+            output = encoder(to_device(torch.tensor([ids]), self._checkpoint.device))
         states = output.last_hidden_state if clip_skip == 1 else parts.final_layer_norm(noted[0])
         return _emphasized(states[0], weights)
 
@@ -119,7 +119,7 @@ def _emphasized(states: Tensor, weights: list[float]) -> Tensor:
     if all(weight == 1 for weight in weights):
         return states
     before = states.float()
-    after = before * sent(torch.tensor(weights), states.device).unsqueeze(1)
+    after = before * to_device(torch.tensor(weights), states.device).unsqueeze(1)
     ratio = before.mean() / after.mean()
     return (after * torch.where(torch.isfinite(ratio), ratio, 1.0)).to(states.dtype)
 

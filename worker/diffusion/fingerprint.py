@@ -18,7 +18,7 @@ def fingerprint(modules: Iterable[nn.Module]) -> str:
     Raises `OutOfMemory`. Integer sums do not depend on the order in which a device adds, as float sums would.
     """
     weights = [tensor for module in modules for tensor in chain(module.parameters(), module.buffers())]
-    with out_of_memory.told():
+    with out_of_memory.translated():
         sums = torch.stack([_words(tensor).sum(dtype=torch.int64) for tensor in weights])
         return hashlib.sha256(sums.cpu().numpy().tobytes()).hexdigest()
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from shared.errors import NotANumber
 from shared.vocabulary.params import MaskFill, Upscaler
 from worker.diffusion.noise import PIXELS_PER_LATENT
-from worker.diffusion.transfer import Fetched, sent
+from worker.diffusion.transfer import Readback, to_device
 from worker.diffusion.vae import in_full_precision, within_memory
 
 INTERPOLATIONS: dict[Upscaler, dict[str, Any]] = {
@@ -32,9 +32,9 @@ class Encoding:
 
     def __init__(self, vae: Any, pixels: NDArray[np.uint8], *, hidden: NDArray[np.float32] | None = None) -> None:
         """Launch the encoding of pixels (height, width, 3), gray where a mask (height, width) hides them. Waits for nothing."""
-        picture = _signed(sent(torch.from_numpy(pixels), vae.device))
+        picture = _signed(to_device(torch.from_numpy(pixels), vae.device))
         if hidden is not None:
-            picture = picture * (1 - sent(_cut(hidden), vae.device))
+            picture = picture * (1 - to_device(_cut(hidden), vae.device))
         # For as long as it may have to be encoded once more: large ones take 50 MB.
         self._picture: Tensor | None = picture
         self._vae = vae
@@ -61,7 +61,7 @@ class Encoding:
         if not self._is_finite():
             raise NotANumber("The VAE turned the init image into not-a-number.")
         mean, std = self._mean, self._std
-        sample = mean if noise is None else mean + std * sent(noise, mean.device).to(mean.dtype)
+        sample = mean if noise is None else mean + std * to_device(noise, mean.device).to(mean.dtype)
         latents: Tensor = (self._vae.config.scaling_factor * sample).float()
         return latents
 
@@ -72,7 +72,7 @@ class Encoding:
     def _launch(self, vae: Any, picture: Tensor) -> None:
         self._mean, self._std = _posterior(vae, picture)
         # Of all that a sample can be: no noise is drawn that lies beyond eight deviations.
-        self._finite = Fetched((self._mean.abs() + 8 * self._std).isfinite().all())
+        self._finite = Readback((self._mean.abs() + 8 * self._std).isfinite().all())
 
     def _is_finite(self) -> bool:
         (flag,) = self._finite.tensors()
@@ -85,7 +85,7 @@ def latent_mask(mask: NDArray[np.float32], device: torch.device) -> Tensor:
     As diffusers: cut at the middle, then the first pixel of every eight by eight. A1111 takes their mean and rounds that, so its
     mask may differ by one latent along an edge.
     """
-    return sent(_cut(mask)[..., ::PIXELS_PER_LATENT, ::PIXELS_PER_LATENT].contiguous(), device)
+    return to_device(_cut(mask)[..., ::PIXELS_PER_LATENT, ::PIXELS_PER_LATENT].contiguous(), device)
 
 
 def filled(latents: Tensor, mask: NDArray[np.float32] | None, fill: MaskFill, noise: Tensor) -> Tensor:
@@ -94,10 +94,10 @@ def filled(latents: Tensor, mask: NDArray[np.float32] | None, fill: MaskFill, no
         return latents
     painted = latent_mask(mask, latents.device)
     kept = latents * (1 - painted)
-    return kept + sent(noise, latents.device) * painted if fill is MaskFill.NOISE else kept
+    return kept + to_device(noise, latents.device) * painted if fill is MaskFill.NOISE else kept
 
 
-def begin_masked(vae: Any, pixels: NDArray[np.uint8], mask: NDArray[np.float32] | None) -> Encoding:
+def masked_encoding(vae: Any, pixels: NDArray[np.uint8], mask: NDArray[np.float32] | None) -> Encoding:
     """Begin to encode what an inpainting checkpoint may see of a picture: what is not painted. Without a mask that is nothing."""
     return Encoding(vae, pixels, hidden=np.ones(pixels.shape[:2], np.float32) if mask is None else mask)
 

@@ -138,7 +138,7 @@ class LoraShelf:
         try:
             return load(file, self._checkpoint)
         except OutOfMemory as error:
-            out_of_memory.let_go(error)
+            out_of_memory.release(error)
         self._shed(0, keep=0)
         return load(file, self._checkpoint)
 

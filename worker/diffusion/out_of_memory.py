@@ -1,4 +1,4 @@
-"""What is done when the memory of a device runs out."""
+"""Out-of-memory errors of a device: recognize them, free what they hold, raise `OutOfMemory` instead."""
 
 import traceback
 from collections.abc import Iterator
@@ -13,25 +13,25 @@ SHORTAGES = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, by whatever name."""
+    """Whether an error means that memory ran out, whatever class the library raised."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES)
 
 
-def let_go(error: BaseException) -> None:
-    """Free what a failed call has computed: its traceback would keep it for as long as someone holds the error."""
+def release(error: BaseException) -> None:
+    """Free the tensors of a failed call: its traceback would keep them for as long as someone holds the error."""
     traceback.clear_frames(error.__traceback__)
     torch.cuda.empty_cache()
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Turn a shortage into `OutOfMemory`, with nothing of the failed call left on the device."""
+def translated() -> Iterator[None]:
+    """Raise a shortage as `OutOfMemory`, with nothing of the failed call left on the device."""
     try:
         yield
     except RuntimeError as error:
         if not is_shortage(error):
             raise
-        let_go(error)
+        release(error)
         raise OutOfMemory from error

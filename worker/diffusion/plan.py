@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from shared.vocabulary.samplers import TWO_CALLS_A_STEP, Sampler, Schedule
 from worker.diffusion import samplers
-from worker.diffusion.transfer import sent
+from worker.diffusion.transfer import to_device
 
 Source = Literal["x", "prediction", "memory"]
 CACHED_PLANS = 256
@@ -127,7 +127,7 @@ class Walk:
         if call.memory:
             present["memory"] = self._sum(call.memory, present)
         if call.fresh and self._fresh is not None:
-            stepped.add_(sent(self._fresh[self.calls_done], stepped.device))
+            stepped.add_(to_device(self._fresh[self.calls_done], stepped.device))
         stepped = keep(stepped)
         # Only now, when nothing can fail any more: a call that ran out of memory is made again.
         for source, latents in present.items():

@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from shared.errors import BadWeights
-from worker.diffusion.vae import Development, to_host
+from worker.diffusion.vae import PixelReadback, to_host
 
 # What each channel of SD1.5's latents means for red, green and blue in -1 … 1; facts measured on its VAE.
 SD15_COLORS = (
@@ -34,7 +34,7 @@ class Previewer:
         self._map = None if tiny is not None else [part.to(vae.device) for part in color_map(vae)]
 
     @torch.inference_mode()
-    def preview(self, x: Tensor) -> Development:
+    def preview(self, x: Tensor) -> PixelReadback:
         """Begin to show clean latents (1, 4, h, w) float32: (h, w, 3) uint8, or (8h, 8w, 3) by a decoder.
 
         What is not a number is gray: whether an image has failed is told when it is decoded.

@@ -44,7 +44,7 @@ class SafetyChecker:
     def flags(self, pixels: NDArray[np.uint8]) -> bool:
         """Whether a picture (height, width, 3) must not be shown. Raises `OutOfMemory`."""
         seen = self._processor(pixels, return_tensors="pt").pixel_values
-        with self._lock, out_of_memory.told():
+        with self._lock, out_of_memory.translated():
             seen = seen.to(self._device, self._dtype)
             # The checker blackens what it is given; a dummy is all that it needs to answer.
             _, flagged = self._checker(clip_input=seen, images=np.zeros((1, 1, 1, 3), np.float32))

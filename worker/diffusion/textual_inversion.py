@@ -20,7 +20,7 @@ from torch import Tensor
 from shared.errors import BadCheckpoint
 from shared.files import checkpoints
 from shared.vocabulary.prompt_chunks import Placed
-from worker.diffusion.transfer import sent
+from worker.diffusion.transfer import to_device
 
 MAX_VECTORS = 75  # an embedding never straddles two of CLIP's chunks
 
@@ -102,7 +102,7 @@ def injected(text_encoder: Any, rows: Sequence[Sequence[Placed[Embedding]]]) -> 
         for row, placed in zip(tokens, rows, strict=True):
             for one in placed:
                 start = 1 + one.offset  # the start token comes first
-                row[start : start + len(one.embedding)] = sent(one.embedding.vectors, row.device)
+                row[start : start + len(one.embedding)] = to_device(one.embedding.vectors, row.device)
         return tokens
 
     hook = text_encoder.get_input_embeddings().register_forward_hook(replace)

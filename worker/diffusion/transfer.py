@@ -1,4 +1,4 @@
-"""Between the host and the device without waiting. An ordinary copy waits for all that the device has still to do."""
+"""Asynchronous copies between host and device. An ordinary copy waits for all that the device has still to do."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, device
 
 
-def staged(tensor: Tensor, to: device) -> Tensor:
-    """Return a tensor where a device can fetch it by itself: in pinned memory, which takes a moment to get, on any thread."""
+def pinned(tensor: Tensor, to: device) -> Tensor:
+    """Return a tensor in pinned memory, from which a CUDA device copies by itself. Allocating takes a moment; any thread may."""
     return tensor if to.type != "cuda" or tensor.is_cuda or tensor.is_pinned() else tensor.pin_memory()
 
 
-def sent(tensor: Tensor, to: device) -> Tensor:
-    """Return a tensor on a device. Pinned memory is not given to anyone else before the device has fetched it."""
-    return staged(tensor, to).to(to, non_blocking=True)
+def to_device(tensor: Tensor, to: device) -> Tensor:
+    """Return a tensor on a device without waiting. Torch does not reuse the pinned memory before the device has copied it."""
+    return pinned(tensor, to).to(to, non_blocking=True)
 
 
-class Fetched:
-    """Tensors on their way to the host, together. From the host they are there at once."""
+class Readback:
+    """Asynchronous copy of tensors to the host, all behind one CUDA event. Tensors of the host are ready at once."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._done: Any = None
@@ -29,16 +29,16 @@ class Fetched:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the device has sent them."""
+        """Whether `tensors` would return without waiting."""
         return self._done is None or bool(self._done.query())
 
     def wait(self) -> None:
-        """Wait until it has."""
+        """Block until the device has copied them."""
         if self._done is not None:
             self._done.synchronize()
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Wait, then return them."""
+        """Block until they are copied, then return them."""
         self.wait()
         return self._tensors
 

@@ -1,7 +1,6 @@
-"""From latents to pixels, and the VAEs that requests may name instead of the checkpoint's own.
+"""VAE decoding of latents to pixels, whole or tiled, and the VAEs that requests may name instead of the checkpoint's own.
 
-One image at a time: decoding is what blows up memory first when batched, and so an image's bits never depend on a neighbour's.
-Where even one does not fit, its tiles do.
+Images are decoded one at a time: a batch would be the first to exceed memory, and an image's bits must not depend on neighbours.
 """
 
 import copy
@@ -28,7 +27,7 @@ from worker.diffusion import division, out_of_memory
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.latent_space import LatentSpace
 from worker.diffusion.noise import PIXELS_PER_LATENT
-from worker.diffusion.transfer import Fetched
+from worker.diffusion.transfer import Readback
 
 DIFFUSERS_PREFIX = "decoder.mid_block."
 # What diffusers used to call the parts of an attention; its loader still reads such files, and so must we.
@@ -45,74 +44,74 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Development:
-    """Pixels on their way from the device: an image (H, W, 3) uint8, and a flag that says whether all numbers were finite."""
+class PixelReadback:
+    """Asynchronous copy of pixels to the host: an image (H, W, 3) uint8, and a flag, false if a number was not finite."""
 
-    fetched: Fetched
-    retry: "Callable[[], Development] | None"
+    readback: Readback
+    retry: "Callable[[], PixelReadback] | None"
 
     @property
     def is_ready(self) -> bool:
         """Whether `pixels` would return without waiting for the device."""
-        return self.fetched.is_ready
+        return self.readback.is_ready
 
     def wait(self) -> None:
         """Wait for the device."""
-        self.fetched.wait()
+        self.readback.wait()
 
     def pixels(self) -> NDArray[np.uint8]:
-        """Return (height, width, 3) uint8. Numbers that have blown up are decoded once more in fp32, then raise `NotANumber`."""
-        image, finite = self.fetched.tensors()
+        """Return (height, width, 3) uint8. Where a number is not finite, decode once more in fp32, then raise `NotANumber`."""
+        image, finite = self.readback.tensors()
         if bool(finite):
             array: NDArray[np.uint8] = image.numpy()
             # Pinned memory is scarce and goes back with its tensor.
             return array.copy() if image.is_pinned() else array
         if self.retry is None:
             raise NotANumber
-        with out_of_memory.told():
+        with out_of_memory.translated():
             return self.retry().pixels()
 
 
 @torch.inference_mode()
-def begin_decode(vae: Any, x: Tensor) -> Development:
-    """Launch the decoding of latents (1, 4, height/8, width/8) float32. On a GPU nothing waits for it."""
+def begin_decode(vae: Any, x: Tensor) -> PixelReadback:
+    """Launch the decoding of latents (1, 4, height/8, width/8) float32; on a GPU, without waiting."""
     is_full = vae.dtype == torch.float32
     return _launched(vae, x, retry=None if is_full else lambda: begin_decode(in_full_precision(vae), x))
 
 
 def in_full_precision(vae: Any) -> Any:
-    """Return a copy for numbers that blow up in half precision, and for once: it takes twice the memory."""
+    """Return a copy in fp32, for numbers that overflow in half precision. Not to be kept: it takes twice the memory."""
     log.warning("vae.overflowed", dtype=str(vae.dtype))
     return copy.deepcopy(vae).float()
 
 
 def needs_tiling(latent_height: int, latent_width: int, device_bytes: int | None) -> bool:
-    """Whether a whole decode would take too much memory: for very large pictures, and for large ones on a small GPU."""
+    """Whether a whole decode takes too much memory: of very large pictures, and of large ones on a small GPU."""
     is_small = device_bytes is not None and device_bytes < SMALL_DEVICE_BYTES
     return latent_height * latent_width > (SMALL_DEVICE_LATENT_PIXELS if is_small else TILED_LATENT_PIXELS)
 
 
-def within_memory(vae: Any, latent_height: int, latent_width: int, act: Callable[[], T]) -> T:
-    """Encode or decode a picture, `act`, whole if it may be large, else in tiles; in smaller ones where memory runs out.
+def within_memory(vae: Any, latent_height: int, latent_width: int, compute: Callable[[], T]) -> T:
+    """Call `compute`, which encodes or decodes a picture; where memory runs out, call it again with smaller tiles.
 
-    Raises torch's `OutOfMemoryError` where the smallest do not fit either.
+    Raises torch's `OutOfMemoryError` where the smallest tiles do not fit either.
     """
-    ways = _ways(latent_height, latent_width, vae.device)
-    for tile in ways[:-1]:
+    tiles = _tiles(latent_height, latent_width, vae.device)
+    for tile in tiles[:-1]:
         try:
             with tiling(vae, tile):
-                return act()
+                return compute()
         except RuntimeError as error:
             if not out_of_memory.is_shortage(error):
                 raise
-            out_of_memory.let_go(error)
+            out_of_memory.release(error)
         log.warning("vae.out_of_memory", latent_height=latent_height, latent_width=latent_width, tile=tile)
-    with tiling(vae, ways[-1]):
-        return act()
+    with tiling(vae, tiles[-1]):
+        return compute()
 
 
-def _ways(latent_height: int, latent_width: int, device: torch.device) -> list[int | None]:
-    """Return the tiles to try, in latents, from the largest; None is no tiles."""
+def _tiles(latent_height: int, latent_width: int, device: torch.device) -> list[int | None]:
+    """Return the tile sides to try, in latents, largest first; None stands for the whole picture."""
     device_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     tiles = [tile for tile in TILES if tile < max(latent_height, latent_width)]
     return [*tiles] if needs_tiling(latent_height, latent_width, device_bytes) else [None, *tiles]
@@ -120,9 +119,9 @@ def _ways(latent_height: int, latent_width: int, device: torch.device) -> list[i
 
 @contextmanager
 def tiling(vae: Any, tile: int | None) -> Iterator[None]:
-    """Have a VAE work in tiles of so many latents square while the block lasts.
+    """Within the block, the VAE encodes and decodes in tiles of `tile` by `tile` latents; whole if None.
 
-    The setting is the VAE's own and holds for encoding too: left on, it would change the bits of whatever comes next.
+    Diffusers keeps the setting in the VAE: left on, it would change the bits of the next picture.
     """
     if tile is None:
         yield
@@ -136,9 +135,9 @@ def tiling(vae: Any, tile: int | None) -> Iterator[None]:
 
 
 def load_vae(file: WeightsFile, checkpoint: LoadedCheckpoint, space: LatentSpace) -> Any:
-    """Load a VAE of the checkpoint's own architecture and latents, in the original layout or diffusers'.
+    """Load a VAE of the checkpoint's architecture and latent space, in the original layout or diffusers'.
 
-    Raises `BadWeights` and, of a device that is too full for good ones, `OutOfMemory`.
+    Raises `BadWeights`, naming the file, and `OutOfMemory` where the device is too full.
     """
     try:
         # Read, not mapped: a mapped file that is overwritten changes under the engine, and one that is cut ends the process.
@@ -159,7 +158,7 @@ def load_vae(file: WeightsFile, checkpoint: LoadedCheckpoint, space: LatentSpace
 
 
 class VaeShelf:
-    """The VAEs of a folder, the last used of them in memory. Any thread may ask."""
+    """Cache over the VAEs of a folder: the `RESIDENT` last used stay loaded. Thread-safe."""
 
     def __init__(self, shelf: Shelf, checkpoint: LoadedCheckpoint) -> None:
         self._shelf = shelf
@@ -169,7 +168,7 @@ class VaeShelf:
         self._lock = Lock()
 
     def get(self, name: str) -> Any:
-        """Return a VAE by name, loading it on this thread. Raises `WeightsMissing`, `BadWeights` or `OutOfMemory`."""
+        """Return a VAE by name, loaded on this thread if need be. Raises `WeightsMissing`, `BadWeights` or `OutOfMemory`."""
         file = self._shelf.find(name)
         with self._lock:
             if file not in self._loaded:
@@ -181,23 +180,23 @@ class VaeShelf:
             return self._loaded[file]
 
 
-def _launched(vae: Any, x: Tensor, retry: Callable[[], Development] | None) -> Development:
+def _launched(vae: Any, x: Tensor, retry: Callable[[], PixelReadback] | None) -> PixelReadback:
     latents = (x / vae.config.scaling_factor).to(vae.dtype)
     image = within_memory(vae, x.shape[2], x.shape[3], lambda: vae.decode(latents, return_dict=False)[0][0].float())
     return to_host(image, retry)
 
 
-def to_host(image: Tensor, retry: Callable[[], Development] | None) -> Development:
-    """Send an image (3, height, width) float32 of -1 … 1 to the host without waiting; `retry` makes it anew if not finite."""
+def to_host(image: Tensor, retry: Callable[[], PixelReadback] | None) -> PixelReadback:
+    """Start to copy an image (3, height, width) float32 of -1 … 1 to the host as uint8; `retry` renders it anew if not finite."""
     pixels = (image / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    return Development(Fetched(pixels, torch.isfinite(image).all()), retry)
+    return PixelReadback(Readback(pixels, torch.isfinite(image).all()), retry)
 
 
 def _refuse_sdxl(file: WeightsFile, raw: bytes) -> None:
-    """Refuse a file that says it is SDXL's, whose tensors have the same names and shapes but mean other latents."""
+    """Refuse a file whose name or metadata says SDXL: its tensors have the same names and shapes but mean other latents."""
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    made_for = str((header.get("__metadata__") or {}).get("modelspec.architecture", ""))
-    if "sdxl" in file.name.casefold() or made_for.startswith("stable-diffusion-xl"):
+    architecture = str((header.get("__metadata__") or {}).get("modelspec.architecture", ""))
+    if "sdxl" in file.name.casefold() or architecture.startswith("stable-diffusion-xl"):
         raise BadWeights("it was made for SDXL")
 
 
@@ -207,7 +206,7 @@ def _refuse_other_latents(vae: Any, space: LatentSpace) -> None:
 
 
 def _renamed(weights: Mapping[str, Tensor], config: Any) -> Mapping[str, Tensor]:
-    """Give tensors of any layout the names that diffusers uses now."""
+    """Rename the tensors of any layout to today's names in diffusers."""
     if not any(name.startswith(DIFFUSERS_PREFIX) for name in weights):
         converted: Mapping[str, Tensor] = convert_ldm_vae_checkpoint(weights, config)
         return converted

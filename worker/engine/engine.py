@@ -1,7 +1,13 @@
-"""The loop that fills the device: admit, arrive, schedule, denoise, turn, deliver, for every active request, step by step.
+"""Continuous batching: each tick schedules a batch, runs one UNet call for it and postprocesses its requests.
 
-One thread owns the device; any thread may submit, wait and cancel, and what an image needs before the device sees it is done on
-the submitting thread. Whatever one request does, the engine's thread lives on.
+A request goes through these stages, of which `tick` advances all:
+
+    inbox ──admit──▶ preparing ──join──▶ running ──last step──▶ decoding ──finish──▶ its future
+                         ▲                  │
+                         └──── next pass ───┘
+
+One thread, the engine's, owns the device. Any thread may submit, wait for a result or cancel; the submitting thread drafts the
+image (`Runner.draft`). An exception of one request fails that request alone, and the engine's thread lives on.
 """
 
 import time
@@ -14,8 +20,8 @@ import structlog
 
 from shared.errors import Canceled, EngineStopped, FarmError, OutOfMemory, RenderFailed
 from worker.engine.pace import Pace
-from worker.engine.preparation import Preparation, completed
-from worker.engine.request import ActiveImage, Developing, Draft, ImageSpec, Pixels, Request
+from worker.engine.preparation import Preparation
+from worker.engine.request import ActiveImage, Draft, ImageSpec, PendingPixels, Pixels, Request
 from worker.engine.scheduler import BatchScheduler, Limits
 from worker.engine.snapshot import Snapshot
 
@@ -26,33 +32,33 @@ log = structlog.get_logger(__name__)
 
 
 class Runner(Protocol[D, R]):
-    """What the engine needs of a device. Raises `OutOfMemory` when a call does not fit."""
+    """The engine's view of a device. Every method may raise `OutOfMemory`; all but `draft` run on the engine's thread."""
 
     def draft(self, spec: ImageSpec) -> D:
-        """Do all that needs no device, on any thread: read prompts, load weights, plan the steps, draw the noise."""
+        """Do the host's share, on any thread: read prompts, load weights, plan the steps, draw the noise."""
 
-    def begin(self, draft: D, snapshot: Snapshot | None = None) -> Preparation[R]:
-        """Lead an image to its first step, or to where the snapshot was taken: prompts and picture to start from are encoded."""
+    def prepare(self, draft: D, snapshot: Snapshot | None = None) -> Preparation[R]:
+        """Start to bring an image to its first step, or to its snapshot's: encode the prompts and the picture to start from."""
 
     def denoise(self, batch: Sequence[R]) -> None:
         """Make one UNet call for the whole batch and advance each image by one step."""
 
-    def turn(self, image: R) -> Preparation[R]:
-        """Lead it from a finished pass to the first step of the next. Until it arrives it is in no batch."""
+    def prepare_next_pass(self, image: R) -> Preparation[R]:
+        """Start to bring an image from the end of a pass to the first step of the next. Until then it is in no batch."""
 
-    def preview(self, image: R) -> Developing:
-        """Begin to show the picture as it is taking shape, small."""
+    def preview(self, image: R) -> PendingPixels:
+        """Start a small preview of the unfinished image."""
 
-    def decode(self, image: R) -> Developing:
-        """Begin to turn finished latents into pixels."""
+    def decode(self, image: R) -> PendingPixels:
+        """Start to decode finished latents."""
 
 
 def run_alone(runner: Runner[D, R], spec: ImageSpec) -> Pixels:
-    """Render one image by itself: the simple loop that says what the engine must produce."""
-    image = completed(runner.begin(runner.draft(spec)))
+    """Render one image without batching: the reference for what the engine must produce."""
+    image = runner.prepare(runner.draft(spec)).result()
     while not image.is_over:
         if image.is_pass_over:
-            image = completed(runner.turn(image))
+            image = runner.prepare_next_pass(image).result()
         else:
             runner.denoise([image])
     return runner.decode(image).pixels()
@@ -64,19 +70,19 @@ class Engine(Generic[D, R]):
     def __init__(self, runner: Runner[D, R], *, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._runner = runner
         self._scheduler: BatchScheduler[Request] = BatchScheduler(limits)
-        self._arriving: dict[Request, Preparation[R]] = {}
-        self._images: dict[Request, R] = {}
-        self._developing: deque[tuple[Request, Developing]] = deque()
-        self._clock = clock
-        self._got_on_at: float | None = None
-        self.pace = Pace()
         self._inbox: deque[tuple[Request, D]] = deque()
+        self._preparing: dict[Request, Preparation[R]] = {}
+        self._running: dict[Request, R] = {}
+        self._decoding: deque[tuple[Request, PendingPixels]] = deque()
+        self._clock = clock
+        self._last_progress_at: float | None = None
+        self.pace = Pace()
         self._changed = Condition()
         self._is_stopped = False
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the engine's thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -86,12 +92,12 @@ class Engine(Generic[D, R]):
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
-        self._abandon()
+        self._fail_all()
 
     def submit(self, spec: ImageSpec, snapshot: Snapshot | None = None) -> Request:
-        """Make an image ready on this thread, then let it join from the next tick on. What is wrong with it shows in the result.
+        """Draft an image on this thread and queue it for the next tick; with a snapshot of the same image it resumes there.
 
-        With a snapshot of the same image it goes on from there. Raises `EngineStopped`.
+        Raises `EngineStopped`. Any other error, also one of the draft, is raised by `Request.result`.
         """
         request = Request(spec, snapshot)
         try:
@@ -109,168 +115,179 @@ class Engine(Generic[D, R]):
 
     @property
     def seconds_stuck(self) -> float:
-        """For how long the present tick has got nowhere; 0 while there is nothing to do."""
-        began = self._got_on_at
-        return 0.0 if began is None else self._clock() - began
+        """Seconds since the present tick last reported progress; 0 while the engine is idle. Read by the watchdog."""
+        last = self._last_progress_at
+        return 0.0 if last is None else self._clock() - last
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread works or waits for work."""
+        """Whether the engine's thread runs, busy or idle."""
         return self._thread.is_alive()
 
     def tick(self) -> None:
-        """Advance the requests whose turn it is by one UNet call."""
+        """Schedule one batch, run its UNet call, postprocess its requests."""
         began = self._clock()
         self._admit()
         self._drop_canceled()
-        self._arrive()
+        self._join_prepared()
         batch = self._scheduler.schedule()
+        cost = sum(self._running[request].cost for request in batch)
         if batch:
-            cost = sum(self._images[request].cost for request in batch)
             self._denoise(batch)
             for request in batch:
-                self._move_on(request)
-        self._deliver(wait=not self._images and not self._arriving)
+                self._after_step(request)
+        self._finish_decoded(wait=not self._running and not self._preparing)
         if batch:
             self.pace = self.pace.after(self._clock() - began, cost=cost, images=len(batch))
-        elif self._arriving:
-            self._await_oldest()
+        elif self._preparing:
+            self._wait_for_oldest_preparation()
 
     def _run(self) -> None:
         while self._wait_for_work():
-            self._got_on_at = self._clock()
+            self._last_progress_at = self._clock()
             self.tick()
-            self._got_on_at = None
+            self._last_progress_at = None
 
-    def _get_on(self) -> None:
+    def _report_progress(self) -> None:
         """Tell the watchdog that one act of a tick is over: on a CPU sixteen pictures are decoded in one, for minutes."""
-        if self._got_on_at is not None:
-            self._got_on_at = self._clock()
+        if self._last_progress_at is not None:
+            self._last_progress_at = self._clock()
 
     def _wait_for_work(self) -> bool:
+        """Wait for a request or for `stop`; False for the latter."""
         with self._changed:
             self._changed.wait_for(lambda: self._has_work or self._is_stopped)
             return not self._is_stopped
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._inbox or self._arriving or self._images or self._developing)
+        return bool(self._inbox or self._preparing or self._running or self._decoding)
+
+    def _admit(self) -> None:
+        """Start the preparation of all newcomers; launches nothing yet, so raises nothing."""
+        while self._inbox:
+            request, draft = self._inbox.popleft()
+            self._preparing[request] = self._runner.prepare(draft, request.snapshot)
 
     def _drop_canceled(self) -> None:
         for request in self._scheduler.requests():
             if request.is_canceled:
-                self._leave(request, Canceled())
-        for request in [request for request in self._arriving if request.is_canceled]:
-            self._turn_away(request, Canceled())
+                self._remove(request, Canceled())
+        for request in [request for request in self._preparing if request.is_canceled]:
+            self._fail_preparing(request, Canceled())
 
-    def _admit(self) -> None:
-        while self._inbox:
-            request, draft = self._inbox.popleft()
-            self._arriving[request] = self._runner.begin(draft, request.snapshot)
+    def _join_prepared(self) -> None:
+        """Advance every preparation as far as it goes without waiting; those that are done join the running requests.
 
-    def _arrive(self) -> None:
-        """Let those take part that stand at the first step of their pass, and lead the others on."""
-        for request, arrival in list(self._arriving.items()):
-            self._get_on()
+        `poll` raises whatever encoding or upscaling raised (`OutOfMemory`, `NotANumber`, an unknown crash).
+        """
+        for request, preparation in list(self._preparing.items()):
+            self._report_progress()
             try:
-                image = arrival.get()
+                image = preparation.poll()
                 if image is not None:
                     self._scheduler.add(request, image.bucket, samples=image.samples, cost=image.cost)
             except Exception as error:  # noqa: BLE001 - one bad request must not end the others
-                self._turn_away(request, _as_render_error(error))
+                self._fail_preparing(request, _as_render_error(error))
                 continue
             if image is not None:
-                del self._arriving[request]
-                self._images[request] = image
-                self._move_on(request)
+                del self._preparing[request]
+                self._running[request] = image
+                self._after_step(request)
 
-    def _await_oldest(self) -> None:
-        """Wait for what the oldest arrival waits for: with nothing to denoise there is nothing better to do.
+    def _wait_for_oldest_preparation(self) -> None:
+        """Wait for the pending piece of work of the oldest preparation, since there is nothing to denoise.
 
-        Not for all of its way: meanwhile others may come, who have none, or go.
+        Not for all of its pieces: meanwhile others may come, who need none, or go. `wait` raises only where the device breaks.
         """
-        request, arrival = next(iter(self._arriving.items()))
+        request, preparation = next(iter(self._preparing.items()))
         try:
-            arrival.wait()
+            preparation.wait()
         except Exception as error:  # noqa: BLE001 - as above
-            self._turn_away(request, _as_render_error(error))
+            self._fail_preparing(request, _as_render_error(error))
 
-    def _turn_away(self, request: Request, error: Exception) -> None:
-        del self._arriving[request]
+    def _fail_preparing(self, request: Request, error: Exception) -> None:
+        del self._preparing[request]
         request.fail(error)
 
     def _denoise(self, batch: list[Request]) -> None:
+        """Run the UNet call. A batch out of memory runs again, smaller, in a later tick; any other error fails all of it."""
         try:
-            self._runner.denoise([self._images[request] for request in batch])
+            self._runner.denoise([self._running[request] for request in batch])
             self._scheduler.fitted(batch)
         except OutOfMemory as error:
             if self._scheduler.shrink(batch):
                 log.warning("batch.shrunk", requests=len(batch))
             else:
-                self._leave(batch[0], error)
+                self._remove(batch[0], error)
         except Exception as error:  # noqa: BLE001 - the thread must outlive any batch
             for request in batch:
-                self._leave(request, _as_render_error(error))
+                self._remove(request, _as_render_error(error))
 
-    def _move_on(self, request: Request) -> None:
-        """Do what follows an image's step: show it, start its next pass, or develop it."""
-        self._get_on()
-        image = self._images.get(request)
+    def _after_step(self, request: Request) -> None:
+        """Publish how far an image is, then start what comes next: a preview, its next pass or its decoding."""
+        self._report_progress()
+        image = self._running.get(request)
         if image is None:
             return
         request.steps_done, request.snapshot = image.steps_done, image.snapshot()
         if request.is_canceled:  # at once: whoever stands behind its last step is not to be in a batch again
-            self._leave(request, Canceled())
+            self._remove(request, Canceled())
             return
         try:
-            self._advance(request, image)
+            self._start_next_stage(request, image)
         except Exception as error:  # noqa: BLE001 - as above
-            self._leave(request, _as_render_error(error))
+            self._remove(request, _as_render_error(error))
 
-    def _advance(self, request: Request, image: R) -> None:
+    def _start_next_stage(self, request: Request, image: R) -> None:
+        """Move a request from running to preparing or decoding if its pass is over. Raises what the runner raises."""
         if image.is_pass_over and not image.is_over:
-            self._leave(request, None)
-            self._arriving[request] = self._runner.turn(image)
+            self._remove(request)
+            self._preparing[request] = self._runner.prepare_next_pass(image)
         elif image.is_over:
-            self._developing.append((request, self._runner.decode(image)))
-            self._leave(request, None)
+            self._decoding.append((request, self._runner.decode(image)))
+            self._remove(request)
         elif request.wants_preview:
-            self._show(request, image)
+            self._start_preview(request, image)
 
-    def _show(self, request: Request, image: R) -> None:
-        """Begin a preview. One that fails, where memory is nearly full, costs the preview and never the image."""
+    def _start_preview(self, request: Request, image: R) -> None:
+        """Start a preview. An error, as where memory is nearly full, costs the preview and never the image."""
         request.wants_preview = False
         try:
             request.preview = self._runner.preview(image)
         except Exception as error:  # noqa: BLE001 - as above
             log.warning("preview.failed", error=f"{type(error).__name__}: {error}"[:500])
 
-    def _deliver(self, *, wait: bool) -> None:
-        """Hand over the pictures that are there, oldest first; with `wait` one of them is waited for."""
-        while self._developing:
-            request, developing = self._developing[0]
-            self._get_on()
+    def _finish_decoded(self, *, wait: bool) -> None:
+        """Finish the requests whose pixels are on the host, oldest first; with `wait`, wait for the first of them.
+
+        `is_ready` raises where the device breaks, `pixels` also `NotANumber`, or `OutOfMemory` of the retry in fp32.
+        """
+        while self._decoding:
+            request, pending = self._decoding[0]
+            self._report_progress()
             try:
                 if request.is_canceled:
                     request.fail(Canceled())
-                elif wait or developing.is_ready:
-                    request.finish(developing.pixels())
+                elif wait or pending.is_ready:
+                    request.finish(pending.pixels())
                     wait = False
                 else:
                     return
             except Exception as error:  # noqa: BLE001 - as above
                 request.fail(_as_render_error(error))
-            self._developing.popleft()
+            self._decoding.popleft()
 
-    def _leave(self, request: Request, error: Exception | None) -> None:
+    def _remove(self, request: Request, error: Exception | None = None) -> None:
+        """Take a request out of the running ones, and fail it with the error if there is one."""
         self._scheduler.remove(request)
-        del self._images[request]
+        del self._running[request]
         if error is not None:
             request.fail(error)
 
-    def _abandon(self) -> None:
-        waiting = [request for request, _ in [*self._inbox, *self._developing]]
-        for request in [*self._images, *self._arriving, *waiting]:
+    def _fail_all(self) -> None:
+        queued = [request for request, _ in [*self._inbox, *self._decoding]]
+        for request in [*self._running, *self._preparing, *queued]:
             request.fail(EngineStopped())
 
 

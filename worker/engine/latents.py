@@ -1,4 +1,4 @@
-"""One image between steps, on the device."""
+"""State of one image on the device between two UNet calls."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from torch import Tensor
 
 from worker.diffusion.conditioning import Conditions
 from worker.diffusion.plan import Walk
-from worker.diffusion.transfer import sent
-from worker.engine.draft import ImageDraft, PreparedPass
+from worker.diffusion.transfer import to_device
+from worker.engine.draft import ImageDraft, PassDraft
 from worker.engine.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Inpainting:
-    """What stays: the encoded picture outside the mask. `mask` is (1, 1, height/8, width/8), the others (1, 4, …)."""
+    """The encoded picture, which stays outside the mask. `mask` is (1, 1, height/8, width/8), the others (1, 4, …)."""
 
     mask: Tensor
     clean: Tensor
     noise: Tensor
 
     def keep(self, x: Tensor, renoise: tuple[float, float]) -> Tensor:
-        """Put the picture, noised to the level of `x`, back where nothing is painted."""
+        """Replace what lies outside the mask by the picture, noised to the level of `x`."""
         clean_weight, noise_weight = renoise
         return self.mask * x + (1 - self.mask) * (clean_weight * self.clean + noise_weight * self.noise)
 
@@ -32,18 +32,18 @@ class Inpainting:
 class Latents:
     """An image's present pass and how far it is.
 
-    `extra` is what an inpainting checkpoint reads beside the latents, (1, 5, height/8, width/8). `legs_left` are the
-    passes to come and `steps_before` the UNet calls of those that are over.
+    `extra` is what an inpainting checkpoint reads beside the latents, (1, 5, height/8, width/8). `passes_left` are the
+    passes to come; `steps_before` counts the UNet calls of the passes that are over.
     """
 
     draft: ImageDraft
-    leg: PreparedPass
+    present: PassDraft
     walk: Walk
     conditions: Conditions
     is_strict: bool = False
     inpainting: Inpainting | None = None
     extra: Tensor | None = None
-    legs_left: tuple[PreparedPass, ...] = ()
+    passes_left: tuple[PassDraft, ...] = ()
     steps_before: int = 0
 
     @property
@@ -53,9 +53,9 @@ class Latents:
 
     @property
     def bucket(self) -> Hashable:
-        """What must be equal to stack images: their shape, and in strict mode all that decides how the UNet computes a row."""
+        """Key of images that may share a call: their shape, and in strict mode all that decides how the UNet computes a row."""
         if self.is_strict:
-            return (*self.shape, self.context.shape[1], self.leg.unet_mix)
+            return (*self.shape, self.context.shape[1], self.present.unet_mix)
         return self.shape
 
     @property
@@ -65,7 +65,7 @@ class Latents:
 
     @property
     def cost(self) -> float:
-        """Latent pixels through the UNet."""
+        """Latent pixels of one UNet call."""
         height, width = self.shape
         return float(self.samples * height * width)
 
@@ -81,43 +81,43 @@ class Latents:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left but to decode."""
-        return self.walk.is_over and not self.legs_left
+        """Whether the last pass has made its last call, so that only decoding is left."""
+        return self.walk.is_over and not self.passes_left
 
     @property
     def context(self) -> Tensor:
-        """What the UNet reads at the present step, (samples, tokens, width)."""
-        return self.conditions.at(self.walk.call.step - self.leg.steps_skipped)
+        """Encoded prompts of the present step, (samples, tokens, width)."""
+        return self.conditions.at(self.walk.call.step - self.present.steps_skipped)
 
-    def enter(self, other: "Latents", legs_left: tuple[PreparedPass, ...]) -> None:
-        """Go on as `other`, which stands at the first step of the next pass."""
+    def start_pass(self, other: "Latents", passes_left: tuple[PassDraft, ...]) -> None:
+        """Take over the state of `other`, which stands at the first step of the next pass."""
         self.steps_before = self.steps_done
-        self.leg, self.walk, self.conditions = other.leg, other.walk, other.conditions
+        self.present, self.walk, self.conditions = other.present, other.walk, other.conditions
         self.extra, self.inpainting = other.extra, None
-        self.legs_left = legs_left
+        self.passes_left = passes_left
 
     def snapshot(self) -> Snapshot:
-        """Say where the image stands, with what has been made of it. Copies nothing."""
-        leg = len(self.draft.legs) - len(self.legs_left) - 1
-        return Snapshot(leg, self.walk.calls_done, self.steps_done, self.walk.state())
+        """Return the image's progress and references to its latents. Copies nothing."""
+        pass_index = len(self.draft.passes) - len(self.passes_left) - 1
+        return Snapshot(pass_index, self.walk.calls_done, self.steps_done, self.walk.state())
 
     def resume(self, snapshot: Snapshot) -> None:
-        """Go on where a snapshot of the same image stood in the same pass."""
+        """Continue from a snapshot of the same image in the same pass."""
         self.steps_before = snapshot.steps_done - snapshot.calls_done
         device = self.walk.x.device
         self.walk.resume(
             snapshot.calls_done,
-            {name: sent(torch.from_numpy(latents), device) for name, latents in snapshot.arrays().items()},
+            {name: to_device(torch.from_numpy(latents), device) for name, latents in snapshot.arrays().items()},
         )
 
     def model_input(self) -> Tensor:
-        """Return what the UNet sees in each of the image's rows, (1, channels, height/8, width/8) float32."""
+        """Return the UNet's input, the same in each of the image's rows, (1, channels, height/8, width/8) float32."""
         scaled = self.walk.model_input()
         return scaled if self.extra is None else torch.cat([scaled, self.extra], dim=1)
 
     def advance(self, predictions: Tensor) -> None:
-        """Take the step that the predictions for the image's rows, (samples, 4, height/8, width/8) float32, call for."""
-        guided = self.conditions.guide(predictions, self.leg.wanted.guidance_scale)
+        """Take one sampler step by the predictions for the image's rows, (samples, 4, height/8, width/8) float32."""
+        guided = self.conditions.guide(predictions, self.present.spec.guidance_scale)
         if self.inpainting is None:
             self.walk.advance(guided)
         else:

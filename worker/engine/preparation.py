@@ -1,75 +1,80 @@
-"""An image on its way to the first step of a pass: encoded, or enlarged, before it may join a batch.
+"""Preparation of an image on the device (encode, upscale) as a cooperative generator, so that a tick never blocks on it.
 
-The way is a generator that yields whatever it would have to wait for. So a tick can leave it there and go on with other images.
+`draft.py` is the host's share of the work, done at once on the submitting thread. This is the device's share, advanced by the
+engine's thread between UNet calls: the generator yields each piece of work that it would have to wait for, and is resumed when
+that is done.
 """
 
 from collections.abc import Generator
 from concurrent import futures
 from typing import Any, Generic, Protocol, TypeVar
 
-R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
 class Pending(Protocol):
-    """What the device, or another thread, is still doing."""
+    """Work that the device, or another thread, has not finished."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is done."""
+        """Whether `wait` would return at once."""
 
     def wait(self) -> None:
-        """Wait until it is."""
+        """Block until the work is done."""
 
 
 PreparationSteps = Generator[Pending, None, R_co]
 
 
 class Preparation(Generic[R_co]):
-    """Leads an image along its way."""
+    """Drives the generator of one image.
 
-    def __init__(self, way: PreparationSteps[R_co]) -> None:
-        self._way = way
-        self._awaited: Pending | None = None
+    For example one that encodes the picture to start from:
 
-    def get(self) -> R_co | None:
-        """Return the image if it has arrived; else lead it as far as that goes without waiting.
+        def steps():
+            encoding = Encoding(vae, pixels)  # launched, not waited for
+            yield encoding  # `poll` returns None until the device has encoded it
+            return Latents(...)  # `poll` returns this
+    """
 
-        Raises what befell it on its way.
-        """
-        while self._awaited is None or self._awaited.is_ready:
+    def __init__(self, steps: PreparationSteps[R_co]) -> None:
+        self._steps = steps
+        self._pending: Pending | None = None
+
+    def poll(self) -> R_co | None:
+        """Advance as far as it goes without waiting; return the image if it is prepared, else None. Raises what a step raised."""
+        while self._pending is None or self._pending.is_ready:
             try:
-                self._awaited = next(self._way)
+                self._pending = next(self._steps)
             except StopIteration as end:
                 image: R_co = end.value
                 return image
         return None
 
     def wait(self) -> None:
-        """Wait for what it stopped at, and for nothing that comes after."""
-        if self._awaited is not None:
-            self._awaited.wait()
-            self._awaited = None
+        """Block until the pending piece of work is done; the next `poll` goes on behind it."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+
+    def result(self) -> R_co:
+        """Block until the image is prepared."""
+        while (image := self.poll()) is None:
+            self.wait()
+        return image
 
 
-def completed(arrival: Preparation[R]) -> R:
-    """Wait for an image."""
-    while (image := arrival.get()) is None:
-        arrival.wait()
-    return image
-
-
-class Task:
-    """What another thread computes."""
+class PendingFuture:
+    """A future of another thread as `Pending`."""
 
     def __init__(self, future: "futures.Future[Any]") -> None:
         self._future = future
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is done, or has failed."""
+        """Whether it has a result or an error."""
         return self._future.done()
 
     def wait(self) -> None:
-        """Wait until it is; an error shows in the future's result."""
+        """Block until it has; raises nothing, an error is in the future's result."""
         futures.wait([self._future])

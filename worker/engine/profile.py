@@ -44,7 +44,7 @@ def measure(
         except RuntimeError as error:
             if not out_of_memory.is_shortage(error):
                 raise
-            out_of_memory.let_go(error)
+            out_of_memory.release(error)
             return
         yield one
         if one.seconds / samples >= WORTHWHILE * best or time.perf_counter() >= deadline:
@@ -62,7 +62,9 @@ def is_faster_channels_last(checkpoint: LoadedCheckpoint) -> bool:
     return len(seconds) == 2 and seconds[0] < WORTHWHILE * seconds[1]
 
 
-def lasting(ask: Callable[[], int], seconds: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], int]:
+def cached_for(
+    ask: Callable[[], int], seconds: float, clock: Callable[[], float] = time.monotonic
+) -> Callable[[], int]:
     """Return `ask`, whose answer is good for so many seconds: asking a driver at every step would cost what a small step does."""
     known, until = 0, -math.inf
 

@@ -1,4 +1,4 @@
-"""One image in the engine: what is asked for, how far it is, and a future for its pixels. No torch."""
+"""Vocabulary of the engine: the spec of an image, its request with progress and a future for the pixels. No torch."""
 
 from collections.abc import Hashable
 from concurrent.futures import Future
@@ -18,10 +18,10 @@ Mask = NDArray[np.float32]  # (height, width), 1 where the picture is painted an
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """One walk from noise to a picture. Sizes are in pixels.
+    """Spec of one walk from noise to a picture. Sizes are in pixels.
 
-    The first pass starts from pure noise, or from the image's `Start`; a later one starts from the result of the pass before,
-    brought to its size by the `upscaler`. `last` is how many of the `steps` are made then, the last ones; None means all.
+    The first pass starts from pure noise, or from the image's `Start`; a later pass (hires fix) starts from the result of the
+    pass before, upscaled to its size by the `upscaler`. From a picture, only the `last` of the `steps` are made; None means all.
     """
 
     prompt: str
@@ -38,13 +38,13 @@ class Pass:
 
     @property
     def is_enlarged_in_pixels(self) -> bool:
-        """Whether the result of the pass before is decoded, enlarged and encoded again."""
+        """Whether the pass before is decoded, upscaled in pixels and encoded again."""
         return self.upscaler is Upscaler.LANCZOS
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Start:
-    """What an image-to-image pass starts from, at the size of the first pass. With a mask only its ones change."""
+    """Picture that an image-to-image pass starts from, at the size of the first pass; only where the mask is 1 it changes."""
 
     pixels: Pixels
     mask: Mask | None = None
@@ -65,27 +65,27 @@ class ImageSpec:
 
 
 class Draft(Protocol):
-    """An image made ready as far as that goes without the device."""
+    """A runner's own draft of an image; the engine reads only this much."""
 
     @property
     def steps_total(self) -> int:
-        """UNet calls that the image will need, over all its passes."""
+        """UNet calls of the image, over all its passes."""
 
 
 class ActiveImage(Protocol):
-    """What a runner keeps of one image between steps; the engine sees only this much."""
+    """A runner's own state of an image between steps; the engine reads only this much."""
 
     @property
     def bucket(self) -> Hashable:
-        """Images of one bucket may share a UNet call."""
+        """Key of the images that may share a UNet call."""
 
     @property
     def samples(self) -> int:
-        """How many rows of the UNet's batch the image takes: two with guidance, else one; more with AND."""
+        """Rows of the UNet's batch that the image takes: two with guidance, else one; more with AND."""
 
     @property
     def cost(self) -> float:
-        """What one step of the image costs, in units that compare across buckets."""
+        """Cost of one step of the image, in units that compare across buckets."""
 
     @property
     def steps_done(self) -> int:
@@ -97,14 +97,14 @@ class ActiveImage(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left but to decode."""
+        """Whether the last pass has made its last step, so that only decoding is left."""
 
     def snapshot(self) -> Snapshot:
-        """Say where the image stands. Costs next to nothing: it is asked for after every step."""
+        """Return references to the image's state. Copies nothing: the engine calls it after every step."""
 
 
-class Developing(Protocol):
-    """Pixels on their way from the device."""
+class PendingPixels(Protocol):
+    """Pixels that the device has not finished; a future without threads."""
 
     @property
     def is_ready(self) -> bool:
@@ -115,38 +115,38 @@ class Developing(Protocol):
 
 
 class Request:
-    """A submitted image. Any thread may ask for its result or cancel it; only the engine moves it on.
+    """A submitted image. Any thread may wait for its result or cancel it; only the engine's thread writes its progress.
 
-    `snapshot` is where the image stood after its last step, or where it is to go on; None before it has begun.
+    `snapshot` is the image after its last step, at first the one to resume from; None before the first step.
     """
 
     def __init__(self, spec: ImageSpec, snapshot: Snapshot | None = None) -> None:
         self.spec = spec
         self.snapshot = snapshot
-        self.steps_total = 0  # until the samplers have counted theirs
+        self.steps_total = 0  # until the draft has counted them
         self.steps_done = snapshot.steps_done if snapshot else 0
         self.is_canceled = False
         self.wants_preview = False
-        self.preview: Developing | None = None
+        self.preview: PendingPixels | None = None
         self._future: Future[Pixels] = Future()
 
     @property
     def is_done(self) -> bool:
-        """Whether the result, or an error, is there."""
+        """Whether `result` would return or raise at once."""
         return self._future.done()
 
     def cancel(self) -> None:
-        """Withdraw the request: its result becomes `Canceled` at the next step boundary."""
+        """Ask the engine to drop the request: `result` raises `Canceled` from the next step boundary on."""
         self.is_canceled = True
 
     def take_preview(self) -> Pixels | None:
-        """Return the picture as it is taking shape, if one has been made since the last time, and ask for the next."""
-        developing = self.preview
-        if developing is not None and not developing.is_ready:
+        """Return the preview made since the last call, None while there is none, and ask the engine for the next."""
+        pending = self.preview
+        if pending is not None and not pending.is_ready:
             return None
         self.preview = None
         self.wants_preview = True
-        return developing.pixels() if developing else None
+        return pending.pixels() if pending else None
 
     def result(self, timeout: float | None) -> Pixels:
         """Wait for the pixels, (height, width, 3) uint8.
@@ -156,11 +156,11 @@ class Request:
         return self._future.result(timeout)
 
     def finish(self, pixels: Pixels) -> None:
-        """Hand the pixels to whoever waits."""
+        """Set the result, unless there is one."""
         if not self.is_done:
             self._future.set_result(pixels)
 
     def fail(self, error: Exception) -> None:
-        """Hand an error to whoever waits."""
+        """Set an error as the result, unless there is one."""
         if not self.is_done:
             self._future.set_exception(error)

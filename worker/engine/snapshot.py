@@ -1,7 +1,7 @@
-"""An image between two steps, as bytes: what a later attempt needs to go on where this one stopped. Safetensors, no torch.
+"""Snapshots: images between two steps as bytes, from which a later attempt resumes. Safetensors, no torch.
 
-Only what the steps have made is kept. Prompts, noise and the picture to start from follow from the job, bit for bit. A seal over
-all of it says that bytes are whole and from an image of the same mark; whatever is not so is `BadSnapshot`.
+A snapshot holds only the results of steps; prompts, noise and the picture to start from follow from the job, bit for bit. Its
+seal is a SHA-256 over the content and the mark of the job: bytes that are damaged or of another mark are `BadSnapshot`.
 """
 
 import hashlib
@@ -31,29 +31,29 @@ class BadSnapshot(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """Where an image stands: `calls_done` of its pass `leg`, `steps_done` over all passes.
+    """An image's progress and latents: `calls_done` of the pass `pass_index`, `steps_done` over all passes.
 
     `latents` are float32, (1, 4, height/8, width/8): tensors on the device when the engine takes a snapshot, which copies
-    nothing, because a walk never writes to its latents again; numpy's arrays when it has been read back.
+    nothing, because a walk never writes to its latents again; numpy's arrays when `unpack` has read it.
     """
 
-    leg: int
+    pass_index: int
     calls_done: int
     steps_done: int
     latents: Mapping[str, Any]
 
     @property
     def size_bytes(self) -> int:
-        """What its latents take."""
+        """Bytes of its latents."""
         return sum(math.prod(latent.shape) for latent in self.latents.values()) * FLOAT_BYTES
 
     def arrays(self) -> Arrays:
-        """Fetch the latents from the device; waits for it."""
+        """Copy the latents from the device; waits for it."""
         return {name: _array(latent) for name, latent in self.latents.items()}
 
 
 def pack(snapshots: Mapping[int, Snapshot], mark: bytes) -> bytes | None:
-    """Write the snapshots of a job's images, by their index. None when they are not worth keeping: too large, or not a number."""
+    """Serialize the snapshots of a job's images, by their index. None if they exceed `MAX_BYTES` or hold not-a-number."""
     if sum(snapshot.size_bytes for snapshot in snapshots.values()) > MAX_BYTES:
         return None
     arrays = {
@@ -63,47 +63,47 @@ def pack(snapshots: Mapping[int, Snapshot], mark: bytes) -> bytes | None:
         return None
     facts = json.dumps(
         {
-            "images": {index: [kept.leg, kept.calls_done, kept.steps_done] for index, kept in snapshots.items()},
+            "images": {index: [one.pass_index, one.calls_done, one.steps_done] for index, one in snapshots.items()},
             # The order of latents in memory chooses the kernels of the next step, and so decides bits.
             "strides": {name: array.strides for name, array in arrays.items()},
         }
     )
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return save(whole, {"facts": facts, "seal": _seal(facts, whole, mark)})
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return save(contiguous, {"facts": facts, "seal": _seal(facts, contiguous, mark)})
 
 
 def unpack(data: bytes, mark: bytes) -> dict[int, Snapshot]:
-    """Read what `pack` wrote with the same mark. Raises `BadSnapshot`."""
+    """Read the output of `pack` with the same mark. Raises `BadSnapshot`."""
     try:
         arrays: Arrays = load(data)
         length = int.from_bytes(data[:LENGTH_BYTES], "little")
-        about = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])["__metadata__"]
-        facts, seal = about["facts"], about["seal"]
+        metadata = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])["__metadata__"]
+        facts, seal = metadata["facts"], metadata["seal"]
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadSnapshot(f"not a snapshot: {error}") from error
     if seal != _seal(facts, arrays, mark):
         raise BadSnapshot("the seal is broken: damaged, or of another job, checkpoint or version of the code")
-    told = json.loads(facts)
-    arrays = {name: _strided(array, told["strides"][name]) for name, array in arrays.items()}
+    content = json.loads(facts)
+    arrays = {name: _strided(array, content["strides"][name]) for name, array in arrays.items()}
     return {
-        int(index): Snapshot(leg, calls_done, steps_done, _of(arrays, index))
-        for index, (leg, calls_done, steps_done) in told["images"].items()
+        int(index): Snapshot(pass_index, calls_done, steps_done, _of(arrays, index))
+        for index, (pass_index, calls_done, steps_done) in content["images"].items()
     }
 
 
 def _of(arrays: Arrays, index: str) -> Arrays:
-    own = f"{index}/"
-    return {name.removeprefix(own): array for name, array in arrays.items() if name.startswith(own)}
+    prefix = f"{index}/"
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _array(latent: Any) -> NDArray[np.float32]:
-    """Return numpy's array of one of its own or of a tensor on any device."""
+    """Return a numpy array of an array or of a tensor on any device."""
     array: NDArray[np.float32] = latent if isinstance(latent, np.ndarray) else latent.cpu().numpy()
     return array
 
 
 def _strided(array: NDArray[np.float32], strides: Sequence[int]) -> NDArray[np.float32]:
-    """Return a copy that lies in memory by these strides, in bytes."""
+    """Return a copy whose memory has these strides, in bytes."""
     extent = sum((size - 1) * stride for size, stride in zip(array.shape, strides, strict=True)) + FLOAT_BYTES
     copy: NDArray[np.float32] = np.ndarray(array.shape, np.float32, bytearray(extent), strides=strides)
     copy[...] = array

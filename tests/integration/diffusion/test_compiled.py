@@ -18,7 +18,6 @@ from tests.support import studio
 from worker import device
 from worker.diffusion.compiled import MAX_SHAPES, ROWS, CompiledUNet
 from worker.engine.engine import run_alone
-from worker.engine.preparation import completed
 from worker.engine.runner import DiffusionRunner
 
 TOKENS, WIDTH = 7, 32
@@ -203,7 +202,7 @@ def test_all_that_an_engine_asks_for_fits_what_was_compiled(guidance_scale: floa
         backend.calls = 0
         for images in batches:
             spec = studio.spec(width=64, height=72, steps=1, guidance_scale=guidance_scale)
-            runner.denoise([completed(runner.begin(runner.draft(spec))) for _ in range(images)])
+            runner.denoise([runner.prepare(runner.draft(spec)).result() for _ in range(images)])
         compiled.settle()
     assert backend.calls == len(batches)
 

@@ -20,7 +20,6 @@ from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests.support.studio import spec
 from worker.diffusion import checkpoint_loader, img2img, samplers
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
-from worker.engine.preparation import completed
 from worker.engine.request import Start
 from worker.engine.runner import DiffusionRunner
 
@@ -107,7 +106,7 @@ def test_inpainting_starts_where_diffusers_does(checkpoint: LoadedCheckpoint, st
 
 
 def channels(checkpoint: LoadedCheckpoint, share: Any, noise: Tensor | None) -> Tensor:
-    masked = img2img.begin_masked(checkpoint.vae, pixels(), share).latents(noise)
+    masked = img2img.masked_encoding(checkpoint.vae, pixels(), share).latents(noise)
     return img2img.inpainting_channels(masked, share)
 
 
@@ -223,7 +222,7 @@ def test_the_whole_walk_is_the_pipelines(
         start=start,
         seed=SEED,
     )
-    image = completed(runner.begin(runner.draft(wanted)))
+    image = runner.prepare(runner.draft(wanted)).result()
     while not image.is_over:
         runner.denoise([image])
     assert (image.walk.x - theirs).abs().max() < 1e-3 * theirs.abs().max()

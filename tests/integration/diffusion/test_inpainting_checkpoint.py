@@ -15,7 +15,6 @@ from tests.support.studio import CPU, DEMO, demo, spec
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.engine.engine import run_alone
-from worker.engine.preparation import completed
 from worker.engine.request import Start
 from worker.engine.runner import DiffusionRunner
 
@@ -57,7 +56,7 @@ def test_inputs_that_do_nothing_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.05])
 def test_the_mask_reaches_the_unet(tmp_path: Path, weight: float) -> None:
     runner = DiffusionRunner.of(widened(tmp_path, weight))
-    image = completed(runner.begin(runner.draft(spec(start=start(), last=3, **SMALL))))
+    image = runner.prepare(runner.draft(spec(start=start(), last=3, **SMALL))).result()
     assert image.extra is not None
     mask = image.extra[0, 0]
     assert (mask[:, :4] == 0).all()
@@ -80,7 +79,7 @@ def test_images_of_one_picture_have_it_encoded_once_whole_and_once_masked(
     monkeypatch.setattr(checkpoint.vae, "encode", counted)
     runner, shared = DiffusionRunner.of(checkpoint), start()
     one, two = (
-        completed(runner.begin(runner.draft(spec(start=shared, last=3, seed=seed, **SMALL)))) for seed in (1, 2)
+        runner.prepare(runner.draft(spec(start=shared, last=3, seed=seed, **SMALL))).result() for seed in (1, 2)
     )
     assert len(pictures) == 2
     assert not torch.equal(pictures[0], pictures[1])

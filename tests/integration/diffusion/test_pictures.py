@@ -26,7 +26,6 @@ from tests.support.studio import DemoEngine, demo, spec
 from worker.diffusion.lora import Mix
 from worker.engine.draft import Library
 from worker.engine.engine import run_alone
-from worker.engine.preparation import completed
 from worker.engine.request import ImageSpec, Pixels, Start
 from worker.engine.runner import DiffusionRunner
 from worker.slots import png
@@ -250,7 +249,7 @@ def test_running_out_of_memory_lets_go_of_the_failed_call() -> None:
     """A future keeps its error for as long as the job wants it; the error must not keep the call's tensors."""
     hungry = Hungry()
     runner = DiffusionRunner.of(replace(demo(), unet=hungry))
-    image = completed(runner.begin(runner.draft(spec(steps=2, width=64, height=64))))
+    image = runner.prepare(runner.draft(spec(steps=2, width=64, height=64))).result()
     with pytest.raises(OutOfMemory) as kept:
         runner.denoise([image])
     assert kept.value.retryable

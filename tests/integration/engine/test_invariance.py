@@ -19,7 +19,7 @@ from tests.support.ceiling import Ceiling
 from tests.support.studio import demo, spec
 from worker.engine.engine import Engine, run_alone
 from worker.engine.latents import Latents
-from worker.engine.request import Developing, ImageSpec, Pass, Request, Start
+from worker.engine.request import ImageSpec, Pass, PendingPixels, Request, Start
 from worker.engine.runner import DiffusionRunner
 
 IMAGES = 200
@@ -45,8 +45,8 @@ class Recording(DiffusionRunner):
         self.noise: dict[int, Tensor] = {}
         self.latents: dict[int, Tensor] = {}
 
-    def decode(self, image: Latents) -> Developing:
-        self.noise[image.draft.seed] = image.draft.legs[0].noise
+    def decode(self, image: Latents) -> PendingPixels:
+        self.noise[image.draft.seed] = image.draft.passes[0].noise
         self.latents[image.draft.seed] = image.walk.x
         return super().decode(image)
 

@@ -14,7 +14,6 @@ from tests.support.ceiling import Ceiling
 from tests.support.studio import PASS, demo, spec
 from worker.engine.engine import Engine, run_alone
 from worker.engine.latents import Latents
-from worker.engine.preparation import completed
 from worker.engine.request import ImageSpec, Pixels, Start
 from worker.engine.runner import DiffusionRunner
 from worker.engine.snapshot import MAX_BYTES, BadSnapshot, Snapshot, pack, unpack
@@ -53,11 +52,11 @@ def runner() -> DiffusionRunner:
 
 def interrupted(runner: DiffusionRunner, wanted: ImageSpec) -> tuple[Pixels, list[bytes]]:
     """Render an image; return its pixels and its snapshot at every boundary between steps."""
-    image = completed(runner.begin(runner.draft(wanted)))
+    image = runner.prepare(runner.draft(wanted)).result()
     kept = [packed(image)]
     while not image.is_over:
         if image.is_pass_over:
-            completed(runner.turn(image))
+            runner.prepare_next_pass(image).result()
         else:
             runner.denoise([image])
         kept.append(packed(image))
@@ -102,7 +101,7 @@ def test_every_kind_of_image_goes_on_from_any_step(runner: DiffusionRunner, name
 
 
 def test_a_snapshot_in_hand_does_not_change_while_its_image_goes_on(runner: DiffusionRunner) -> None:
-    image = completed(runner.begin(runner.draft(spec(**SMALL, sampler=Sampler.UNIPC))))
+    image = runner.prepare(runner.draft(spec(**SMALL, sampler=Sampler.UNIPC))).result()
     for _ in range(3):
         runner.denoise([image])
     taken = image.snapshot()
@@ -115,7 +114,7 @@ def test_a_snapshot_in_hand_does_not_change_while_its_image_goes_on(runner: Diff
 
 
 def some(**changes: Any) -> dict[int, Snapshot]:
-    how = {"leg": 0, "calls_done": 2, "steps_done": 2, "latents": {"x": np.ones((1, 4, 8, 8), np.float32)}}
+    how = {"pass_index": 0, "calls_done": 2, "steps_done": 2, "latents": {"x": np.ones((1, 4, 8, 8), np.float32)}}
     return {3: Snapshot(**{**how, **changes})}
 
 
@@ -124,7 +123,7 @@ def test_what_is_packed_comes_back() -> None:
     assert data is not None
     back = unpack(data, MARK)
     assert list(back) == [3]
-    assert (back[3].leg, back[3].calls_done, back[3].steps_done) == (0, 2, 2)
+    assert (back[3].pass_index, back[3].calls_done, back[3].steps_done) == (0, 2, 2)
     assert np.array_equal(back[3].latents["x"], np.ones((1, 4, 8, 8)))
 
 

@@ -17,13 +17,13 @@ from worker.diffusion import out_of_memory
     ],
 )
 def test_a_shortage_is_told_as_one(error: Exception) -> None:
-    with pytest.raises(OutOfMemory) as told, out_of_memory.told():
+    with pytest.raises(OutOfMemory) as told, out_of_memory.translated():
         raise error
     assert told.value.__cause__ is error
 
 
 def test_a_shortage_of_the_host_is_told_as_one() -> None:
-    with pytest.raises(OutOfMemory), out_of_memory.told():
+    with pytest.raises(OutOfMemory), out_of_memory.translated():
         torch.empty(2**46)
 
 
@@ -31,6 +31,6 @@ def test_a_shortage_of_the_host_is_told_as_one() -> None:
     "error", [RuntimeError("CUDA error: an illegal memory access was encountered"), ValueError("no")]
 )
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    with pytest.raises(type(error)) as told, out_of_memory.told():
+    with pytest.raises(type(error)) as told, out_of_memory.translated():
         raise error
     assert told.value is error

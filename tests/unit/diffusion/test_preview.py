@@ -15,14 +15,13 @@ from shared.errors import BadWeights
 from tests.support.studio import CPU, demo, spec
 from worker.diffusion.preview import Previewer, load_tiny
 from worker.diffusion.vae import to_host
-from worker.engine.preparation import completed
 from worker.engine.runner import DiffusionRunner
 from worker.slots.previews import to_jpeg
 
 
 def test_a_preview_shows_the_colours_of_the_picture() -> None:
     runner = DiffusionRunner.of(demo())
-    image = completed(runner.begin(runner.draft(spec(seed=1, steps=10))))
+    image = runner.prepare(runner.draft(spec(seed=1, steps=10))).result()
     shown = []
     while not image.is_over:
         runner.denoise([image])

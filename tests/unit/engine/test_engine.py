@@ -114,7 +114,7 @@ class ToyDevice:
             raise ValueError("cannot be read")
         return Toy(spec, spec.seed)
 
-    def begin(self, draft: Toy, snapshot: Snapshot | None = None) -> Preparation[Toy]:
+    def prepare(self, draft: Toy, snapshot: Snapshot | None = None) -> Preparation[Toy]:
         return Preparation(self._way(draft, partial(self._begun, draft, snapshot)))
 
     def _way(self, image: Toy, act: Callable[[], Toy]) -> PreparationSteps[Toy]:
@@ -134,7 +134,7 @@ class ToyDevice:
     def _begun(self, draft: Toy, snapshot: Snapshot | None) -> Toy:
         if snapshot:
             draft.value, draft.steps_done = int(snapshot.latents["value"]), snapshot.steps_done
-            draft.passes_begun = snapshot.leg + 1
+            draft.passes_begun = snapshot.pass_index + 1
         if draft.spec.prompt == "poison":
             raise ValueError("cannot be prepared")
         return draft
@@ -148,7 +148,7 @@ class ToyDevice:
             toy.value = (toy.value * 31 + toy.steps_done) % 251
             toy.steps_done += 1
 
-    def turn(self, image: Toy) -> Preparation[Toy]:
+    def prepare_next_pass(self, image: Toy) -> Preparation[Toy]:
         return Preparation(self._way(image, partial(self._turned, image)))
 
     def _turned(self, image: Toy) -> Toy:

@@ -62,7 +62,7 @@ def test_running_out_of_memory_ends_a_shape(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_answer_lasts_for_a_while() -> None:
     answers = iter(range(10))
     now = [0.0]
-    asked = profile.lasting(lambda: next(answers), 1.0, clock=lambda: now[0])
+    asked = profile.cached_for(lambda: next(answers), 1.0, clock=lambda: now[0])
     given = []
     for now[0] in (0.0, 0.5, 0.99, 1.0, 1.5, 3.0):
         given.append(asked())

@@ -153,9 +153,11 @@ def test_a_variation_is_all_of_one_seed_or_of_the_other(strength: float) -> None
     """Sixteen images: all alike without variation seeds acting, all different else."""
     job = params(seed=4, num_images=16, variation=Variation(seed=9, strength=strength))
     runner = DiffusionRunner.of(studio.demo())
-    noise = [runner.draft(spec).legs[0].noise for spec in EngineSpecs.of(job, STORED.__getitem__, Room(1)).specs()]
+    noise = [runner.draft(spec).passes[0].noise for spec in EngineSpecs.of(job, STORED.__getitem__, Room(1)).specs()]
     plain = params(seed=9 if strength else 4, num_images=16)
-    expected = [runner.draft(spec).legs[0].noise for spec in EngineSpecs.of(plain, STORED.__getitem__, Room(1)).specs()]
+    expected = [
+        runner.draft(spec).passes[0].noise for spec in EngineSpecs.of(plain, STORED.__getitem__, Room(1)).specs()
+    ]
     for ours, theirs in zip(noise, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
