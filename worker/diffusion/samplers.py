@@ -1,4 +1,7 @@
-"""Samplers and schedules as diffusers' scheduler objects, one for every pair of names that goes together.
+"""Factory of diffusers' scheduler objects, one for every sampler and each of its schedules.
+
+`make` chooses the class and its options. Where a class does not know a schedule, `_levels` computes the noise levels (sigmas) and
+`make` hands them over in the one place where every class asks for levels: its function for Karras' schedule.
 
 Euler, Euler ancestral, Heun and Karras' schedule: arXiv:2206.00364. LMS, DPM2: k-diffusion. DPM++: arXiv:2211.01095. DDIM:
 arXiv:2010.02502. DDPM: arXiv:2006.11239. PLMS: arXiv:2202.09778. UniPC: arXiv:2302.04867. DEIS: arXiv:2204.13902. LCM:
@@ -22,56 +25,56 @@ Sigmas = NDArray[np.float64]
 
 
 class EulerAncestral(diffusers.EulerAncestralDiscreteScheduler):
-    """Walks Euler's levels, whatever the schedule: the library's class knows none but the uniform one."""
+    """Euler ancestral on the levels of Euler, for every schedule: the library's class knows only the uniform one."""
 
     timesteps: torch.Tensor
     sigmas: torch.Tensor
     plain: Any
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """Take the levels of the plain sampler."""
+        """Copy timesteps and levels from the Euler scheduler `plain`."""
         super().set_timesteps(num_inference_steps, device)  # type: ignore[misc]
         self.plain.set_timesteps(num_inference_steps, device)
         self.timesteps, self.sigmas = self.plain.timesteps, self.plain.sigmas
 
 
 class Deis(diffusers.DEISMultistepScheduler):
-    """Ends at the lowest level, whatever the schedule: the library's class repeats the last one, a call for nothing."""
+    """DEIS that ends at the lowest level on every schedule: the library's class repeats its last level, a call for nothing."""
 
     alphas_cumprod: torch.Tensor
     sigmas: torch.Tensor
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """End at the lowest level of the training."""
+        """Replace the final level by the lowest one of the training."""
         super().set_timesteps(num_inference_steps, device)  # type: ignore[misc]
         self.sigmas[-1] = ((1 - self.alphas_cumprod[0]) / self.alphas_cumprod[0]) ** 0.5
 
 
-class _Unwalked:
-    """Made without a schedule: the constructors of these classes plan a walk of a thousand steps first, which takes 0.3 s."""
+class _QuickConstructor:
+    """Skips the schedule of a thousand steps that the constructors of these classes compute, which takes 0.3 s."""
 
     sigmas: torch.Tensor
 
     def set_timesteps(
         self, num_inference_steps: int, device: Any = None, num_train_timesteps: int | None = None
     ) -> None:
-        """Set the timesteps, unless it is the constructor that asks."""
+        """Set the timesteps; do nothing for the constructor, which alone passes `num_train_timesteps`."""
         if num_train_timesteps is None:
             super().set_timesteps(num_inference_steps, device)  # type: ignore[misc]
         else:
             self.sigmas = torch.empty(0)
 
 
-class Dpm2(_Unwalked, diffusers.KDPM2DiscreteScheduler):
-    """The library's, made quickly."""
+class Dpm2(_QuickConstructor, diffusers.KDPM2DiscreteScheduler):
+    """The library's, constructed quickly."""
 
 
-class Dpm2Ancestral(_Unwalked, diffusers.KDPM2AncestralDiscreteScheduler):
-    """The library's, made quickly."""
+class Dpm2Ancestral(_QuickConstructor, diffusers.KDPM2AncestralDiscreteScheduler):
+    """The library's, constructed quickly."""
 
 
-class DpmSde(_Unwalked, diffusers.DPMSolverSDEScheduler):
-    """The library's, made quickly."""
+class DpmSde(_QuickConstructor, diffusers.DPMSolverSDEScheduler):
+    """The library's, constructed quickly."""
 
 
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
@@ -112,7 +115,7 @@ _AYS_SIGMAS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0
 _ALMOST_NO_SIGNAL = (
     2**-24
 )  # of the power: with none at all the noise level would be infinite (the library's own number)
-_OF_THE_CHECKPOINT = (
+_CHECKPOINT_KEYS = (
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -125,12 +128,14 @@ _OF_THE_CHECKPOINT = (
 def make(sampler: Sampler, schedule: Schedule, steps: int, config: Mapping[str, Any]) -> Any:
     """Return a fresh scheduler object with its timesteps set, on the CPU.
 
-    `config` is the checkpoint's own scheduler config: betas, their end and prediction type count, spacing does not.
+    `config` is the checkpoint's scheduler config, of which betas, their end and the prediction type are used, not the spacing.
+    For example Heun on Karras is `HeunDiscreteScheduler(use_karras_sigmas=True, …)`; Heun on SGM uniform is the same object, but
+    its function for Karras' levels returns `_sgm_uniform`'s.
     """
     cls, own = _CLASSES[sampler]
     options = {"timestep_spacing": "linspace", **_noise_schedule(config), **own, **_spacing(sampler, schedule, steps)}
-    known = inspect.signature(cls).parameters
-    made = cls(**{name: value for name, value in options.items() if name in known})
+    parameters = inspect.signature(cls).parameters
+    made = cls(**{name: value for name, value in options.items() if name in parameters})
     levels = _levels(sampler, schedule, steps, config, made)
     if levels is not None:
         # The classes ask this for Karras' levels and then find the timesteps that belong to whatever it answers.
@@ -142,23 +147,24 @@ def make(sampler: Sampler, schedule: Schedule, steps: int, config: Mapping[str, 
 
 
 def _noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: config[name] for name in _OF_THE_CHECKPOINT if config.get(name) is not None}
+    """Return a class's options for the noise schedule that the checkpoint was trained on."""
+    betas = {name: config[name] for name in _CHECKPOINT_KEYS if config.get(name) is not None}
     if config.get("rescale_betas_zero_snr"):
-        kept["trained_betas"] = _ending_in_noise(kept)
-    return {**kept, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+        betas["trained_betas"] = _zero_terminal_snr(betas)
+    return {**betas, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
 
 
-def _ending_in_noise(schedule: Mapping[str, Any]) -> list[float]:
-    """Return a noise schedule's betas so that their last level is noise and hardly anything else.
+def _zero_terminal_snr(schedule: Mapping[str, Any]) -> list[float]:
+    """Return a noise schedule's betas rescaled to zero terminal SNR: the last level is nearly pure noise.
 
-    Only some of the library's classes can do so by themselves.
+    Only some of the library's classes can rescale by themselves.
     """
     library: Any = diffusers.DDIMScheduler(**schedule)
     alphas_bar = (1 - rescale_zero_terminal_snr(library.betas.double())).cumprod(0)
     alphas_bar[-1] = _ALMOST_NO_SIGNAL
-    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_bar[:-1]])
-    ended: list[float] = (1 - alphas_bar / before).tolist()
-    return ended
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_bar[:-1]])
+    betas: list[float] = (1 - alphas_bar / previous).tolist()
+    return betas
 
 
 def _spacing(sampler: Sampler, schedule: Schedule, steps: int) -> dict[str, Any]:
@@ -181,7 +187,11 @@ def _discards_last_level(sampler: Sampler, schedule: Schedule) -> bool:
 
 
 def _levels(sampler: Sampler, schedule: Schedule, steps: int, config: Mapping[str, Any], made: Any) -> Sigmas | None:
-    """Return the noise levels that a class cannot find for itself, highest first and without the final zero."""
+    """Return the noise levels, highest first and without the final zero; None where the class computes them right by itself.
+
+    A sampler in `_DISCARDS_LAST_LEVEL` gets Euler's levels for one step more, without the last: for 2 steps, Euler's for 3 are
+    14.6, 1.3, 0.03, 0, and it walks 14.6, 1.3, 0.
+    """
     if _discards_last_level(sampler, schedule):
         longer: Sigmas = make(Sampler.EULER, schedule, steps + 1, config).sigmas[:-2].double().numpy()
         return longer
@@ -201,16 +211,16 @@ def _levels(sampler: Sampler, schedule: Schedule, steps: int, config: Mapping[st
 
 
 def _sgm_uniform(trained: Sigmas, steps: int) -> Sigmas:
-    """Even timesteps that stop one short of the end."""
+    """Levels at evenly spaced timesteps that stop one short of the end: of 1000, at 999 and 499.5 for two steps."""
     timesteps = np.linspace(len(trained) - 1, 0, steps + 1)[:-1]
     return np.interp(timesteps, np.arange(len(trained)), trained)
 
 
 def _simple(trained: Sigmas, steps: int) -> Sigmas:
-    """Every so many of the levels of the training, the last first."""
+    """Every so many of the levels of the training, from the last: of 1000, numbers 999 and 499 for two steps."""
     return np.array([trained[-(1 + int(index * len(trained) / steps))] for index in range(steps)])
 
 
 def _align_your_steps(steps: int) -> Sigmas:
-    known = np.log(_AYS_SIGMAS)
-    return np.exp(np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(known)), known))
+    log_sigmas = np.log(_AYS_SIGMAS)
+    return np.exp(np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(log_sigmas)), log_sigmas))

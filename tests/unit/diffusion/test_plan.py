@@ -14,7 +14,7 @@ from shared.vocabulary.samplers import SCHEDULES, Sampler, Schedule, img2img_ste
 from tests.support.walking import PAIRS, SAME, DoublePrecision, distance, ours, sd15, theirs, toy
 from worker.diffusion import plan as plans
 from worker.diffusion import samplers
-from worker.diffusion.plan import Plan, Walk
+from worker.diffusion.plan import Call, Plan, Walk
 
 EPSILON, VELOCITY = sd15(), sd15(prediction_type="v_prediction")
 ZERO_SNR = sd15(prediction_type="v_prediction", rescale_betas_zero_snr=True)
@@ -78,6 +78,32 @@ def test_a_long_walk_stays_true() -> None:
         plan = plans.make(sampler, schedule, 150, EPSILON)
         with DoublePrecision():
             assert distance(ours(plan, toy, 1), theirs(sampler, schedule, 150, EPSILON, toy, 1)) < SAME
+
+
+def test_the_worked_example_is_what_plans_hold() -> None:
+    """The numbers in the module's docstring, for whoever learns from them what a plan is."""
+    heun = plans.make(Sampler.HEUN, Schedule.KARRAS, 2, EPSILON)
+    assert [(call.step, round(call.timestep), round(call.input_scale, 3)) for call in heun.calls] == [
+        (0, 999, 0.068),
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+    ]
+    assert [terms(call) for call in heun.calls] == [
+        {("x", 0): 1.0, ("prediction", 0): -14.585},
+        {("x", 1): 1.0, ("prediction", 1): -7.293, ("prediction", 0): -7.293},
+        {("x", 0): 1.0, ("prediction", 0): -0.029},
+    ]
+    second_row = plans.make(Sampler.DPMPP_2M, Schedule.KARRAS, 3, EPSILON).calls[1]
+    assert terms(second_row) == {
+        ("x", 0): 2.843,
+        ("x", 1): -11.074,
+        ("prediction", 0): -2.208,
+        ("prediction", 1): 11.049,
+    }
+
+
+def terms(call: Call) -> dict[tuple[str, int], float]:
+    return {(term.source, term.lag): round(term.weight, 3) for term in call.terms}
 
 
 @given(st.sampled_from(PAIRS), st.integers(1, 60), st.floats(0, 1), st.booleans())
