@@ -26,6 +26,7 @@ CONTENT_TYPE = "application/octet-stream"
 READ_S = 5.0  # a slot that waits for the storage delivers nothing
 LOOK_BACK = 3  # attempts: the last may have died between its row and its object
 LIBRARIES = ("torch", "diffusers", "transformers")
+PACKAGES = ("diffusion", "engine")
 
 log = structlog.get_logger(__name__)
 
@@ -105,10 +106,16 @@ class Snapshots:
         return f"{claim.job_id} {self._origin} {claim.params.model_dump_json(exclude_defaults=True)}".encode()
 
 
-def code() -> str:
-    """Return a digest of all that decides what a step makes of latents: the engine's and the maths' source, their libraries."""
+def code(worker: Path = Path(__file__).parents[1]) -> str:
+    """Return a digest of the libraries and of the source under `worker` that decide what a step makes of latents.
+
+    Raises `FileNotFoundError` for a package without source: snapshots of different code would share its digest.
+    """
     digest = hashlib.sha256(" ".join(metadata.version(library) for library in LIBRARIES).encode())
-    for part in ("diffusion", "engine"):
-        for source in sorted((Path(__file__).parents[1] / part).rglob("*.py")):
+    for package in PACKAGES:
+        sources = sorted((worker / package).rglob("*.py"))
+        if not sources:
+            raise FileNotFoundError(f"{worker / package} holds no Python source to tell one version's snapshots by.")
+        for source in sources:
             digest.update(source.read_bytes())
     return digest.hexdigest()
