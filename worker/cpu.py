@@ -66,13 +66,17 @@ news = Listener(redis, lambda _event: courier.wake())
 
 @app.task(name="courier.upkeep")
 def upkeep() -> None:
-    """Rescue, then ring: a rescued job is among those that wait."""
+    """Rescue and unpark, then ring: those jobs are among the ones that wait."""
     try:
         for state in maintenance.rescue_lost_jobs(db, redis, lease_s=settings.lease_seconds):
             rescued.labels(state).inc()
+        maintenance.unpark_jobs(db)
         maintenance.call_time(db, redis)
         rings.inc(maintenance.reconcile(db, redis, app))
         maintenance.tell_progress(db, every_s=settings.webhook_progress_seconds)
+        maintenance.forget_silent_workers(db)
+        maintenance.forget_idempotency_keys(db)
+        maintenance.forget_canaries(db)
         upkeep_at.set_to_current_time()
     except FarmError as error:
         log.warning("upkeep.failed", **error.told)

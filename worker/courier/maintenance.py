@@ -24,14 +24,34 @@ def rescue_lost_jobs(db: Database, redis: Redis, *, lease_s: float) -> list[JobS
     """Take back jobs whose lease of `lease_s` ran out. Returns the state that each has now."""
     with db.transaction() as session:
         rescued = rescue.rescue_lost(session, lease_s=lease_s)
-        registry.forget(session)
-        idempotency.forget(session)
-        canaries.forget(session)
-        fair_queue.unpark(session)
     for job_id, state in rescued:
         log.warning("job.rescued", job_id=str(job_id), state=state)
         events.publish(redis, events.JobEvent(job_id, state))
     return [state for _, state in rescued]
+
+
+def unpark_jobs(db: Database) -> int:
+    """Make parked jobs claimable again where their key's limit has left room. Returns how many."""
+    with db.transaction() as session:
+        return fair_queue.unpark(session)
+
+
+def forget_silent_workers(db: Database) -> None:
+    """Delete the rows of workers whose heartbeats stopped long ago."""
+    with db.transaction() as session:
+        registry.forget(session)
+
+
+def forget_idempotency_keys(db: Database) -> None:
+    """Delete the idempotency keys that have run out."""
+    with db.transaction() as session:
+        idempotency.forget(session)
+
+
+def forget_canaries(db: Database) -> None:
+    """Delete old canary results: a worker of today is not to be compared with them."""
+    with db.transaction() as session:
+        canaries.forget(session)
 
 
 def call_time(db: Database, redis: Redis) -> list[JobState]:

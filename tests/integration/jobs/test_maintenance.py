@@ -4,14 +4,17 @@ from datetime import timedelta
 
 from celery import Celery
 from redis import Redis
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 
+from shared.fleet import registry
 from shared.infra import broker
-from shared.infra.db import Database, JobRow
-from shared.jobs import lifecycle
+from shared.infra.db import CanaryRow, Database, JobRow, PromiseRow, WorkerRow
+from shared.jobs import idempotency, lifecycle
 from shared.vocabulary.states import JobState
 from tests.support.factories import DEMO, params
 from worker.courier import maintenance
+from worker.health import canaries
+from worker.health.canaries import CanaryResult
 
 
 def submit(db: Database, count: int = 1) -> None:
@@ -46,3 +49,41 @@ def test_a_silent_workers_job_is_queued_again(db: Database, redis: Redis) -> Non
     assert maintenance.rescue_lost_jobs(db, redis, lease_s=20) == [JobState.QUEUED]
     with db.transaction() as session:
         assert lifecycle.get(session, claim.job_id).state == JobState.QUEUED
+
+
+def test_only_workers_that_fell_silent_long_ago_are_forgotten(db: Database, redis: Redis) -> None:
+    with db.transaction() as session:
+        for name in ("lively", "silent"):
+            registry.announce(session, worker_id=name, checkpoint=DEMO, size_bytes=1, hostname="h", device="d", slots=1)
+        long_ago = func.now() - registry.FORGET_AFTER - timedelta(seconds=1)
+        session.execute(update(WorkerRow).where(WorkerRow.id == "silent").values(seen_at=long_ago))
+    maintenance.rescue_lost_jobs(db, redis, lease_s=20)
+    with db.transaction() as session:
+        assert set(session.scalars(select(WorkerRow.id))) == {"lively", "silent"}  # a rescue rescues, and no more
+    maintenance.forget_silent_workers(db)
+    with db.transaction() as session:
+        assert session.scalars(select(WorkerRow.id)).all() == ["lively"]
+
+
+def test_only_idempotency_keys_that_have_run_out_are_forgotten(db: Database) -> None:
+    with db.transaction() as session:
+        for name in ("fresh", "old"):
+            job_id = lifecycle.submit(session, params(), max_attempts=3).id
+            session.add(PromiseRow(owner="anonymous", key=name, digest="", job_id=job_id))
+        session.flush()
+        long_ago = func.now() - timedelta(seconds=idempotency.KEPT_S + 1)
+        session.execute(update(PromiseRow).where(PromiseRow.key == "old").values(created_at=long_ago))
+    maintenance.forget_idempotency_keys(db)
+    with db.transaction() as session:
+        assert session.scalars(select(PromiseRow.key)).all() == ["fresh"]
+
+
+def test_only_old_canaries_are_forgotten(db: Database) -> None:
+    with db.transaction() as session:
+        for name in ("fresh", "old"):
+            canaries.record(session, "key", name, CanaryResult("weights", b"picture"))
+        long_ago = func.now() - canaries.FORGET_AFTER - timedelta(seconds=1)
+        session.execute(update(CanaryRow).where(CanaryRow.worker_id == "old").values(shown_at=long_ago))
+    maintenance.forget_canaries(db)
+    with db.transaction() as session:
+        assert session.scalars(select(CanaryRow.worker_id)).all() == ["fresh"]
