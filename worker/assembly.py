@@ -27,14 +27,17 @@ from shared.jobs import rescue
 from shared.settings import Settings
 from worker.bundle import DeviceBundle
 from worker.engine.engine import Engine
-from worker.health.fitness import Fitness
+from worker.health.fitness import Fitness, Unexamined
 from worker.health.preemption import POLL_S, Notices
 from worker.health.vitals import Monitor, monitor
 from worker.health.watchdog import Watchdog
 from worker.metrics import WorkerMetrics
 from worker.periodic import Periodic
 from worker.slots import drain
+from worker.slots.attempts import Attempts
 from worker.slots.claim_gate import ClaimGate
+from worker.slots.guarded_engine import GuardedEngine
+from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
 from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
@@ -94,25 +97,17 @@ class Floor:
         self._watch(engine, leases)
         meters = WorkerMetrics(file.name, pace=lambda: engine.pace, running=leases.running, memory=bundle.memory)
         self._run(Listener(redis, leases.hear))
+        attempts = Attempts(db, redis, self._celery, settings, checkpoint=file.name, worker_id=worker_id)
         self.renderer = Renderer(
-            settings,
-            checkpoint=file.name,
-            worker_id=worker_id,
-            engine=engine,
-            db=db,
-            storage=storage,
-            redis=redis,
-            celery=self._celery,
-            leases=leases,
-            safety=bundle.safety,
+            attempts,
+            GuardedEngine(engine, Snapshots(db, settings, weights=bundle.sha256 or ""), fitness or Unexamined()),
+            ImageStore(storage, settings, safety=bundle.safety, checkpoint_sha256=bundle.sha256),
+            leases,
+            self._claim_gate,
             ended=meters.ended,
-            claim_gate=self._claim_gate,
-            trust=fitness,
-            checkpoint_sha256=bundle.sha256,
-            snapshots=Snapshots(db, settings, weights=bundle.sha256 or ""),
         )
         self._leases = leases
-        self._end_drain = partial(self._hand_over, db, worker_id, self.renderer, engine, leases)
+        self._end_drain = partial(self._hand_over, db, worker_id, attempts, engine, leases)
         if settings.metrics_port:
             self._closing.callback(meters.board.serve(settings.metrics_port))
         self._announce(db, file, bundle, worker_id=worker_id, slots=slots)
@@ -190,11 +185,11 @@ class Floor:
         self.leave()
 
     def _hand_over(
-        self, db: Database, worker_id: str, renderer: Renderer, engine: Engine[Any, Any], leases: Leases
+        self, db: Database, worker_id: str, attempts: Attempts, engine: Engine[Any, Any], leases: Leases
     ) -> None:
         """Have the slots hand back what they run, and end the process without those that do not come back."""
         leases.drain()
-        if not drain.wait_or_release(leases.running, renderer.hand_back, lambda: engine.seconds_stuck):
+        if not drain.wait_or_release(leases.running, attempts.release, lambda: engine.seconds_stuck):
             self._retire(db, worker_id)
             os._exit(self.exit_status)
 

@@ -17,7 +17,7 @@ from shared.vocabulary.forecast import Load, forecast_queued
 from tests.simulate.day import Job
 from tests.simulate.fleet import SLOTS, Machine
 from tests.simulate.turns import Turns
-from worker.slots.render import OLDEST_LEVEL_EVERY
+from worker.slots.attempts import OLDEST_LEVEL_EVERY
 
 # Cost a second: a 512 px picture in 20 guided steps takes one.
 SPEED = 160_000.0

@@ -22,10 +22,16 @@ from tests.support import studio
 from tests.support.factories import DEMO
 from worker.engine.draft import Library
 from worker.engine.runner import DiffusionRunner
+from worker.health.fitness import Unexamined
 from worker.periodic import Periodic
+from worker.slots.attempts import Attempts
+from worker.slots.claim_gate import ClaimGate
+from worker.slots.guarded_engine import GuardedEngine
+from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
 from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
+from worker.slots.snapshots import Snapshots
 
 DOORBELLS = f"farm:{broker.render_queue(DEMO)}"
 
@@ -67,17 +73,13 @@ def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = Non
         for part in parts:
             part.start()
             closing.callback(part.stop)
+        sha256 = checkpoints.digest(checkpoints.inspect(studio.DEMO))
         renderer = Renderer(
-            settings,
-            checkpoint=DEMO,
-            worker_id="gpu0@test",
-            engine=engine,
-            db=db,
-            storage=Storage(settings),
-            redis=redis,
-            celery=celery,
-            leases=leases,
-            checkpoint_sha256=checkpoints.digest(checkpoints.inspect(studio.DEMO)),
+            Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id="gpu0@test"),
+            GuardedEngine(engine, Snapshots(db, settings, weights=sha256), Unexamined()),
+            ImageStore(Storage(settings), settings, checkpoint_sha256=sha256),
+            leases,
+            ClaimGate(),
         )
         over = Event()
 

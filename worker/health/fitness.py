@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import structlog
@@ -48,6 +48,27 @@ class Proof:
 
     key: str
     weights: Callable[[], str]
+
+
+class FitnessCheck(Protocol):
+    """Says whether what was rendered may be handed out."""
+
+    def vouch(self) -> None:
+        """Raise `WorkerUnfit` if it may not."""
+
+    def examine(self) -> bool:
+        """Look closely, after something strange. Returns whether all is well."""
+
+
+class Unexamined:
+    """The check of a device without a proof: nothing is known against it."""
+
+    def vouch(self) -> None:
+        """Raise nothing."""
+
+    def examine(self) -> bool:
+        """Return True."""
+        return True
 
 
 @dataclass(slots=True)

@@ -31,9 +31,8 @@ class RunningJob:
 
     claim: lifecycle.Claim
     requests: list[Request] = field(default_factory=list)
-    was_drained: bool = False
-    # Rendered by a worker that turned out to be unfit.
-    is_spoiled: bool = False
+    # Whether the worker leaves and withdraws the job. Never taken back.
+    is_drained: bool = False
     # When a snapshot was last kept, and how many steps it held.
     kept_at: float = field(default_factory=time.monotonic)
     kept_steps: int = 0
@@ -75,6 +74,11 @@ class RunningJob:
             self._aborted.set()
         for request in list(self.requests):
             request.cancel()
+
+    def drain(self, now: float) -> None:
+        """Abort the job so that its slot hands it back."""
+        self.is_drained = True  # first: the slot that wakes up reads it
+        self.abort(now)
 
     def overstay_s(self, now: float) -> float:
         """Return for how long the slot has not come back since the job was aborted."""
@@ -161,8 +165,7 @@ class Leases:
     def drain(self) -> None:
         """Abort every running job so that its slot hands it back."""
         for running in self.running():
-            running.was_drained = True
-            running.abort(self._clock())
+            running.drain(self._clock())
 
     def seconds_in_beat(self) -> float:
         """How long the present report has taken; 0 between reports."""

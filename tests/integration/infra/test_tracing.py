@@ -25,8 +25,14 @@ from tests.support.factories import DEMO
 from tests.support.receiver import receiving
 from worker.courier.webhooks import Courier
 from worker.engine.runner import DiffusionRunner
+from worker.health.fitness import Unexamined
+from worker.slots.attempts import Attempts
+from worker.slots.claim_gate import ClaimGate
+from worker.slots.guarded_engine import GuardedEngine
+from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
 from worker.slots.render import Renderer
+from worker.slots.snapshots import Snapshots
 
 SECRET = "whsec_" + "c2VjcmV0" * 5
 JOB = UUID("0198c0de-0000-7000-8000-000000000001")
@@ -97,17 +103,12 @@ def test_a_real_job_is_followed_from_http_to_its_webhook(
         body = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
         job_id = UUID(http.post("/v1/jobs", json=body).json()["id"])
         with studio.running(DiffusionRunner.of(studio.demo())) as engine:
-            leases = Leases(db, settings, "w")
             Renderer(
-                settings,
-                checkpoint=DEMO,
-                worker_id="w",
-                engine=engine,
-                db=db,
-                storage=Storage(settings),
-                redis=redis,
-                celery=celery,
-                leases=leases,
+                Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id="w"),
+                GuardedEngine(engine, Snapshots(db, settings, weights=""), Unexamined()),
+                ImageStore(Storage(settings), settings),
+                Leases(db, settings, "w"),
+                ClaimGate(),
             ).answer()
         sent: list[Outcome] = []
         courier = Courier(db, OutboundHttp(allow_private=True), settings, sent=sent.append)

@@ -36,6 +36,10 @@ from worker.engine.runner import DiffusionRunner
 from worker.health import canaries
 from worker.health.canaries import CanaryResult
 from worker.health.fitness import CANARY, Fitness, Proof, contradiction
+from worker.slots.attempts import Attempts
+from worker.slots.claim_gate import ClaimGate
+from worker.slots.guarded_engine import GuardedEngine
+from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
@@ -69,17 +73,18 @@ def worker(
     settings: Settings, db: Database, redis: Redis, celery: Celery, storage: Storage, fitness: Fitness
 ) -> Renderer:
     """What the slots of the worker do that is examined."""
+    return renderer(settings, db, redis, celery, storage, fitness, Leases(db, settings, "w"))
+
+
+def renderer(
+    settings: Settings, db: Database, redis: Redis, celery: Celery, storage: Storage, fitness: Fitness, leases: Leases
+) -> Renderer:
     return Renderer(
-        settings,
-        checkpoint=DEMO,
-        worker_id="w",
-        engine=fitness.engine,
-        db=db,
-        storage=storage,
-        redis=redis,
-        celery=celery,
-        leases=Leases(db, settings, "w"),
-        trust=fitness,
+        Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id="w"),
+        GuardedEngine(fitness.engine, Snapshots(db, settings, weights="w"), fitness),
+        ImageStore(storage, settings),
+        leases,
+        ClaimGate(),
     )
 
 
@@ -200,19 +205,7 @@ def test_no_other_worker_goes_on_from_what_flipped_weights_made(
     is_flipped: bool,
 ) -> None:
     leases = Leases(db, settings, "w")
-    worker = Renderer(
-        settings,
-        checkpoint=DEMO,
-        worker_id="w",
-        engine=fitness.engine,
-        db=db,
-        storage=storage,
-        redis=redis,
-        celery=celery,
-        leases=leases,
-        trust=fitness,
-        snapshots=Snapshots(db, settings, weights="w"),
-    )
+    worker = renderer(settings, db, redis, celery, storage, fitness, leases)
     with db.transaction() as session:
         job_id = lifecycle.submit(session, params(steps=150, width=512, height=512), max_attempts=1).id
     fitness.open()

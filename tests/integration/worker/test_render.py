@@ -14,7 +14,7 @@ from redis import Redis
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from shared.errors import DatabaseUnavailable, StorageUnavailable
+from shared.errors import DatabaseUnavailable, RenderFailed, StorageUnavailable
 from shared.files import pictures
 from shared.infra import previews
 from shared.infra.db import Database, JobRow
@@ -30,10 +30,17 @@ from tests.support.factories import DEMO, params
 from tests.support.studio import DemoEngine
 from worker.diffusion.safety import SafetyChecker
 from worker.engine.runner import DiffusionRunner
+from worker.health.fitness import Unexamined
 from worker.slots import png
-from worker.slots.leases import Leases
+from worker.slots.attempts import Attempts
+from worker.slots.claim_gate import ClaimGate
+from worker.slots.guarded_engine import GuardedEngine
+from worker.slots.image_store import ImageStore
+from worker.slots.leases import Leases, RunningJob
+from worker.slots.outcomes import Superseded
 from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
+from worker.slots.snapshots import Snapshots
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +55,10 @@ class Floor:
     def __init__(self, settings: Settings, db: Database, redis: Redis, celery: Celery, engine: DemoEngine) -> None:
         self.db = db
         self.leases = Leases(db, settings, "w")
-        self.renderer = Renderer(
-            settings,
-            checkpoint=DEMO,
-            worker_id="w",
-            engine=engine,
-            db=db,
-            storage=Storage(settings),
-            redis=redis,
-            celery=celery,
-            leases=self.leases,
-        )
+        self.attempts = Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id="w")
+        self.images = ImageStore(Storage(settings), settings)
+        guarded = GuardedEngine(engine, Snapshots(db, settings, weights=""), Unexamined())
+        self.renderer = Renderer(self.attempts, guarded, self.images, self.leases, ClaimGate())
 
     def submit(self, **changes: object) -> UUID:
         with self.db.transaction() as session:
@@ -169,7 +169,7 @@ def test_draining_hands_the_job_back(floor: Floor) -> None:
 
 def test_a_storage_failure_is_retried_later(settings: Settings, floor: Floor) -> None:
     away = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1", "upload_seconds": 0})
-    floor.renderer._storage, floor.renderer._settings = Storage(away), away
+    floor.images._storage, floor.images._settings = Storage(away), away
     job_id = floor.submit()
     floor.renderer.answer()
     back = floor.row(job_id)
@@ -193,7 +193,7 @@ class Shaky(Storage):
 
 
 def test_what_is_rendered_outlives_a_storage_that_is_away_for_a_while(settings: Settings, floor: Floor) -> None:
-    floor.renderer._storage = Shaky(settings, failures=2)
+    floor.images._storage = Shaky(settings, failures=2)
     job_id = floor.submit()
     floor.renderer.answer()
     done = floor.row(job_id)
@@ -202,7 +202,7 @@ def test_what_is_rendered_outlives_a_storage_that_is_away_for_a_while(settings: 
 
 def test_a_worker_that_cannot_store_drains_all_the_same(settings: Settings, floor: Floor) -> None:
     storage = Shaky(settings, failures=10**9)
-    floor.renderer._storage = storage
+    floor.images._storage = storage
     job_id = floor.submit()
     slot = floor.answer_in_background()
     assert storage.refused.wait(30)
@@ -216,13 +216,39 @@ def test_a_finished_job_waits_for_the_database(settings: Settings, floor: Floor)
     """The first answers of the database are lost before, the next after the commit: the pictures are published once."""
     away = Away(settings, before=1, after=1)
     job_id = floor.submit()
-    claim = floor.renderer._claim()
+    claim = floor.attempts.claim()
     assert claim is not None
-    floor.renderer._db = away
+    floor.attempts._db = away
     floor.renderer._run(claim)
     away.close()
     assert (floor.row(job_id).state, len(floor.row(job_id).images)) == (JobState.SUCCEEDED, 1)
     assert (away.before, away.after) == (0, 0)
+
+
+def test_what_a_late_attempt_writes_is_superseded(floor: Floor) -> None:
+    job_id = floor.submit()
+    claim = floor.attempts.claim()
+    assert claim is not None
+    with floor.db.transaction() as session:
+        lifecycle.cancel(session, job_id)
+    late = RunningJob(claim)
+    assert floor.attempts.succeed(late, []) == Superseded()
+    assert floor.attempts.fail(late, RenderFailed()) == Superseded()
+    floor.attempts.release(late)
+    assert floor.row(job_id).state == JobState.CANCELED
+
+
+def test_an_attempt_that_failed_says_whether_another_follows(floor: Floor) -> None:
+    outcomes = []
+    job_id = floor.submit()
+    for error in (StorageUnavailable(), RenderFailed()):
+        with floor.db.transaction() as session:
+            session.execute(update(JobRow).values(not_before=None))
+        claim = floor.attempts.claim()
+        assert claim is not None
+        outcomes.append(floor.attempts.fail(RunningJob(claim), error))
+    assert [outcome.label for outcome in outcomes] == ["retried", "failed"]
+    assert floor.row(job_id).state == JobState.FAILED
 
 
 class Away(Database):
@@ -349,7 +375,7 @@ def test_previews_of_a_running_job_are_shown(floor: Floor, redis: Redis) -> None
 
 
 def test_a_flagged_picture_is_delivered_black_and_marked(floor: Floor, storage: Storage) -> None:
-    floor.renderer._safety = Wary()
+    floor.images._safety = Wary()
     job_id = floor.submit()
     floor.renderer.answer()
     (image,) = floor.row(job_id).images

@@ -23,6 +23,11 @@ from tests.support.factories import DEMO, params
 from tests.support.studio import DemoEngine
 from worker.courier import maintenance
 from worker.engine.runner import DiffusionRunner
+from worker.health.fitness import Unexamined
+from worker.slots.attempts import Attempts
+from worker.slots.claim_gate import ClaimGate
+from worker.slots.guarded_engine import GuardedEngine
+from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
@@ -71,16 +76,11 @@ class Worker:
         self.engine = engine
         self.leases = Leases(db, settings, name)
         self.renderer = Renderer(
-            settings,
-            checkpoint=DEMO,
-            worker_id=name,
-            engine=engine,
-            db=db,
-            storage=Storage(settings),
-            redis=redis,
-            celery=celery,
-            leases=self.leases,
-            snapshots=Snapshots(db, settings, weights=weights, storage=shelf),
+            Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id=name),
+            GuardedEngine(engine, Snapshots(db, settings, weights=weights, storage=shelf), Unexamined()),
+            ImageStore(Storage(settings), settings),
+            self.leases,
+            ClaimGate(),
         )
 
     def begin(self) -> Thread:
