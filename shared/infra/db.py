@@ -51,7 +51,7 @@ class JobRow(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(f"state IN ({_STATES})", name="jobs_state_known"),
-        # What `claim_next` walks: the best queued job of a checkpoint, without sorting.
+        # What a claim walks: the best queued job of a checkpoint, without sorting (`shared.jobs.claims`).
         Index(
             "jobs_queued",
             *("checkpoint", text("priority DESC"), "virtual_start", "id"),

@@ -9,15 +9,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, Select, bindparam, func, not_, or_, select, text, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import CursorResult, Select, bindparam, select, text
+from sqlalchemy.orm import Session
 
-from shared.infra.db import ClockRow, JobRow, KeyRow
+from shared.infra.db import KeyRow
+from shared.jobs import claims
 from shared.vocabulary.forecast import Reason
-from shared.vocabulary.states import JobState
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,102 +68,19 @@ def unpark(session: Session) -> int:
     return moved.rowcount
 
 
-def best(checkpoint: str, *, at: Any = None) -> Any:
-    """Choose the job to claim, at one priority if it is given. Must agree with `api.farm.queue_stats.ahead`."""
-    able = select(JobRow.id).where(
-        JobRow.state == JobState.QUEUED,
-        not_(JobRow.parked),
-        JobRow.checkpoint == checkpoint,
-        may_run(),
-        *is_due(),
-    )
-    if at is not None:
-        able = able.where(JobRow.priority == at)
-    order = (JobRow.priority.desc(), JobRow.virtual_start, JobRow.id)
-    return able.order_by(*order).limit(1).with_for_update(skip_locked=True, of=JobRow).scalar_subquery()
-
-
-def oldest_level(checkpoint: str) -> Any:
-    """Choose the priority of the job of a checkpoint that waits longest."""
-    queued = select(JobRow.priority).where(JobRow.state == JobState.QUEUED, JobRow.checkpoint == checkpoint)
-    return queued.order_by(JobRow.created_at, JobRow.id).limit(1).scalar_subquery()
-
-
-def is_due() -> tuple[ColumnElement[bool], ...]:
-    """Whether a queued job neither waits for its next attempt nor is too late."""
-    return (
-        or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()),
-        or_(JobRow.expires_at.is_(None), JobRow.expires_at > func.now()),
-    )
-
-
-def may_run() -> ColumnElement[bool]:
-    """Whether a queued job's key is neither paused nor at its running limit.
-
-    Claims of the same instant do not see each other, so that a limit may be exceeded by their number.
-    """
-    # As a value, not as EXISTS: a join could tempt the planner away from walking the index in order.
-    blocked = select(_is_blocked()).where(KeyRow.id == JobRow.owner).correlate(JobRow).scalar_subquery()
-    return not_(func.coalesce(blocked, False))
-
-
 def blocked_owners() -> Select[str]:
     """Select the owners of whom nothing may be claimed now."""
-    return select(KeyRow.id).where(_is_blocked())
+    return select(KeyRow.id).where(text(claims.IS_BLOCKED))
 
 
 def held(session: Session, owner: str) -> Reason | None:
     """Say why nothing of an owner may be claimed now; None where its key holds nothing back."""
-    paused = session.execute(select(KeyRow.paused).where(KeyRow.id == owner, _is_blocked())).scalar_one_or_none()
+    paused = session.execute(
+        select(KeyRow.paused).where(KeyRow.id == owner, text(claims.IS_BLOCKED))
+    ).scalar_one_or_none()
     if paused is None:
         return None
     return Reason.PAUSED if paused else Reason.LIMIT
-
-
-def is_limited(owner: Any) -> ColumnElement[bool]:
-    """Whether an owner's key has a running limit."""
-    return select(KeyRow.id).where(KeyRow.id == owner, KeyRow.max_running.is_not(None)).exists()
-
-
-def _is_blocked() -> ColumnElement[bool]:
-    other = aliased(JobRow)
-    running = select(func.count()).where(other.owner == KeyRow.id, other.state == JobState.RUNNING)
-    return or_(KeyRow.paused, func.coalesce(running.scalar_subquery() >= KeyRow.max_running, False))
-
-
-def advance(taken: Any) -> Any:
-    """Return the statement that moves the clock to the start of a job just `taken`; a clock that is busy is left as it is."""
-    # SKIP LOCKED: claims never wait for each other, and whoever holds the clock sets it to about the same time.
-    clock = (
-        select(ClockRow.checkpoint, ClockRow.priority)
-        .where(ClockRow.checkpoint == taken.c.checkpoint, ClockRow.priority == taken.c.priority)
-        .where(ClockRow.virtual_now < taken.c.virtual_start)
-        .with_for_update(of=ClockRow, skip_locked=True)
-        .subquery()
-    )
-    return (
-        update(ClockRow)
-        .where(ClockRow.checkpoint == clock.c.checkpoint, ClockRow.priority == clock.c.priority)
-        .where(ClockRow.checkpoint == taken.c.checkpoint)
-        .values(virtual_now=taken.c.virtual_start)
-    )
-
-
-def move_up(taken: Any) -> Any:
-    """Return the statement that unparks the best parked job of the owner and checkpoint of a job just `taken`."""
-    parked = aliased(JobRow)
-    best = (
-        select(parked.id)
-        .where(parked.state == JobState.QUEUED, parked.parked)
-        # Values, not a join: the index then gives the best first, and nothing is sorted.
-        .where(parked.owner == select(taken.c.owner).scalar_subquery())
-        .where(parked.checkpoint == select(taken.c.checkpoint).scalar_subquery())
-        .order_by(parked.priority.desc(), parked.virtual_start, parked.id)
-        .limit(1)
-        .with_for_update(of=parked, skip_locked=True)
-        .scalar_subquery()
-    )
-    return update(JobRow).where(JobRow.id == best).values(parked=False)
 
 
 # A limited key has as many claimable jobs of a checkpoint and priority as it may run, and the rest parked: else claims would walk

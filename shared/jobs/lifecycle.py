@@ -14,7 +14,6 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     CursorResult,
-    Executable,
     Integer,
     Update,
     Uuid,
@@ -32,7 +31,7 @@ from uuid_utils.compat import uuid7
 
 from shared.errors import FarmError, Gone, JobAlreadyFinal, JobNotFound
 from shared.infra.db import ImageRow, JobRow, RemovedJobRow
-from shared.jobs import fair_queue, outbox
+from shared.jobs import claims, fair_queue, outbox
 from shared.jobs.fair_queue import Lane, Turn
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState, sources
@@ -182,43 +181,14 @@ def claim_next(
     With `oldest_level` the priority of the job that waits longest goes first: workers ask for it now and then, so that the
     lowest priority moves too. Concurrent claims never block each other and never take the same job.
     """
-    taken = session.execute(claim_statement(checkpoint, worker_id, lease_s, oldest_level=oldest_level)).one_or_none()
+    statement = claims.OLDEST_LEVEL if oldest_level else claims.FIRST
+    about = {"checkpoint": checkpoint, "worker_id": worker_id, "lease_s": lease_s}
+    taken = session.execute(statement, about).one_or_none()
     if taken is None:
         return None
     outbox.record(session, taken.id)
     params = GenerationParams.model_validate(taken.params)
     return Claim(taken.id, taken.attempt, params, taken.is_limited, taken.suspect, taken.snapshot_attempt)
-
-
-def claim_statement(checkpoint: str, worker_id: str, lease_s: float, *, oldest_level: bool = False) -> Executable:
-    """Return the one statement of a claim: it takes the job, moves its owner's parked ones up and the clock on."""
-    best = fair_queue.best(checkpoint)
-    if oldest_level:
-        best = func.coalesce(fair_queue.best(checkpoint, at=fair_queue.oldest_level(checkpoint)), best)
-    taken = (
-        update(JobRow)
-        .where(JobRow.id == best)
-        .values(
-            state=JobState.RUNNING,
-            version=JobRow.version + 1,
-            attempt=JobRow.attempt + 1,
-            worker_id=worker_id,
-            lease_until=_from_now(lease_s),
-            not_before=None,
-            started_at=func.now(),
-            steps_done=0,
-            resumed_from_step=0,
-        )
-        .returning(
-            *(JobRow.id, JobRow.attempt, JobRow.params, JobRow.suspect, JobRow.snapshot_attempt),
-            *(JobRow.owner, JobRow.checkpoint, JobRow.priority, JobRow.virtual_start),
-        )
-        .cte("taken")
-    )
-    also = fair_queue.advance(taken).cte("clock"), fair_queue.move_up(taken).cte("moved")
-    is_limited = fair_queue.is_limited(taken.c.owner).label("is_limited")
-    found = taken.c.id, taken.c.attempt, taken.c.params, taken.c.suspect, taken.c.snapshot_attempt
-    return select(*found, is_limited).add_cte(*also)
 
 
 def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> Mapping[UUID, int]:

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, case, exists, func, literal, not_, select, update
+from sqlalchemy import ColumnElement, Row, Select, case, exists, func, literal, not_, select, text, update
 from sqlalchemy.orm import Session
 
 from shared.errors import RunTimeout, WorkerLost
 from shared.infra.db import JobRow, WorkerRow
-from shared.jobs import fair_queue, lifecycle, outbox
+from shared.jobs import claims, fair_queue, lifecycle, outbox
 from shared.jobs.lifecycle import Attempt
 from shared.vocabulary.states import JobState
 
@@ -105,7 +105,7 @@ def backlog(session: Session) -> Mapping[str, int]:
         JobRow.state == JobState.QUEUED,
         not_(JobRow.parked),
         JobRow.owner.not_in(fair_queue.blocked_owners()),
-        *fair_queue.is_due(),
+        text(claims.IS_DUE),
     )
     counted = session.execute(claimable.group_by(JobRow.checkpoint))
     return dict(counted.all())

@@ -16,13 +16,12 @@ from typing import Any
 import psycopg
 from pydantic import SecretStr
 from sqlalchemy import text
-from sqlalchemy.dialects import postgresql
 
 from deploy.standalone.farm import engines_only
 from shared import migrations
 from shared.fleet import registry
 from shared.infra.db import Database
-from shared.jobs import lifecycle, rescue
+from shared.jobs import claims, lifecycle, rescue
 from shared.settings import Settings
 from tests.support.factories import DEMO, params
 
@@ -136,11 +135,10 @@ class Bench:
 
     def _plan(self) -> list[str]:
         """Explain a claim, run for real and rolled back."""
-        statement: Any = lifecycle.claim_statement(DEMO, "w", LEASE_S)
+        about = {"checkpoint": DEMO, "worker_id": "w", "lease_s": LEASE_S}
         with self._db.engine.connect() as connection:
-            compiled = statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
-            escaped = str(compiled).replace(":", r"\:")
-            plan = connection.execute(text(f"EXPLAIN (ANALYZE, COSTS OFF, BUFFERS OFF) {escaped}")).scalars().all()
+            explained = text(f"EXPLAIN (ANALYZE, COSTS OFF, BUFFERS OFF) {claims.FIRST.text}")
+            plan = connection.execute(explained, about).scalars().all()
             connection.rollback()
         return list(plan)
 

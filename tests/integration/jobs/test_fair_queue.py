@@ -2,14 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
-from sqlalchemy.dialects import postgresql
 
 from api.auth import keys
 from api.auth.keys import KeyLimits, NewKey
@@ -217,29 +215,3 @@ def test_a_paused_keys_jobs_wait(db: Database) -> None:
     with db.transaction() as session:
         keys.change(session, paused, KeyLimits(paused=False))
     assert [row.id for row in served(db, 9)] == submitted
-
-
-@pytest.mark.parametrize("oldest_level", [False, True])
-def test_a_claim_walks_indexes_in_their_order(db: Database, oldest_level: bool) -> None:
-    with db.transaction() as session:
-        session.execute(text(FLOOD))
-    # What is counted must be known, as autovacuum makes it known.
-    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE jobs"))
-    statement: Any = lifecycle.claim_statement(DEMO, "w", 20, oldest_level=oldest_level)
-    with db.transaction() as session:
-        compiled = statement.compile(
-            session.get_bind(), dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}
-        )
-        plan = "\n".join(session.execute(text(f"EXPLAIN {compiled}".replace(":", r"\:"))).scalars())
-    assert "Index Scan using jobs_queued on jobs" in plan
-    assert ("jobs_queued_by_age" in plan) == oldest_level
-    assert "Seq Scan on jobs" not in plan
-    assert "Sort" not in plan
-
-
-FLOOD = f"""
-INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start)
-SELECT gen_random_uuid(), CASE WHEN n % 4 = 0 THEN 'queued' ELSE 'succeeded' END, 'o' || n % 7, '{DEMO}', '{{}}', 1, 1, n
-FROM generate_series(1, 20000) AS n
-"""  # noqa: S608 - constants
