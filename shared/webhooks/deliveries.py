@@ -12,14 +12,14 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, func, literal, literal_column, select, text, update
+from sqlalchemy import ColumnElement, case, func, literal, literal_column, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from shared.errors import DeliveryNotFound, EndpointIsGone
 from shared.infra.db import DeliveryRow, EndpointRow, EventRow, OwnerSecretRow
 from shared.jobs.outbox import EventType
-from shared.webhooks import endpoints
+from shared.webhooks import claims, endpoints
 from shared.webhooks.endpoints import EndpointState
 
 MAX_LOG = 50  # attempts that are remembered; a suspended receiver may be probed for weeks
@@ -84,40 +84,6 @@ def message_id(job_id: UUID, version: int) -> str:
     return f"evt_{job_id.hex}_{version}"
 
 
-# What waits is found receiver by receiver, stepping over the index, so that a thousand messages for one cost no more than one.
-_CLAIM = text("""
-WITH RECURSIVE waiting AS (
-    (SELECT endpoint_id FROM deliveries WHERE state = 'pending' ORDER BY endpoint_id LIMIT 1)
-    UNION ALL
-    SELECT (SELECT d.endpoint_id FROM deliveries d
-            WHERE d.state = 'pending' AND d.endpoint_id > w.endpoint_id ORDER BY d.endpoint_id LIMIT 1)
-    FROM waiting w WHERE w.endpoint_id IS NOT NULL
-), willing AS (
-    SELECT e.id, e.owner || ' ' || e.origin AS lane
-    FROM waiting w JOIN webhook_endpoints e ON e.id = w.endpoint_id
-    WHERE e.state IN ('active', 'suspended')
-      AND (e.failing_since IS NOT NULL) = :ailing
-      AND (e.hold_until IS NULL OR e.hold_until <= CAST(:now AS timestamptz))
-    ORDER BY random()
-), due AS (
-    SELECT d.id, row_number() OVER (PARTITION BY willing.lane ORDER BY d.next_at, d.id) AS place, willing.lane
-    FROM willing CROSS JOIN LATERAL (
-        SELECT id, next_at FROM deliveries
-        WHERE endpoint_id = willing.id AND state = 'pending' AND next_at <= CAST(:now AS timestamptz)
-          AND (leased_until IS NULL OR leased_until <= CAST(:now AS timestamptz))
-        ORDER BY next_at, id LIMIT :per_lane FOR UPDATE SKIP LOCKED
-    ) d
-), chosen AS (
-    SELECT id, lane FROM due
-    WHERE place <= :per_lane - COALESCE(CAST(CAST(:busy AS jsonb) ->> lane AS int), 0) LIMIT :limit
-)
-UPDATE deliveries d
-SET attempt = d.attempt + 1, leased_until = CAST(:now AS timestamptz) + :lease
-FROM chosen WHERE d.id = chosen.id
-RETURNING d.id, chosen.lane
-""")
-
-
 def claim(
     session: Session,
     *,
@@ -137,7 +103,7 @@ def claim(
         return []
     clock = now or session.scalars(select(func.now())).one()
     asked = {"now": clock, "ailing": ailing, "per_lane": per_lane, "limit": limit, "lease": timedelta(seconds=lease_s)}
-    lanes = {row.id: row.lane for row in session.execute(_CLAIM, {**asked, "busy": json.dumps(dict(busy or {}))})}
+    lanes = {row.id: row.lane for row in session.execute(claims.CLAIM, {**asked, "busy": json.dumps(dict(busy or {}))})}
     if not lanes:
         return []
     query = select(DeliveryRow).where(DeliveryRow.id.in_(lanes)).order_by(DeliveryRow.next_at, DeliveryRow.id)
