@@ -1,4 +1,4 @@
-"""The tables and the one way to reach them. Rows are written by `shared.jobs.lifecycle` and `shared.fleet.registry` alone.
+"""The tables and the one way to reach them. `tests/unit/repository/test_table_writers.py` lists who writes which.
 
 Times are timestamptz in UTC, taken from the database's own clock so that leases do not depend on the clocks of workers.
 """

@@ -1,4 +1,4 @@
-"""The acts that change a job. Nothing else writes the `jobs` and `images` tables.
+"""The acts that change a job. `tests/unit/repository/test_table_writers.py` lists who else writes the `jobs` table.
 
 Every act is one guarded statement: it names the states it may leave and, for a worker's act, the attempt it belongs to. A zombie
 whose lease was taken matches no row and learns so from the result. An act that starts or ends jobs calls `outbox.record` with

@@ -65,14 +65,6 @@ def test_no_file_is_named_after_nothing() -> None:
     assert not [path for path in SOURCES if path.stem in BANNED_NAMES or path.parent.name in BANNED_NAMES]
 
 
-def test_job_rows_are_written_in_one_place() -> None:
-    for path in SOURCES:
-        if path.parent != ROOT / "shared/jobs" and path != ROOT / "shared/infra/db.py":
-            text = path.read_text()
-            assert "update(JobRow" not in text, path
-            assert "JobRow(" not in text.replace("class JobRow(", ""), path
-
-
 def test_nothing_unpickles() -> None:
     for path in SOURCES:
         text = path.read_text()
