@@ -1,0 +1,62 @@
+"""What ARCHITECTURE.md names is there: tests, files, functions, contracts."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+
+from tests.support.parts import ROOT
+
+PAGE = (ROOT / "ARCHITECTURE.md").read_text()
+FOLDERS = ("api", "worker", "shared", "deploy", "tests", "docs")
+
+
+def test_every_name_leads_somewhere() -> None:
+    for name in astray(PAGE):
+        raise AssertionError(f"ARCHITECTURE.md names {name}, which is not there")
+    assert len(list(named(PAGE))) > 60
+
+
+def test_a_name_that_leads_nowhere_is_noticed() -> None:
+    here = "`test_a_name_that_leads_nowhere_is_noticed` `shared/jobs/lifecycle.claim_next` `worker/slots/` `docs`"
+    assert not list(
+        astray(here + " `tests/unit/repository/test_modules.py::test_no_public_class_name_means_two_things`")
+    )
+    gone = ["test_that_nobody_wrote", "shared/jobs/gone", "shared/jobs/lifecycle.gone", "api/v1/jobs.py::gone"]
+    assert list(astray(" ".join(f"`{name}`" for name in gone) + ' contract "no news"')) == [*gone, 'contract "no news"']
+
+
+def astray(text: str) -> Iterator[str]:
+    """Yield the names in a text that lead nowhere."""
+    yield from (name for name in named(text) if not _is_there(name))
+    contracts = (ROOT / "pyproject.toml").read_text()
+    for name in re.findall(r'contract "([^"]+)"', text):
+        if f'name = "{name}' not in contracts:
+            yield f'contract "{name}"'
+
+
+def named(text: str) -> Iterator[str]:
+    """Yield the tests and paths that a text names as code."""
+    for name in re.findall(r"`([^`\s]+)`", text):
+        if re.fullmatch(r"test_\w+(\.py)?", name) or (name.split("/")[0] in FOLDERS and "/" in name):
+            yield name
+
+
+def _is_there(name: str) -> bool:
+    if "/" not in name:
+        return name.removesuffix(".py") in _tests()
+    path, _, test = name.partition("::")
+    if (ROOT / path).exists():
+        return not test or f"def {test}(" in (ROOT / path).read_text()
+    path, *inner = name.split(".")
+    module = (ROOT / path).with_suffix(".py")
+    return module.exists() and all(
+        re.search(rf"\b(def|class) {one}\b|^{one}\b", module.read_text(), re.M) for one in inner
+    )
+
+
+@cache
+def _tests() -> set[str]:
+    """The names of all tests, and of the files they are in."""
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    functions = (name for file in files for name in re.findall(r"def (test_\w+)\(", file.read_text()))
+    return {*functions, *(file.stem for file in files)}
