@@ -1,4 +1,4 @@
-# The api, the courier and the migrations: no torch. Runs as nobody in particular, on a read-only root.
+# The api, the courier and the migrations, without torch. Runs as an unprivileged user on a read-only root.
 #   docker build -f deploy/api.Dockerfile -t farm-api .
 FROM python:3.11-slim AS build
 WORKDIR /source

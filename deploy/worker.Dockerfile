@@ -1,5 +1,5 @@
-# The gpu worker. Runs as nobody in particular, on a read-only root with room under /tmp and /var/cache/farm; checkpoints are mounted
-# at /checkpoints. The index that pip knows by itself has torch's CUDA build for Linux; another build is another index:
+# The gpu worker. Runs as an unprivileged user on a read-only root that is writable under /tmp and /var/cache/farm; mount checkpoints at
+# /checkpoints. pip's default index has torch's CUDA build for Linux; name another index for another build:
 #   docker build -f deploy/worker.Dockerfile -t farm-worker [--build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu] .
 FROM python:3.11-slim AS build
 ARG TORCH_INDEX_URL=""
@@ -7,7 +7,7 @@ WORKDIR /source
 RUN python -m venv /farm
 ENV PATH=/farm/bin:$PATH
 COPY constraints.txt ./
-# torch first and alone: its layer takes gigabytes and changes least.
+# torch first, in a layer of its own: it takes gigabytes and changes least.
 RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
 COPY pyproject.toml README.md ./
 COPY shared shared

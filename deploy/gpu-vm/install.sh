@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes a GPU machine (Debian or Ubuntu with NVIDIA's driver and Python 3.11 or newer) a worker of the farm. Run it as root, from a
-# checkout or an unpacked release; run it again to upgrade: settings are kept, running workers are drained one by one.
+# Installs gpu workers on a machine (Debian or Ubuntu with NVIDIA's driver and Python 3.11 or newer). Run it as root, from a checkout or an
+# unpacked release. Run it again to upgrade: it keeps the settings and drains and restarts the workers one by one.
 #
 #   deploy/gpu-vm/install.sh [--root DIR] [--gpus N] [--no-start]
 #
-# --root DIR   lays the files below DIR and touches nothing else: for building an image, and for the tests
-# --gpus N     instead of asking nvidia-smi
-# --no-start   enables the workers without starting them
+# --root DIR   write the files below DIR and change nothing else: for building an image, and for the tests
+# --gpus N     the number of GPUs, instead of asking nvidia-smi
+# --no-start   enable the workers without starting them
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -22,7 +22,7 @@ while [[ $# -gt 0 ]]; do
     esac
 done
 
-live() { [[ -z $ROOT ]]; } # whether this machine itself is meant
+live() { [[ -z $ROOT ]]; } # whether to install on this machine itself
 
 count_gpus() {
     if [[ -n $GPUS ]]; then
@@ -42,7 +42,7 @@ lay_files() {
     install -D -m 0755 "$HERE/farm" "$ROOT/usr/local/bin/farm"
     install -m 0644 "$HERE/README.md" "$ROOT/opt/farm/share/"
     install -m 0644 "$HERE"/*.service "$HERE"/*.timer "$ROOT/etc/systemd/system/"
-    # What an operator has written is never touched again.
+    # Never overwrite the operator's settings.
     [[ -e $ROOT/etc/farm/worker.env ]] || install -m 0640 "$HERE/worker.env.example" "$ROOT/etc/farm/worker.env"
 }
 
@@ -57,7 +57,7 @@ make_user() {
 install_farm() {
     [[ -x /opt/farm/venv/bin/python ]] || python3 -m venv /opt/farm/venv
     local pip=(/opt/farm/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint "$SOURCE/constraints.txt")
-    # torch first and alone: the index picks the build; TORCH_INDEX_URL names another one.
+    # torch first, alone: the package index decides its build; TORCH_INDEX_URL names another index.
     "${pip[@]}" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
     "${pip[@]}" --upgrade --upgrade-strategy only-if-needed "${SOURCE}[client,worker,otel]"
 }
@@ -68,7 +68,7 @@ enable_units() {
     if [[ $START == yes ]]; then systemctl restart farm-notice.service; fi
     for ((gpu = 0; gpu < $1; gpu++)); do
         systemctl enable "farm-worker@$gpu.service"
-        # One by one: the others go on while one drains and loads its checkpoint again.
+        # One by one: the others render while one drains and loads its checkpoint again.
         if [[ $START == yes ]]; then systemctl restart "farm-worker@$gpu.service"; fi
     done
 }

@@ -1,5 +1,5 @@
-# A group of GPU machines that run the farm's workers. Machines come from the image with NVIDIA's driver and install the release when
-# they start; none holds anything that is lost with it.
+# A group of GPU machines that run the farm's workers. Machines start from an image with NVIDIA's driver and install the release; they
+# hold no data that is lost with them.
 
 locals {
   tags        = { Name = var.name, Project = "farm" }
@@ -19,7 +19,7 @@ data "aws_partition" "here" {}
 
 data "aws_region" "here" {}
 
-# --- What a machine may do. ---
+# --- Rights of a machine. ---
 
 resource "aws_iam_role" "worker" {
   name = var.name
@@ -152,9 +152,9 @@ resource "aws_autoscaling_group" "worker" {
   health_check_type         = "EC2"
   health_check_grace_period = 600
   default_instance_warmup   = 300
-  # A spot machine that is likely to go is replaced before it goes.
+  # Replace a spot machine at risk before its interruption.
   capacity_rebalance = true
-  # Group metrics are what the wanted number is compared with.
+  # The scaling policy below compares this metric with the desired number.
   enabled_metrics = ["GroupInServiceInstances"]
 
   mixed_instances_policy {
@@ -177,7 +177,7 @@ resource "aws_autoscaling_group" "worker" {
     }
   }
 
-  # A new release: machines are replaced a few at a time, each after its drain.
+  # For a new release, replace the machines a few at a time, each after its drain.
   instance_refresh {
     strategy = "Rolling"
     preferences {
@@ -195,7 +195,7 @@ resource "aws_autoscaling_group" "worker" {
   }
 
   lifecycle {
-    # The policy below sets it.
+    # The scaling policy below sets it.
     ignore_changes = [desired_capacity]
   }
 }
@@ -205,11 +205,11 @@ resource "aws_autoscaling_lifecycle_hook" "drain" {
   autoscaling_group_name = aws_autoscaling_group.worker.name
   lifecycle_transition   = "autoscaling:EC2_INSTANCE_TERMINATING"
   heartbeat_timeout      = var.drain_seconds
-  # A machine that cannot say that it has drained goes anyway: its leases run out and others take its jobs.
+  # A machine that does not report its drain is terminated anyway: its leases run out and other workers take its jobs.
   default_result = "CONTINUE"
 }
 
-# --- How many. ---
+# --- Scaling. ---
 
 resource "aws_autoscaling_policy" "wanted" {
   name                   = "${var.name}-wanted"
@@ -217,14 +217,14 @@ resource "aws_autoscaling_policy" "wanted" {
   policy_type            = "TargetTrackingScaling"
 
   target_tracking_configuration {
-    # As many workers as the farm wants: one wanted for each that is there.
+    # The metric is desired workers per running worker: the target is 1.
     target_value = 1
 
     customized_metric_specification {
       metrics {
         id          = "ratio"
         expression  = "IF(machines > 0, wanted / (machines * ${var.gpus_per_instance}), wanted)"
-        label       = "Workers wanted for each that is there"
+        label       = "Desired workers per running worker"
         return_data = true
       }
       metrics {

@@ -9,6 +9,6 @@ output "role_arn" {
 }
 
 output "security_group_id" {
-  description = "What Postgres and Redis should let in."
+  description = "Security group of the workers; let it reach Postgres and Redis."
   value       = aws_security_group.worker.id
 }

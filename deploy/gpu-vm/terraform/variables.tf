@@ -1,11 +1,11 @@
 variable "name" {
-  description = "Names everything that is made here."
+  description = "Name of all resources of this module."
   type        = string
   default     = "farm-workers"
 }
 
 variable "checkpoint" {
-  description = "The checkpoint that the workers of this group serve; its farm_desired_workers is what the group follows."
+  description = "The checkpoint that the workers of this group serve; the group follows its farm_desired_workers."
   type        = string
 }
 
@@ -28,7 +28,7 @@ variable "release_uri" {
 }
 
 variable "settings_parameter" {
-  description = "A SecureString parameter with the text of worker.env: database, Redis and bucket."
+  description = "The SecureString parameter with the text of worker.env: database, Redis and bucket."
   type        = string
   default     = "/farm/worker.env"
 }
@@ -39,7 +39,7 @@ variable "bucket" {
 }
 
 variable "vpc_id" {
-  description = "Where the machines stand."
+  description = "The VPC of the machines."
   type        = string
 }
 
@@ -49,19 +49,19 @@ variable "subnet_ids" {
 }
 
 variable "metrics_cidr_blocks" {
-  description = "From where Prometheus comes."
+  description = "CIDR blocks from which Prometheus scrapes the workers."
   type        = list(string)
   default     = []
 }
 
 variable "instance_types" {
-  description = "Machines to choose from, all with gpus_per_instance GPUs."
+  description = "Instance types to choose from, all with gpus_per_instance GPUs."
   type        = list(string)
   default     = ["g6.xlarge", "g5.xlarge", "g6e.xlarge"]
 }
 
 variable "gpus_per_instance" {
-  description = "How many workers a machine runs."
+  description = "GPUs of a machine, and so its workers."
   type        = number
   default     = 1
 }
@@ -73,25 +73,25 @@ variable "ami_parameter" {
 }
 
 variable "min_size" {
-  description = "Machines that are always there."
+  description = "Smallest number of machines."
   type        = number
   default     = 1
 }
 
 variable "max_size" {
-  description = "Machines at most."
+  description = "Largest number of machines."
   type        = number
   default     = 10
 }
 
 variable "on_demand_base" {
-  description = "How many of them are never spot machines."
+  description = "Number of machines that are always on-demand."
   type        = number
   default     = 1
 }
 
 variable "on_demand_percentage" {
-  description = "Share of on-demand machines above the base, in percent."
+  description = "On-demand machines above on_demand_base, in percent; the others are spot machines."
   type        = number
   default     = 0
 }

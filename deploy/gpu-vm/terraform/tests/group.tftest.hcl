@@ -1,4 +1,4 @@
-# `terraform test` against a mocked provider: no account, no network, nothing is made.
+# `terraform test` against a mocked provider: no account, no network, no resources.
 mock_provider "aws" {
   mock_data "aws_ssm_parameter" {
     defaults = { value = "ami-0123456789abcdef0" }
