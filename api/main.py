@@ -2,54 +2,69 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import problems
+from api import health, problems
 from api.a1111 import middleware, styles
+from api.a1111 import routes as a1111_routes
 from api.auth_middleware import AuthMiddleware
 from api.desk import open_desk
 from api.farm import metrics
 from api.limits.bodies import BodyLimit
+from api.v1 import (
+    batches,
+    catalog,
+    delete,
+    deliveries,
+    event_feed,
+    event_stream,
+    images,
+    jobs,
+    keys,
+    prompts,
+    queue,
+    retry,
+    uploads,
+    webhooks,
+    workers,
+)
 from api.web import console
 from shared.infra.logs import configure_logging
 from shared.infra.metrics import Board
 from shared.infra.tracing import configure_tracing
 from shared.settings import Settings, load
 
-# Every module with a `router`, in the order in which the documentation shows them.
-ROUTE_MODULES = tuple(
-    import_module(name)
-    for name in (
-        "api.v1.jobs",
-        "api.v1.retry",
-        "api.v1.delete",
-        "api.v1.event_stream",
-        "api.v1.images",
-        "api.v1.batches",
-        "api.v1.uploads",
-        "api.v1.catalog",
-        "api.v1.prompts",
-        "api.v1.keys",
-        "api.v1.queue",
-        "api.v1.workers",
-        "api.v1.webhooks",
-        "api.v1.deliveries",
-        "api.v1.event_feed",
-        "api.a1111.routes",
-        "api.health",
-        "api.farm.metrics",
-        "api.web.console",
-    )
+# In the order in which the documentation shows them.
+ROUTED = (
+    jobs,
+    retry,
+    delete,
+    event_stream,
+    images,
+    batches,
+    uploads,
+    catalog,
+    prompts,
+    keys,
+    queue,
+    workers,
+    webhooks,
+    deliveries,
+    event_feed,
+    a1111_routes,
+    health,
+    metrics,
+    console,
 )
 DESCRIPTION = """
 Render images with Stable Diffusion 1.5: txt2img, img2img, inpainting, hires fix, LoRAs, embeddings and VAEs.
 
 Submit a job, follow it by server-sent events, long polling or signed webhooks, and fetch its images. A batch submits up to 1,000
-jobs at once, as a list or as a parameter sweep. Clients of AUTOMATIC1111 find its API at `/sdapi/v1`.
+jobs at once, as a list or as a parameter sweep. AUTOMATIC1111's clients work
+unchanged.
 
 Every error is problem JSON (RFC 9457) with a stable `code`.
 """
@@ -98,7 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
         )
-    for module in ROUTE_MODULES:
+    for module in ROUTED:
         app.include_router(module.router)
 
     problems.describe(app)
