@@ -1,1 +1,1 @@
-"""The front desk: HTTP in, JSON out, and the `farm` command. Never loads torch, never imports the worker."""
+"""The HTTP API, its Python client and the `farm` command. Never loads torch, never imports the worker."""

@@ -1,4 +1,4 @@
-"""The first thing that a request meets: whoever has no key is sent away before a byte of the body is read."""
+"""Authentication middleware: refuses a request without a valid API key before its body is read."""
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -8,7 +8,7 @@ from shared.errors import FarmError
 
 
 class AuthMiddleware:
-    """ASGI middleware that finds out who calls, for everything under the guarded paths."""
+    """ASGI middleware that identifies the caller of every request under the guarded path prefixes."""
 
     def __init__(self, app: ASGIApp, *, guarded: tuple[str, ...]) -> None:
         self._app = app

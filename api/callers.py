@@ -1,7 +1,7 @@
-"""Who calls, and what they may do. Handlers ask for the right they need and see only what belongs to their caller.
+"""Authentication and authorization: who calls, with which scopes. Handlers depend on `Reader`, `Submitter` or `Admin`.
 
-A key comes as `Authorization: Bearer KEY`, or as the password of HTTP Basic for clients that know nothing else. No key is ever
-logged: what is wrong with one is said without repeating it.
+An API key comes as `Authorization: Bearer KEY`, or as the password of HTTP Basic for clients that support nothing else. Keys are
+never logged, and error messages do not repeat them.
 """
 
 import hmac
@@ -22,7 +22,7 @@ from shared.infra.db import KeyRow
 from shared.vocabulary.params import MAX_PRIORITY
 
 ANONYMOUS = "anonymous"
-# The owner of what is made with FARM_ADMIN_KEY.
+# The owner of jobs submitted with FARM_ADMIN_KEY.
 OPERATOR = "operator"
 # Asked for while someone types, the console does so at most every 0.4 s: that must not cost the submit that comes after.
 COUNTING = "/v1/prompts/tokens"
@@ -31,7 +31,7 @@ COUNTING_PER_MINUTE = 150
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The key that a request came with, and its limits. `owner` stands on everything that it makes. None limits nothing."""
+    """The API key of a request: its owner id, scopes and limits. A limit of None is no limit."""
 
     owner: str
     scopes: frozenset[Scope] = frozenset({Scope.SUBMIT, Scope.READ})
@@ -42,7 +42,7 @@ class Caller:
 
     @property
     def is_admin(self) -> bool:
-        """Whether it sees and does everything."""
+        """Whether the key has the scope admin, which includes all others."""
         return Scope.ADMIN in self.scopes
 
     @property
@@ -50,47 +50,47 @@ class Caller:
         """The owner whose jobs this caller may see; None for all of them."""
         return None if self.is_admin else self.owner
 
-    def may_rank(self, priority: int) -> None:
-        """Raise `PriorityTooHigh` unless its jobs may have that priority."""
+    def check_priority(self, priority: int) -> None:
+        """Raise `PriorityTooHigh` if the key's jobs may not have this priority."""
         if priority > self.max_priority:
-            raise PriorityTooHigh(f"This API key may submit up to priority {self.max_priority}, not {priority}.")
+            raise PriorityTooHigh(f"This API key allows priorities up to {self.max_priority}, not {priority}.")
 
-    def may(self, scope: Scope) -> "Caller":
-        """Return the caller itself, or raise `ScopeMissing`."""
+    def require(self, scope: Scope) -> "Caller":
+        """Return the caller itself. Raises `ScopeMissing`."""
         if scope not in self.scopes and not self.is_admin:
-            raise ScopeMissing(f"This needs an API key with the scope {scope.value!r}.")
+            raise ScopeMissing(f"This request needs an API key with the scope {scope.value!r}.")
         return self
 
 
 _KEY = "An API key, `farm_…`."
-_PASSWORD = "An API key as password; any user name will do."  # noqa: S105 - a description
+_PASSWORD = "An API key as the password; the user name is ignored."  # noqa: S105 - a description
 
 
 class _Basic(HTTPBasic):
-    """Basic for the documentation alone: it refuses nothing."""
+    """HTTP Basic, for the OpenAPI document only: refuses nothing."""
 
     async def __call__(self, request: HTTPConnection) -> None:  # noqa: ARG002
         return None
 
 
 async def identify(desk: Desk, authorization: str | None, path: str) -> Caller:
-    """Return who sends this `Authorization` header; raise `Unauthenticated`, `RateLimited` or `DatabaseUnavailable`.
+    """Return the caller of an `Authorization` header, and count the request against the rate limit of its key.
 
-    What is asked for under the path counts against the key's rate.
+    Raises `Unauthenticated`, `RateLimited` or `DatabaseUnavailable`.
     """
     if desk.settings.auth == "none":
         # A farm without keys has one caller, who owns everything and may do everything.
-        return _almighty(ANONYMOUS)
-    given = _given(authorization)
-    if _is_operator(desk, given):
-        return _almighty(OPERATOR)
-    token = Token.read(given)
+        return _unlimited(ANONYMOUS)
+    credentials = _credentials(authorization)
+    if _is_operator(desk, credentials):
+        return _unlimited(OPERATOR)
+    token = Token.read(credentials)
     if token is None:
-        raise Unauthenticated("This is no API key; one looks like farm_0123456789_….")
-    known = desk.keys.remembered(token)
-    if known is None:
-        known = await run_in_threadpool(desk.keys.fetch, token)
-    caller = _holder(known)
+        raise Unauthenticated("The API key is malformed; one looks like farm_0123456789_….")
+    cached = desk.keys.remembered(token)
+    if cached is None:
+        cached = await run_in_threadpool(desk.keys.fetch, token)
+    caller = _valid_caller(cached)
     if caller.requests_per_minute is not None:
         await run_in_threadpool(_count, desk, caller.owner, caller.requests_per_minute, path)
     return caller
@@ -112,11 +112,11 @@ async def _caller(
         object, Security(_Basic(auto_error=False, scheme_name="key as password", description=_PASSWORD))
     ],
 ) -> Caller:
-    known: Caller | None = getattr(request.state, "caller", None)
-    return known or await identify(desk, request.headers.get("Authorization"), request.url.path)
+    identified: Caller | None = getattr(request.state, "caller", None)
+    return identified or await identify(desk, request.headers.get("Authorization"), request.url.path)
 
 
-def _given(authorization: str | None) -> str:
+def _credentials(authorization: str | None) -> str:
     scheme, _, value = (authorization or "").strip().partition(" ")
     if scheme.lower() == "bearer" and value:
         return value.strip()
@@ -130,22 +130,22 @@ def _given(authorization: str | None) -> str:
     raise Unauthenticated
 
 
-def _almighty(owner: str) -> Caller:
+def _unlimited(owner: str) -> Caller:
     return Caller(owner, frozenset(Scope), max_priority=MAX_PRIORITY)
 
 
-def _is_operator(desk: Desk, given: str) -> bool:
+def _is_operator(desk: Desk, credentials: str) -> bool:
     key = desk.settings.admin_key
-    return key is not None and hmac.compare_digest(given.encode(), key.get_secret_value().encode())
+    return key is not None and hmac.compare_digest(credentials.encode(), key.get_secret_value().encode())
 
 
-def _holder(known: CachedKey) -> Caller:
-    row = known.row
-    if row is None or known.asked_at is None:
-        raise Unauthenticated("This API key is not known here.")
+def _valid_caller(cached: CachedKey) -> Caller:
+    row = cached.row
+    if row is None or cached.asked_at is None:
+        raise Unauthenticated("This API key does not exist on this farm.")
     if row.revoked_at is not None:
         raise Unauthenticated("This API key was revoked.")
-    if row.expires_at is not None and row.expires_at <= known.asked_at:
+    if row.expires_at is not None and row.expires_at <= cached.asked_at:
         raise Unauthenticated("This API key has expired.")
     return _caller_of(row)
 
@@ -165,18 +165,18 @@ _Caller = Annotated[Caller, Depends(_caller)]
 
 
 async def submitter(caller: _Caller) -> Caller:
-    """Return the caller, who may submit and cancel."""
-    return caller.may(Scope.SUBMIT)
+    """Require the scope submit."""
+    return caller.require(Scope.SUBMIT)
 
 
 async def reader(caller: _Caller) -> Caller:
-    """Return the caller, who may look."""
-    return caller.may(Scope.READ)
+    """Require the scope read."""
+    return caller.require(Scope.READ)
 
 
 async def admin(caller: _Caller) -> Caller:
-    """Return the caller, who may do everything."""
-    return caller.may(Scope.ADMIN)
+    """Require the scope admin."""
+    return caller.require(Scope.ADMIN)
 
 
 Submitter = Annotated[Caller, Depends(submitter)]

@@ -1,4 +1,4 @@
-"""What a handler may reach: the desk, opened once per process and closed with it."""
+"""The `Desk`: connections and shared state of an api process, and the FastAPI dependencies that hand it to routes."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +26,7 @@ from shared.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """The api's connections. Opening it connects to nothing: a dependency that is down must not keep the api from starting."""
+    """Connections and shared state. Opened without connecting: a dependency that is down must not keep the api from starting."""
 
     settings: Settings
     db: Database
@@ -43,7 +43,7 @@ class Desk:
 
 @contextmanager
 def open_desk(settings: Settings) -> Iterator[Desk]:
-    """Open the connections and close them all in the end."""
+    """Open the desk, and close its connections on exit."""
     with ExitStack() as closing:
         db = Database(settings, pool_size=20)
         closing.callback(db.close)
@@ -83,7 +83,7 @@ def _job_id(
     try:
         return UUID(job_id)
     except ValueError:
-        raise JobNotFound(f"No job has ever had the id {job_id[:64]!r}.") from None
+        raise JobNotFound(f"There is no job {job_id[:64]!r}.") from None
 
 
 DeskDep = Annotated[Desk, Depends(_desk)]

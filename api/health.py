@@ -1,4 +1,4 @@
-"""Is the api alive, and can it work? For load balancers, orchestrators and people."""
+"""Liveness and readiness probes."""
 
 from collections.abc import Callable
 
@@ -13,28 +13,28 @@ router = APIRouter(tags=["operations"])
 
 
 class Dependency(BaseModel):
-    """Whether one dependency answers, and what it said if not."""
+    """Whether a dependency answers, or why not."""
 
     ok: bool
     detail: str
 
 
 class Readiness(BaseModel):
-    """`ready` when every dependency answers."""
+    """`status` is `ready` if every dependency answers, else `unready`."""
 
     status: str
     dependencies: dict[str, Dependency]
 
 
-@router.get("/healthz")
+@router.get("/healthz", summary="Liveness")
 def healthz() -> dict[str, str]:
-    """Say that this process answers. Touches nothing else."""
+    """Answer 200 while this process runs. Asks no dependency."""
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses={503: {"model": Readiness}})
+@router.get("/readyz", summary="Readiness", responses={503: {"model": Readiness}})
 def readyz(desk: DeskDep, response: Response) -> Readiness:
-    """Ask every dependency; 503 names those that are down."""
+    """Ask Postgres, Redis and the storage; 503 if one of them is down."""
     dependencies = {
         "postgres": _ask(desk.db.ping),
         "redis": _ask(lambda: broker.ping(desk.redis)),

@@ -1,6 +1,6 @@
-"""How pictures come in: as base64, or from a URL that the api fetches. Bounded, because both cost what others need.
+"""Input pictures: base64, or fetched from a URL. Bounds how many are fetched and decoded at once.
 
-A picture of the largest size takes 0.15 GB while it is decoded; a slow URL holds a thread of the api.
+Decoding a picture of the largest size takes 0.15 GB; a slow URL holds a thread of the api.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _DECODE_PATIENCE_S = 30.0
 
 
 class PictureIntake:
-    """The one place of a process where clients' pictures are fetched and decoded."""
+    """Fetches and decodes clients' pictures, a bounded number at a time per process."""
 
     def __init__(self, outside: OutboundHttp, *, max_bytes: int, fetch_s: float) -> None:
         self._outside = outside
@@ -28,10 +28,10 @@ class PictureIntake:
         self._decodes = BoundedSemaphore(DECODES)
 
     def file(self, text: str, what: str) -> bytes:
-        """Return the file that a field holds or names. Raises `InvalidRequest` naming the field `what`, `TooBusy`."""
+        """Return the bytes of a base64 text or of a URL. Raises `InvalidRequest`, which names the field `what`, and `TooBusy`."""
         if not text[:8].lower().startswith(("http://", "https://")):
             return pictures.from_base64(text, what)
-        with _turn(self._fetches, _FETCH_PATIENCE_S, "fetches"):
+        with _permit(self._fetches, _FETCH_PATIENCE_S, "fetches"):
             try:
                 return self._outside.fetch(text, max_bytes=self._max_bytes, deadline_s=self._fetch_s)
             except InvalidRequest as error:
@@ -39,16 +39,16 @@ class PictureIntake:
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """Hold one of the few places in which a picture may be decoded. Raises `TooBusy`."""
-        with _turn(self._decodes, _DECODE_PATIENCE_S, "decodes"):
+        """Hold a decoding permit. Waits up to 30 s for one, then raises `TooBusy`."""
+        with _permit(self._decodes, _DECODE_PATIENCE_S, "decodes"):
             yield
 
 
 @contextmanager
-def _turn(places: BoundedSemaphore, patience_s: float, verb: str) -> Iterator[None]:
-    if not places.acquire(timeout=patience_s):
-        raise TooBusy(f"The api {verb} as many pictures as it can at once; send the job again in a moment.")
+def _permit(permits: BoundedSemaphore, patience_s: float, verb: str) -> Iterator[None]:
+    if not permits.acquire(timeout=patience_s):
+        raise TooBusy(f"The api {verb} as many pictures as it can at once; retry in a moment.")
     try:
         yield
     finally:
-        places.release()
+        permits.release()

@@ -1,15 +1,15 @@
-"""Every error a client can get, as RFC 9457 problem JSON with a stable `code`."""
+"""Error handlers: every error becomes RFC 9457 problem JSON with a stable `code`."""
 
 import http
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -25,10 +25,10 @@ from shared.errors import (
 )
 
 RETRY_AFTER_SECONDS = 5
-# What the gate answers, and what becomes of a body that is none, too slow, too large, or encoded in an unknown way.
+# Statuses of authentication and rate limits, and of a body that is missing, slow, large, or encoded in an unknown way.
 GATE = (401, 403, 429, 503)
 BODY = (400, 408, 413, 415, 422)
-# What an operator has to mend; what else is unavailable is so by design.
+# Failures that an operator must fix; anything else unavailable is so by design.
 AWAY = (DatabaseUnavailable, BrokerUnavailable, StorageUnavailable)
 _CODES = {
     400: "malformed_body",
@@ -45,14 +45,14 @@ log = structlog.get_logger(__name__)
 
 
 class FieldError(BaseModel):
-    """One field of the request and what is wrong with it."""
+    """A field of the request and its error."""
 
-    field: str
+    field: Annotated[str, Field(description="Path of the field, such as `hires.strength`; `body` for the whole body.")]
     message: str
 
 
 class ProblemDetails(BaseModel):
-    """An error. `code` is stable and meant for programs, `detail` for people."""
+    """An error. Programs should read `code`, which is stable; `detail` is for people."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -84,7 +84,7 @@ class ProblemResponse(JSONResponse):
 
 
 def install(app: FastAPI) -> None:
-    """Make the app answer every error with a problem."""
+    """Register the error handlers."""
     app.add_exception_handler(FarmError, _farm_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
@@ -100,7 +100,7 @@ def problem(
     errors: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> ProblemResponse:
-    """Build the response of one problem."""
+    """Build a problem response."""
     details = ProblemDetails(
         title=http.HTTPStatus(status).phrase, status=status, detail=detail, code=code, errors=list(errors)
     )
@@ -108,24 +108,24 @@ def problem(
 
 
 def of(_request: Request, error: FarmError) -> ProblemResponse:
-    """Build the response of one of the farm's own errors."""
+    """Build the problem response of a `FarmError`."""
     return problem(error.status, error.code, str(error), headers=_headers(error))
 
 
 def unexpected(request: Request, error: Exception) -> ProblemResponse:
-    """Log an error that nobody expected and build the response."""
+    """Log an unexpected error and build a 500 response."""
     log.error("request.crashed", method=request.method, path=request.url.path, exc_info=error)
-    return problem(500, "internal", "Something went wrong inside the farm; the log of the api has the details.")
+    return problem(500, "internal", "The api failed unexpectedly; its log has the details.")
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe the problems that a route may answer with, for OpenAPI."""
+    """Return the OpenAPI responses for the problems of a route."""
     schema = {"application/problem+json": {"schema": ProblemDetails.model_json_schema()}}
     return {status: {"description": http.HTTPStatus(status).phrase, "content": schema} for status in statuses}
 
 
 def describe(app: FastAPI) -> None:
-    """Complete the OpenAPI document by what any route of /v1 may answer before its handler is asked."""
+    """Add to the OpenAPI document the problems that middleware may answer on any route of /v1."""
     plain = app.openapi
 
     def described() -> dict[str, Any]:
@@ -133,8 +133,8 @@ def describe(app: FastAPI) -> None:
             for path, item in plain()["paths"].items():
                 for operation in item.values() if path.startswith("/v1/") else ():
                     statuses = (*GATE, *BODY) if "requestBody" in operation else GATE
-                    for status, told in documented(*statuses).items():
-                        operation["responses"].setdefault(str(status), told)
+                    for status, response in documented(*statuses).items():
+                        operation["responses"].setdefault(str(status), response)
         return plain()
 
     app.openapi = described  # type: ignore[method-assign]  # the way that FastAPI's documentation shows

@@ -1,6 +1,6 @@
-"""The api behind a server that bounds what one client can hold: `python -m api.serve --host 127.0.0.1 --port 8000`.
+"""Run the api with uvicorn: `python -m api.serve --host 127.0.0.1 --port 8000`. Bounds the size and time of request heads.
 
-uvicorn's fast HTTP parser neither limits the head of a request nor how long it may take; this one does. Behind a reverse proxy
+uvicorn's fast HTTP parser limits neither the head of a request nor how long it may take; `Protocol` does. Behind a reverse proxy
 that does it too, `uvicorn --factory api.main:create_app` serves the same api.
 """
 
@@ -26,23 +26,20 @@ DRAIN_S = 5
 
 
 class Protocol(HttpToolsProtocol):
-    """A connection whose request heads are bounded in bytes and time."""
+    """HTTP protocol that bounds request heads in bytes and seconds."""
 
     _head_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Expect a head."""
         super().connection_made(cast(asyncio.Transport, transport))
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Expect nothing more."""
         self._end_head()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, as many as a head may have."""
         if self._deadline is not None and self._head_bytes + _first_head(data) > MAX_HEAD_BYTES:
             self._refuse()
             return
@@ -53,12 +50,10 @@ class Protocol(HttpToolsProtocol):
                 self._refuse()
 
     def on_message_begin(self) -> None:
-        """Expect the rest of the head."""
         super().on_message_begin()
         self._expect_head()
 
     def on_headers_complete(self) -> None:
-        """Go on to the request."""
         self._end_head()
         super().on_headers_complete()
 
@@ -96,7 +91,7 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0
 
 
 def config(host: str, port: int) -> uvicorn.Config:
-    """Return how uvicorn runs the api."""
+    """Return the configuration of the uvicorn server."""
     return uvicorn.Config(
         "api.main:create_app",
         factory=True,
@@ -112,8 +107,8 @@ def config(host: str, port: int) -> uvicorn.Config:
 
 
 def main() -> None:
-    """Serve until told to stop."""
-    parser = argparse.ArgumentParser(prog="python -m api.serve", description="Serve the farm's api.")
+    """Parse the arguments, check the dependencies, and serve until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m api.serve", description="Serve the farm's API.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     asked = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Finished pictures as the storage holds them, for whoever asks while their job may be on its way out."""
+"""Read finished images from the storage, while their job may be deleted."""
 
 import structlog
 
@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 
 
 def fetch(desk: Desk, image: ImageRow) -> bytes:
-    """Return an image's bytes. Raises `Gone` for a job that was removed since its row was read, and `StorageUnavailable`."""
+    """Return an image's bytes. Raises `Gone` if the job was deleted since its row was read, and `StorageUnavailable`."""
     try:
         return desk.storage.get(image.key)
     except ObjectMissing as error:
@@ -19,4 +19,4 @@ def fetch(desk: Desk, image: ImageRow) -> bytes:
             lifecycle.get(session, image.job_id)  # raises if it is gone by now
         # Objects go before their rows: it is being removed at this moment, or else the storage has lost it.
         log.warning("image.missing", job_id=str(image.job_id), key=image.key)
-        raise Gone(f"The storage does not have image {image.index} of job {image.job_id} any more.") from error
+        raise Gone(f"Image {image.index} of job {image.job_id} is no longer in the storage.") from error

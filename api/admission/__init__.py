@@ -1,1 +1,1 @@
-"""From a submission to a queued job: validation, defaults, names, inputs, one transaction."""
+"""From a submission to a queued job: validation, defaults, name lookup, input pictures, one transaction."""

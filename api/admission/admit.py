@@ -1,4 +1,4 @@
-"""The one way from submissions to jobs that will be rendered, one or many at once, whichever dialect they came in."""
+"""Admit submissions of either API: resolve them, store jobs in one transaction, ring the workers' doorbell."""
 
 import time
 from collections import Counter
@@ -36,17 +36,17 @@ def admit(
     key: str | None = None,
     job_id: UUID | None = None,
 ) -> JobRow:
-    """Store a job and ring for it. Once this returns the job will reach a final state, whatever dies.
+    """Store a job and ring for it. Once this returns, the job reaches a final state even if processes fail.
 
-    A `key` or `job_id` of the client's own that has made a job from the same body before leads to that job.
+    An idempotency `key` or client-chosen `job_id` that made a job from the same body before returns that job.
 
-    Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey` and `QueueFull`, `KeyReused` and
+    Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey`, `QueueFull`, `KeyReused`,
     `SubmissionInFlight`, and `Unavailable` while the database or the storage is away.
     """
     began_ns = time.time_ns()
-    caller.may_rank(submission.priority)
+    caller.check_priority(submission.priority)
     # Before the transaction: storing pictures takes longer than a connection should be held.
-    received = inputs.receive(desk, caller, submission)
+    received = inputs.store_inputs(desk, caller, submission)
     digests = Digests(sent.digest, legacy_digests.of_job(submission)) if key or job_id else None
     with desk.db.transaction() as session:
         earlier = _earlier(session, caller, key, job_id, digests) if digests else None
@@ -66,7 +66,7 @@ def admit(
 
 
 def _earlier(session: Session, caller: Caller, key: str | None, job_id: UUID | None, digests: Digests) -> JobRow | None:
-    """Return the job that was made under this name before. Raises as `promises.made` and `promises.chosen`."""
+    """Return the job that was made under this name before. Raises as `shared.jobs.idempotency`."""
     if job_id is not None:
         return idempotency.job_of_id(session, caller.owner, job_id, digests)
     made = idempotency.job_of_key(session, caller.owner, key, digests) if key else None
@@ -76,8 +76,8 @@ def _earlier(session: Session, caller: Caller, key: str | None, job_id: UUID | N
 def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, sent: Sent, *, key: str | None = None) -> BatchRow:
     """Store all jobs of a batch or none, in one transaction, and ring for them. Raises as `admit`."""
     began_ns = time.time_ns()
-    caller.may_rank(max(one.priority for one in wanted.submissions))
-    received = inputs.receive_all(desk, caller, wanted.submissions)
+    caller.check_priority(max(one.priority for one in wanted.submissions))
+    received = inputs.store_all_inputs(desk, caller, wanted.submissions)
     digests = Digests(f"batch {sent.digest}", f"batch {legacy_digests.of_batch(wanted)}") if key else None
     with desk.db.transaction() as session:
         made = idempotency.job_of_key(session, caller.owner, key, digests) if key and digests else None
@@ -114,7 +114,7 @@ def _opened(session: Session, desk: Desk, caller: Caller, wanted: BatchSubmissio
 
 
 class Names:
-    """What names mean in this transaction: looked up once, however many jobs of a batch share them."""
+    """Looks up names of checkpoints and weights in one transaction, each once however many jobs of a batch share it."""
 
     def __init__(self, session: Session, settings: Settings) -> None:
         silent_after_s = settings.lease_seconds
@@ -127,7 +127,7 @@ class Names:
 def _order(
     session: Session, desk: Desk, caller: Caller, submission: Submission, received: StoredInputs, names: Names
 ) -> NewJob:
-    """Find every name of a submission, and leave nothing of it open."""
+    """Resolve a submission into a job to store."""
     params = resolve(
         submission,
         checkpoint=names.checkpoint(submission.checkpoint),
@@ -147,7 +147,7 @@ def _order(
 
 
 def _receiver(session: Session, desk: Desk, caller: Caller, webhook: WebhookChoice | None) -> UUID | None:
-    """Return the receiver that a submission names. Raises `BlockedUrl` and `InvalidRequest`."""
+    """Return the id of the webhook endpoint that a submission names. Raises `BlockedUrl` and `InvalidRequest`."""
     if webhook is None:
         return None
     return endpoints.named(

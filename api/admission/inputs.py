@@ -1,4 +1,4 @@
-"""Pictures that come with a submission: checked, brought to one form and stored before the job is."""
+"""Input pictures of submissions: decoded, converted to PNG and stored before their job."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ MAX_PAIRS = 32
 _UUID_CHARS = 36
 
 
-def receive(desk: Desk, caller: Caller, submission: Submission) -> StoredInputs:
-    """Store a submission's pictures. Raises `InvalidRequest` for one that cannot be had or read, `Unavailable`."""
+def store_inputs(desk: Desk, caller: Caller, submission: Submission) -> StoredInputs:
+    """Store a submission's pictures. Raises `InvalidRequest` for one that cannot be fetched or read, and `Unavailable`."""
     if submission.init_image is None:
         return StoredInputs()
     init_file = _file(desk, caller, submission.init_image, "init_image")
@@ -32,18 +32,20 @@ def receive(desk: Desk, caller: Caller, submission: Submission) -> StoredInputs:
         return StoredInputs(_stored(desk, init), init.size, _stored(desk, mask) if mask else None)
 
 
-def receive_all(desk: Desk, caller: Caller, submissions: Sequence[Submission]) -> Sequence[StoredInputs]:
-    """Store the pictures of many submissions, each once, however many share it."""
+def store_all_inputs(desk: Desk, caller: Caller, submissions: Sequence[Submission]) -> Sequence[StoredInputs]:
+    """Store the pictures of many submissions, each picture once."""
     pairs = [(one.init_image, one.mask_image) for one in submissions]
     different = dict(zip(pairs, submissions, strict=True))
     if len(different) - ((None, None) in different) > MAX_PAIRS:
-        raise InvalidRequest(f"A batch has at most {MAX_PAIRS} different pictures; send several batches.")
-    received = {pair: receive(desk, caller, one) for pair, one in different.items()}
+        raise InvalidRequest(
+            f"A batch may have at most {MAX_PAIRS} different input pictures; split it into several batches."
+        )
+    received = {pair: store_inputs(desk, caller, one) for pair, one in different.items()}
     return [received[pair] for pair in pairs]
 
 
 def _file(desk: Desk, caller: Caller, text: str, what: str) -> bytes:
-    """Return the file that a field holds or names."""
+    """Return the bytes of a base64 text, a URL or an upload."""
     upload_id = _upload_id(text)
     if upload_id is None:
         return desk.intake.file(text, what)
@@ -59,7 +61,7 @@ def _file(desk: Desk, caller: Caller, text: str, what: str) -> bytes:
 
 
 def _upload_id(text: str) -> UUID | None:
-    """Tell an upload's id, which no base64 looks like, from the other ways to name a picture."""
+    """Return the id of an upload, None for base64 or a URL. No base64 of a picture looks like a UUID."""
     if len(text) != _UUID_CHARS or text.count("-") != 4:
         return None
     try:
@@ -69,7 +71,7 @@ def _upload_id(text: str) -> UUID | None:
 
 
 def _stored(desk: Desk, picture: Image) -> str:
-    """Store under a name made of the content, so that the same picture sent again is the same object."""
+    """Store a picture under the hash of its content and return the key: the same picture is stored once."""
     data = pictures.to_png(picture)
     key = input_key(hashlib.sha256(data).hexdigest())
     with desk.db.transaction() as session:

@@ -1,4 +1,4 @@
-"""From a submission to parameters in which nothing is left open: defaults applied, seeds drawn, every name found."""
+"""Resolve a submission into `GenerationParams`: apply defaults, draw seeds, look up LoRAs."""
 
 import secrets
 from collections.abc import Callable, Iterable
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StoredInputs:
-    """Pictures that came with a submission, by their storage keys, and the init image's size in pixels."""
+    """Storage keys of a submission's pictures, and the init image's size in pixels."""
 
     init_image: str | None = None
     init_size: tuple[int, int] | None = None
@@ -47,7 +47,7 @@ def resolve(
     find_lora: FindLora = lambda name: name,
     inputs: StoredInputs | None = None,
 ) -> GenerationParams:
-    """Apply every default, draw the seeds, resolve LoRAs by `find_lora`, which raises for a name that nobody knows."""
+    """Apply defaults, draw seeds and resolve LoRAs. `find_lora` maps a name or alias to a name and raises for an unknown one."""
     inputs = inputs or StoredInputs()
     width, height = _size(submission, inputs.init_size)
     is_img2img = inputs.init_image is not None
@@ -62,7 +62,7 @@ def resolve(
         guidance_scale=submission.guidance_scale,
         width=width,
         height=height,
-        seed=drawn(submission.seed),
+        seed=drawn_seed(submission.seed),
         num_images=submission.num_images,
         variation=_variation(submission),
         sampler=submission.sampler,
@@ -80,7 +80,7 @@ def resolve(
 
 
 def _size(submission: Submission, init_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Take the sides asked for; one that is open is the init image's, brought to what can be rendered."""
+    """Return width and height in pixels; a missing side is that of the init image, rounded down and clamped."""
     width, height = init_size or (DEFAULT_SIDE_PX, DEFAULT_SIDE_PX)
     return _or(submission.width, _side(width)), _or(submission.height, _side(height))
 
@@ -90,14 +90,14 @@ def _side(pixels: float) -> int:
     return min(max(whole, MIN_SIDE_PX), MAX_SIDE_PX)
 
 
-def drawn(seed: int | None) -> int:
-    """Return a seed, drawn unless it is given."""
+def drawn_seed(seed: int | None) -> int:
+    """Return the seed; draw one for None or a negative one."""
     return secrets.randbelow(MAX_SEED + 1) if seed is None or seed < 0 else seed
 
 
 def _variation(submission: Submission) -> Variation | None:
     choice = submission.variation
-    return Variation(seed=drawn(choice.seed), strength=choice.strength) if choice else None
+    return Variation(seed=drawn_seed(choice.seed), strength=choice.strength) if choice else None
 
 
 def _schedule(sampler: Sampler, choice: Schedule | None) -> Schedule:
@@ -105,7 +105,7 @@ def _schedule(sampler: Sampler, choice: Schedule | None) -> Schedule:
 
 
 def _loras(text: str, choices: Iterable[LoraChoice], find: FindLora) -> tuple[Lora, ...]:
-    """Gather the LoRAs of a prompt's tags and of the field; one that is named twice acts with the sum of its weights."""
+    """Merge the LoRAs of a prompt's tags and of the field. Weights of a LoRA that is named twice add up."""
     _, tags = prompt_grammar.split_loras(text)
     wanted = [(tag.name, tag.unet_weight, tag.text_weight) for tag in tags]
     wanted += [(one.name, one.weight, _or(one.text_encoder_weight, one.weight)) for one in choices]
@@ -116,9 +116,11 @@ def _loras(text: str, choices: Iterable[LoraChoice], find: FindLora) -> tuple[Lo
         sums[found] = (before[0] + weight, before[1] + text_weight)
     for name, weights in sums.items():
         if not all(abs(weight) <= MAX_LORA_WEIGHT for weight in weights):
-            raise InvalidRequest(f"LoRA {name}: weights lie between {-MAX_LORA_WEIGHT:g} and {MAX_LORA_WEIGHT:g}.")
+            raise InvalidRequest(
+                f"LoRA {name}: the weight must be between {-MAX_LORA_WEIGHT:g} and {MAX_LORA_WEIGHT:g}."
+            )
     if len(sums) > MAX_LORAS:
-        raise InvalidRequest(f"{len(sums)} LoRAs are more than the {MAX_LORAS} that one job may use.")
+        raise InvalidRequest(f"The job uses {len(sums)} LoRAs; at most {MAX_LORAS} are allowed.")
     return tuple(Lora(name=name, weight=one, text_encoder_weight=other) for name, (one, other) in sums.items())
 
 
@@ -144,9 +146,7 @@ def _hires(submission: Submission, choice: HiresChoice, width: int, height: int,
 def _enlarged(side: int, scale: float) -> int:
     whole = int(side * scale)
     if whole > MAX_SIDE_PX:
-        raise InvalidRequest(
-            f"hires: {side} px times {scale:g} is more than the {MAX_SIDE_PX} px that can be rendered."
-        )
+        raise InvalidRequest(f"hires: {side} px times {scale:g} is larger than the maximum of {MAX_SIDE_PX} px.")
     return _side(whole)
 
 

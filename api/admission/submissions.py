@@ -1,4 +1,4 @@
-"""What a client may ask for. Nothing is looked up here: names are checked and defaults applied in `api.admission.resolution`."""
+"""Schema of a submission: types, bounds, and rules between fields. Names are looked up in `api.admission.resolution`."""
 
 from typing import Annotated, Self
 
@@ -68,22 +68,26 @@ class LoraChoice(_Strict):
 
 
 class VariationChoice(_Strict):
-    """A second seed that bends the picture a little."""
+    """Variation seed: blends the noise of a second seed into that of `seed`."""
 
-    seed: Annotated[Seed | None, Field(description="-1 or null draws one.")] = None
-    strength: Annotated[Share, Field(description="0 is the picture of `seed`, 1 that of the variation's own.")]
+    seed: Annotated[Seed | None, Field(description="-1 or null for a random seed.")] = None
+    strength: Annotated[Share, Field(description="0 is the image of `seed`, 1 that of the variation seed.")]
 
 
 class HiresChoice(_Strict):
-    """Render small, enlarge, and render over the enlargement. What is null is as in the first pass."""
+    """Hires fix: render at the size of the job, upscale, then run img2img on the result. Null fields are as in the first pass."""
 
-    scale: Annotated[float, Field(strict=True, gt=1, le=MAX_UPSCALE, allow_inf_nan=False)] = 2.0
-    width: Annotated[Side | None, Field(description="With `height`, instead of `scale`.")] = None
-    height: Side | None = None
+    scale: Annotated[
+        float, Field(strict=True, gt=1, le=MAX_UPSCALE, allow_inf_nan=False, description="Upscale factor.")
+    ] = 2.0
+    width: Annotated[Side | None, Field(description="Final width in pixels; with `height`, instead of `scale`.")] = None
+    height: Annotated[Side | None, Field(description="Final height in pixels.")] = None
     upscaler: Upscaler = Upscaler.LATENT
-    steps: Annotated[Steps | None, Field(description="Really made, whatever the strength.")] = None
+    steps: Annotated[
+        Steps | None, Field(description="Steps of the second pass; the strength does not reduce them.")
+    ] = None
     strength: Annotated[
-        Share, Field(gt=0, description="How much noise the enlargement gets; latent upscalers need 0.5.")
+        Share, Field(gt=0, description="Denoising strength of the second pass; latent upscalers need at least 0.5.")
     ] = 0.7
     guidance_scale: Guidance | None = None
     sampler: Sampler | None = None
@@ -101,25 +105,37 @@ class HiresChoice(_Strict):
 
 
 class InpaintChoice(_Strict):
-    """How the white of the mask is painted anew. Lengths are in pixels of the init image."""
+    """Inpainting of the white area of the mask. Lengths are in pixels of the init image."""
 
-    mask_blur: Annotated[int, Field(strict=True, ge=0, le=MAX_BLUR_PX)] = 4
-    mask_fill: MaskFill = MaskFill.ORIGINAL
-    mask_invert: Annotated[bool, Field(strict=True, description="Paint the black instead.")] = False
+    mask_blur: Annotated[int, Field(strict=True, ge=0, le=MAX_BLUR_PX, description="Blur of the mask's edge.")] = 4
+    mask_fill: Annotated[MaskFill, Field(description="What fills the masked area before denoising.")] = (
+        MaskFill.ORIGINAL
+    )
+    mask_invert: Annotated[bool, Field(strict=True, description="Inpaint the black area instead.")] = False
     only_masked: Annotated[
-        bool, Field(strict=True, description="Spend the whole resolution on the masked area and its surroundings.")
+        bool,
+        Field(
+            strict=True,
+            description="Inpaint only the masked area, cropped with its `padding` and rendered at full resolution.",
+        ),
     ] = False
-    padding: Annotated[int, Field(strict=True, ge=0, le=MAX_PADDING_PX, description="Of those surroundings.")] = 32
+    padding: Annotated[
+        int,
+        Field(strict=True, ge=0, le=MAX_PADDING_PX, description="Context around the masked area, for `only_masked`."),
+    ] = 32
 
 
 class WebhookChoice(_Strict):
-    """Where to tell of jobs, by Standard Webhooks."""
+    """A webhook endpoint (Standard Webhooks)."""
 
     url: Annotated[str, Field(strict=True, min_length=1, max_length=MAX_URL_CHARS, description="http or https.")]
     events: Annotated[list[EventType], Field(min_length=1, max_length=len(EventType))] = list(ENDINGS)
     secret: Annotated[
         SecretStr | None,
-        Field(max_length=200, description="`whsec_…`. Null: drawn, or for one job that of /v1/webhooks/secret."),
+        Field(
+            max_length=200,
+            description="`whsec_…`. Null: generated for an endpoint, that of /v1/webhooks/secret for a job.",
+        ),
     ] = None
 
 
@@ -152,63 +168,90 @@ class Submission(_Strict):
         },
     )
 
-    prompt: Annotated[Text, Field(description="What the picture should show; weights, LoRAs and the rest as in A1111.")]
-    negative_prompt: Annotated[Text, Field(description="What it should not show.")] = ""
+    prompt: Annotated[
+        Text,
+        Field(
+            description="Prompt in AUTOMATIC1111's syntax: weights, `BREAK`, `AND`, prompt editing, `<lora:name:weight>`."
+        ),
+    ]
+    negative_prompt: Annotated[Text, Field(description="Negative prompt.")] = ""
     steps: Annotated[Steps, Field(description="Denoising steps.")] = 20
     guidance_scale: Annotated[
         Guidance,
-        Field(description="How strongly the prompt is followed; at 1 or below the negative prompt has no effect."),
+        Field(description="CFG scale; at 1 or below the negative prompt has no effect."),
     ] = 7.0
-    width: Annotated[Side | None, Field(description="A multiple of 8. Null: the init image's, else 512.")] = None
+    width: Annotated[
+        Side | None, Field(description="Pixels, a multiple of 8. Null: that of the init image, else 512.")
+    ] = None
     height: Annotated[Side | None, Field(description="As `width`.")] = None
     seed: Annotated[
         Seed | None,
-        Field(description="Of the first image; the next use seed + 1 and so on. -1 or null draws one."),
+        Field(description="Seed of the first image; image n uses seed + n. -1 or null for a random seed."),
     ] = None
-    num_images: Annotated[int, Field(strict=True, ge=1, le=MAX_IMAGES)] = 1
+    num_images: Annotated[int, Field(strict=True, ge=1, le=MAX_IMAGES, description="Images of this job.")] = 1
     priority: Annotated[
         int,
-        Field(strict=True, ge=MIN_PRIORITY, le=MAX_PRIORITY, description="Higher goes first; up to the API key's own."),
+        Field(strict=True, ge=MIN_PRIORITY, le=MAX_PRIORITY, description="Higher starts first; the API key limits it."),
     ] = 0
     variation: VariationChoice | None = None
     sampler: Sampler = Sampler.DPMPP_2M
-    schedule: Annotated[ScheduleChoice, Field(description="Null, or `automatic`, takes the sampler's own default.")] = (
-        None
-    )
+    schedule: Annotated[ScheduleChoice, Field(description="Null or `automatic`: the sampler's default.")] = None
     checkpoint: Annotated[
-        Name | None, Field(description="A name from /v1/checkpoints. Null takes the one that is served.")
+        Name | None, Field(description="A name from /v1/checkpoints. Null: the farm's default, or the only one served.")
     ] = None
-    vae: Annotated[Name | None, Field(description="A name from /v1/vaes. Null takes the checkpoint's own.")] = None
-    clip_skip: Annotated[int, Field(strict=True, ge=1, le=MAX_CLIP_SKIP, description="1 is CLIP's last layer.")] = 1
+    vae: Annotated[Name | None, Field(description="A name from /v1/vaes. Null: the VAE of the checkpoint.")] = None
+    clip_skip: Annotated[
+        int,
+        Field(
+            strict=True,
+            ge=1,
+            le=MAX_CLIP_SKIP,
+            description="1 uses CLIP's last layer, 2 the layer before it, as in AUTOMATIC1111.",
+        ),
+    ] = 1
     loras: Annotated[list[LoraChoice], Field(max_length=MAX_LORAS)] = []
     init_image: Annotated[
         Picture | None,
-        Field(description="Makes it img2img. The file in base64, a data URI, a URL, or the id of an upload."),
+        Field(description="Makes the job img2img: base64, a data URI, a URL, or the id of an upload."),
     ] = None
     resize_mode: Annotated[
-        ResizeMode, Field(description="How an init image of another shape comes to width and height.")
+        ResizeMode, Field(description="How an init image of another shape is fitted to width and height.")
     ] = ResizeMode.STRETCH
-    strength: Annotated[Share | None, Field(description="How much of the init image is made anew; 0.75 if null.")] = (
-        None
-    )
-    mask_image: Annotated[Picture | None, Field(description="Makes it inpainting: white is painted anew.")] = None
+    strength: Annotated[
+        Share | None,
+        Field(description="Denoising strength of img2img: 0 keeps the init image, 1 replaces it. Null: 0.75."),
+    ] = None
+    mask_image: Annotated[
+        Picture | None, Field(description="Makes the job inpainting: the white area is painted anew.")
+    ] = None
     inpaint: InpaintChoice | None = None
     hires: HiresChoice | None = None
     expires_in: Annotated[
         int | None,
-        Field(strict=True, ge=1, le=MAX_WAIT_S, description="Seconds; a job still queued then expires. Null: never."),
+        Field(
+            strict=True,
+            ge=1,
+            le=MAX_WAIT_S,
+            description="Seconds after which a job that is still queued expires. Null: never.",
+        ),
     ] = None
     timeout: Annotated[
         int | None,
-        Field(strict=True, ge=1, le=MAX_WAIT_S, description="Seconds that one attempt may run. Null: the farm's own."),
+        Field(
+            strict=True, ge=1, le=MAX_WAIT_S, description="Seconds that one attempt may run. Null: the farm's default."
+        ),
     ] = None
     webhook: Annotated[
-        WebhookChoice | None, Field(description="Who hears of this job, besides the registered endpoints.")
+        WebhookChoice | None, Field(description="A webhook for this job, in addition to the registered endpoints.")
     ] = None
     upscale: Annotated[
         float,
         Field(
-            strict=True, ge=1, le=MAX_UPSCALE, allow_inf_nan=False, description="Enlarge what is finished, by Lanczos."
+            strict=True,
+            ge=1,
+            le=MAX_UPSCALE,
+            allow_inf_nan=False,
+            description="Enlarge the finished images by this factor, with Lanczos.",
         ),
     ] = 1.0
 
@@ -219,7 +262,9 @@ class Submission(_Strict):
     @model_validator(mode="after")
     def _webhook_hears_of_a_job(self) -> Self:
         if self.webhook and any(event.is_of_batch for event in self.webhook.events):
-            raise ValueError("webhook: a job ends no batch; give the batch a webhook, or register an endpoint")
+            raise ValueError(
+                "webhook: a job cannot send batch events; give the batch a webhook, or register an endpoint"
+            )
         return self
 
     @model_validator(mode="after")
@@ -237,7 +282,7 @@ class Submission(_Strict):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} needs an init_image")
         elif self.hires:
-            raise ValueError("hires works on txt2img; with an init_image use upscale, or a second job")
+            raise ValueError("hires needs txt2img; with an init_image use upscale, or a second job")
         if self.inpaint and self.mask_image is None:
             raise ValueError("inpaint needs a mask_image")
         return self

@@ -1,4 +1,4 @@
-"""What a batch asks for: a list of submissions, or one template and what varies in it. Pure."""
+"""Batch submissions: a list of jobs, or a parameter sweep over a template. Pure."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, SecretStr, ValidationError, model_validator
 
-from api.admission.resolution import drawn
+from api.admission.resolution import drawn_seed
 from api.admission.submissions import Submission
 from shared.infra.url_guard import MAX_URL_CHARS
 from shared.vocabulary.params import reject_nul
@@ -23,12 +23,14 @@ Axes: TypeAlias = Annotated[
 
 
 class BatchWebhook(BaseModel):
-    """Who hears of the end of a batch, by Standard Webhooks."""
+    """A webhook (Standard Webhooks) that receives `batch.finished`."""
 
     model_config = ConfigDict(extra="forbid")
 
     url: Annotated[str, Field(strict=True, min_length=1, max_length=MAX_URL_CHARS, description="http or https.")]
-    secret: Annotated[SecretStr | None, Field(max_length=200, description="Null: that of /v1/webhooks/secret.")] = None
+    secret: Annotated[
+        SecretStr | None, Field(max_length=200, description="Null uses the secret of /v1/webhooks/secret.")
+    ] = None
 
 
 class BatchSubmission(BaseModel):
@@ -48,20 +50,25 @@ class BatchSubmission(BaseModel):
         },
     )
 
-    name: Annotated[str | None, Field(max_length=MAX_NAME_CHARS, description="For people.")] = None
+    name: Annotated[str | None, Field(max_length=MAX_NAME_CHARS, description="A label for people.")] = None
     jobs: Annotated[list[Submission] | None, Field(min_length=1, max_length=MAX_JOBS)] = None
     template: Annotated[
         dict[str, JsonValue] | None,
-        Field(description="A job as in POST /v1/jobs. A seed that is left open is drawn once, the same for all."),
+        Field(description="A job as in POST /v1/jobs. Without a seed, one is drawn and used for all jobs."),
     ] = None
     grid: Annotated[
         Axes | None,
         Field(
-            description="Values by parameter; the last parameter changes fastest. `hires.strength` names an inner one."
+            description="Lists of values by parameter: every combination, the last changes fastest. Nested: `hires.strength`."
         ),
     ] = None
-    zip: Annotated[Axes | None, Field(description="As `grid`, with lists of one length that go side by side.")] = None
-    webhook: Annotated[BatchWebhook | None, Field(description="Hears `batch.finished` once all jobs have ended.")] = (
+    zip: Annotated[
+        Axes | None,
+        Field(
+            description="Lists of values by parameter, all of one length: first values together, then second ones, and so on."
+        ),
+    ] = None
+    webhook: Annotated[BatchWebhook | None, Field(description="Receives `batch.finished` once all jobs are final.")] = (
         None
     )
 
@@ -72,39 +79,39 @@ class BatchSubmission(BaseModel):
         if self.name is not None:
             reject_nul(self.name)
         if (self.jobs is None) == (self.template is None):
-            raise ValueError("give either jobs, or a template and what varies in it")
+            raise ValueError("give either jobs, or a template with a grid or a zip")
         if self.template is not None and (self.grid is None) == (self.zip is None):
             raise ValueError("a template needs either a grid or a zip")
         if self.jobs is not None and (self.grid or self.zip):
-            raise ValueError("grid and zip vary a template; jobs are what they are")
+            raise ValueError("grid and zip need a template; they cannot be combined with jobs")
         self._submissions = self.jobs if self.jobs is not None else list(_swept(self.template or {}, self._cells()))
         return self
 
     @property
     def submissions(self) -> Sequence[Submission]:
-        """Return every job that is asked for, in order."""
+        """All jobs of the batch, in order."""
         return self._submissions
 
     @property
     def axes(self) -> Mapping[str, list[JsonValue]]:
-        """Return what varies, by parameter; nothing for a list of jobs."""
+        """Values by parameter; empty for a list of jobs."""
         return self.grid or self.zip or {}
 
     def _cells(self) -> list[dict[str, JsonValue]]:
         names, values = list(self.axes), list(self.axes.values())
         if self.zip is not None and len({len(one) for one in values}) > 1:
-            raise ValueError("zip: the lists must be of one length")
+            raise ValueError("zip: the lists must have the same length")
         count = math.prod(map(len, values)) if self.grid else len(values[0])
         if count > MAX_JOBS:
-            raise ValueError(f"that makes {count} jobs; a batch has at most {MAX_JOBS}")
+            raise ValueError(f"the sweep has {count} jobs; a batch may have at most {MAX_JOBS}")
         rows = product(*values) if self.grid else zip(*values, strict=True)
         return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _swept(template: Mapping[str, JsonValue], cells: Sequence[Mapping[str, JsonValue]]) -> Iterator[Submission]:
-    """Make a submission of each cell; the seed stays what it is, so that the pictures differ by what varies alone."""
+    """Yield the submission of each cell. All share one seed, so that images differ only by the swept parameters."""
     seed = template.get("seed")
-    fixed = {**template, "seed": drawn(seed)} if seed is None or isinstance(seed, int) else template
+    fixed = {**template, "seed": drawn_seed(seed)} if seed is None or isinstance(seed, int) else template
     for cell in cells:
         body: dict[str, Any] = dict(fixed)
         for path, value in cell.items():
@@ -114,7 +121,9 @@ def _swept(template: Mapping[str, JsonValue], cells: Sequence[Mapping[str, JsonV
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the job"
-            raise ValueError(f"where {_told(cell)}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+            raise ValueError(
+                f"where {_described(cell)}: {where}: {first['msg'].removeprefix('Value error, ')}"
+            ) from error
 
 
 def _set(body: dict[str, Any], path: str, value: JsonValue) -> None:
@@ -126,5 +135,5 @@ def _set(body: dict[str, Any], path: str, value: JsonValue) -> None:
     body[name] = value
 
 
-def _told(cell: Mapping[str, JsonValue]) -> str:
+def _described(cell: Mapping[str, JsonValue]) -> str:
     return ", ".join(f"{name[:40]} is {str(value)[:40]}" for name, value in cell.items())

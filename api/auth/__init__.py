@@ -1,1 +1,1 @@
-"""API keys: the table, and a cache of those seen lately."""
+"""API keys: the table, and a cache of keys."""

@@ -1,4 +1,4 @@
-"""The keys that this process has seen lately, so that a request costs no query. What changes in the table acts within seconds."""
+"""Cache of API keys with a short time to live: most requests cost no query, and changes take effect within seconds."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ MAX_REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class CachedKey:
-    """What was found for a prefix, and when that must be asked for again, on the process's clock."""
+    """Cache entry: the row (None for an unknown token), the database's time of the query, and the expiry (monotonic clock)."""
 
     row: KeyRow | None
     asked_at: datetime | None
@@ -25,24 +25,24 @@ class CachedKey:
 
 
 class KeyCache:
-    """Finds the key of a token. Any thread may ask."""
+    """Looks up the key of a token. Thread-safe."""
 
     def __init__(self, db: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._db = db
         self._clock = clock
-        self._known: dict[tuple[str, bytes], CachedKey] = {}
+        self._entries: dict[tuple[str, bytes], CachedKey] = {}
 
     def remembered(self, token: Token) -> CachedKey | None:
-        """Return what is known of a token without asking anyone; None when it must be fetched."""
-        known = self._known.get((token.prefix, token.digest))
-        return known if known and known.until > self._clock() else None
+        """Return the cached entry of a token; None if it must be fetched."""
+        entry = self._entries.get((token.prefix, token.digest))
+        return entry if entry and entry.until > self._clock() else None
 
     def fetch(self, token: Token) -> CachedKey:
-        """Ask the table, and remember. Raises `DatabaseUnavailable`."""
+        """Query the table and cache the result. Raises `DatabaseUnavailable`."""
         with self._db.transaction() as session:
             row, asked_at = keys.find(session, token) or (None, None)
-        known = CachedKey(row, asked_at, self._clock() + (REMEMBER_S if row else REMEMBER_UNKNOWN_S))
-        if len(self._known) >= MAX_REMEMBERED:
-            self._known.clear()
-        self._known[token.prefix, token.digest] = known
-        return known
+        entry = CachedKey(row, asked_at, self._clock() + (REMEMBER_S if row else REMEMBER_UNKNOWN_S))
+        if len(self._entries) >= MAX_REMEMBERED:
+            self._entries.clear()
+        self._entries[token.prefix, token.digest] = entry
+        return entry

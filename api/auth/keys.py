@@ -1,6 +1,6 @@
-"""API keys: how a token is made and read, and the acts on the `keys` table. Who may call them is decided in `api.callers`.
+"""API keys: tokens, limits, and the `keys` table. `api.callers` decides who may change it.
 
-A secret is 256 random bits, so one round of SHA-256 keeps it: slow hashes protect what people choose and others can guess.
+A secret is 256 random bits, so one round of SHA-256 is enough: slow hashes protect passwords, which can be guessed.
 """
 
 import hmac
@@ -28,7 +28,7 @@ _TOKEN = re.compile(r"farm_([0-9a-f]{10})_([A-Za-z0-9_-]{43})")
 
 
 class Scope(StrEnum):
-    """What a key may do: submit and cancel jobs, see its own, or everything."""
+    """Right of a key: submit and cancel jobs, read its own jobs, or administer the farm."""
 
     SUBMIT = "submit"
     READ = "read"
@@ -37,71 +37,77 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a client sends: a prefix by which its key is found, and the secret."""
+    """API key as a client sends it: a prefix that identifies the row, and the secret."""
 
     prefix: str
     secret: str = field(repr=False)
 
     @classmethod
     def drawn(cls) -> "Token":
-        """Draw a new one."""
+        """Generate a new token."""
         return cls(secrets.token_hex(_PREFIX_BYTES), secrets.token_urlsafe(_SECRET_BYTES))
 
     @classmethod
     def read(cls, text: str) -> "Token | None":
-        """Read one; None for what has never been a token."""
+        """Parse a token; None for a malformed one."""
         match = _TOKEN.fullmatch(text)
         return cls(match[1], match[2]) if match else None
 
     @property
     def text(self) -> str:
-        """What the client is given, once."""
+        """The token as text, `farm_PREFIX_SECRET`."""
         return f"farm_{self.prefix}_{self.secret}"
 
     @property
     def digest(self) -> bytes:
-        """What the table keeps."""
+        """SHA-256 of the secret, as the table stores it."""
         return sha256(self.secret.encode()).digest()
 
     def opens(self, row: KeyRow) -> bool:
-        """Whether this is that key's token; takes the same time whatever differs."""
+        """Whether this token belongs to the row. Compares in constant time."""
         return hmac.compare_digest(self.digest, row.hash)
 
 
 class KeyLimits(BaseModel):
-    """What a key may use. Null limits nothing."""
+    """Limits of a key. Null is no limit."""
 
     model_config = ConfigDict(extra="forbid")
 
-    weight: Annotated[float, Field(gt=0, le=1000, description="Its share of the GPUs, against other keys'.")] = 1.0
+    weight: Annotated[float, Field(gt=0, le=1000, description="Share of the GPUs, relative to other keys.")] = 1.0
     max_priority: Annotated[
-        int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY, description="The highest priority of its jobs.")
+        int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY, description="The highest priority that its jobs may have.")
     ] = 0
     requests_per_minute: Annotated[
         int | None,
         Field(
             ge=1,
             le=1_000_000,
-            description="Up to a minute's at once. Token counts have a rate of their own: the same, but at least 150.",
+            description="May all come at once. Token counts have a separate limit of the same size, but at least 150.",
         ),
     ] = None
-    max_queued: Annotated[int | None, Field(ge=1, le=10_000_000, description="Jobs waiting at once.")] = None
-    max_running: Annotated[int | None, Field(ge=1, le=100_000, description="Jobs rendered at once.")] = None
-    paused: Annotated[bool, Field(description="Its queued jobs wait.")] = False
+    max_queued: Annotated[
+        int | None, Field(ge=1, le=10_000_000, description="How many of its jobs may wait in the queue.")
+    ] = None
+    max_running: Annotated[
+        int | None, Field(ge=1, le=100_000, description="How many of its jobs may run at the same time.")
+    ] = None
+    paused: Annotated[bool, Field(description="While true, its queued jobs do not start.")] = False
 
 
 class NewKey(KeyLimits):
     """A key to create."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100, description="Whose it is."), AfterValidator(reject_nul)]
+    name: Annotated[
+        str, Field(min_length=1, max_length=100, description="Who uses the key."), AfterValidator(reject_nul)
+    ]
     scopes: Annotated[frozenset[Scope], Field(min_length=1)] = frozenset({Scope.SUBMIT, Scope.READ})
     expires_in: Annotated[
-        int | None, Field(ge=1, le=10 * 366 * 86400, description="Seconds from now; null: never.")
+        int | None, Field(ge=1, le=10 * 366 * 86400, description="Seconds until the key expires; null: never.")
     ] = None
 
 
 def create(session: Session, wanted: NewKey) -> tuple[KeyRow, Token]:
-    """Create a key. The token cannot be had again."""
+    """Create a key and return its row and token. The token is not stored."""
     token = Token.drawn()
     lifetime = None if wanted.expires_in is None else timedelta(seconds=wanted.expires_in)
     row = KeyRow(
@@ -119,12 +125,12 @@ def create(session: Session, wanted: NewKey) -> tuple[KeyRow, Token]:
 
 
 def listing(session: Session) -> Sequence[KeyRow]:
-    """List every key, also those revoked, oldest first."""
+    """List all keys, revoked ones too, oldest first."""
     return session.scalars(select(KeyRow).order_by(KeyRow.created_at, KeyRow.id)).all()
 
 
 def change(session: Session, key_id: str, limits: KeyLimits) -> KeyRow:
-    """Set those limits that are given; raise `KeyNotFound`."""
+    """Change the limits that are set. Raises `KeyNotFound`."""
     row = _get(session, key_id)
     for name in limits.model_fields_set:
         setattr(row, name, getattr(limits, name))
@@ -132,7 +138,7 @@ def change(session: Session, key_id: str, limits: KeyLimits) -> KeyRow:
 
 
 def revoke(session: Session, key_id: str) -> KeyRow:
-    """End a key for good; again is fine. Its jobs stay. Raise `KeyNotFound`."""
+    """Revoke a key for good; its jobs go on. Idempotent. Raises `KeyNotFound`."""
     row = _get(session, key_id)
     if row.revoked_at is None:
         row.revoked_at = func.now()
@@ -142,7 +148,7 @@ def revoke(session: Session, key_id: str) -> KeyRow:
 
 
 def find(session: Session, token: Token) -> tuple[KeyRow, datetime] | None:
-    """Return the key that a token opens and the database's time, and note that it was used; None where there is none."""
+    """Return the key of a token and the database's time, and record the use; None for an unknown token."""
     found = session.execute(select(KeyRow, func.now()).where(KeyRow.prefix == token.prefix)).one_or_none()
     if found is None or not token.opens(found[0]):
         return None

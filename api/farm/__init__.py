@@ -1,1 +1,1 @@
-"""The load of the farm: queue, throughput and the number of workers it wants."""
+"""Load of the farm: queue statistics, throughput, metrics, and how many workers are wanted."""

@@ -1,4 +1,4 @@
-"""What an api shows at /metrics: the load of the whole farm, read at each scrape, and the requests that it answered itself."""
+"""Prometheus metrics at /metrics: the load of the whole farm, read at each scrape, and this process's requests."""
 
 import time
 from collections import Counter
@@ -32,7 +32,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 def scrape(desk: DeskDep, request: Request) -> Response:
-    """Show the farm's load and this process's requests. Proxies that clients reach should not pass it on."""
+    """Show the farm's load and this process's request times. Public reverse proxies should not forward it."""
     own: Board = request.app.state.board
     farm = Board()
     farm.read(lambda: farm_families(desk.db, desk.settings))
@@ -40,7 +40,7 @@ def scrape(desk: DeskDep, request: Request) -> Response:
 
 
 class RequestTimes:
-    """ASGI middleware that times every request until its answer begins."""
+    """ASGI middleware that measures the time from each request to the start of its response."""
 
     def __init__(self, app: ASGIApp, *, board: Board) -> None:
         self._app = app
@@ -63,7 +63,7 @@ class RequestTimes:
 
 
 def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
-    """Read the farm's load; without a database only that it is away."""
+    """Read the farm's load from the database; if that is down, yield only that it is."""
     silent_after_s = settings.lease_seconds
     try:
         with db.transaction() as session:
@@ -114,7 +114,7 @@ def _scaling_families(loads: list[Load], workers: list[WorkerStatus], goal: Goal
 
 
 def _gpu_families(workers: list[WorkerStatus]) -> Iterator[Family]:
-    """Tell what drivers told of the GPUs; what one does not know is left out."""
+    """Yield GPU health as the drivers report it; unknown values are left out."""
     told = [((worker.checkpoint, worker.id), worker) for worker in workers]
     warmth = [(who, worker.temperature_c) for who, worker in told]
     errors = [(who, worker.ecc_errors) for who, worker in told]

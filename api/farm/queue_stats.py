@@ -1,4 +1,4 @@
-"""The queue and the workers, read for forecasts. Nothing is written here."""
+"""Queue statistics: work and workers per checkpoint, and the jobs ahead of one. Reads only."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -18,20 +18,20 @@ _Sums = dict[str, dict[str, Any]]
 
 
 def loads(session: Session, *, silent_after_s: float) -> Sequence[Load]:
-    """Sum up every checkpoint that has jobs or live workers, by name."""
+    """Return the load of every checkpoint that has jobs or live workers, sorted by name."""
     work = _work(session, JobState.QUEUED, JobState.RUNNING)
-    hands = _hands(session, silent_after_s)
-    return [_load(name, work, hands) for name in sorted(work.keys() | hands.keys())]
+    workers = _workers(session, silent_after_s)
+    return [_load(name, work, workers) for name in sorted(work.keys() | workers.keys())]
 
 
 def load(session: Session, checkpoint: str, *, silent_after_s: float) -> Load:
-    """Sum up who works for one checkpoint and on what. What waits is left out: there may be a million of it."""
+    """Return the running jobs and the workers of one checkpoint. Queued jobs are left out: there may be a million."""
     work = _work(session, JobState.RUNNING, checkpoint=checkpoint)
-    return _load(checkpoint, work, _hands(session, silent_after_s, checkpoint=checkpoint))
+    return _load(checkpoint, work, _workers(session, silent_after_s, checkpoint=checkpoint))
 
 
 def ahead(session: Session, row: JobRow) -> Ahead:
-    """Count what is claimed before a queued job."""
+    """Count the queued jobs that are claimed before this one."""
     before = (
         select(JobRow.cost)
         .where(
@@ -47,7 +47,7 @@ def ahead(session: Session, row: JobRow) -> Ahead:
 
 
 def due_in_s(session: Session, row: JobRow) -> float:
-    """Return how long a queued job waits before it is tried again; 0 for one that may be claimed now."""
+    """Return the seconds until a queued job may be claimed; 0 unless it waits for a retry."""
     if row.not_before is None:
         return 0.0
     left = session.execute(select(func.extract("epoch", row.not_before - func.now()))).scalar_one()
@@ -55,12 +55,12 @@ def due_in_s(session: Session, row: JobRow) -> float:
 
 
 def cost_left(row: JobRow) -> float:
-    """Return what a running job still costs."""
+    """Return the cost of a running job's remaining steps."""
     return row.cost * (1 - row.steps_done / row.steps_total) if row.steps_total else 0.0
 
 
-def _load(name: str, work: _Sums, hands: _Sums) -> Load:
-    return Load(checkpoint=name, **{**work.get(name, {}), **hands.get(name, {})})
+def _load(name: str, work: _Sums, workers: _Sums) -> Load:
+    return Load(checkpoint=name, **{**work.get(name, {}), **workers.get(name, {})})
 
 
 def _work(session: Session, *states: JobState, checkpoint: str | None = None) -> _Sums:
@@ -94,7 +94,7 @@ def _work(session: Session, *states: JobState, checkpoint: str | None = None) ->
     }
 
 
-def _hands(session: Session, silent_after_s: float, *, checkpoint: str | None = None) -> _Sums:
+def _workers(session: Session, silent_after_s: float, *, checkpoint: str | None = None) -> _Sums:
     takes_jobs = WorkerRow.draining_at.is_(None)
     workers = func.count().filter(takes_jobs)
     # A worker that has not worked yet counts as fast as the mean of those that have.

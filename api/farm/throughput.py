@@ -1,4 +1,4 @@
-"""What the farm got done, minute by minute. Reads only."""
+"""Throughput of the last hour: jobs that ended, by checkpoint and minute. Reads only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MINUTES = 60
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """What ended within a minute: jobs that succeeded with their pictures and mean wait before the start, jobs that failed."""
+    """Jobs that ended within one minute. `wait_s` is the mean seconds from submission to start of those that succeeded."""
 
     succeeded: int = 0
     pictures: int = 0
@@ -26,14 +26,14 @@ class Minute:
 
 @dataclass(frozen=True, slots=True)
 class Hour:
-    """The last 60 minutes, the running one included: by checkpoint, then by place from 0, where anything ended."""
+    """The last 60 minutes, the current one included: by checkpoint, then by minute from 0. Empty minutes are missing."""
 
     since: datetime
     checkpoints: Mapping[str, Mapping[int, Minute]]
 
 
 def last_hour(session: Session) -> Hour:
-    """Sum up the jobs that ended. Those deleted since are not counted."""
+    """Sum up the jobs that ended. Deleted jobs are not counted."""
     this_minute = session.execute(select(func.date_trunc("minute", func.now()))).scalar_one()
     since = this_minute - timedelta(minutes=MINUTES - 1)
     found: dict[str, dict[int, Minute]] = {}

@@ -1,1 +1,1 @@
-"""Reading and retrying jobs."""
+"""Queries over jobs, and retries."""

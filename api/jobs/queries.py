@@ -1,4 +1,4 @@
-"""Jobs as they are: some by their ids, listed newest first, counted. Reads only; `shared.jobs.lifecycle` changes them."""
+"""Read-only queries over jobs: by id, newest first, and counts. `shared.jobs.lifecycle` changes them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from shared.vocabulary.states import JobState
 
 @dataclass(frozen=True, slots=True)
 class ListPosition:
-    """A job's place in the listing. By time, since clients may choose ids; the id tells jobs of one moment apart."""
+    """Position of a job in the listing: by creation time, because clients may choose ids; the id breaks ties."""
 
     created_at: datetime
     id: UUID
 
 
 def rows(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, JobRow]:
-    """Return those of the jobs that there are, whoever owns them."""
+    """Return the jobs that exist, by id, of any owner."""
     return {row.id: row for row in session.scalars(select(JobRow).where(JobRow.id.in_(job_ids)))}
 
 
 def versions(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, int]:
-    """Return the versions alone, which tell cheaply whether a row is worth reading again."""
+    """Return the versions of jobs by id: a cheap test whether a row has changed."""
     return dict(session.execute(select(JobRow.id, JobRow.version).where(JobRow.id.in_(job_ids))).all())
 
 
@@ -41,7 +41,7 @@ def listing(
     error_code: str | None = None,
     owner: str | None = None,
 ) -> Sequence[JobRow]:
-    """Return up to `limit` jobs, newest first, that are older than what is at `after`."""
+    """Return up to `limit` jobs after the position `after`, newest first."""
     query: Select[JobRow] = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
     if after is not None:
         query = query.where(tuple_(JobRow.created_at, JobRow.id) < (after.created_at, after.id))
@@ -53,7 +53,7 @@ def listing(
 
 
 def count_queued(session: Session, *, at_most: int, owner: str | None = None) -> int:
-    """Count the queued jobs, of one owner or of all, but no further than `at_most`."""
+    """Count the queued jobs of one owner or of all, up to `at_most`."""
     queued = select(JobRow.owner).where(JobRow.state == JobState.QUEUED)
     if owner is not None:
         queued = queued.where(JobRow.owner == owner)

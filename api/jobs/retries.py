@@ -1,4 +1,4 @@
-"""Jobs that ended without pictures, rendered again: as new jobs that name what they repeat, for final states never change."""
+"""Retry failed, expired and canceled jobs, as new jobs with `retry_of`: final states never change."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState
 
 RETRIED_AT_ONCE = 500
-# Canceled jobs are retried by name alone: someone did not want them.
+# Canceled jobs are retried by id alone: someone did not want them.
 DEAD = (JobState.FAILED, JobState.EXPIRED)
 
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Which dead jobs: all of them, but for what is named. An owner of None is everyone."""
+    """Filter over dead jobs; None matches all."""
 
     owner: str | None = None
     error_code: str | None = None
@@ -32,19 +32,19 @@ class Dead:
 
 
 def lock(session: Session, job_id: UUID, *, owner: str | None) -> JobRow:
-    """Return a job that can be retried, locked, so that two who ask at once make one job of it.
+    """Lock a job for a retry and return it, so that two concurrent retries make one new job.
 
     Raises `JobNotFound`, `Gone`, and `NothingToRetry` for one that has not ended yet or has succeeded.
     """
     lifecycle.get(session, job_id, owner=owner)
     row = session.get_one(JobRow, job_id, with_for_update=True, populate_existing=True)
     if row.state not in {*DEAD, JobState.CANCELED}:
-        raise NothingToRetry(f"Job {job_id} is {row.state}; only what failed, expired or was canceled can be retried.")
+        raise NothingToRetry(f"Job {job_id} is {row.state}; only failed, expired or canceled jobs can be retried.")
     return row
 
 
 def dead(session: Session, which: Dead) -> Sequence[JobRow]:
-    """Return dead jobs that nobody has retried yet, the oldest first, locked; those that another is retrying are left out."""
+    """Lock and return dead jobs without a retry, the oldest first. Jobs that another transaction has locked are skipped."""
     later = aliased(JobRow)
     query = select(JobRow).where(JobRow.state.in_(DEAD), ~exists().where(later.retry_of == JobRow.id))
     for column, value in (
@@ -63,18 +63,18 @@ def dead(session: Session, which: Dead) -> Sequence[JobRow]:
 
 
 def of(session: Session, job_id: UUID) -> JobRow | None:
-    """Return the job that repeats another, if there is one."""
+    """Return the latest retry of a job, None without one."""
     return session.scalars(select(JobRow).where(JobRow.retry_of == job_id).order_by(JobRow.id.desc()).limit(1)).first()
 
 
 def made_of(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, UUID]:
-    """Return the new jobs by the ids of those that they repeat."""
+    """Return the ids of the retries, by the ids of the retried jobs."""
     pairs = select(JobRow.retry_of, JobRow.id).where(JobRow.retry_of.in_(job_ids))
     return {old: new for old, new in session.execute(pairs) if old is not None}
 
 
 def retry(session: Session, row: JobRow, *, max_attempts: int) -> JobRow:
-    """Queue a dead job once more. It has no time to expire by: what was too late once is wanted all the same."""
+    """Queue a dead job again. The new job does not expire: the first one may have, and it is wanted all the same."""
     again = NewJob(
         params=GenerationParams.model_validate(row.params),
         max_attempts=max_attempts,

@@ -1,1 +1,1 @@
-"""Bounds on what one caller may hold: bodies, rates, streams, queued jobs."""
+"""Limits per caller: body size and pace, request rate, open streams, queued jobs."""

@@ -1,7 +1,6 @@
-"""Bounds on request bodies, enforced while they arrive, so that no client can make the api hold more, or hold it up.
+"""Limits on request bodies, enforced while they arrive: size of one, size of all, minimum pace.
 
-One body may be so large, all bodies together so large, and each must come at a pace. Compressed ones are refused: what they
-would unpack to is anyone's guess.
+Compressed bodies are refused, because their unpacked size is unknown.
 """
 
 import asyncio
@@ -34,7 +33,7 @@ class BodyLimit:
         elif int(_header(scope, b"content-length", b"0") or 0) > self._max_bytes:
             await problem(413, "body_too_large", self._detail)(scope, receive, send)
         elif _header(scope, b"content-encoding", b"identity") != b"identity":
-            refusal = problem(415, "unsupported_encoding", "Send the body as it is, without Content-Encoding.")
+            refusal = problem(415, "unsupported_encoding", "Send the body uncompressed, without Content-Encoding.")
             await refusal(scope, receive, send)
         else:
             body = _Body(self, receive)
@@ -44,20 +43,24 @@ class BodyLimit:
                 self._room += body.seen
 
     def hold(self, count: int, seen: int) -> None:
-        """Take `count` more bytes of a body of which `seen` have come, or refuse."""
+        """Reserve memory for `count` more bytes of a body of which `seen` have arrived. Raises `HTTPException` 413 or 503."""
         if seen > self._max_bytes:
             raise HTTPException(413, self._detail)
         if count > self._room:
-            raise HTTPException(503, "The api holds as many bodies as it can; try again soon.", {"Retry-After": "5"})
+            raise HTTPException(
+                503,
+                "The api is receiving as many request bodies as it can; retry in a few seconds.",
+                {"Retry-After": "5"},
+            )
         self._room -= count
 
     @property
     def _detail(self) -> str:
-        return f"The body is larger than {self._max_bytes} bytes."
+        return f"The body is larger than the limit of {self._max_bytes} bytes."
 
 
 class _Body:
-    """The body of one request as it arrives; `seen` bytes of it are in memory."""
+    """Body of one request while it arrives; `seen` bytes of it are in memory."""
 
     def __init__(self, limit: BodyLimit, receive: Receive) -> None:
         self._limit = limit
@@ -74,7 +77,7 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), patience_s)
         except TimeoutError:
-            raise HTTPException(408, "The body comes too slowly.") from None
+            raise HTTPException(408, "The request body arrives too slowly.") from None
         count = len(message.get("body", b""))
         self._limit.hold(count, self.seen + count)
         self.seen += count
@@ -85,6 +88,6 @@ class _Body:
 def _header(scope: Scope, wanted: bytes, default: bytes) -> bytes:
     for name, value in scope["headers"]:
         if name == wanted:
-            found: bytes = value.strip().lower()
-            return found if wanted != b"content-length" or found.isdigit() else default
+            text: bytes = value.strip().lower()
+            return text if wanted != b"content-length" or text.isdigit() else default
     return default

@@ -1,6 +1,6 @@
-"""How many jobs may wait: of one key, and in all. Counted in the database at most once a second, so that a flood costs no counts.
+"""Quota of queued jobs, per key and for the farm. Counts in the database at most once a second, however many submits come.
 
-Between counts a process adds what it admitted itself; several processes may together admit a little more than the limit.
+Between counts a process adds the jobs that it admitted itself; several processes may together admit a little more than the limit.
 """
 
 import time
@@ -22,14 +22,14 @@ MAX_REMEMBERED = 10_000
 
 @dataclass(slots=True)
 class QueuedCount:
-    """Jobs that wait, as last counted plus those admitted since."""
+    """Queued jobs: the last count plus the jobs admitted since."""
 
     queued: int
     until: float
 
 
 class Quota:
-    """Admits jobs to the queue while there is room. Any thread may ask."""
+    """Admits jobs while the queue has room. Thread-safe."""
 
     def __init__(self, max_queued: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_queued = max_queued
@@ -38,18 +38,17 @@ class Quota:
         self._lock = Lock()
 
     def admit(self, session: Session, owner: str, limit: int | None, *, count: int = 1) -> None:
-        """Make room for `count` jobs of an owner with a limit of its own, or raise `QueueFullForKey` or `QueueFull`."""
+        """Admit `count` jobs of an owner whose own limit is `limit`. Raises `QueueFullForKey` or `QueueFull`."""
         if limit is not None and not self._fits(session, owner, count, limit):
-            raise QueueFullForKey(
-                f"This API key has {limit} jobs waiting, as many as it may.", retry_after_s=RETRY_AFTER_S
-            )
+            raise QueueFullForKey(f"This API key may have at most {limit} queued jobs.", retry_after_s=RETRY_AFTER_S)
         if not self._fits(session, EVERYONE, count, self._max_queued):
             raise QueueFull(
-                f"This farm has {self._max_queued} jobs waiting, as many as it takes.", retry_after_s=RETRY_AFTER_S
+                f"The queue is full: this farm takes at most {self._max_queued} queued jobs.",
+                retry_after_s=RETRY_AFTER_S,
             )
 
     def forget(self) -> None:
-        """Count afresh at the next question."""
+        """Drop the counts, so that the next submit counts again."""
         with self._lock:
             self._counts.clear()
 

@@ -1,6 +1,6 @@
-"""How often a key may ask: a bucket that holds a minute's requests and fills evenly, kept in Redis for all api processes.
+"""Rate limit per key: a leaky bucket of one minute's requests in Redis, shared by all api processes.
 
-The bucket is one number, the time at which it will be full again (GCRA). While Redis is away everything is allowed.
+The bucket is one number, the time at which it will be full again (GCRA). While Redis is down, all requests pass.
 """
 
 import time
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 class RateLimit:
-    """Counts the requests of keys that have a limit. Any thread may ask."""
+    """Counts the requests of keys that have a limit. Thread-safe."""
 
     def __init__(self, redis: Redis, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._take = redis.register_script(_TAKE)
@@ -41,7 +41,7 @@ class RateLimit:
         self._away_until = 0.0
 
     def take(self, owner: str, per_minute: int, *, what: str = "requests") -> None:
-        """Count one request, or one of `what` has a bucket of its own; raises `RateLimited` with the seconds to wait."""
+        """Count one request in the bucket `what` of an owner. Raises `RateLimited`, which carries the seconds to wait."""
         if self._clock() < self._away_until:
             return
         try:

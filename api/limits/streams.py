@@ -1,4 +1,4 @@
-"""How many event streams each owner holds open: they are cheap, not free."""
+"""Limit on open event streams per owner."""
 
 from collections import Counter
 
@@ -8,19 +8,19 @@ MAX_STREAMS = 100
 
 
 class StreamLimit:
-    """How many streams each owner holds open in this process. Lives on one event loop."""
+    """Counts the open streams of each owner in this process. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
 
     def enter(self, owner: str) -> None:
-        """Count one more, or raise `TooManyStreams`."""
+        """Count a new stream. Raises `TooManyStreams`."""
         if self._open[owner] >= MAX_STREAMS:
-            raise TooManyStreams(f"This API key follows {MAX_STREAMS} jobs already; end one stream first.")
+            raise TooManyStreams(f"This API key has {MAX_STREAMS} open event streams, the maximum; close one first.")
         self._open[owner] += 1
 
     def leave(self, owner: str) -> None:
-        """Count one less."""
+        """Count an ended stream."""
         self._open[owner] -= 1
         if not self._open[owner]:
             del self._open[owner]

@@ -23,7 +23,7 @@ class Checkpoint(BaseModel):
     size_bytes: int
     ready_workers: Annotated[int, Field(description="Live workers that take jobs for it; draining ones do not count.")]
     slots: Annotated[int, Field(description="How many jobs those workers render at the same time.")]
-    announced_at: Annotated[datetime, Field(description="When a worker last announced it.")]
+    announced_at: Annotated[datetime, Field(description="When a worker first announced it.")]
 
 
 class Checkpoints(BaseModel):
@@ -53,7 +53,7 @@ class SamplerChoice(BaseModel):
     """A sampler and its schedules, the default first."""
 
     name: Sampler
-    label: Annotated[str, Field(description="Its name in AUTOMATIC1111.")]
+    label: Annotated[str, Field(description="Display name, in the style of AUTOMATIC1111.")]
     schedules: list[Schedule]
 
 

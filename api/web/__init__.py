@@ -1,1 +1,1 @@
-"""The console: a page of static files, and the routes that serve them."""
+"""The web console: static files and the routes that serve them."""

@@ -1,4 +1,4 @@
-"""The console: static files at /web and one page at /. It is a client of /v1 like any other and knows nothing more.
+"""Serve the web console: static files at /web, its page at /. The console uses only the public API, /v1.
 
 The limits of its forms are one script made from the schemas of the requests: /openapi.json is too large for every visit.
 """
@@ -46,13 +46,13 @@ router = APIRouter()
 
 @router.get("/", include_in_schema=False)
 def page() -> FileResponse:
-    """Return the page."""
+    """Serve the page."""
     return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
 
 @router.head("/", include_in_schema=False)
 def present() -> None:
-    """Answer clients that ask whether there is a server."""
+    """Answer clients that probe whether a server is there."""
 
 
 @router.get("/web/js/limits.js", include_in_schema=False)
@@ -87,7 +87,7 @@ def _limits(field: Mapping[str, Any], schemas: Mapping[str, Any]) -> dict[str, A
 
 
 def install(app: FastAPI) -> None:
-    """Serve the page's files."""
+    """Mount the static files."""
     # Not around the whole api: a stream of events must not wait for a compressor, and pictures are compressed already.
     app.mount("/web", GZipMiddleware(_Files(directory=FOLDER), minimum_size=500), name="web")
 

@@ -105,16 +105,16 @@ class Image(BaseModel):
 
 
 class Timings(BaseModel):
-    """When the job moved, in UTC, and how long it waited and rendered, in seconds. Null while it has not."""
+    """Times of a job, UTC, and durations in seconds. Null until they are known."""
 
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    retry_at: Annotated[datetime | None, Field(description="A queued job's next attempt waits for this.")]
-    expires_at: Annotated[datetime | None, Field(description="A job still queued then expires.")]
-    queued_s: float | None
-    render_s: float | None
-    total_s: float | None
+    retry_at: Annotated[datetime | None, Field(description="A queued job's next attempt starts no earlier.")]
+    expires_at: Annotated[datetime | None, Field(description="If it is still queued then, it expires.")]
+    queued_s: Annotated[float | None, Field(description="From `created_at` to `started_at`.")]
+    render_s: Annotated[float | None, Field(description="From `started_at` to `finished_at`.")]
+    total_s: Annotated[float | None, Field(description="From `created_at` to `finished_at`.")]
 
 
 class Problem(BaseModel):

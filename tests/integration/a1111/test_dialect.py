@@ -469,7 +469,7 @@ def test_what_breaks_inside_keeps_the_shape(engines: Settings) -> None:
     assert (answer.status_code, answer.json()["error"], answer.json()["detail"][:9]) == (
         500,
         "HTTPException",
-        "Something",
+        "The api f",
     )
 
 

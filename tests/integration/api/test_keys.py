@@ -42,7 +42,7 @@ def app(engines: Settings) -> Iterator[TestClient]:
 def door(app: TestClient, announced: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     assert announced
     assert redis.ping()
-    monkeypatch.setattr(desk(app).keys, "_known", {})
+    monkeypatch.setattr(desk(app).keys, "_entries", {})
     desk(app).quota.forget()
     return app
 

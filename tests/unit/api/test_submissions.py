@@ -67,7 +67,7 @@ IMPOSSIBLE_TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"mask_image": "AA=="}, "mask_image needs an init_image"),
     ({"strength": 0.5}, "strength needs an init_image"),
     ({"inpaint": {}}, "inpaint needs a mask_image"),
-    ({"init_image": "AA==", "hires": {}}, "hires works on txt2img"),
+    ({"init_image": "AA==", "hires": {}}, "hires needs txt2img"),
     ({"sampler": "plms", "schedule": "karras"}, "plms does not work with schedule karras; possible: uniform"),
     ({"hires": {"sampler": "lcm", "schedule": "beta"}}, "lcm does not work with schedule beta; possible: uniform"),
 ]
