@@ -79,7 +79,7 @@ TAGS = [
     {"name": "keys", "description": "API keys and their limits."},
     {"name": "operations", "description": "Queue, workers, throughput, health and metrics."},
     {"name": "webhooks", "description": "Webhook endpoints, their deliveries, and the feed of events."},
-    {"name": "AUTOMATIC1111 dialect", "description": "The API of AUTOMATIC1111's web UI and of its Agent Scheduler."},
+    {"name": "AUTOMATIC1111", "description": "The API of AUTOMATIC1111's web UI and of its Agent Scheduler."},
 ]
 
 
@@ -105,7 +105,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(AuthMiddleware, guarded=("/v1/", *middleware.PATHS))
     origins = frozenset(settings.cors_origins.replace(",", " ").split())
-    app.add_middleware(middleware.Dialect, origins=origins)
+    app.add_middleware(middleware.A1111Middleware, origins=origins)
     app.state.board = Board()
     app.add_middleware(metrics.RequestTimes, board=app.state.board)
     # Outermost: a browser asks without a key whether it may come.

@@ -1,1 +1,1 @@
-"""The dialect of AUTOMATIC1111's web API, `/sdapi/v1`, in front of the farm. None of its names leaves this folder."""
+"""Adapter for clients of AUTOMATIC1111: `/sdapi/v1`, `/internal` and Agent Scheduler. Its field names stay in this package."""

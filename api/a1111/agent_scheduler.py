@@ -1,4 +1,4 @@
-"""The routes of the queue that people add to the original: submit, look, fetch later. Tasks are the session's calls."""
+"""Routes of the Agent Scheduler extension: queue a task, show it, fetch its images later. Tasks are the session's calls."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/agent-scheduler/v1", strict_content_type=False)
 
 Task = Annotated[str, Path(max_length=generation.MAX_NAME_CHARS)]
 Limit = Annotated[int, Query(ge=1, le=200)]
-_WORDS = {
+_STATUSES = {
     JobState.QUEUED: "pending",
     JobState.RUNNING: "running",
     JobState.SUCCEEDED: "done",
@@ -36,7 +36,7 @@ _WORDS = {
 
 
 class QueuedTxt2Img(Txt2Img):
-    """Text to image, later."""
+    """A txt2img request to queue."""
 
     checkpoint: Text | None = None
     vae: Text | None = None
@@ -44,34 +44,34 @@ class QueuedTxt2Img(Txt2Img):
 
 
 class QueuedImg2Img(Img2Img):
-    """Image to image, later."""
+    """An img2img request to queue."""
 
     checkpoint: Text | None = None
     vae: Text | None = None
     callback_url: Text | None = None
 
 
-@router.post("/queue/txt2img", summary="Queue text to image")
+@router.post("/queue/txt2img", summary="Queue a txt2img task")
 def queue_txt2img(
     body: QueuedTxt2Img, sent: SentDep, desk: DeskDep, caller: Submitter, session_id: SessionId
 ) -> dict[str, str]:
-    """Queue a request and answer at once. `callback_url` gets the farm's webhook."""
-    how = _how(body)
-    return _named(generation.begin(desk, caller, session_id, body, sent, translate.txt2img, **how))
+    """Queue a task and answer with its id. `callback_url` receives the farm's signed JSON webhook."""
+    extra = _options_and_webhook(body)
+    return _task_id(generation.begin(desk, caller, session_id, body, sent, translate.txt2img, **extra))
 
 
-@router.post("/queue/img2img", summary="Queue image to image")
+@router.post("/queue/img2img", summary="Queue an img2img task")
 def queue_img2img(
     body: QueuedImg2Img, sent: SentDep, desk: DeskDep, caller: Submitter, session_id: SessionId
 ) -> dict[str, str]:
-    """Queue a request and answer at once. `callback_url` gets the farm's webhook."""
-    how = _how(body)
-    return _named(generation.begin(desk, caller, session_id, body, sent, translate.img2img, **how))
+    """Queue a task and answer with its id. `callback_url` receives the farm's signed JSON webhook."""
+    extra = _options_and_webhook(body)
+    return _task_id(generation.begin(desk, caller, session_id, body, sent, translate.img2img, **extra))
 
 
-@router.get("/queue", summary="List tasks under way")
+@router.get("/queue", summary="List pending tasks")
 def queue(desk: DeskDep, _caller: Reader, session_id: SessionId, limit: Limit = 20) -> dict[str, Any]:
-    """List the session's tasks that have not ended, oldest first."""
+    """List the session's unfinished tasks, oldest first."""
     with desk.db.transaction() as transaction:
         under_way = calls.unfinished(transaction, session_id)
     running = next((call.row.name for call in under_way if call.is_running), None)
@@ -83,9 +83,9 @@ def queue(desk: DeskDep, _caller: Reader, session_id: SessionId, limit: Limit = 
     }
 
 
-@router.get("/history", summary="List tasks that have ended")
+@router.get("/history", summary="List finished tasks")
 def history(desk: DeskDep, _caller: Reader, session_id: SessionId, limit: Limit = 20) -> dict[str, Any]:
-    """List the session's latest tasks that have ended, newest first."""
+    """List the session's latest finished tasks, newest first."""
     with desk.db.transaction() as transaction:
         latest = calls.recent(transaction, session_id, limit=limit)
     ended = [_task(call) for call in latest if call.is_final]
@@ -95,20 +95,20 @@ def history(desk: DeskDep, _caller: Reader, session_id: SessionId, limit: Limit 
 @router.get("/task/{task_id}", summary="Show a task")
 def show(task_id: Task, desk: DeskDep, _caller: Reader, session_id: SessionId) -> dict[str, Any]:
     """Show one task."""
-    return {"success": True, "data": _task(_found(desk, session_id, task_id))}
+    return {"success": True, "data": _task(_task_call(desk, session_id, task_id))}
 
 
-@router.get("/task/{task_id}/position", summary="Show a task's place")
+@router.get("/task/{task_id}/position", summary="Show a task's position")
 def position(task_id: Task, desk: DeskDep, _caller: Reader, session_id: SessionId) -> dict[str, Any]:
-    """Show where a task stands among the session's own."""
-    call = _found(desk, session_id, task_id)
+    """Show a task's position among the session's pending tasks."""
+    call = _task_call(desk, session_id, task_id)
     with desk.db.transaction() as transaction:
         names = [one.row.name for one in calls.unfinished(transaction, session_id)]
     place = names.index(task_id) if task_id in names else None
-    return {"success": True, "data": {"status": _word(call), "position": place}}
+    return {"success": True, "data": {"status": _status(call), "position": place}}
 
 
-@router.get("/task/{task_id}/results", summary="Fetch a task's pictures", response_model=None)
+@router.get("/task/{task_id}/results", summary="Fetch a task's images", response_model=None)
 def results(
     task_id: Task,
     desk: DeskDep,
@@ -116,13 +116,13 @@ def results(
     session_id: SessionId,
     as_zip: Annotated[bool, Query(alias="zip")] = False,
 ) -> Response | dict[str, Any]:
-    """Return a finished task's pictures with their texts, or all of them in a ZIP file."""
-    call = _found(desk, session_id, task_id)
-    if _word(call) not in {"done", "interrupted"}:
-        return {"success": False, "message": f"Task is {_word(call)}"}
+    """Return a finished task's images with their infotexts, or a zip of them."""
+    call = _task_call(desk, session_id, task_id)
+    if _status(call) not in {"done", "interrupted"}:
+        return {"success": False, "message": f"Task is {_status(call)}"}
     shown = answers.pictures(desk, call)
     if as_zip:
-        return Response(_zipped([one.file for one in shown]), media_type="application/zip")
+        return Response(_zip([one.file for one in shown]), media_type="application/zip")
     pictures = [
         {"image": f"data:image/png;base64,{base64.b64encode(one.file).decode()}", "infotext": one.text} for one in shown
     ]
@@ -131,29 +131,29 @@ def results(
 
 @router.delete("/task/{task_id}", summary="Cancel a task")
 def cancel(task_id: Task, desk: DeskDep, _caller: Submitter, session_id: SessionId) -> dict[str, Any]:
-    """Cancel a task that has not ended."""
-    call = _found(desk, session_id, task_id)
+    """Cancel an unfinished task."""
+    call = _task_call(desk, session_id, task_id)
     calls.cancel(desk, call.jobs)
     return {"success": True, "message": f"Task {task_id} is canceled"}
 
 
-def _how(body: QueuedTxt2Img | QueuedImg2Img) -> dict[str, Any]:
-    """Return what a queued request says beyond one that waits."""
-    chosen = {options.CHECKPOINT: body.checkpoint, options.VAE: body.vae}
+def _options_and_webhook(body: QueuedTxt2Img | QueuedImg2Img) -> dict[str, Any]:
+    """Return the options and the webhook that only queued requests have. Raises `InvalidRequest`."""
+    overrides = {options.CHECKPOINT: body.checkpoint, options.VAE: body.vae}
     try:
         webhook = WebhookChoice(url=body.callback_url) if body.callback_url else None
     except ValidationError as error:
-        raise InvalidRequest("callback_url is no URL that can be called.") from error
-    return {"changes": {name: value for name, value in chosen.items() if value}, "webhook": webhook}
+        raise InvalidRequest("callback_url must be an http or https URL.") from error
+    return {"changes": {name: value for name, value in overrides.items() if value}, "webhook": webhook}
 
 
-def _named(call: A1111Call) -> dict[str, str]:
+def _task_id(call: A1111Call) -> dict[str, str]:
     return {"task_id": call.row.name}
 
 
-def _found(desk: Desk, session_id: str, task_id: str) -> A1111Call:
+def _task_call(desk: Desk, session_id: str, task_id: str) -> A1111Call:
     if "\0" in task_id:
-        raise InvalidRequest("A task's id has no NUL in it.")
+        raise InvalidRequest("The task id must not contain NUL.")
     with desk.db.transaction() as transaction:
         call = calls.find(transaction, session_id, task_id)
     if call is None:
@@ -167,7 +167,7 @@ def _task(call: A1111Call, place: int | None = None) -> dict[str, Any]:
         "api_task_id": call.row.name,
         "name": None,
         "type": call.row.about["kind"],
-        "status": _word(call),
+        "status": _status(call),
         "priority": call.jobs[0].priority if call.jobs else 0,
         "position": place,
         "result": None,
@@ -177,16 +177,16 @@ def _task(call: A1111Call, place: int | None = None) -> dict[str, Any]:
     }
 
 
-def _word(call: A1111Call) -> str:
-    """Say in one word how a task's jobs stand: that of the one that is least far, or went worst."""
+def _status(call: A1111Call) -> str:
+    """Return the status of a task: running if any job runs, else pending, else that of its worst job."""
     states = {JobState(job.state) for job in call.jobs}
     for state in (JobState.RUNNING, JobState.QUEUED, JobState.FAILED, JobState.EXPIRED, JobState.CANCELED):
         if state in states:
-            return _WORDS[state]
-    return _WORDS[JobState.SUCCEEDED]
+            return _STATUSES[state]
+    return _STATUSES[JobState.SUCCEEDED]
 
 
-def _zipped(files: list[bytes]) -> bytes:
+def _zip(files: list[bytes]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for index, file in enumerate(files):

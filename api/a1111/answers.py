@@ -1,4 +1,4 @@
-"""What a finished call answers: its pictures, what was asked for, and `info`, JSON inside a string, in the original's types."""
+"""Answer of a finished call: images, echoed parameters, and `info` (JSON inside a string), with the types of A1111."""
 
 import base64
 import io
@@ -29,19 +29,19 @@ MAX_SHEET_PIXELS = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class AnswerImage:
-    """A picture as PNG, and the text inside it."""
+    """An image as PNG, and its infotext."""
 
     file: bytes
     text: str
 
 
 def pictures(desk: Desk, call: A1111Call) -> list[AnswerImage]:
-    """Fetch a call's pictures, in order; of jobs that were canceled what could last be seen. Raises `Gone`, `Unavailable`."""
+    """Fetch a call's images in order; the last previews for canceled jobs. Raises `Gone`, `Unavailable`."""
     return [shown for job in call.jobs for shown in _of(desk, job)]
 
 
 def body(desk: Desk, call: A1111Call, echo: Mapping[str, Any]) -> bytes:
-    """Write the answer to a call that has ended. Raises `Gone`, `Unavailable`."""
+    """Encode the answer of a finished call as JSON. Raises `Gone`, `Unavailable`."""
     about, shown = call.row.about, pictures(desk, call)
     sheet = _sheet([one.file for one in shown]) if about["grid"] and len(shown) > 1 else None
     texts = [one.text for one in shown]
@@ -55,7 +55,7 @@ def body(desk: Desk, call: A1111Call, echo: Mapping[str, Any]) -> bytes:
 
 
 def info(call: A1111Call, *, texts: Sequence[str], pictures_from: int = 0) -> dict[str, Any]:
-    """Return all that is known of how a call's pictures were made; the first of them is at `pictures_from`."""
+    """Return A1111's `info`. `pictures_from` is the index of the first image, 1 after a grid."""
     about, params = call.row.about, [GenerationParams.model_validate(job.params) for job in call.jobs]
     first = params[0]
     count = sum(one.num_images for one in params)
@@ -98,7 +98,7 @@ def info(call: A1111Call, *, texts: Sequence[str], pictures_from: int = 0) -> di
 
 
 def stamp(moment: datetime) -> str:
-    """Write a time as the original writes that of a job."""
+    """Format a time as A1111's `job_timestamp`."""
     return moment.strftime("%Y%m%d%H%M%S")
 
 
@@ -116,20 +116,20 @@ def _of(desk: Desk, job: JobRow) -> Iterator[AnswerImage]:
 
 
 def _text(file: bytes) -> str:
-    """Return the text inside a picture of the farm's own, which stands before the pixels."""
+    """Read the infotext of a finished image, which comes before its pixels."""
     with Image.open(io.BytesIO(file)) as picture:
         return str(picture.info["parameters"])
 
 
 def _unfinished(preview: bytes, params: GenerationParams, text: str) -> AnswerImage:
-    """Bring a preview to the size and the form of a picture."""
+    """Enlarge a preview to the size of the image and encode it as PNG."""
     with Image.open(io.BytesIO(preview)) as small:
         large = small.convert("RGB").resize((params.width, params.height), Image.Resampling.BICUBIC)
     return AnswerImage(to_png(large, {"parameters": text}), text)
 
 
 def to_png(picture: Image.Image, texts: Mapping[str, str] = MappingProxyType({})) -> bytes:
-    """Encode a picture with texts by keyword."""
+    """Encode a picture as PNG, with text chunks by keyword."""
     chunks = PngInfo()
     for keyword, text in texts.items():
         chunks.add_itxt(keyword, text)
@@ -139,7 +139,7 @@ def to_png(picture: Image.Image, texts: Mapping[str, str] = MappingProxyType({})
 
 
 def _sheet(files: Sequence[bytes]) -> bytes | None:
-    """Put all pictures on one, nearly square; None for one that would be too large."""
+    """Draw A1111's grid of all images, nearly square; None above `MAX_SHEET_PIXELS`."""
     rows = round(math.sqrt(len(files)))
     columns = math.ceil(len(files) / rows)
     with Image.open(io.BytesIO(files[0])) as first:

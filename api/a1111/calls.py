@@ -1,6 +1,6 @@
-"""Calls: what a client asked for at once, the jobs that it became, and how they stand. Nothing else touches the table.
+"""The table of calls: a call is one A1111 request and the jobs that it became. No other module touches the table.
 
-A call belongs to a session and has a name in it, the client's own or one that is drawn; it outlives the connection.
+A call belongs to a session and has a name there: the client's `force_task_id`, or a generated one. It outlives the connection.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
 
 @dataclass(frozen=True, slots=True)
 class A1111Call:
-    """A call and its jobs in the order of its images."""
+    """A call and its jobs, in the order of its images."""
 
     row: CallRow
     jobs: tuple[JobRow, ...]
@@ -47,7 +47,7 @@ class A1111Call:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of its jobs are still there and none ended without images."""
+        """Whether all of its jobs exist and none ended without images."""
         return len(self.jobs) == len(self.row.job_ids) and not any(
             JobState(job.state).is_final and job.state != JobState.SUCCEEDED for job in self.jobs
         )
@@ -62,7 +62,7 @@ def record(
     digests: Digests,
     about: dict[str, Any],
 ) -> CallRow:
-    """Remember a call. One of the same name is forgotten, and so are those of long ago."""
+    """Store a call, replacing one of the same name. Also deletes the session's calls older than `KEPT_DAYS`."""
     # Not in a column: a release before schema 0019 that records another call under the name would leave it as it is.
     about = {**about, SENT: digests.sent}
     fields = {"job_ids": [job.id for job in made], "fingerprint": digests.legacy, "about": about}
@@ -77,18 +77,18 @@ def record(
 
 
 def hold(transaction: Transaction, session_id: str, name: str) -> None:
-    """Let nobody else record a call of this name until the transaction ends."""
+    """Lock the name of a call until the transaction ends."""
     transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"call {session_id} {name}", 0))))
 
 
 def same(transaction: Transaction, session_id: str, name: str, digests: Digests) -> A1111Call | None:
-    """Return a session's call of this name if it came of the same request and is whole."""
+    """Return a session's call of this name if it came from the same request and is whole."""
     known = find(transaction, session_id, name)
     return known if known and _is_of(known.row, digests) and known.is_whole else None
 
 
 def find(transaction: Transaction, session_id: str, name: str) -> A1111Call | None:
-    """Return a session's call by its name."""
+    """Return a session's call by its name, None for an unknown one."""
     row = transaction.get(CallRow, (session_id, name), populate_existing=True)
     return None if row is None else _with_jobs(transaction, row)
 
@@ -99,7 +99,7 @@ def recent(transaction: Transaction, session_id: str, *, limit: int) -> list[A11
 
 
 def unfinished(transaction: Transaction, session_id: str) -> list[A1111Call]:
-    """List a session's calls that are under way, oldest first."""
+    """List a session's unfinished calls, oldest first."""
     ids = func.unnest(CallRow.job_ids)
     newest = select(ids.label("id")).where(CallRow.session_id == session_id)
     newest = newest.order_by(CallRow.created_at.desc()).limit(MOST_RECENT)
@@ -112,13 +112,13 @@ def unfinished(transaction: Transaction, session_id: str) -> list[A1111Call]:
 
 
 def current(transaction: Transaction, session_id: str) -> A1111Call | None:
-    """Return the call that a session means when it names none: the first that runs, else the first that waits."""
+    """Return the call that `/progress` shows and `/interrupt` stops: the oldest running one, else the oldest queued one."""
     under_way = unfinished(transaction, session_id)
     return next((call for call in under_way if call.is_running), under_way[0] if under_way else None)
 
 
 def cancel(desk: Desk, made: Sequence[JobRow]) -> None:
-    """Cancel those jobs that have not ended."""
+    """Cancel the unfinished ones among these jobs, and publish it."""
     for job in made:
         if JobState(job.state).is_final:
             continue

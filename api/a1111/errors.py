@@ -1,4 +1,4 @@
-"""What the dialect refuses, with the statuses and texts that its clients look for."""
+"""Errors of the A1111 routes, with the statuses and texts that its clients check."""
 
 from shared.errors import FarmError, InvalidRequest, NotFound
 
@@ -23,19 +23,19 @@ class InitImageMissing(NotFound):
 
 
 class NothingFound(NotFound):
-    """A name that the farm does not have."""
+    """The farm has nothing of this name."""
 
     code = "nothing_found"
 
 
 class Impossible(FarmError):
-    """What makes the original fail with a RuntimeError and status 500: unknown checkpoints and upscalers, too many images."""
+    """A1111 fails here with a RuntimeError and status 500: unknown checkpoints and upscalers, too many images."""
 
     code = "impossible"
 
 
 class TooLate(FarmError):
-    """The job takes longer than the api holds a call open; it goes on."""
+    """The job takes longer than the api holds a request open; the job goes on."""
 
     status = 504
     code = "too_late"

@@ -1,4 +1,4 @@
-"""What the dialect does to pictures without rendering: read the text inside, and enlarge. On threads, few at a time."""
+"""PNG Info and Extras: read the infotext of a picture, and upscale pictures. Interrogate is refused."""
 
 import base64
 import io
@@ -33,13 +33,13 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 
 
 class PngInfoRequest(Lax):
-    """The picture to read."""
+    """The picture whose infotext to read."""
 
     image: Text = ""
 
 
-class Enlargement(Lax):
-    """How to enlarge: by a factor, or to a size. Face restoration is not on offer."""
+class UpscaleOptions(Lax):
+    """Options of Extras: upscale by a factor (`resize_mode` 0) or to a size (1). Face restoration is not supported."""
 
     resize_mode: Annotated[Int, Field(ge=0, le=1)] = 0
     show_extras_results: Flag = True
@@ -56,8 +56,8 @@ class Enlargement(Lax):
     upscale_first: Flag = False
 
 
-class Single(Enlargement):
-    """One picture to enlarge."""
+class UpscaleRequest(UpscaleOptions):
+    """One picture to upscale."""
 
     image: Text = ""
 
@@ -69,8 +69,8 @@ class NamedPicture(Lax):
     name: Text = ""
 
 
-class Several(Enlargement):
-    """Several pictures to enlarge."""
+class BatchUpscaleRequest(UpscaleOptions):
+    """Several pictures to upscale."""
 
     imageList: Annotated[list[NamedPicture], Field(max_length=MAX_BATCH)] = Field(default_factory=list)  # noqa: N815 - theirs
 
@@ -82,9 +82,9 @@ class InterrogateRequest(Lax):
     model: Text = "clip"
 
 
-@router.post("/png-info", summary="Read the text inside a picture")
+@router.post("/png-info", summary="Read a picture's infotext")
 def png_info(body: PngInfoRequest, desk: DeskDep, _caller: Reader) -> dict[str, Any]:
-    """Return the text that tells how a picture was made, as it is and in its parts."""
+    """Return the infotext of a picture, as text and in its parts."""
     data = desk.intake.file(body.image, "image")
     with desk.intake.decoding():
         pictures.decode(data, what="image")
@@ -92,53 +92,55 @@ def png_info(body: PngInfoRequest, desk: DeskDep, _caller: Reader) -> dict[str, 
     return {"info": text, "items": items, "parameters": infotext_parser.parse(text) if text else {}}
 
 
-@router.post("/extra-single-image", summary="Enlarge a picture")
-def extra_single_image(body: Single, desk: DeskDep, _caller: Submitter) -> dict[str, str]:
-    """Enlarge one picture."""
-    return {"html_info": _html(body), "image": _enlarged(desk, body, body.image, "image")}
+@router.post("/extra-single-image", summary="Upscale a picture")
+def extra_single_image(body: UpscaleRequest, desk: DeskDep, _caller: Submitter) -> dict[str, str]:
+    """Upscale one picture."""
+    return {"html_info": _html(body), "image": _upscaled(desk, body, body.image, "image")}
 
 
-@router.post("/extra-batch-images", summary="Enlarge pictures")
-def extra_batch_images(body: Several, desk: DeskDep, _caller: Submitter) -> dict[str, Any]:
-    """Enlarge several pictures in one way."""
-    images = [_enlarged(desk, body, one.data, f"imageList.{index}") for index, one in enumerate(body.imageList)]
+@router.post("/extra-batch-images", summary="Upscale pictures")
+def extra_batch_images(body: BatchUpscaleRequest, desk: DeskDep, _caller: Submitter) -> dict[str, Any]:
+    """Upscale several pictures with the same options."""
+    images = [_upscaled(desk, body, one.data, f"imageList.{index}") for index, one in enumerate(body.imageList)]
     return {"html_info": _html(body), "images": images}
 
 
 @router.post("/interrogate", summary="Describe a picture")
 async def interrogate(body: InterrogateRequest, _caller: Submitter) -> dict[str, str]:
-    """Refuse: the farm has no model that describes pictures."""
+    """Answers 404: the farm has no model that describes pictures."""
     raise NothingFound("Model not found" if body.image else "Image not found")
 
 
-def _enlarged(desk: Desk, how: Enlargement, image: str, what: str) -> str:
+def _upscaled(desk: Desk, options: UpscaleOptions, image: str, what: str) -> str:
     data = desk.intake.file(image, what)
-    upscaler = names.pixel_upscaler(how.upscaler_1)
-    second = names.pixel_upscaler(how.upscaler_2)
+    upscaler = names.pixel_upscaler(options.upscaler_1)
+    second = names.pixel_upscaler(options.upscaler_2)
     with desk.intake.decoding():
         picture = pictures.decode(data, what=what)
-        width, height = _size(how, picture)
+        width, height = _size(options, picture)
         large = _resized(picture, upscaler, width, height)
-        if second != names.NO_UPSCALER and how.extras_upscaler_2_visibility:
+        if second != names.NO_UPSCALER and options.extras_upscaler_2_visibility:
             other = _resized(picture, second, width, height).resize(large.size)
-            large = Image.blend(large, other, float(how.extras_upscaler_2_visibility))
-        if how.resize_mode == 1 and how.upscaling_crop and upscaler != names.NO_UPSCALER:
-            large = _cropped(large, how.upscaling_resize_w, how.upscaling_resize_h)
+            large = Image.blend(large, other, float(options.extras_upscaler_2_visibility))
+        if options.resize_mode == 1 and options.upscaling_crop and upscaler != names.NO_UPSCALER:
+            large = _cropped(large, options.upscaling_resize_w, options.upscaling_resize_h)
         text, _items = _texts(data)
         chunks = {"parameters": text} if text else {}
-        return base64.b64encode(answers.to_png(large, {**chunks, "postprocessing": _facts(how)})).decode()
+        return base64.b64encode(answers.to_png(large, {**chunks, "postprocessing": _facts(options)})).decode()
 
 
-def _size(how: Enlargement, picture: Image.Image) -> tuple[int, int]:
-    """Return the size that a picture comes to; to a size by filling it where the rest is to be cut off, else by fitting in."""
-    if how.resize_mode == 0:
-        width, height = (int(side * how.upscaling_resize // 8 * 8) for side in picture.size)
+def _size(options: UpscaleOptions, picture: Image.Image) -> tuple[int, int]:
+    """Return the upscaled width and height. To a size: cover it if the rest is cropped, else fit into it."""
+    if options.resize_mode == 0:
+        width, height = (int(side * options.upscaling_resize // 8 * 8) for side in picture.size)
     else:
-        ratios = how.upscaling_resize_w / picture.width, how.upscaling_resize_h / picture.height
-        ratio = max(ratios) if how.upscaling_crop else min(ratios)
+        ratios = options.upscaling_resize_w / picture.width, options.upscaling_resize_h / picture.height
+        ratio = max(ratios) if options.upscaling_crop else min(ratios)
         width, height = round(picture.width * ratio), round(picture.height * ratio)
     if max(width, height) > MAX_UPSCALED_SIDE_PX:
-        raise InvalidRequest(f"{width} by {height} pixels are more than {MAX_UPSCALED_SIDE_PX} a side.")
+        raise InvalidRequest(
+            f"The result would be {width}x{height} px; a side may have at most {MAX_UPSCALED_SIDE_PX} px."
+        )
     return max(width, 1), max(height, 1)
 
 
@@ -151,31 +153,35 @@ def _cropped(picture: Image.Image, width: int, height: int) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
-def _facts(how: Enlargement) -> str:
-    by = f"{how.upscaling_resize}" if how.resize_mode == 0 else f"{how.upscaling_resize_w}x{how.upscaling_resize_h}"
-    return f"Postprocess upscale by: {by}, Postprocess upscaler: {names.pixel_upscaler(how.upscaler_1)}"
+def _facts(options: UpscaleOptions) -> str:
+    by = (
+        f"{options.upscaling_resize}"
+        if options.resize_mode == 0
+        else f"{options.upscaling_resize_w}x{options.upscaling_resize_h}"
+    )
+    return f"Postprocess upscale by: {by}, Postprocess upscaler: {names.pixel_upscaler(options.upscaler_1)}"
 
 
-def _html(how: Enlargement) -> str:
-    return f"<p>{_facts(how)}</p>"
+def _html(options: UpscaleOptions) -> str:
+    return f"<p>{_facts(options)}</p>"
 
 
 def _texts(data: bytes) -> tuple[str, dict[str, str]]:
-    """Return the text of a picture's making, "" if there is none, and the other texts inside."""
+    """Return a picture's infotext, "" without one, and its other text chunks. Raises `BadPicture`."""
     try:
         with Image.open(io.BytesIO(data), formats=pictures.FORMATS) as picture:
             picture.load()
             found = {str(name): value for name, value in picture.info.items() if isinstance(value, str)}
             comment = picture.getexif().get_ifd(_EXIF_IFD).get(_EXIF_COMMENT)
     except Exception as error:  # decoders fed with garbage raise whatever they like
-        raise BadPicture("image: cannot be read.") from error
+        raise BadPicture("image: the picture cannot be read.") from error
     texts = {name: str(value) for name, value in found.items() if not _TECHNICAL.fullmatch(name)}
     text = texts.pop("parameters", "")
     return text or _commented(comment), texts
 
 
 def _commented(comment: object) -> str:
-    """Read an EXIF comment, as JPEG and WebP carry the text: eight bytes that name the encoding, then the text."""
+    """Decode an EXIF user comment, where JPEG and WebP have the infotext: eight bytes name the encoding, the text follows."""
     if not isinstance(comment, bytes) or len(comment) <= 8:
         return ""
     encoding = "utf-16-be" if comment[:7] == b"UNICODE" else "utf-8"

@@ -1,6 +1,6 @@
-"""Field types that take what the dialect's clients really send: numbers as text, 12.5 for an int, "true", null and "" anywhere.
+"""Lenient field types for A1111 requests: numbers as text, 12.5 for an int, "true" for a bool, null and "" for a default.
 
-Bounds are not here: they are the farm's, and hold once a request has been translated.
+Bounds are checked after translation, by the schema of a submission.
 """
 
 import json
@@ -18,7 +18,7 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    """Keep ints as ints: strict clients read them back."""
+    """Parse a finite number. Ints stay ints, because strict clients read them back."""
     if isinstance(value, str) and len(value) <= MAX_NUMBER_CHARS:
         try:
             value = float(value) if set(value) & set(".eEnN") else int(value)
@@ -76,13 +76,13 @@ Plain = Annotated[Any, BeforeValidator(_plain)]
 
 
 class Lax(BaseModel):
-    """A request in which every field may be missing, null or empty, and whatever is unknown is ignored."""
+    """Base of A1111 requests: any field may be missing, null or empty; unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_says_nothing(cls, data: Any) -> Any:
+    def _drop_empty_fields(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         return {name: value for name, value in data.items() if value is not None and value != ""}

@@ -1,6 +1,6 @@
-"""Text to image and image to image, as calls that are held open while the farm renders.
+"""Routes txt2img and img2img: submit the jobs of a call, hold the request open until they end, answer with the images.
 
-Whoever waits holds no thread. The call's name is the client's `force_task_id` or drawn; its jobs stand in the answer's headers.
+A waiting request holds no thread. The call is named by `force_task_id` or a generated name; headers of the answer name its jobs.
 """
 
 import asyncio
@@ -42,20 +42,20 @@ R = TypeVar("R", bound=Txt2Img | Img2Img)
 log = structlog.get_logger(__name__)
 
 
-@router.post("/sdapi/v1/txt2img", summary="Text to image", response_class=Response)
+@router.post("/sdapi/v1/txt2img", summary="txt2img", response_class=Response)
 async def txt2img(
     body: Txt2Img, sent: SentDep, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId
 ) -> Response:
-    """Render, and answer with the pictures."""
+    """Render images from a prompt, with or without hires fix, and answer with them. The request stays open until the end."""
     call = await run_in_threadpool(begin, desk, caller, session_id, body, sent, translate.txt2img)
     return await _held(request, desk, call, body)
 
 
-@router.post("/sdapi/v1/img2img", summary="Image to image", response_class=Response)
+@router.post("/sdapi/v1/img2img", summary="img2img", response_class=Response)
 async def img2img(
     body: Img2Img, sent: SentDep, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId
 ) -> Response:
-    """Render on top of a picture, under a mask if there is one, and answer with the pictures."""
+    """Render images from an init image, with or without a mask, and answer with them. The request stays open until the end."""
     call = await run_in_threadpool(begin, desk, caller, session_id, body, sent, translate.img2img)
     return await _held(request, desk, call, body)
 
@@ -71,9 +71,9 @@ def begin(
     changes: dict[str, Any] | None = None,
     webhook: WebhookChoice | None = None,
 ) -> A1111Call:
-    """Queue the jobs of a request. The same request again under the same name leads to the jobs that it already has.
+    """Submit the jobs of a request. Repeating the same request under the same name returns the call that it already made.
 
-    `changes` act as what the session has chosen. Raises what `admit` raises; then no job is left behind.
+    `changes` override the session's options. Raises as `admit`; then no job is left behind.
     """
     name, digests = _name(body.force_task_id), _digests(sent, body, changes)
     with desk.db.transaction() as transaction:
@@ -96,7 +96,7 @@ def begin(
 
 
 def headers_of(call: A1111Call) -> dict[str, str]:
-    """Return the headers that name a call, its jobs, and what was ignored of it."""
+    """Return the headers that name a call, its jobs, and its ignored parameters."""
     headers = {JOB_IDS: ", ".join(str(job.id) for job in call.jobs), CALL: call.row.name}
     if call.row.about["ignored"]:
         headers[IGNORED] = ", ".join(call.row.about["ignored"])[:2000].encode("ascii", "replace").decode()
@@ -104,7 +104,7 @@ def headers_of(call: A1111Call) -> dict[str, str]:
 
 
 async def _held(request: Request, desk: Desk, call: A1111Call, body: Txt2Img | Img2Img) -> Response:
-    """Wait for a call to end while its client does, and answer."""
+    """Wait until a call ends and answer. If the client disconnects first, abandon the call."""
     headers = headers_of(call)
     try:
         jobs = await while_connected(request, lambda: _ended(desk, call))
@@ -123,10 +123,10 @@ async def _held(request: Request, desk: Desk, call: A1111Call, body: Txt2Img | I
 
 async def _ended(desk: Desk, call: A1111Call) -> list[JobRow]:
     limit_s = desk.settings.call_seconds
-    found = await asyncio.gather(*(desk.updates.wait_until_final(job.id, limit_s) for job in call.jobs))
-    rows = [row for row in found if row is not None]
+    results = await asyncio.gather(*(desk.updates.wait_until_final(job.id, limit_s) for job in call.jobs))
+    rows = [row for row in results if row is not None]
     if not all(JobState(row.state).is_final for row in rows):
-        raise TooLate(f"The call has been held for {limit_s:g} s; its jobs go on, see /v1/jobs.")
+        raise TooLate(f"The images were not ready within {limit_s:g} s. The jobs go on; see /v1/jobs.")
     return rows
 
 
@@ -137,19 +137,19 @@ async def _abandon(desk: Desk, call: A1111Call) -> None:
 
 
 def raise_failure(call: A1111Call) -> None:
-    """Raise what the first job that failed or expired failed of."""
+    """Raise the error of the first job that failed or expired."""
     for job in call.jobs:
         if job.state == JobState.FAILED:
             kind = OutOfMemory if job.error_code == OutOfMemory.code else RenderFailed
             raise kind(job.error_message or "")
         if job.state == JobState.EXPIRED:
-            raise RenderFailed(f"Job {job.id} has expired in the queue.")
+            raise RenderFailed(f"Job {job.id} expired in the queue.")
 
 
-def _name(wanted: str | None) -> str:
-    name = wanted or f"task({secrets.token_hex(8)})"
+def _name(force_task_id: str | None) -> str:
+    name = force_task_id or f"task({secrets.token_hex(8)})"
     if len(name) > MAX_NAME_CHARS or "\0" in name:
-        raise InvalidRequest(f"force_task_id has at most {MAX_NAME_CHARS} characters, and no NUL among them.")
+        raise InvalidRequest(f"force_task_id may have at most {MAX_NAME_CHARS} characters and must not contain NUL.")
     return name
 
 
@@ -167,7 +167,7 @@ def _legacy_digest(body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> s
 def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[str, Any]) -> FarmFacts:
     known = sessions.checkpoints(transaction, desk)
     if not known:
-        raise UnknownCheckpoint("No gpu worker has announced a checkpoint yet; start one, then ask again.")
+        raise UnknownCheckpoint("No gpu worker has announced a checkpoint yet; start a worker, then retry.")
     chosen = {**sessions.options(transaction, session_id), **changes}
     return FarmFacts(
         options=sessions.in_use(chosen, known),
@@ -178,7 +178,7 @@ def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[s
 
 
 def _admitted(desk: Desk, caller: Caller, plan: Translation, sent: Sent, webhook: WebhookChoice | None) -> list[JobRow]:
-    """Queue all jobs of a plan or, where one is refused, none."""
+    """Submit all jobs of a translation; if one is refused, cancel the others and raise."""
     made: list[JobRow] = []
     try:
         for submission in plan.submissions:

@@ -1,4 +1,4 @@
-"""The text that tells how a picture was made, read back: into its parts, and into the fields of a request."""
+"""Parse infotexts (A1111's generation parameters) into their parts and into the fields of a request."""
 
 import json
 import re
@@ -15,8 +15,8 @@ MAX_CHARS = 100_000
 NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'\s*(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
-# What readers count on, though the text leaves it out.
-_FILLED = {
+# Defaults that A1111 adds for parts that an infotext leaves out.
+_DEFAULTS = {
     "Clip skip": "1",
     "Hires resize-1": 0,
     "Hires resize-2": 0,
@@ -68,12 +68,12 @@ R = TypeVar("R", Txt2Img, Img2Img)
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Return the parts of a text by their names there, prompts included, and the defaults of what it leaves out."""
-    return {**_FILLED, **stated(text)}
+    """Return the parts of an infotext by name, prompts included, with A1111's defaults for missing ones."""
+    return {**_DEFAULTS, **stated(text)}
 
 
 def stated(text: str) -> dict[str, str]:
-    """Return only what a text says. Sizes are split into `NAME-1` and `NAME-2`."""
+    """Return only the parts that an infotext contains. Sizes are split into `NAME-1` and `NAME-2`."""
     lines = text[:MAX_CHARS].strip().split("\n")
     pairs = _PAIR.findall(lines[-1])
     if len(pairs) < FEWEST_PAIRS:
@@ -88,29 +88,29 @@ def stated(text: str) -> dict[str, str]:
 
 
 def filled(request: R) -> R:
-    """Return a request with the fields that it leaves open taken from its own `infotext`. Raises `InvalidRequest`."""
+    """Fill the unset fields of a request from its `infotext`. Raises `InvalidRequest`."""
     if not request.infotext:
         return request
-    said = {_FIELDS[name]: value for name, value in stated(request.infotext).items() if name in _FIELDS}
+    parsed = {_FIELDS[name]: value for name, value in stated(request.infotext).items() if name in _FIELDS}
     given = request.model_fields_set
-    fields = {name: value for name, value in said.items() if name not in given and name in type(request).model_fields}
+    fields = {name: value for name, value in parsed.items() if name not in given and name in type(request).model_fields}
     if "hr_upscaler" in fields and "enable_hr" not in given:
         fields["enable_hr"] = "true"
     try:
         return type(request).model_validate({**fields, **request.model_dump(include=given)})
     except ValidationError as error:
-        raise InvalidRequest("infotext: holds values that no request can have.") from error
+        raise InvalidRequest("infotext: contains values that a request may not have.") from error
 
 
 def _prompts(lines: list[str]) -> tuple[str, str]:
     prompt: list[str] = []
     negative: list[str] = []
-    said = prompt
+    current = prompt
     for line in lines:
         stripped = line.strip()
         if stripped.startswith(NEGATIVE):
-            said, stripped = negative, stripped.removeprefix(NEGATIVE).strip()
-        said.append(stripped)
+            current, stripped = negative, stripped.removeprefix(NEGATIVE).strip()
+        current.append(stripped)
     return "\n".join(prompt).strip(), "\n".join(negative).strip()
 
 

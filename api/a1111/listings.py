@@ -1,4 +1,4 @@
-"""What the dialect's clients ask for before they render: names to choose from, and what kind of server this is."""
+"""Listing routes: checkpoints, samplers, LoRAs and other names to choose from, and facts about the server."""
 
 import os
 from typing import Any
@@ -21,7 +21,7 @@ _NEED_CHECKPOINT = frozenset({Schedule.UNIFORM, Schedule.SGM_UNIFORM, Schedule.S
 
 @router.get("/sd-models", summary="List checkpoints")
 def sd_models(desk: DeskDep, _caller: Reader) -> list[dict[str, Any]]:
-    """List the checkpoints of the farm, the one that sessions begin with first."""
+    """List the checkpoints of the farm, the default one first."""
     with desk.db.transaction() as transaction:
         known = sessions.checkpoints(transaction, desk)
     return [
@@ -39,7 +39,7 @@ def sd_models(desk: DeskDep, _caller: Reader) -> list[dict[str, Any]]:
 
 @router.get("/samplers", summary="List samplers")
 async def samplers(_caller: Reader) -> list[dict[str, Any]]:
-    """List the samplers that the farm has."""
+    """List the samplers of the farm."""
     return [
         {"name": SAMPLER_LABELS[sampler], "aliases": list(aliases), "options": _sampler_options(sampler)}
         for sampler, aliases in names.ALIASES.items()
@@ -48,7 +48,7 @@ async def samplers(_caller: Reader) -> list[dict[str, Any]]:
 
 @router.get("/schedulers", summary="List schedules")
 async def schedulers(_caller: Reader) -> list[dict[str, Any]]:
-    """List the schedules that the farm has, after the one that leaves it to the sampler."""
+    """List the schedules of the farm, after `automatic`."""
     automatic = {"name": names.AUTOMATIC, "label": "Automatic", "aliases": None, "default_rho": -1.0}
     return [
         {**automatic, "need_inner_model": False},
@@ -65,16 +65,16 @@ async def schedulers(_caller: Reader) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/upscalers", summary="List upscalers of pixels")
+@router.get("/upscalers", summary="List upscalers")
 async def upscalers(_caller: Reader) -> list[dict[str, Any]]:
-    """List the upscalers of pixels, none first."""
+    """List the pixel upscalers, `None` first."""
     nothing = {"model_name": None, "model_path": None, "model_url": None}
     return [{"name": name, **nothing, "scale": 4.0} for name in names.PIXEL_UPSCALERS]
 
 
-@router.get("/latent-upscale-modes", summary="List upscalers of latents")
+@router.get("/latent-upscale-modes", summary="List latent upscale modes")
 async def latent_upscale_modes(_caller: Reader) -> list[dict[str, str]]:
-    """List the ways in which hires fix enlarges latents."""
+    """List the latent upscalers of hires fix."""
     return [{"name": name} for name in names.LATENT_UPSCALERS]
 
 
@@ -102,37 +102,37 @@ def embeddings(desk: DeskDep, _caller: Reader) -> dict[str, Any]:
 
 @router.get("/prompt-styles", summary="List prompt styles")
 def prompt_styles(desk: DeskDep, _caller: Reader) -> list[dict[str, str]]:
-    """List the styles that requests may name."""
+    """List the prompt styles of `FARM_STYLES_FILE`."""
     known = styles.read(desk.settings.styles_file).values()
     return [{"name": one.name, "prompt": one.prompt, "negative_prompt": one.negative_prompt} for one in known]
 
 
 @router.get("/scripts", summary="List scripts")
 async def scripts(_caller: Reader) -> dict[str, list[str]]:
-    """List no scripts: the farm has none."""
+    """Answer with empty lists: the farm has no scripts."""
     return {"txt2img": [], "img2img": []}
 
 
-@router.get("/hypernetworks", summary="List nothing")
-@router.get("/face-restorers", summary="List nothing")
-@router.get("/realesrgan-models", summary="List nothing")
-@router.get("/script-info", summary="List nothing")
-@router.get("/extensions", summary="List nothing")
-@router.get("/sd-modules", summary="List nothing")
+@router.get("/hypernetworks", summary="Empty list")
+@router.get("/face-restorers", summary="Empty list")
+@router.get("/realesrgan-models", summary="Empty list")
+@router.get("/script-info", summary="Empty list")
+@router.get("/extensions", summary="Empty list")
+@router.get("/sd-modules", summary="Empty list")
 async def nothing(_caller: Reader) -> list[Any]:
-    """List nothing: the farm has none of it."""
+    """Answer with an empty list: the farm has none of these."""
     return []
 
 
-@router.get("/cmd-flags", summary="Tell how the server was started")
+@router.get("/cmd-flags", summary="Show command line flags")
 async def cmd_flags(_caller: Reader) -> dict[str, Any]:
-    """Tell what clients look for, and no secret."""
+    """Show the flags that clients look for; no secrets."""
     return {"api": True, "nowebui": True, "api_auth": None, "gradio_auth": None, "listen": True, "port": None}
 
 
-@router.get("/memory", summary="Tell how much memory there is")
+@router.get("/memory", summary="Show memory")
 async def memory(_caller: Reader) -> dict[str, Any]:
-    """Tell of this machine's memory. The devices are on others: their figures are zero, for clients that read them."""
+    """Show the memory of the api's machine. GPU figures are zero: the GPUs are in other machines."""
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
     unknown = {"current": 0, "peak": 0}

@@ -1,6 +1,6 @@
-"""The border of the dialect: trailing slashes, pages of other origins, and every error in the shape that its clients know.
+"""Middleware of the A1111 paths: trailing slashes, protection from cross-site requests, errors in A1111's shape.
 
-Inside, errors are the farm's own and become problems as everywhere; here, whatever layer they come from, problems are reworded.
+Routes raise the farm's own errors, which become problem JSON as everywhere; the middleware rewrites any problem JSON.
 """
 
 import json
@@ -23,13 +23,13 @@ _RAISED = {"impossible": "RuntimeError", "out_of_memory": "OutOfMemoryError"}
 
 
 class CrossOrigin(Forbidden):
-    """A page of another origin may not do this; FARM_CORS_ORIGINS lists those that may."""
+    """Pages of this origin may not call the API; FARM_CORS_ORIGINS lists the origins that may."""
 
     code = "cross_origin"
 
 
-class Dialect:
-    """ASGI middleware around everything that answers under the dialect's paths. `origins` may call from the browser."""
+class A1111Middleware:
+    """ASGI middleware for all requests under `PATHS`. Pages of `origins` may call from the browser."""
 
     def __init__(self, app: ASGIApp, *, origins: frozenset[str] = frozenset()) -> None:
         self._app = app
@@ -42,29 +42,29 @@ class Dialect:
             return
         path = scope["path"].rstrip("/")
         scope = {**scope, "path": path, "raw_path": path.encode()}
-        reworded = _Reworded(send, has_key="authorization" in Headers(scope=scope))
+        rewriter = _ErrorRewriter(send, has_key="authorization" in Headers(scope=scope))
         if self._is_forged(scope):
-            await problems.of(Request(scope), CrossOrigin())(scope, receive, reworded.send)
+            await problems.of(Request(scope), CrossOrigin())(scope, receive, rewriter.send)
             return
         try:
-            await self._app(scope, receive, reworded.send)
+            await self._app(scope, receive, rewriter.send)
         except Exception as error:
-            if reworded.has_begun:
+            if rewriter.has_begun:
                 raise
-            await problems.unexpected(Request(scope), error)(scope, receive, reworded.send)
+            await problems.unexpected(Request(scope), error)(scope, receive, rewriter.send)
 
     def _is_forged(self, scope: Scope) -> bool:
-        """Say whether a browser sends this for a page of another origin without having asked whether it may."""
+        """Whether a browser sends this for a page of another origin without a CORS preflight (CSRF)."""
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         if scope["method"] != "POST" or origin is None or self._origins & {origin, "*"}:
             return False
-        is_asked_for = headers.get("content-type", "").startswith("application/json")
-        return not is_asked_for and origin.partition("://")[2] != headers.get("host")
+        has_preflight = headers.get("content-type", "").startswith("application/json")
+        return not has_preflight and origin.partition("://")[2] != headers.get("host")
 
 
-class _Reworded:
-    """Sends an answer, and a problem in the dialect's words."""
+class _ErrorRewriter:
+    """Wraps `send`: passes responses through, and rewrites problem JSON."""
 
     def __init__(self, send: Send, *, has_key: bool) -> None:
         self._send = send
@@ -84,10 +84,10 @@ class _Reworded:
             return
         self._body += message.get("body", b"")
         if not message.get("more_body", False):
-            await self._answer(self._start)
+            await self._send_rewritten(self._start)
 
-    async def _answer(self, start: Message) -> None:
-        body = json.dumps(reworded(json.loads(self._body), has_key=self._has_key)).encode()
+    async def _send_rewritten(self, start: Message) -> None:
+        body = json.dumps(a1111_error(json.loads(self._body), has_key=self._has_key)).encode()
         headers = MutableHeaders(scope=start)
         headers["Content-Type"] = "application/json"
         headers["Content-Length"] = str(len(body))
@@ -97,8 +97,8 @@ class _Reworded:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def reworded(problem: Mapping[str, Any], *, has_key: bool = False) -> dict[str, Any]:
-    """Say a problem as the original says it: what is wrong with fields, an unknown path, or an exception with its text."""
+def a1111_error(problem: Mapping[str, Any], *, has_key: bool = False) -> dict[str, Any]:
+    """Return A1111's body for a problem: field errors, an unknown path, or an exception with its text."""
     detail = problem["detail"]
     if problem["errors"]:
         return {"detail": [_field(error) for error in problem["errors"]]}

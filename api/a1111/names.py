@@ -1,4 +1,4 @@
-"""The dialect's names for samplers, schedules, upscalers and checkpoints, in all their historical forms."""
+"""A1111's names for samplers, schedules, upscalers and checkpoints, in all their historical forms."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The settings that the dialect's clients read and write. Few of them act here; the others show how the farm is."""
+"""A1111 options: defaults, which ones a session may set, and which ones affect a job."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -64,7 +64,7 @@ _MAX_TEXT_CHARS = 300
 
 
 class Chosen(Lax):
-    """The settings that act on a job."""
+    """The options that affect a job."""
 
     sd_model_checkpoint: Text = ""
     sd_vae: Text = ""
@@ -72,9 +72,9 @@ class Chosen(Lax):
 
 
 def changes(body: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str, Any]:
-    """Return what of a body is to be remembered; a checkpoint by its title. Raises `Impossible` for an unknown one.
+    """Return the options in a body that a session may set; a checkpoint by its title. Raises `Impossible` for an unknown one.
 
-    Unknown keys, and keys that nobody can set, are ignored: clients send back all that they were given.
+    Unknown and read-only keys are ignored, because clients send back all the options that they received.
     """
     chosen = {name: value for name, value in body.items() if name in SETTABLE and _fits(name, value)}
     wanted = chosen.pop(CHECKPOINT, None)
@@ -85,13 +85,13 @@ def changes(body: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str
 
 
 def whole(chosen: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str, Any]:
-    """Return every setting, as one session sees them that has chosen a checkpoint, or for which there is none."""
+    """Return all options as a session with these choices sees them."""
     known = {names.title(name, sha256): sha256 for name, sha256 in checkpoints.items()}
     return {**DEFAULTS, "sd_checkpoint_hash": known.get(chosen.get(CHECKPOINT, "")) or "", **chosen}
 
 
 def ignored(overrides: Mapping[str, Any]) -> list[str]:
-    """Return the names among the overrides that change nothing here."""
+    """Return the names of the overrides that the farm ignores."""
     return [name for name, value in overrides.items() if name not in _ACTING and DEFAULTS.get(name, _NEVER) != value]
 
 

@@ -1,4 +1,4 @@
-"""Settings of a session, and the buttons of a single server that mean nothing on a farm."""
+"""Option routes: show and set the session's options; refresh and reload do nothing on a farm."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ from api.desk import DeskDep
 router = APIRouter(prefix="/sdapi/v1", strict_content_type=False)
 
 
-@router.get("/options", summary="Show the session's settings")
+@router.get("/options", summary="Show options")
 def get_options(desk: DeskDep, session_id: SessionId) -> dict[str, Any]:
-    """Show every setting as this session sees it."""
+    """Show all options of this session."""
     with desk.db.transaction() as transaction:
         chosen = sessions.options(transaction, session_id)
         known = sessions.checkpoints(transaction, desk)
     return options.whole(sessions.in_use(chosen, known), known)
 
 
-@router.post("/options", summary="Change the session's settings")
+@router.post("/options", summary="Set options")
 def set_options(body: Mapping, desk: DeskDep, _caller: Submitter, session_id: SessionId) -> None:
-    """Change settings of this session alone, the checkpoint above all. What cannot be set is ignored."""
+    """Set options of this session only, such as the checkpoint. Read-only and unknown options are ignored."""
     with desk.db.transaction() as transaction:
         chosen = options.changes(body, sessions.checkpoints(transaction, desk))
         if chosen:
@@ -36,11 +36,11 @@ def set_options(body: Mapping, desk: DeskDep, _caller: Submitter, session_id: Se
 @router.post("/refresh-loras", summary="Do nothing")
 @router.post("/refresh-embeddings", summary="Do nothing")
 async def refresh(_caller: Reader) -> None:
-    """Do nothing: workers announce what they have by themselves."""
+    """Do nothing: workers announce new files by themselves."""
 
 
 @router.post("/unload-checkpoint", summary="Do nothing")
 @router.post("/reload-checkpoint", summary="Do nothing")
 async def reload(_caller: Submitter) -> dict[str, Any]:
-    """Do nothing: each worker keeps its checkpoint."""
+    """Do nothing: each worker keeps its checkpoint in memory."""
     return {}

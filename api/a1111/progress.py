@@ -1,4 +1,4 @@
-"""How far a call is, counted as the original counts: iterations as jobs, and their steps. Pure."""
+"""Progress of a call, counted as A1111 counts: iterations are jobs, each with its steps. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from shared.infra.db import JobRow
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState
 
-# What the original shows of a job that has just begun.
+# The progress that A1111 shows of a job that has just begun.
 FIRST = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class CallProgress:
-    """How far a call is: a share of its steps, and seconds left as far as can be told."""
+    """Progress of a call: the share of its steps that are done, from 0 to 1, and an estimate of the seconds left."""
 
     share: float
     eta_s: float
@@ -29,7 +29,7 @@ class CallProgress:
     began: str
 
     def state(self) -> dict[str, Any]:
-        """Return the original's `state`."""
+        """Return A1111's `state` object."""
         return {
             "skipped": False,
             "interrupted": False,
@@ -47,7 +47,7 @@ IDLE = CallProgress(share=0, eta_s=0, job_no=0, job_count=0, step=0, steps=0, na
 
 
 def of(call: A1111Call | None, now: datetime) -> CallProgress:
-    """Say how far a call is at `now`; `IDLE` for none, and for one that has ended."""
+    """Return the progress of a call at `now`; `IDLE` for None and for a finished call."""
     if call is None or call.is_final:
         return IDLE
     done = sum(1 for job in call.jobs if JobState(job.state).is_final)
@@ -67,7 +67,7 @@ def of(call: A1111Call | None, now: datetime) -> CallProgress:
 
 
 def running(call: A1111Call) -> JobRow | None:
-    """Return the job of a call that clients watch: the first that runs."""
+    """Return the first running job of a call."""
     return next((job for job in call.jobs if job.state == JobState.RUNNING), None)
 
 

@@ -1,4 +1,4 @@
-"""The bodies of the dialect, field by field in the order in which answers echo them. Names and defaults are the original's."""
+"""Request bodies of txt2img and img2img. Names, defaults and the order of fields are A1111's, which echoes them."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from api.a1111.field_types import Flag, Int, Lax, Mapping, Number, Plain, Text
 
 
 class PictureRequest(Lax):
-    """What text-to-image and image-to-image ask for alike."""
+    """Fields that txt2img and img2img share."""
 
     prompt: Text = ""
     negative_prompt: Text = ""
@@ -46,12 +46,12 @@ class PictureRequest(Lax):
     comments: Plain = None
 
     def echo(self) -> dict[str, Any]:
-        """Return the request as the answer repeats it."""
+        """Return the request as the answer echoes it."""
         return self.model_dump()
 
 
 class Txt2Img(PictureRequest):
-    """Text to image, with or without hires fix."""
+    """A txt2img request, with or without hires fix."""
 
     enable_hr: Flag = False
     firstphase_width: Int = 0
@@ -77,7 +77,7 @@ class Txt2Img(PictureRequest):
 
 
 class Img2Img(PictureRequest):
-    """Image to image, with or without a mask."""
+    """An img2img request, with or without a mask."""
 
     init_images: list[Text] | None = None
     resize_mode: Int = 0
@@ -105,7 +105,7 @@ class Img2Img(PictureRequest):
     infotext: Text | None = None
 
     def echo(self) -> dict[str, Any]:
-        """Return the request as the answer repeats it: without the pictures, unless they were asked for."""
+        """Return the request as the answer echoes it: without pictures unless `include_init_images`."""
         whole = self.model_dump(exclude={"init_images", "mask"})
         pictures = {"init_images": self.init_images, "mask": self.mask}
         return whole | (pictures if self.include_init_images else dict.fromkeys(pictures))

@@ -1,4 +1,4 @@
-"""Everything that the dialect answers, gathered for the application and for its section of the documentation."""
+"""All A1111 routes in one router, with their errors for the OpenAPI document."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from api.a1111 import agent_scheduler, extras, generation, listings, options_rou
 
 
 class Refusal(BaseModel):
-    """An error: `detail` says what was refused, `errors` what failed."""
+    """An error: `detail` has the reason of a refusal, `errors` that of a failure."""
 
     error: str
     detail: str
@@ -18,7 +18,7 @@ class Refusal(BaseModel):
 
 
 class FieldRefusal(BaseModel):
-    """What is wrong with one field of the body."""
+    """The error of one field of the body."""
 
     loc: list[str]
     msg: str
@@ -26,7 +26,7 @@ class FieldRefusal(BaseModel):
 
 
 class FieldRefusals(BaseModel):
-    """What is wrong with the fields of the body."""
+    """The errors of the fields of the body."""
 
     detail: list[FieldRefusal]
 
@@ -40,6 +40,6 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     503: {"model": Refusal},
 }
 
-router = APIRouter(tags=["AUTOMATIC1111 dialect"], responses=RESPONSES, strict_content_type=False)
+router = APIRouter(tags=["AUTOMATIC1111"], responses=RESPONSES, strict_content_type=False)
 for part in (generation, progress_routes, options_routes, listings, extras, agent_scheduler):
     router.include_router(part.router)

@@ -1,6 +1,6 @@
-"""Who calls in the dialect, and what that one has chosen. Clients expect one state per server; here it is one per key.
+"""Sessions: A1111 clients expect one set of options per server; the farm keeps one per API key.
 
-Without keys it is one per address that calls. Nothing is shared between sessions.
+Without keys it keeps one per client address. Sessions share nothing.
 """
 
 from typing import Annotated, Any
@@ -30,12 +30,12 @@ SessionId = Annotated[str, Depends(_identity)]
 
 
 def options(transaction: Transaction, session_id: str) -> dict[str, Any]:
-    """Return what a session has chosen."""
+    """Return the options that a session has set."""
     return transaction.scalar(select(SessionRow.options).where(SessionRow.id == session_id)) or {}
 
 
 def choose(transaction: Transaction, session_id: str, chosen: dict[str, Any]) -> None:
-    """Remember what a session chooses, beside what it chose before; forget sessions of long ago."""
+    """Set options of a session; the others stay. Also deletes sessions unused for `KEPT_DAYS`."""
     fresh = insert(SessionRow).values(id=session_id, options=chosen)
     merged = {"options": SessionRow.options.op("||")(fresh.excluded.options), "changed_at": func.now()}
     transaction.execute(fresh.on_conflict_do_update(index_elements=["id"], set_=merged))
@@ -44,7 +44,7 @@ def choose(transaction: Transaction, session_id: str, chosen: dict[str, Any]) ->
 
 
 def checkpoints(transaction: Transaction, desk: Desk) -> dict[str, str | None]:
-    """Return the checkpoints of the farm with their SHA-256, the one that sessions begin with first."""
+    """Return the checkpoints of the farm with their SHA-256, the default one first."""
     served = registry.checkpoints(transaction, silent_after_s=desk.settings.lease_seconds)
     preferred = desk.settings.default_checkpoint
     ranked = sorted(served, key=lambda one: (one.name != preferred, not one.ready_workers, one.name))
@@ -52,7 +52,7 @@ def checkpoints(transaction: Transaction, desk: Desk) -> dict[str, str | None]:
 
 
 def in_use(chosen: dict[str, Any], known: names.Checkpoints) -> dict[str, Any]:
-    """Return a session's choice with a checkpoint in it, the farm's first if it has chosen none."""
+    """Return a session's options with a checkpoint: the farm's first if the session has set none."""
     if chosen.get(CHECKPOINT) or not known:
         return chosen
     return {**chosen, CHECKPOINT: names.title(*next(iter(known.items())))}

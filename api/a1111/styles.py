@@ -1,4 +1,4 @@
-"""Prompt styles: named texts that requests add to their prompts, read from a CSV file as the original keeps them."""
+"""Prompt styles: named texts that requests add to their prompts, from a CSV file in A1111's format."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ PLACE = "{prompt}"
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A name, and what it adds to the prompt and to the negative prompt."""
+    """A style: its name, and the texts for the prompt and the negative prompt."""
 
     name: str
     prompt: str
@@ -22,18 +22,18 @@ class Style:
 
 
 def read(path: Path | None) -> Mapping[str, Style]:
-    """Read the file with the columns name, prompt and negative_prompt; no file, no styles. Raises `Unavailable`."""
+    """Read the styles of a CSV file with the columns name, prompt and negative_prompt; None has none. Raises `Unavailable`."""
     try:
         text = _text(path)
     except OSError as error:
-        raise Unavailable(f"The file of prompt styles cannot be read ({error.strerror}).") from error
+        raise Unavailable(f"The prompt styles file cannot be read ({error.strerror}).") from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
     styles = [Style(row.get("name") or "", row.get("prompt") or "", row.get("negative_prompt") or "") for row in rows]
     return {style.name: style for style in styles if style.name}
 
 
 def check(path: Path | None) -> None:
-    """End a process that is to serve a file which cannot be read, with one line that says so, as wrong settings do."""
+    """Check at the start that the file can be read. Raises `SystemExit` with one line, as for wrong settings."""
     try:
         _text(path)
     except OSError as error:
@@ -49,7 +49,7 @@ def _text(path: Path | None) -> str:
 
 
 def applied(prompt: str, texts: Sequence[str]) -> str:
-    """Add the texts of styles: each takes the prompt into its place, or stands behind it."""
+    """Apply style texts to a prompt: a text with `{prompt}` wraps the prompt, any other is appended."""
     for text in texts:
         if PLACE in text:
             prompt = text.replace(PLACE, prompt)
