@@ -1,4 +1,4 @@
-"""The `farm` command. It talks to the API as any client would; only `up`, `demo`, `migrate` and `doctor` reach further in.
+"""The `farm` command. It is a client of the API; only `up`, `demo`, `keys`, `migrate` and `doctor` use the farm's own parts.
 
 Nothing heavy is imported here: `farm --help` loads neither SQLAlchemy nor the embedded farm, and nothing loads torch.
 """

@@ -1,4 +1,4 @@
-"""The command line as a whole: its commands, its global options, and the one place where an error becomes one line.
+"""The command line: commands, global options, and the conversion of errors into one line.
 
 Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 stopped by Ctrl-C.
 """
@@ -42,28 +42,28 @@ app.command("doctor")(doctor.doctor)
 @app.callback(invoke_without_command=True)
 def farm(
     context: typer.Context,
-    url: Annotated[str, typer.Option(envvar="FARM_URL", help="Where the farm's API is.")] = DEFAULT_URL,
+    url: Annotated[str, typer.Option(envvar="FARM_URL", help="URL of the farm's API.")] = DEFAULT_URL,
     api_key: Annotated[
-        str | None, typer.Option(envvar="FARM_API_KEY", show_envvar=True, help="Sent as a bearer token.")
+        str | None, typer.Option(envvar="FARM_API_KEY", show_envvar=True, help="API key, sent as a bearer token.")
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,  # noqa: ARG001
 ) -> None:
-    """Render pictures on a farm, or run one."""
+    """Render images on a farm, or run one."""
     context.obj = Front(url=url, api_key=api_key)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. No error leaves as a traceback unless `--debug` asks for it."""
+    """Run one command and return its exit code. Errors print one line, and a traceback under `--debug`."""
     forgive_encoding()
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    command_line = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(given, prog_name="farm", standalone_mode=False)
+        code = app(command_line, prog_name="farm", standalone_mode=False)
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - the outermost border: whatever went wrong, the user reads one line
-        if "--debug" in given:
+        if "--debug" in command_line:
             traceback.print_exc()
         complain(_line(error))
         return getattr(error, "exit_code", 1)
@@ -76,6 +76,6 @@ def _line(error: Exception) -> str:
     if isinstance(error, (Failure, ClientError)):
         return str(error)
     if isinstance(error, FarmError):
-        return "; ".join(said for name, said in error.told.items() if name != "code")
-    hint = "farm --debug COMMAND shows where"
+        return "; ".join(text for name, text in error.told.items() if name != "code")
+    hint = "farm --debug COMMAND shows the traceback"
     return f"{type(error).__name__}: {error} ({hint})"

@@ -1,7 +1,7 @@
-"""What each process does in the bucket, tried out: nothing that its own policy (deploy/s3-policy) would refuse.
+"""Probe the S3 permissions of each role with the requests that it makes: no more than its policy (deploy/s3-policy) allows.
 
-Probes have the keys of real objects. They are deleted again where the process may do that; else one small object stays, always
-the same.
+Probes use the key prefixes of real objects. They are deleted if the role may delete; else one small object remains, always the
+same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +17,8 @@ REFUSED = {"AccessDenied", "403"}
 _NOBODY = UUID(int=0)
 
 
-def able(storage: Storage, roles: Sequence[Role] = tuple(Role)) -> Mapping[Role, StorageUnavailable | None]:
-    """Try what each role does; returns what it was refused, or None. Raises `StorageUnavailable` for any other trouble."""
+def probe(storage: Storage, roles: Sequence[Role] = tuple(Role)) -> Mapping[Role, StorageUnavailable | None]:
+    """Return for each role the error by which the store refused it, or None. Raises `StorageUnavailable` for any other error."""
     return {role: _refusal(storage, role) for role in roles}
 
 
@@ -46,7 +46,7 @@ def _worker(storage: Storage) -> None:
     same = storage.get(key) == PROBE
     storage.delete(key)
     if not same:
-        raise StorageUnavailable("An object came back changed: look at what stands between here and the store.")
+        raise StorageUnavailable("An object came back changed: check the proxies between this machine and the store.")
 
 
 def _api(storage: Storage) -> None:

@@ -1,10 +1,10 @@
-"""The processes of the farm that work in the bucket: an S3 key is for one of them."""
+"""Roles of S3 keys: each process of the farm has a policy of its own (deploy/s3-policy)."""
 
 from enum import StrEnum
 
 
 class Role(StrEnum):
-    """Whose work a key is for."""
+    """The process that an S3 key is for."""
 
     WORKER = "worker"
     API = "api"

@@ -1,4 +1,4 @@
-"""`farm checkpoints`: what the farm serves, and fetching Stable Diffusion 1.5 for it."""
+"""`farm checkpoints`: list the checkpoints of the farm, and download Stable Diffusion 1.5."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from api.cli.output import say, shortened, table
 SD15 = hub_download.Source("stable-diffusion-v1-5/stable-diffusion-v1-5", "v1-5-pruned-emaonly.safetensors")
 VAE = hub_download.Source("stabilityai/sd-vae-ft-mse-original", "vae-ft-mse-840000-ema-pruned.safetensors")
 
-app = typer.Typer(rich_markup_mode=None, help="List the farm's checkpoints, or fetch one.")
+app = typer.Typer(rich_markup_mode=None, help="List the farm's checkpoints, or download one.")
 
 
 @app.callback(invoke_without_command=True)
@@ -36,17 +36,17 @@ def list_checkpoints(context: typer.Context) -> None:
 
 @app.command("pull")
 def pull(
-    vae: Annotated[bool, typer.Option("--vae", help="Fetch the ft-mse VAE instead of the checkpoint.")] = False,
-    repo: Annotated[str | None, typer.Option(help="Another repository of the hub: OWNER/NAME.")] = None,
-    file: Annotated[str | None, typer.Option(help="Another .safetensors file of the repository.")] = None,
+    vae: Annotated[bool, typer.Option("--vae", help="Download the ft-mse VAE instead of the checkpoint.")] = False,
+    repo: Annotated[str | None, typer.Option(help="Another Hugging Face repository: OWNER/NAME.")] = None,
+    file: Annotated[str | None, typer.Option(help="Another .safetensors file in the repository.")] = None,
     revision: Annotated[str, typer.Option(help="A branch, tag or commit.")] = "main",
-    to: Annotated[Path, typer.Option(envvar="FARM_CHECKPOINT_DIR", help="The folder to save it in.")] = Path(
+    to: Annotated[Path, typer.Option(envvar="FARM_CHECKPOINT_DIR", help="Folder to save the file in.")] = Path(
         ".farm/checkpoints"
     ),
 ) -> None:
-    """Fetch Stable Diffusion 1.5 (4.3 GB) from the Hugging Face hub; run again, it goes on where it stopped."""
-    known = VAE if vae else SD15
-    source = hub_download.Source(repo or known.repo, file or known.file, revision)
+    """Download Stable Diffusion 1.5 (4.3 GB) from the Hugging Face hub. An interrupted download resumes when run again."""
+    default = VAE if vae else SD15
+    source = hub_download.Source(repo or default.repo, file or default.file, revision)
     # A VAE alone is no checkpoint: in a folder of its own it is not taken for one.
     path = hub_download.pull(source, to / "vae" if vae else to)
     say(str(path))

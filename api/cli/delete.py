@@ -1,4 +1,4 @@
-"""`farm delete`: delete jobs that have ended, with their images."""
+"""`farm delete`: delete finished jobs and their images."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from api.cli.jobs import for_each_job
 
 
 def delete(context: typer.Context, job_ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> None:
-    """Delete jobs that have ended, with their images, for good."""
+    """Delete finished jobs and their images, for good."""
     front: Front = context.obj
     with front.connect() as client:
 

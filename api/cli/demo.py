@@ -1,4 +1,4 @@
-"""`farm demo`: one picture through the whole farm, from nothing to a PNG, leaving no process behind."""
+"""`farm demo`: start an embedded farm, render one image through its API, and stop the farm."""
 
 import time
 from pathlib import Path
@@ -17,16 +17,16 @@ _HOST, _PORT = "127.0.0.1", 8000
 
 
 def demo(
-    data_dir: Annotated[Path, typer.Option(help="Where the farm keeps its data and the picture goes.")] = Path(".farm"),
+    data_dir: Annotated[Path, typer.Option(help="Folder for the farm's data and the image.")] = Path(".farm"),
 ) -> None:
-    """Start a farm, render a picture through its API, say where it is, and stop the farm."""
+    """Start a farm, render one image through its API, print its path, and stop the farm."""
     with embedded_farm(host=_HOST, port=_free_port(), data_dir=data_dir) as farm:
-        code = _picture(farm.url, data_dir / "pictures")
+        code = _render(farm.url, data_dir / "pictures")
     if code:
         raise typer.Exit(code)
 
 
-def _picture(url: str, folder: Path) -> int:
+def _render(url: str, folder: Path) -> int:
     began = time.monotonic()
 
     def saved(picture: SavedPicture) -> None:
@@ -38,7 +38,7 @@ def _picture(url: str, folder: Path) -> int:
 
 
 def _free_port() -> int:
-    """Return the usual port, or 0 where it is taken: the demo gives way to whoever was there first."""
+    """Return the default port, or 0 (any free one) if it is in use."""
     from deploy.standalone import ports
 
     return _PORT if ports.is_free(_HOST, _PORT) else 0

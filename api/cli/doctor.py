@@ -1,6 +1,6 @@
-"""`farm doctor`: looks at everything a farm needs from here and says what is wrong and how to mend it.
+"""`farm doctor`: check every dependency of the farm and say how to fix what is wrong.
 
-Nothing is changed but probe objects in the storage (`bucket`).
+Changes nothing but probe objects in the storage (`bucket_probes`).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ Check: TypeAlias = Callable[[], Finding]
 
 def doctor(
     context: typer.Context,
-    role: Annotated[Role | None, typer.Option(help="Whose work the S3 key here is for; any by default.")] = None,
+    role: Annotated[Role | None, typer.Option(help="Role of the S3 key on this machine; any by default.")] = None,
 ) -> None:
     """Check every dependency, the GPU and the checkpoint; exit 1 if anything fails."""
     front: Front = context.obj
-    findings = [_asked(check) for check in _all_checks(front, role)]
-    table(("CHECK", "STATUS", "FINDING", "FIX"), [(one.what, one.level, one.said, one.fix) for one in findings])
+    findings = [_run(check) for check in _all_checks(front, role)]
+    table(("CHECK", "STATUS", "FINDING", "FIX"), [(one.what, one.level, one.detail, one.fix) for one in findings])
     failed = [one.what for one in findings if one.level is Level.FAIL]
     if failed:
         complain(f"failed: {', '.join(failed)}")
@@ -45,11 +45,11 @@ def _all_checks(front: Front, role: Role | None) -> Iterator[Check]:
     yield checks.disk
 
 
-def _asked(check: Check) -> Finding:
+def _run(check: Check) -> Finding:
     name = getattr(check, "__name__", None) or getattr(check, "func", check).__name__
     try:
         return check()
     except Failure as error:
-        return Finding(name, Level.FAIL, str(error), "mend this setting")
+        return Finding(name, Level.FAIL, str(error), "correct this setting")
     except Exception as error:  # noqa: BLE001 - a check that breaks is a finding, and the others still count
-        return Finding(name, Level.FAIL, f"{type(error).__name__}: {error}", "the message says what is missing")
+        return Finding(name, Level.FAIL, f"{type(error).__name__}: {error}", "see the message")

@@ -1,7 +1,7 @@
-"""Fetching one .safetensors file from the Hugging Face hub: resumable, and checked against the hub's own SHA-256.
+"""Download one .safetensors file from the Hugging Face hub: resumable, and verified against the hub's SHA-256.
 
-The bytes gather in a hidden partial file named for that checksum; the real name appears only once they are proven right.
-huggingface_hub finds the file; the transfer is here because a second run of its own starts from zero again.
+Bytes go to a hidden partial file named after that checksum; the real name appears only once they are verified. huggingface_hub
+resolves the file; the transfer is here because a second run of huggingface_hub starts from zero again.
 """
 
 import fcntl
@@ -33,12 +33,12 @@ _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
 
 T = TypeVar("T")
-Moved: TypeAlias = Callable[[int], None]
+Advance: TypeAlias = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file of a repository of the hub. Its parts become URLs and a file name, so they are checked here."""
+    """A file in a repository of the hub. Its parts become URLs and a file name, so they are validated here."""
 
     repo: str
     file: str
@@ -48,7 +48,7 @@ class Source:
         if not re.fullmatch(f"{_NAME}/{_NAME}", self.repo) or ".." in self.repo:
             raise Failure(f"{self.repo!r} is not a repository; one looks like OWNER/NAME")
         if not re.fullmatch(rf"(?:{_NAME}/)*{_NAME}\.safetensors", self.file) or ".." in self.file:
-            raise Failure(f"{self.file!r} is not a .safetensors file of a repository, and nothing else is fetched")
+            raise Failure(f"{self.file!r} is not a .safetensors file of a repository; other files are not downloaded")
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,127}", self.revision) or ".." in self.revision:
             raise Failure(f"{self.revision!r} is not a revision")
 
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """The file as the hub has it now. `headers` may hold a token: httpx keeps them from other hosts on redirects."""
+    """The file on the hub: URL, size, checksum. `headers` may hold a token: httpx drops it on redirects to other hosts."""
 
     url: str
     size_bytes: int
@@ -69,7 +69,7 @@ class Remote:
 
 
 def pull(source: Source, to: Path) -> Path:
-    """Bring the file into the folder and return its path; one that is there and right is left as it is."""
+    """Download the file into the folder and return its path. A verified file that is already there stays. Raises `Failure`."""
     remote = look_up(source, to)
     path = to / source.name
     partial = to / f".{source.name}.{remote.sha256[:16]}.partial"
@@ -80,7 +80,7 @@ def pull(source: Source, to: Path) -> Path:
             return path
         with partial.open("ab") as file:
             _lock(file, partial)
-            _gather(file, partial, remote)
+            _download(file, partial, remote)
             _verify(partial, remote)
             partial.replace(path)
     except OSError as error:
@@ -89,7 +89,7 @@ def pull(source: Source, to: Path) -> Path:
 
 
 def look_up(source: Source, to: Path) -> Remote:
-    """Ask the hub for the file's size and checksum."""
+    """Fetch the file's size and checksum from the hub. Raises `Failure`."""
     # Without this the library first asks the hub something that is not about the file, which offline takes a timeout more.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Here, not above: `farm --help` need not wait for it.
@@ -105,17 +105,17 @@ def look_up(source: Source, to: Path) -> Remote:
     except (HTTPError, InvalidURL, OfflineModeIsEnabled, OSError) as error:
         raise Failure(
             f"cannot reach the Hugging Face hub ({type(error).__name__}): this machine seems to be offline. "
-            f"Fetch {url} on another machine and copy it to {to} (or any folder that FARM_CHECKPOINT_DIR names)"
+            f"Download {url} on another machine and copy it to {to} (or any folder that FARM_CHECKPOINT_DIR names)"
         ) from error
     if found.size is None or not re.fullmatch(r"[0-9a-f]{64}", found.etag or ""):
-        raise Failure(f"the hub gives no SHA-256 for {source.file}, so it cannot be checked and was not fetched")
+        raise Failure(f"the hub gives no SHA-256 for {source.file}, so it cannot be verified and was not downloaded")
     pinned = hf_hub_url(source.repo, source.file, revision=found.commit_hash or source.revision)
     token = get_token()
     return Remote(pinned, found.size, str(found.etag), {"Authorization": f"Bearer {token}"} if token else {})
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:
-    """Answer as `ask` does, or give up: resolving a name on a dead network takes longer than any HTTP timeout says."""
+    """Return `ask()`, or raise `TimeoutError`: resolving a name on a dead network outlasts any HTTP timeout."""
     answers: SimpleQueue[Future[T]] = SimpleQueue()
 
     def run() -> None:
@@ -135,14 +135,14 @@ def _within(seconds: float, ask: Callable[[], T]) -> T:
 
 def _refusal(source: Source, status: int) -> str:
     if status in {401, 403, 404}:
-        return f"the hub has no {source.file} in {source.repo} at {source.revision}, or not for you [http_{status}]"
-    return f"the hub cannot answer now; try again later [http_{status}]"
+        return f"the hub has no {source.file} in {source.repo} at {source.revision}, or you may not read it [http_{status}]"
+    return f"the hub is unavailable; try again later [http_{status}]"
 
 
 def _expect_same(path: Path, remote: Remote) -> None:
     if path.stat().st_size != remote.size_bytes or _sha256(path, remote.size_bytes) != remote.sha256:
-        raise Failure(f"{path} exists and is not the hub's file; move it away, then run this again")
-    note(f"{path.name} is already there and its SHA-256 is right.")
+        raise Failure(f"{path} exists and differs from the hub's file; move it away, then run this again")
+    note(f"{path.name} is already there and its SHA-256 is correct.")
 
 
 def _lock(file: BinaryIO, partial: Path) -> None:
@@ -152,16 +152,16 @@ def _lock(file: BinaryIO, partial: Path) -> None:
         raise Failure(f"another farm checkpoints pull is writing {partial}") from None
 
 
-def _gather(file: BinaryIO, partial: Path, remote: Remote) -> None:
-    """Append what is missing, again and again while the connection breaks but brings something."""
+def _download(file: BinaryIO, partial: Path, remote: Remote) -> None:
+    """Download the rest of the file; resume broken connections as long as each brings some bytes."""
     have = _size(file, remote)
     if shutil.disk_usage(partial.parent).free < remote.size_bytes - have:
-        raise Failure(f"{partial.parent} has no room for {(remote.size_bytes - have) / 1e9:.1f} GB more")
+        raise Failure(f"{partial.parent} does not have enough space for {(remote.size_bytes - have) / 1e9:.1f} GB more")
     idle = 0
-    with _meter("fetching", remote.size_bytes, have) as moved:
+    with _meter("downloading", remote.size_bytes, have) as advance:
         while have < remote.size_bytes:
             try:
-                _transfer(file, have, remote, moved)
+                _transfer(file, have, remote, advance)
                 why = "the answer ended early"
             except httpx.HTTPError as error:
                 why = shortened(str(error) or type(error).__name__, 100)
@@ -169,7 +169,7 @@ def _gather(file: BinaryIO, partial: Path, remote: Remote) -> None:
             idle = 0 if have > before else idle + 1
             if idle == IDLE_TRIES:
                 raise Failure(
-                    f"the transfer broke off ({why}); {have} of {remote.size_bytes} bytes are kept, run this again to go on"
+                    f"the download broke off ({why}); {have} of {remote.size_bytes} bytes are kept; run this again to resume"
                 )
             if idle:
                 time.sleep(1)
@@ -182,7 +182,7 @@ def _size(file: BinaryIO, remote: Remote) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def _transfer(file: BinaryIO, have: int, remote: Remote, moved: Moved) -> None:
+def _transfer(file: BinaryIO, have: int, remote: Remote, advance: Advance) -> None:
     headers = {**remote.headers, "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -191,36 +191,36 @@ def _transfer(file: BinaryIO, have: int, remote: Remote, moved: Moved) -> None:
         if have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             # The server sends everything again.
             file.truncate(0)
-            moved(-have)
+            advance(-have)
             have = 0
         for chunk in response.iter_raw():
             have += len(chunk)
             if have > remote.size_bytes:
                 raise httpx.RemoteProtocolError("more bytes than the hub announced")
             file.write(chunk)
-            moved(len(chunk))
+            advance(len(chunk))
 
 
 def _verify(partial: Path, remote: Remote) -> None:
     if _sha256(partial, remote.size_bytes) != remote.sha256:
         partial.unlink()
         raise Failure(
-            "the fetched bytes do not have the SHA-256 that the hub announced; they were dropped, run this again"
+            "the downloaded bytes do not have the SHA-256 that the hub announced and were deleted; run this again"
         )
 
 
 def _sha256(path: Path, size_bytes: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file, _meter("checking", size_bytes, 0) as moved:
+    with path.open("rb") as file, _meter("checking", size_bytes, 0) as advance:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-            moved(len(chunk))
+            advance(len(chunk))
     return digest.hexdigest()
 
 
 @contextmanager
-def _meter(verb: str, total: int, begin: int) -> Iterator[Moved]:
-    """Show how many bytes have moved: a bar on a terminal, one line anywhere else."""
+def _meter(verb: str, total: int, begin: int) -> Iterator[Advance]:
+    """Show the transferred bytes: a progress bar on a terminal, else one line."""
     if not sys.stderr.isatty():
         note(f"{verb} {total - begin} of {total} bytes")
         yield lambda _count: None

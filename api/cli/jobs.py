@@ -1,4 +1,4 @@
-"""`farm jobs`, `farm job` and `farm cancel`: look at jobs and stop them."""
+"""`farm jobs`, `farm job` and `farm cancel`: list, show and cancel jobs."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,21 +17,21 @@ def list_jobs(
     context: typer.Context,
     state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Only jobs for this checkpoint.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most jobs to list, newest first.")] = 20,
 ) -> None:
     """List jobs, newest first."""
     front: Front = context.obj
     with front.connect() as client:
-        found = client.jobs(limit=limit, state=state, checkpoint=checkpoint)
+        listed = client.jobs(limit=limit, state=state, checkpoint=checkpoint)
     now = datetime.now(UTC)
     headers = ("JOB", "STATE", "STEPS", "AGE", "SIZE", "CHECKPOINT", "PROMPT")
-    table(headers, [_row(job, now) for job in found])
+    table(headers, [_row(job, now) for job in listed])
 
 
 def show_job(
     context: typer.Context,
     job_id: Annotated[str, typer.Argument(metavar="ID")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the API's answer as it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the API's answer as JSON.")] = False,
 ) -> None:
     """Show everything about one job."""
     front: Front = context.obj
@@ -47,7 +47,7 @@ def show_job(
 
 
 def cancel_jobs(context: typer.Context, job_ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> None:
-    """Cancel jobs; a running one stops within a denoising step."""
+    """Cancel queued or running jobs."""
     front: Front = context.obj
     with front.connect() as client:
         for_each_job(job_ids, lambda job_id: f"{client.cancel(job_id)['id']} canceled")
@@ -98,7 +98,7 @@ def _facts(job: JobBody) -> list[tuple[str, Any]]:
 
 
 def age(created_at: str | None, now: datetime) -> str:
-    """Say how long ago a time of the API was."""
+    """Format the age of an API timestamp; '?' for a malformed one."""
     try:
         seconds = int((now - datetime.fromisoformat(created_at or "")).total_seconds())
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""`farm keys`: create, list and revoke API keys, directly in the database, so that the first one can be made too."""
+"""`farm keys`: create, list and revoke API keys, directly in the database, so that it can create the first key."""
 
 import os
 from collections.abc import Iterator
@@ -18,25 +18,30 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, help="Create, list and revoke API keys.", no_args_is_help=True)
 
-DataDir = Annotated[Path, typer.Option(help="The folder of a running `farm up`, unless FARM_DATABASE_URL is set.")]
+DataDir = Annotated[Path, typer.Option(help="Data folder of a running `farm up`; ignored if FARM_DATABASE_URL is set.")]
 DEFAULT_DATA_DIR = Path(".farm")
 
 
 @app.command("create")
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is.")],
-    scope: Annotated[list[str] | None, typer.Option(help="submit, read or admin; repeat for several.")] = None,
-    weight: Annotated[float, typer.Option(help="Its share of the GPUs, against other keys'.")] = 1.0,
-    max_priority: Annotated[int, typer.Option(help="The highest priority of its jobs.")] = 0,
-    rate: Annotated[
-        int | None, typer.Option(help="Requests a minute; token counts have as many of their own, and at least 150.")
+    name: Annotated[str, typer.Argument(help="Who uses the key.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="submit, read or admin; may be repeated. Default: submit and read.")
     ] = None,
-    max_queued: Annotated[int | None, typer.Option(help="Jobs waiting at once.")] = None,
-    max_running: Annotated[int | None, typer.Option(help="Jobs rendered at once.")] = None,
-    expires_in: Annotated[int | None, typer.Option(help="Seconds until it expires.")] = None,
+    weight: Annotated[float, typer.Option(help="Share of the GPUs, relative to other keys.")] = 1.0,
+    max_priority: Annotated[int, typer.Option(help="The highest priority that its jobs may have.")] = 0,
+    rate: Annotated[
+        int | None,
+        typer.Option(
+            help="Requests per minute. Token counts have a separate limit of the same size, but at least 150."
+        ),
+    ] = None,
+    max_queued: Annotated[int | None, typer.Option(help="How many of its jobs may wait in the queue.")] = None,
+    max_running: Annotated[int | None, typer.Option(help="How many of its jobs may run at the same time.")] = None,
+    expires_in: Annotated[int | None, typer.Option(help="Seconds until the key expires.")] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Create a key and print its token. It is shown this once."""
+    """Create a key and print its token, which is not shown again."""
     from pydantic import ValidationError
 
     from api.auth import keys
@@ -58,13 +63,13 @@ def create(
         raise Failure(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
     with _session(data_dir) as session:
         row, token = keys.create(session, wanted)
-    note(f"Key {row.id} for {shortened(row.name, 60)}. Keep this token; it cannot be shown again:")
+    note(f"Key {row.id} for {shortened(row.name, 60)}. Save this token; it cannot be shown again:")
     say(token.text)
 
 
 @app.command("list")
 def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """List every key. None shows its secret: only a hash of it is kept."""
+    """List all keys. Secrets are not shown: only their hashes are stored."""
     from api.auth import keys
 
     with _session(data_dir) as session:
@@ -85,7 +90,8 @@ def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
 @app.command("revoke")
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="As `farm keys list` shows it.")], data_dir: DataDir = DEFAULT_DATA_DIR
+    key_id: Annotated[str, typer.Argument(help="Key id, as shown by `farm keys list`.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Revoke a key for good. Every api process refuses it within five seconds."""
     from api.auth import keys
@@ -131,7 +137,7 @@ def _database_url(data_dir: Path) -> str:
 def _state(revoked_at: "datetime | None", expires_at: "datetime | None") -> str:
     if revoked_at is not None:
         return "revoked"
-    return f"until {_moment(expires_at)}" if expires_at else "good"
+    return f"until {_moment(expires_at)}" if expires_at else "valid"
 
 
 def _moment(time: "datetime | None") -> str:

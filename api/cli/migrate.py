@@ -1,4 +1,4 @@
-"""`farm migrate`: bring the schema of a real database up to date. The embedded farm migrates its own."""
+"""`farm migrate`: upgrade the schema of an external database. The embedded farm migrates its own."""
 
 import os
 
@@ -21,7 +21,7 @@ def migrate() -> None:
         revision = migrations.current(url)
     except SQLAlchemyError as error:
         raise Failure(
-            f"the database was not migrated: {str(error).splitlines()[0]}; mend FARM_DATABASE_URL, or start it"
+            f"the database was not migrated: {str(error).splitlines()[0]}; check FARM_DATABASE_URL, or start the database"
         ) from error
-    newer = ", newer than this code, which runs on it" if migrations.is_newer(revision) else ""
+    newer = ", newer than this code, which is compatible with it" if migrations.is_newer(revision) else ""
     say(f"the schema is at revision {revision}{newer}")

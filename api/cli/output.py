@@ -1,6 +1,6 @@
-"""What the user reads: results on stdout, everything else on stderr, each message one line.
+"""Terminal output: results on stdout, everything else on stderr, each message one line.
 
-Text that came from elsewhere passes through `printable`, so that nobody's prompt can steer a terminal.
+Text from outside passes through `printable`, so that no prompt can send control sequences to the terminal.
 """
 
 import sys
@@ -13,28 +13,28 @@ from rich.text import Text
 
 
 class Failure(Exception):
-    """A command cannot go on. Its message is the one line that the user reads."""
+    """A command failed. The message is the one line that the user reads."""
 
     exit_code = 1
 
 
 def say(line: str) -> None:
-    """Print a result."""
+    """Print a result to stdout."""
     _write(sys.stdout, line)
 
 
 def note(line: str) -> None:
-    """Print something about the work that is not its result."""
+    """Print a note to stderr."""
     _write(sys.stderr, line)
 
 
 def complain(line: str) -> None:
-    """Print why the command failed."""
+    """Print an error to stderr."""
     note(f"farm: {line}")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows: drawn for a person, tab-separated for a program."""
+    """Print a table: aligned on a terminal, else tab-separated."""
     if not sys.stdout.isatty():
         for row in [headers, *rows]:
             say("\t".join(row))

@@ -1,6 +1,6 @@
-"""Where images are saved and under which names: the job's id and the index, never anything a prompt says.
+"""Save images under the job's id and the image's index; nothing from a prompt becomes part of a path.
 
-A file appears whole or not at all, and only after its checksum has been found right.
+Files are written atomically, after their checksum was verified.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ class SavedPicture:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where images go. `single` names the file where only one is expected."""
+    """Target of images: a folder, or one file in it if `single` is set."""
 
     path: Path
     single: str | None = None
 
     @classmethod
     def at(cls, output: Path, *, num_images: int) -> "Folder":
-        """Make the place that `-o` names, before anything is rendered for it."""
+        """Create the target that `-o` names. Raises `Failure`, before anything is rendered."""
         single = output.name if output.suffix.lower() == ".png" and not output.is_dir() else None
         if single and num_images > 1:
-            raise Failure(f"{output} is one file, but {num_images} images were asked for; name a folder")
+            raise Failure(f"{output} is one file, but there will be {num_images} images; pass a folder")
         folder = output.parent if single else output
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -45,23 +45,23 @@ class Folder:
         return cls(folder, single)
 
     def place(self, job_id: str, index: int) -> Path:
-        """Name the file of one image."""
+        """Return the path of one image."""
         return self.path / (self.single or f"{job_id}-{index}.png")
 
 
 def save_images(client: FarmClient, job: JobBody, folder: Folder) -> Iterator[SavedPicture]:
-    """Fetch and save every image of a job that succeeded."""
+    """Download and save all images of a job that succeeded."""
     for image in job["images"]:
         data = client.image(image["url"])
         if hashlib.sha256(data).hexdigest() != image["sha256"]:
-            raise ClientError("bad_image", f"Image {image['index']} of job {job['id']} arrived damaged.")
+            raise ClientError("bad_image", f"Image {image['index']} of job {job['id']} does not match its checksum.")
         path = folder.place(job["id"], int(image["index"]))
         write(path, data)
         yield SavedPicture(path, int(image["seed"]))
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises `Failure`."""
+    """Write a file atomically. Raises `Failure`."""
     fresh = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         fresh.write_bytes(data)

@@ -1,6 +1,6 @@
-"""Waiting for jobs: polling that is quick at first, calm later, and patient with a network that blinks.
+"""Poll jobs until they are final: fast at first, slower later, tolerant of short outages.
 
-An interrupt is a flag that the loop looks at, not an exception: no job is lost between being accepted and being known.
+An interrupt is a flag that the loop checks, not an exception: no job is lost between its acceptance and its registration.
 """
 
 import signal
@@ -14,36 +14,34 @@ from api.cli.client import ClientError, FarmClient, JobBody, JobId
 from api.cli.output import note
 from shared.vocabulary.states import JobState
 
-QUICK_S, QUICK_FOR_S, CALM_S = 0.1, 5.0, 1.0
+FAST_S, FAST_FOR_S, SLOW_S = 0.1, 5.0, 1.0
 PATIENCE_S = 30.0
 _FINAL = frozenset(str(state) for state in JobState if state.is_final)
 
 
 class Interrupted:
-    """Set once the user has asked to stop. Safe to set in a signal handler, which threading.Event is not."""
+    """Flag: the user has asked to stop. May be set in a signal handler, unlike threading.Event."""
 
     def __init__(self) -> None:
         self._asked = False
         self._bell: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:
-        """Note that the user has asked."""
         self._asked = True
         self._bell.put(None)
 
     def is_set(self) -> bool:
-        """Whether the user has asked."""
         return self._asked
 
     def wait(self, seconds: float) -> None:
-        """Sleep until the user asks, at most so long."""
+        """Sleep for some seconds, or until the flag is set."""
         with suppress(Empty):
             self._bell.get(timeout=seconds)
 
 
 @contextmanager
 def interruptible() -> Iterator[Interrupted]:
-    """Turn the first Ctrl-C (or SIGTERM) into a flag for the block; the second one interrupts as usual."""
+    """Turn the first Ctrl-C or SIGTERM within the block into a flag; the second one interrupts as usual."""
     flag = Interrupted()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -66,7 +64,7 @@ def watch(
     interrupted: Interrupted,
     patience_s: float = PATIENCE_S,
 ) -> list[JobId]:
-    """Show every job to `seen` until all are final. Return the ids that are not: none, unless interrupted."""
+    """Poll jobs and pass each to `seen`, until all are final. Returns the unfinished ids: none unless interrupted."""
     pending = list(job_ids)
     began = time.monotonic()
     outage = Outage(patience_s)
@@ -79,21 +77,21 @@ def watch(
                 if is_final(job):
                     pending.remove(job_id)
         except ClientError as error:
-            outage.bear(error)
+            outage.tolerate(error)
         if pending:
             interrupted.wait(pause_s(time.monotonic() - began))
     return pending
 
 
 class Outage:
-    """A stretch of failed calls, borne for a while and told about once."""
+    """Tolerates transient errors for a while, and reports an outage once."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self._since: float | None = None
 
-    def bear(self, error: ClientError) -> None:
-        """Go on despite an error that may pass; raise one that cannot, or that has lasted too long."""
+    def tolerate(self, error: ClientError) -> None:
+        """Record a transient error; raise a permanent one, or one that has lasted too long."""
         if not error.transient:
             raise error
         if self._since is None:
@@ -103,17 +101,17 @@ class Outage:
             raise error
 
     def over(self) -> None:
-        """Note that the farm answers."""
+        """Record that the farm answers."""
         if self._since is not None:
             note("The farm answers again.")
             self._since = None
 
 
 def pause_s(waited_s: float) -> float:
-    """Return how long to wait before looking again."""
-    return min(CALM_S, QUICK_S * max(1.0, waited_s / QUICK_FOR_S))
+    """Return the seconds until the next poll."""
+    return min(SLOW_S, FAST_S * max(1.0, waited_s / FAST_FOR_S))
 
 
 def is_final(job: JobBody) -> bool:
-    """Whether a job will never change again. A state that this client does not know may still change."""
+    """Whether a job is final. A state that this client does not know is not."""
     return job["state"] in _FINAL

@@ -1,6 +1,6 @@
-"""How the progress of jobs looks: one live bar per job on a terminal, a plain line per change anywhere else.
+"""Progress of jobs: one live bar per job on a terminal, else one line per change.
 
-Drawn on stderr, so that stdout carries results only.
+On stderr, so that stdout has results only.
 """
 
 import sys
@@ -19,7 +19,7 @@ Show: TypeAlias = Callable[[JobBody], None]
 
 @contextmanager
 def bars() -> Iterator[Show]:
-    """Give a function that shows a job as it is now."""
+    """Yield a function that displays the progress of a job."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
@@ -28,7 +28,7 @@ def bars() -> Iterator[Show]:
 
 
 def steps(job: JobBody) -> tuple[int, int]:
-    """Return the steps done and the steps to do."""
+    """Return the steps done and the total steps."""
     progress = job["progress"]
     return int(progress.get("steps_done") or 0), int(progress.get("steps_total") or 0)
 
@@ -60,14 +60,14 @@ class _Bars:
 
 
 class _Lines:
-    """Tells of a change of state and of every quarter of the steps."""
+    """Prints a line per change of state and per quarter of the steps."""
 
     def __init__(self) -> None:
-        self._told: dict[JobId, tuple[str, int]] = {}
+        self._printed: dict[JobId, tuple[str, int]] = {}
 
     def __call__(self, job: JobBody) -> None:
         done, total = steps(job)
-        news = (job["state"], 4 * done // max(total, 1))
-        if self._told.get(job["id"]) != news:
-            self._told[job["id"]] = news
+        milestone = (job["state"], 4 * done // max(total, 1))
+        if self._printed.get(job["id"]) != milestone:
+            self._printed[job["id"]] = milestone
             note(f"{job['id']} {job['state']} step {done}/{total}")

@@ -1,6 +1,6 @@
-"""`farm render`: submit prompts, watch them all at once, save their images.
+"""`farm render`: submit prompts, wait for their jobs, save the images.
 
-What was submitted here is withdrawn here: Ctrl-C cancels every job that is not finished yet.
+Ctrl-C cancels every unfinished job of this run.
 """
 
 import base64
@@ -23,30 +23,36 @@ from shared.vocabulary.samplers import Sampler, Schedule
 
 def render(
     context: typer.Context,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Each prompt is a job of its own.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One job per prompt.")],
     num_images: Annotated[int, typer.Option("-n", help="Images per job.")] = 1,
     jobs: Annotated[int, typer.Option("--jobs", min=1, max=1000, help="Jobs per prompt.")] = 1,
-    negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
-    seed: Annotated[int | None, typer.Option(help="Of the first image; random without it.")] = None,
+    negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Seed of the first image; random by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels: 512x768, or 256 for a square.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How strongly the prompt is followed.")] = None,
-    sampler: Annotated[Sampler | None, typer.Option(help="The rule that walks down the noise.")] = None,
-    schedule: Annotated[Schedule | None, typer.Option(help="The noise levels it walks.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="One that farm checkpoints lists.")] = None,
-    vae: Annotated[str | None, typer.Option(help="Another decoder than the checkpoint's own.")] = None,
-    lora: Annotated[list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="May be given several times.")] = None,
-    clip_skip: Annotated[int | None, typer.Option(help="1 reads the text encoder's last layer.")] = None,
-    init: Annotated[Path | None, typer.Option(metavar="PICTURE", help="A picture to start from.")] = None,
-    mask: Annotated[Path | None, typer.Option(metavar="PICTURE", help="White is painted anew, black stays.")] = None,
-    strength: Annotated[float | None, typer.Option(help="How much of the picture is made anew, 0 to 1.")] = None,
-    hires: Annotated[float | None, typer.Option(metavar="SCALE", help="Render over the picture enlarged so.")] = None,
-    upscale: Annotated[float | None, typer.Option(metavar="SCALE", help="Enlarge what is finished.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="CFG scale.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="Sampling method.")] = None,
+    schedule: Annotated[Schedule | None, typer.Option(help="Schedule type (noise levels).")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Name from `farm checkpoints`.")] = None,
+    vae: Annotated[str | None, typer.Option(help="VAE instead of the checkpoint's own.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="LoRA; may be repeated.")] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="As in AUTOMATIC1111: 1 is CLIP's last layer.")] = None,
+    init: Annotated[Path | None, typer.Option(metavar="PICTURE", help="Init image: makes it img2img.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="PICTURE", help="Inpainting mask: white is painted anew, black stays.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="Denoising strength of img2img, 0 to 1.")] = None,
+    hires: Annotated[
+        float | None, typer.Option(metavar="SCALE", help="Hires fix: upscale by this factor and render again.")
+    ] = None,
+    upscale: Annotated[
+        float | None, typer.Option(metavar="SCALE", help="Enlarge the finished images, with Lanczos.")
+    ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A folder, or a .png file for a single image.")
     ] = Path(),
 ) -> None:
-    """Render one picture or many, and save them."""
+    """Render images and save them."""
     shared = {
         "negative_prompt": checked_text(negative),
         "num_images": num_images,
@@ -65,18 +71,18 @@ def render(
         "upscale": _finite(upscale),
         **_sides(size),
     }
-    wanted = {name: value for name, value in shared.items() if value is not None}
-    bodies = [wanted | body for body in _bodies(prompts, jobs=jobs, seed=seed, num_images=num_images)]
+    given = {name: value for name, value in shared.items() if value is not None}
+    bodies = [given | body for body in _bodies(prompts, jobs=jobs, seed=seed, num_images=num_images)]
     folder = Folder.at(output, num_images=len(bodies) * num_images)
     front: Front = context.obj
     with front.connect() as client, interruptible() as interrupted:
-        code = RenderRun(client, folder, interrupted, _tell).run(bodies)
+        code = RenderRun(client, folder, interrupted, _print_saved).run(bodies)
     if code:
         raise typer.Exit(code)
 
 
 class RenderRun:
-    """Some jobs from submission to saved images: which are still unfinished, and whether one has failed."""
+    """One run: submits jobs, waits for them and saves their images. Knows which are unfinished and whether any failed."""
 
     def __init__(
         self, client: FarmClient, folder: Folder, interrupted: Interrupted, saved: Callable[[SavedPicture], None]
@@ -89,17 +95,17 @@ class RenderRun:
         self._failed = False
 
     def run(self, bodies: Sequence[dict[str, Any]]) -> int:
-        """Render everything and return the exit code."""
+        """Render all bodies and return the exit code."""
         try:
             with bars() as show:
                 self._submit(bodies, show)
                 watch(self._client, list(self._unfinished), seen=self._seen(show), interrupted=self._interrupted)
         except ClientError as error:
             if error.transient and self._unfinished:
-                raise Failure(f"{error}; still on the farm: {' '.join(self._unfinished)}") from error
-            withdraw(self._client, self._unfinished)
+                raise Failure(f"{error}; these jobs are still on the farm: {' '.join(self._unfinished)}") from error
+            cancel_all(self._client, self._unfinished)
             raise
-        withdraw(self._client, self._unfinished)
+        cancel_all(self._client, self._unfinished)
         return 130 if self._interrupted.is_set() else int(self._failed)
 
     def _submit(self, bodies: Sequence[dict[str, Any]], show: Show) -> None:
@@ -128,12 +134,12 @@ class RenderRun:
         self._unfinished.pop(job["id"], None)
 
 
-def _tell(picture: SavedPicture) -> None:
+def _print_saved(picture: SavedPicture) -> None:
     say(f"{picture.path} seed={picture.seed}")
 
 
-def withdraw(client: FarmClient, job_ids: Sequence[JobId] | dict[JobId, None]) -> None:
-    """Cancel jobs, going on past those that cannot be."""
+def cancel_all(client: FarmClient, job_ids: Sequence[JobId] | dict[JobId, None]) -> None:
+    """Cancel jobs; print errors and go on."""
     for job_id in job_ids:
         try:
             client.cancel(job_id)
@@ -144,17 +150,17 @@ def withdraw(client: FarmClient, job_ids: Sequence[JobId] | dict[JobId, None]) -
 
 
 def reason(job: JobBody) -> str:
-    """Say how a job ended that gave no images."""
+    """Return why a job has no images: its state and its error."""
     error = job.get("error") or {}
     return f"{job['state']}: {error['message']} [{error['code']}]" if error else str(job["state"])
 
 
 def checked_text(text: str) -> str:
-    """Return text that can travel as UTF-8; bytes of another encoding on the command line arrive as lone surrogates."""
+    """Return the text. Raises `Failure` for lone surrogates, as which bytes of another encoding arrive from the command line."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Failure("the prompt is not valid UTF-8; set the terminal to UTF-8 and type it again") from None
+        raise Failure("the prompt is not valid UTF-8; set the terminal to UTF-8") from None
     return text
 
 
@@ -196,5 +202,5 @@ def _encoded(path: Path | None) -> str | None:
 
 def _finite(number: float | None) -> float | None:
     if number is not None and not math.isfinite(number):
-        raise typer.BadParameter(f"{number} is not a number that a picture can follow")
+        raise typer.BadParameter(f"{number} is not a finite number")
     return number

@@ -12,22 +12,22 @@ from api.cli.output import say
 def retry(
     context: typer.Context,
     job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]")] = None,
-    error_code: Annotated[str | None, typer.Option(help="All that failed with this code.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that failed or expired.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many, the oldest first.")] = 500,
+    error_code: Annotated[str | None, typer.Option(help="Retry all jobs that failed with this code.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Retry all failed and expired jobs.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="The most jobs to retry, the oldest first.")] = 500,
 ) -> None:
-    """Render dead jobs once more, as new jobs with the same parameters and seeds."""
+    """Retry failed, expired or canceled jobs, as new jobs with the same parameters and seeds."""
     if bool(job_ids) + (error_code is not None or everything) != 1:
-        raise typer.BadParameter("name jobs, or --error-code CODE, or --all")
+        raise typer.BadParameter("pass job ids, or --error-code CODE, or --all")
     front: Front = context.obj
     with front.connect() as client:
         if job_ids:
-            for_each_job(job_ids, lambda job_id: f"{job_id} is rendered again as {client.retry(job_id)['id']}")
+            for_each_job(job_ids, lambda job_id: f"{job_id} is retried as {client.retry(job_id)['id']}")
             return
-        wanted: dict[str, Any] = {"limit": limit}
+        filters: dict[str, Any] = {"limit": limit}
         if error_code is not None:
-            wanted["error_code"] = error_code
-        made = client.retry_many(**wanted)
+            filters["error_code"] = error_code
+        made = client.retry_many(**filters)
     for old, new in made.items():
-        say(f"{old} is rendered again as {new}")
-    say(f"{len(made)} retried" + ("; there may be more, ask again" if len(made) == limit else ""))
+        say(f"{old} is retried as {new}")
+    say(f"{len(made)} retried" + ("; there may be more: run this again" if len(made) == limit else ""))

@@ -1,6 +1,6 @@
-"""`farm sweep`: one prompt, some parameters that vary, and a contact sheet of what comes of it.
+"""`farm sweep`: render one prompt over a grid of parameters, and save the images and a contact sheet.
 
-What was submitted here is withdrawn here: Ctrl-C cancels all that is not finished yet.
+Ctrl-C cancels the unfinished jobs.
 """
 
 import json
@@ -18,31 +18,33 @@ from api.cli.progress_bars import Show, bars
 from api.cli.render import checked_text, reason
 
 SHEET = "sheet.webp"
-LOOK_S = 0.5
+POLL_S = 0.5
 
 
 def sweep(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="The same for all, unless it varies.")],
+    prompt: Annotated[str, typer.Argument(help="Prompt of all jobs, unless it is swept.")],
     vary: Annotated[
-        list[str], typer.Option("--vary", metavar="NAME=A,B,…", help="A parameter and its values: steps=10,20.")
+        list[str], typer.Option("--vary", metavar="NAME=A,B,…", help="Parameter and its values: steps=10,20.")
     ],
     fixed: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other parameter of a job.")
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Fixed parameter of all jobs.")
     ] = None,
     side_by_side: Annotated[
-        bool, typer.Option("--zip", help="First values together, then second ones, instead of every combination.")
+        bool, typer.Option("--zip", help="Pair the values (first with first) instead of every combination.")
     ] = False,
-    output: Annotated[Path, typer.Option("-o", "--output", help="A folder for the images and the sheet.")] = Path(),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the images and the contact sheet.")
+    ] = Path(),
 ) -> None:
-    """Render every combination of some parameters, and save the images with a contact sheet."""
+    """Render every combination of parameter values, and save the images with a contact sheet."""
     template = {"prompt": checked_text(prompt), **dict(_named(one, _value) for one in fixed or [])}
     axes = dict(_named(one, _values) for one in vary)
-    wanted = {"name": prompt[:200], "template": template, "zip" if side_by_side else "grid": axes}
+    submission = {"name": prompt[:200], "template": template, "zip" if side_by_side else "grid": axes}
     folder = Folder.at(output, num_images=2)
     front: Front = context.obj
     with front.connect() as client, interruptible() as interrupted:
-        batch = client.submit_batch(wanted)
+        batch = client.submit_batch(submission)
         if not _finished(client, batch, interrupted):
             client.cancel_batch(batch["id"])
             note(f"canceled batch {batch['id']}")
@@ -53,26 +55,26 @@ def sweep(
 
 
 def _finished(client: FarmClient, batch: dict[str, Any], interrupted: Interrupted) -> bool:
-    """Show the whole until all has ended. False when the user asked to stop before."""
+    """Show progress until all jobs are final. Returns False if the user interrupts first."""
     with bars() as show:
         while batch["state"] != "finished" and not interrupted.is_set():
-            _tell(batch, show)
-            interrupted.wait(LOOK_S)
+            _show(batch, show)
+            interrupted.wait(POLL_S)
             batch = client.batch(batch["id"])
-        _tell(batch, show)
+        _show(batch, show)
     return bool(batch["state"] == "finished")
 
 
-def _tell(batch: dict[str, Any], show: Show) -> None:
+def _show(batch: dict[str, Any], show: Show) -> None:
     ended = batch["total"] - batch["counts"]["queued"] - batch["counts"]["running"]
     show({**batch, "state": f"{ended} of {batch['total']}", "params": {"prompt": batch["name"]}})
 
 
 def _saved(client: FarmClient, batch_id: str, folder: Folder, names: Sequence[str]) -> bool:
-    """Save what there is, and say of each image what it was made with. Returns whether a job has none."""
+    """Save images and contact sheet, and print the values of each image. Returns whether any job failed."""
     failed = False
     for job in client.batch_jobs(batch_id):
-        cell = " ".join(f"{name}={_looked_up(job, name)}" for name in names)
+        cell = " ".join(f"{name}={_value_at(job, name)}" for name in names)
         if job["state"] != "succeeded":
             failed = True
             complain(f"job {job['id']} ({cell}) {reason(job)}")
@@ -85,7 +87,7 @@ def _saved(client: FarmClient, batch_id: str, folder: Folder, names: Sequence[st
     return failed
 
 
-def _looked_up(job: JobBody, name: str) -> Any:
+def _value_at(job: JobBody, name: str) -> Any:
     value: Any = job["params"]
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -100,7 +102,7 @@ def _named(text: str, read: Any) -> tuple[str, Any]:
 
 
 def _values(text: str) -> list[Any]:
-    """Read values between commas, or a JSON list where a value itself has one."""
+    """Parse comma-separated values, or a JSON list for values that contain commas."""
     if text.startswith("["):
         listed = _value(text)
         if not isinstance(listed, list):
@@ -110,7 +112,7 @@ def _values(text: str) -> list[Any]:
 
 
 def _value(text: str) -> Any:
-    """Read JSON where it is JSON, and else plain text."""
+    """Parse JSON; anything else is plain text."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`farm top`: the queue, the workers and the newest jobs, renewed as one looks. Reads what any client with the key may read."""
+"""`farm top`: live view of the queue, the workers and the newest jobs, from the API."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One table of the view."""
+    """A table of the view."""
 
     headers: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -31,10 +31,10 @@ class Section:
 
 def top(
     context: typer.Context,
-    every_s: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Print one look, tab-separated, and end.")] = False,
+    every_s: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between refreshes.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print once, tab-separated, and exit.")] = False,
 ) -> None:
-    """Show the queue, the workers and the newest jobs, live; Ctrl-C ends it."""
+    """Show the queue, the workers and the newest jobs, live until Ctrl-C."""
     front: Front = context.obj
     with front.connect() as client:
         if once:
@@ -45,7 +45,7 @@ def top(
 
 
 def sections(client: FarmClient) -> list[Section]:
-    """Ask for everything that is shown. A key that may not see the workers sees the rest."""
+    """Fetch all tables. Without the scope admin the table of workers is empty."""
     now = datetime.now(UTC)
     queue = client.document("/v1/queue").get("checkpoints", [])
     return [
@@ -70,7 +70,7 @@ def _live(client: FarmClient, every_s: float, interrupted: Interrupted) -> None:
                 live.update(_drawn(sections(client)), refresh=True)
                 outage.over()
             except ClientError as error:
-                outage.bear(error)
+                outage.tolerate(error)
             interrupted.wait(every_s)
 
 

@@ -1,4 +1,4 @@
-"""`farm up`: run the embedded farm until it is stopped. What it is made of lives in `deploy.standalone`."""
+"""`farm up`: run the embedded farm (`deploy.standalone`) until it is stopped."""
 
 import json
 import shlex
@@ -19,7 +19,7 @@ DEMO_PARAMS: dict[str, Any] = {"prompt": DEMO_PROMPT, "width": 256, "height": 25
 
 
 class Device(StrEnum):
-    """What the gpu workers render on."""
+    """Device of the gpu workers."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -27,16 +27,16 @@ class Device(StrEnum):
 
 
 def up(
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 picks a free one.")] = 8000,
-    data_dir: Annotated[Path, typer.Option(help="Where jobs and images are kept.")] = Path(".farm"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    data_dir: Annotated[Path, typer.Option(help="Folder for jobs and images.")] = Path(".farm"),
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A Stable Diffusion 1.5 .safetensors file or diffusers folder.")
+        Path | None, typer.Option(help="Stable Diffusion 1.5 checkpoint: a .safetensors file or a diffusers folder.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="How many gpu workers.")] = 1,
-    device: Annotated[Device | None, typer.Option(help="auto takes the GPU where there is one.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of gpu workers.")] = 1,
+    device: Annotated[Device | None, typer.Option(help="auto uses the GPU if there is one.")] = None,
 ) -> None:
-    """Run a whole farm on this machine until Ctrl-C. Parts with a FARM_* address are used where they are."""
+    """Run a whole farm on this machine until Ctrl-C. Postgres, Redis and S3 run embedded unless FARM_* names a server."""
     farm = embedded_farm(host=host, port=port, data_dir=data_dir, checkpoint=checkpoint, workers=workers, device=device)
     with farm:
         for line in _welcome(farm.url, data_dir if farm.asks_for_keys else None):
@@ -45,16 +45,16 @@ def up(
 
 
 def embedded_farm(**options: Any) -> "EmbeddedFarm":
-    """Return a farm that has not been started; what it does is told on stderr."""
+    """Return an embedded farm, not started yet. It reports its progress on stderr."""
     # Only here: most commands need no engines, and an api machine may not have them.
     try:
         from deploy.standalone.farm import EmbeddedFarm, UpOptions
     except ImportError as error:
         raise Failure(f'the embedded farm is not installed ({error}); pip install -e ".[standalone]"') from error
-    return EmbeddedFarm(UpOptions(**options), on_progress=_tell)
+    return EmbeddedFarm(UpOptions(**options), on_progress=_note_lines)
 
 
-def _tell(lines: str) -> None:
+def _note_lines(lines: str) -> None:
     for line in lines.splitlines():
         note(line)
 
@@ -63,12 +63,12 @@ def _welcome(url: str, keys_in: Path | None = None) -> list[str]:
     body = json.dumps({"prompt": DEMO_PROMPT, "width": 256, "height": 256})
     farm = "farm" if url == DEFAULT_URL else f"farm --url {url}"
     create = "farm keys create NAME" + ("" if keys_in == Path(".farm") else f" --data-dir {shlex.quote(str(keys_in))}")
-    keys = [f"It asks for API keys. This creates one: {create}; then FARM_API_KEY=farm_…"] if keys_in else []
+    keys = [f"It needs API keys. Create one: {create}; then set FARM_API_KEY=farm_…"] if keys_in else []
     bearer = """ -H "Authorization: Bearer $FARM_API_KEY\"""" if keys_in else ""
     return [
         f"The farm is ready: {url} (API documentation at {url}/docs)",
         *keys,
         f"  curl -sS {url}/v1/jobs{bearer} -H 'Content-Type: application/json' -d {shlex.quote(body)}",
         f'  {farm} render "{DEMO_PROMPT}" --size 256',
-        "Ctrl-C stops it.",
+        "Press Ctrl-C to stop it.",
     ]

@@ -45,7 +45,7 @@ def bound(settings: Settings) -> Callable[[str], Storage]:
 
 @pytest.mark.parametrize("role", Role)
 def test_a_role_is_probed_within_its_policy(bound: Callable[[str], Storage], role: Role) -> None:
-    assert bucket_probes.able(bound(role), [role]) == {role: None}
+    assert bucket_probes.probe(bound(role), [role]) == {role: None}
 
 
 @pytest.mark.parametrize("policy", [*Role, "nobody"])
@@ -58,7 +58,7 @@ def test_a_key_that_may_not_look_at_the_bucket_is_no_wrong_key(bound: Callable[[
     [("worker", {Role.WORKER}), ("api", {Role.API}), ("courier", {Role.COURIER}), ("nobody", set())],
 )
 def test_what_a_key_is_for_is_found_out(bound: Callable[[str], Storage], policy: str, able: set[Role]) -> None:
-    found = bucket_probes.able(bound(policy))
+    found = bucket_probes.probe(bound(policy))
     assert {role for role, refusal in found.items() if refusal is None} == able
 
 
@@ -81,7 +81,7 @@ def test_the_doctor_says_what_a_key_may_do(
     monkeypatch.setattr(storages, "Storage", lambda _settings: bound(policy))
     finding = checks.storage(role)
     assert finding.level is level
-    assert said in finding.said
+    assert said in finding.detail
     assert ("deploy/s3-policy" in finding.fix) == (level is Level.FAIL)
 
 

@@ -98,7 +98,7 @@ def test_a_key_and_the_webhooks_secret_are_rotated(
         assert (asked(old), asked(new)) == (401, 200)
         call = {**env, "FARM_URL": url, "FARM_API_KEY": new}
         assert checks.workers(Front(url, api_key=None)).fix == "set FARM_API_KEY"
-        assert checks.workers(Front(url, api_key=new)).said == "no gpu worker is ready; jobs wait"
+        assert checks.workers(Front(url, api_key=new)).detail == "no gpu worker is ready; jobs wait in the queue"
         first, second = (json.loads(pages.run("secrets.md", "webhook", call))["secret"] for _ in range(2))
         assert first != second
 

@@ -45,7 +45,7 @@ NOWHERE = "postgresql://farm:s3same@127.0.0.1:9/farm"
         (API, "FARM_S3_ENDPOINT_URL", "nonsense", "FARM_S3_ENDPOINT_URL"),
         (API, "FARM_STYLES_FILE", "none.csv", "FARM_STYLES_FILE: none.csv cannot be read (No such file"),
         (SKETCHER, "FARM_S3_SECRET_ACCESS_KEY", "s3same-s3same", "mend FARM_S3_SECRET_ACCESS_KEY"),
-        (MIGRATE, "FARM_DATABASE_URL", NOWHERE, "mend FARM_DATABASE_URL"),
+        (MIGRATE, "FARM_DATABASE_URL", NOWHERE, "check FARM_DATABASE_URL"),
         (KEYS, "FARM_DATABASE_URL", NOWHERE, "Connection refused; start Postgres, or mend FARM_DATABASE_URL"),
         (KEYS, "FARM_S3_ENDPOINT_URL", "s3same", "FARM_S3_ENDPOINT_URL"),
         (DOCTOR, "FARM_S3_ENDPOINT_URL", "s3same", "FARM_S3_ENDPOINT_URL: this is no URL"),

@@ -255,7 +255,7 @@ def test_the_command_line_retries_and_deletes(
     dead, done = failed(db), succeeded(db, storage)
     with serving(engines) as address:
         run = lambda *words: CliRunner().invoke(farm, ["--url", address, *words])  # noqa: E731
-        assert f"{dead} is rendered again as" in run("retry", str(dead)).output
+        assert f"{dead} is retried as" in run("retry", str(dead)).output
         assert "0 retried" in run("retry", "--all").output
         assert run("delete", str(done)).output.strip() == f"{done} deleted"
         again = run("delete", str(done))

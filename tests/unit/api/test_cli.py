@@ -354,6 +354,6 @@ def test_migrate_and_doctor_say_what_to_do(
     for finding in (checks.postgres(), checks.redis()):
         assert finding.level is checks.Level.FAIL
         assert finding.fix
-        assert "secret" not in finding.said
+        assert "secret" not in finding.detail
     assert main(["migrate"]) == 1
     assert "secret" not in only_line(capsys)
