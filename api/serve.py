@@ -111,11 +111,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m api.serve", description="Serve the farm's API.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     settings = load()
     configure_logging(settings)
     dependencies.check(settings)
-    uvicorn.Server(config(asked.host, asked.port)).run()
+    uvicorn.Server(config(arguments.host, arguments.port)).run()
 
 
 if __name__ == "__main__":

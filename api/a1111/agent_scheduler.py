@@ -120,11 +120,12 @@ def results(
     call = _task_call(desk, session_id, task_id)
     if _status(call) not in {"done", "interrupted"}:
         return {"success": False, "message": f"Task is {_status(call)}"}
-    shown = answers.pictures(desk, call)
+    images = answers.pictures(desk, call)
     if as_zip:
-        return Response(_zip([one.file for one in shown]), media_type="application/zip")
+        return Response(_zip([one.file for one in images]), media_type="application/zip")
     pictures = [
-        {"image": f"data:image/png;base64,{base64.b64encode(one.file).decode()}", "infotext": one.text} for one in shown
+        {"image": f"data:image/png;base64,{base64.b64encode(one.file).decode()}", "infotext": one.text}
+        for one in images
     ]
     return {"success": True, "data": pictures}
 

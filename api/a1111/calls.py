@@ -140,5 +140,5 @@ def _newest(session_id: str) -> Any:
 
 
 def _with_jobs(transaction: Transaction, row: CallRow) -> A1111Call:
-    found = queries.rows(transaction, row.job_ids)
-    return A1111Call(row, tuple(found[job_id] for job_id in row.job_ids if job_id in found))
+    jobs = queries.rows(transaction, row.job_ids)
+    return A1111Call(row, tuple(jobs[job_id] for job_id in row.job_ids if job_id in jobs))

@@ -171,11 +171,11 @@ def _texts(data: bytes) -> tuple[str, dict[str, str]]:
     try:
         with Image.open(io.BytesIO(data), formats=pictures.FORMATS) as picture:
             picture.load()
-            found = {str(name): value for name, value in picture.info.items() if isinstance(value, str)}
+            strings = {str(name): value for name, value in picture.info.items() if isinstance(value, str)}
             comment = picture.getexif().get_ifd(_EXIF_IFD).get(_EXIF_COMMENT)
     except Exception as error:  # decoders fed with garbage raise whatever they like
         raise BadPicture("image: the picture cannot be read.") from error
-    texts = {name: str(value) for name, value in found.items() if not _TECHNICAL.fullmatch(name)}
+    texts = {name: str(value) for name, value in strings.items() if not _TECHNICAL.fullmatch(name)}
     text = texts.pop("parameters", "")
     return text or _commented(comment), texts
 

@@ -165,13 +165,13 @@ def _legacy_digest(body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> s
 
 
 def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[str, Any]) -> FarmFacts:
-    known = sessions.checkpoints(transaction, desk)
-    if not known:
+    checkpoints = sessions.checkpoints(transaction, desk)
+    if not checkpoints:
         raise UnknownCheckpoint("No gpu worker has announced a checkpoint yet; start a worker, then retry.")
     chosen = {**sessions.options(transaction, session_id), **changes}
     return FarmFacts(
-        options=sessions.in_use(chosen, known),
-        checkpoints=known,
+        options=sessions.in_use(chosen, checkpoints),
+        checkpoints=checkpoints,
         styles=styles.read(desk.settings.styles_file),
         draw=lambda last: secrets.randbelow(last + 1),
     )
@@ -179,12 +179,12 @@ def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[s
 
 def _admitted(desk: Desk, caller: Caller, plan: Translation, sent: Sent, webhook: WebhookChoice | None) -> list[JobRow]:
     """Submit all jobs of a translation; if one is refused, cancel the others and raise."""
-    made: list[JobRow] = []
+    rows: list[JobRow] = []
     try:
         for submission in plan.submissions:
             submission = submission.model_copy(update={"webhook": webhook})
-            made.append(admit(desk, caller, submission, sent))
+            rows.append(admit(desk, caller, submission, sent))
     except BaseException:
-        calls.cancel(desk, made)
+        calls.cancel(desk, rows)
         raise
-    return made
+    return rows

@@ -23,7 +23,7 @@ _NEED_CHECKPOINT = frozenset({Schedule.UNIFORM, Schedule.SGM_UNIFORM, Schedule.S
 def sd_models(desk: DeskDep, _caller: Reader) -> list[dict[str, Any]]:
     """List the checkpoints of the farm, the default one first."""
     with desk.db.transaction() as transaction:
-        known = sessions.checkpoints(transaction, desk)
+        checkpoints = sessions.checkpoints(transaction, desk)
     return [
         {
             "title": names.title(name, sha256),
@@ -33,7 +33,7 @@ def sd_models(desk: DeskDep, _caller: Reader) -> list[dict[str, Any]]:
             "filename": names.file(name),
             "config": None,
         }
-        for name, sha256 in known.items()
+        for name, sha256 in checkpoints.items()
     ]
 
 
@@ -103,8 +103,8 @@ def embeddings(desk: DeskDep, _caller: Reader) -> dict[str, Any]:
 @router.get("/prompt-styles", summary="List prompt styles")
 def prompt_styles(desk: DeskDep, _caller: Reader) -> list[dict[str, str]]:
     """List the prompt styles of `FARM_STYLES_FILE`."""
-    known = styles.read(desk.settings.styles_file).values()
-    return [{"name": one.name, "prompt": one.prompt, "negative_prompt": one.negative_prompt} for one in known]
+    available = styles.read(desk.settings.styles_file).values()
+    return [{"name": one.name, "prompt": one.prompt, "negative_prompt": one.negative_prompt} for one in available]
 
 
 @router.get("/scripts", summary="List scripts")

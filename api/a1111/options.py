@@ -86,8 +86,8 @@ def changes(body: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str
 
 def whole(chosen: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str, Any]:
     """Return all options as a session with these choices sees them."""
-    known = {names.title(name, sha256): sha256 for name, sha256 in checkpoints.items()}
-    return {**DEFAULTS, "sd_checkpoint_hash": known.get(chosen.get(CHECKPOINT, "")) or "", **chosen}
+    hashes = {names.title(name, sha256): sha256 for name, sha256 in checkpoints.items()}
+    return {**DEFAULTS, "sd_checkpoint_hash": hashes.get(chosen.get(CHECKPOINT, "")) or "", **chosen}
 
 
 def ignored(overrides: Mapping[str, Any]) -> list[str]:

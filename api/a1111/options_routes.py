@@ -18,8 +18,8 @@ def get_options(desk: DeskDep, session_id: SessionId) -> dict[str, Any]:
     """Show all options of this session."""
     with desk.db.transaction() as transaction:
         chosen = sessions.options(transaction, session_id)
-        known = sessions.checkpoints(transaction, desk)
-    return options.whole(sessions.in_use(chosen, known), known)
+        checkpoints = sessions.checkpoints(transaction, desk)
+    return options.whole(sessions.in_use(chosen, checkpoints), checkpoints)
 
 
 @router.post("/options", summary="Set options")

@@ -107,13 +107,13 @@ def _schedule(sampler: Sampler, choice: Schedule | None) -> Schedule:
 def _loras(text: str, choices: Iterable[LoraChoice], find: FindLora) -> tuple[Lora, ...]:
     """Merge the LoRAs of a prompt's tags and of the field. Weights of a LoRA that is named twice add up."""
     _, tags = prompt_grammar.split_loras(text)
-    wanted = [(tag.name, tag.unet_weight, tag.text_weight) for tag in tags]
-    wanted += [(one.name, one.weight, _or(one.text_encoder_weight, one.weight)) for one in choices]
+    tagged = [(tag.name, tag.unet_weight, tag.text_weight) for tag in tags]
+    tagged += [(one.name, one.weight, _or(one.text_encoder_weight, one.weight)) for one in choices]
     sums: dict[str, tuple[float, float]] = {}
-    for name, weight, text_weight in wanted:
-        found = find(name)
-        before = sums.get(found, (0.0, 0.0))
-        sums[found] = (before[0] + weight, before[1] + text_weight)
+    for name, weight, text_weight in tagged:
+        resolved = find(name)
+        before = sums.get(resolved, (0.0, 0.0))
+        sums[resolved] = (before[0] + weight, before[1] + text_weight)
     for name, weights in sums.items():
         if not all(abs(weight) <= MAX_LORA_WEIGHT for weight in weights):
             raise InvalidRequest(

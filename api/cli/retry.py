@@ -27,7 +27,7 @@ def retry(
         filters: dict[str, Any] = {"limit": limit}
         if error_code is not None:
             filters["error_code"] = error_code
-        made = client.retry_many(**filters)
-    for old, new in made.items():
+        retried = client.retry_many(**filters)
+    for old, new in retried.items():
         say(f"{old} is retried as {new}")
-    say(f"{len(made)} retried" + ("; there may be more: run this again" if len(made) == limit else ""))
+    say(f"{len(retried)} retried" + ("; there may be more: run this again" if len(retried) == limit else ""))

@@ -48,8 +48,8 @@ class AsyncFarm:
         """Iterate over the jobs, newest first. Pages are fetched as the caller iterates."""
         query: dict[str, Any] = dict(filters)
         while True:
-            found, cursor = await self._transport.run(sans_io.page(query))
-            for body in found:
+            bodies, cursor = await self._transport.run(sans_io.page(query))
+            for body in bodies:
                 yield as_job(body)
             if cursor is None:
                 return

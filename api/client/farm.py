@@ -52,8 +52,8 @@ class Farm:
         """Iterate over the jobs, newest first. Pages are fetched as the caller iterates."""
         query: dict[str, Any] = dict(filters)
         while True:
-            found, cursor = self._transport.run(sans_io.page(query))
-            yield from map(as_job, found)
+            bodies, cursor = self._transport.run(sans_io.page(query))
+            yield from map(as_job, bodies)
             if cursor is None:
                 return
             query["cursor"] = cursor

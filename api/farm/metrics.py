@@ -68,8 +68,8 @@ def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
     try:
         with db.transaction() as session:
             loads = {load.checkpoint: load for load in queue_stats.loads(session, silent_after_s=silent_after_s)}
-            known = [served.name for served in registry.checkpoints(session, silent_after_s=silent_after_s)]
-            seen = registry.workers(session, silent_after_s=silent_after_s)
+            names = [served.name for served in registry.checkpoints(session, silent_after_s=silent_after_s)]
+            statuses = registry.workers(session, silent_after_s=silent_after_s)
             overdue, lag_s = deliveries.overdue(session)
             now = session.scalars(select(func.now())).one()
     except DatabaseUnavailable as error:
@@ -80,11 +80,11 @@ def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
     yield metrics.WEBHOOKS_OVERDUE.of([((), overdue)])
     yield metrics.WEBHOOK_LAG_S.of([((), lag_s)])
     # A checkpoint that has nothing to do is shown too: autoscalers must hear a zero, not silence.
-    workers = [worker for worker in seen if worker.is_alive]
-    yield from _load_families([loads.get(name, Load(name)) for name in known], now)
-    yield from _scaling_families([loads.get(name, Load(name)) for name in known], workers, _goal(settings))
-    unfit = Counter(worker.checkpoint for worker in seen if worker.unfit)
-    yield metrics.UNFIT.of(((name,), unfit[name]) for name in known)
+    workers = [worker for worker in statuses if worker.is_alive]
+    yield from _load_families([loads.get(name, Load(name)) for name in names], now)
+    yield from _scaling_families([loads.get(name, Load(name)) for name in names], workers, _goal(settings))
+    unfit = Counter(worker.checkpoint for worker in statuses if worker.unfit)
+    yield metrics.UNFIT.of(((name,), unfit[name]) for name in names)
     yield from _gpu_families(workers)
 
 
@@ -115,16 +115,16 @@ def _scaling_families(loads: list[Load], workers: list[WorkerStatus], goal: Goal
 
 def _gpu_families(workers: list[WorkerStatus]) -> Iterator[Family]:
     """Yield GPU health as the drivers report it; unknown values are left out."""
-    told = [((worker.checkpoint, worker.id), worker) for worker in workers]
-    warmth = [(who, worker.temperature_c) for who, worker in told]
-    errors = [(who, worker.ecc_errors) for who, worker in told]
-    xids = [(who, worker.xid) for who, worker in told]
-    for metric, known in (
+    labeled = [((worker.checkpoint, worker.id), worker) for worker in workers]
+    warmth = [(who, worker.temperature_c) for who, worker in labeled]
+    errors = [(who, worker.ecc_errors) for who, worker in labeled]
+    xids = [(who, worker.xid) for who, worker in labeled]
+    for metric, values in (
         (metrics.GPU_TEMPERATURE_C, warmth),
         (metrics.GPU_ECC_ERRORS, errors),
         (metrics.GPU_XID, xids),
     ):
-        yield metric.of((who, value) for who, value in known if value is not None)
+        yield metric.of((who, value) for who, value in values if value is not None)
 
 
 def _backlog(load: Load) -> float:

@@ -40,8 +40,8 @@ def desired_workers(backlog: float, worker_speed: float | None, *, workers: int,
     """
     gpu_s = backlog_gpu_s(backlog, worker_speed)
     # A quotient may be too small for a number, and there is work all the same.
-    wanted = max(1, workers) if gpu_s is None else max(math.ceil(gpu_s / goal.target_wait_s), int(gpu_s > 0))
-    return min(max(wanted, goal.minimum), goal.maximum)
+    workers_needed = max(1, workers) if gpu_s is None else max(math.ceil(gpu_s / goal.target_wait_s), int(gpu_s > 0))
+    return min(max(workers_needed, goal.minimum), goal.maximum)
 
 
 def scale_in_order(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -36,10 +36,10 @@ def last_hour(session: Session) -> Hour:
     """Sum up the jobs that ended. Deleted jobs are not counted."""
     this_minute = session.execute(select(func.date_trunc("minute", func.now()))).scalar_one()
     since = this_minute - timedelta(minutes=MINUTES - 1)
-    found: dict[str, dict[int, Minute]] = {}
+    checkpoints: dict[str, dict[int, Minute]] = {}
     for checkpoint, minute, *sums in session.execute(_sums(since)):
-        found.setdefault(checkpoint, {})[minute] = Minute(*sums)
-    return Hour(since, found)
+        checkpoints.setdefault(checkpoint, {})[minute] = Minute(*sums)
+    return Hour(since, checkpoints)
 
 
 def _sums(since: datetime) -> Select[Any]:

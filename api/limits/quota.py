@@ -54,12 +54,12 @@ class Quota:
 
     def _fits(self, session: Session, owner: str, count: int, limit: int) -> bool:
         with self._lock:
-            known = self._counts.get(owner)
-            if known is None or known.until <= self._clock():
-                known = self._recount(session, owner, limit)
-            if known.queued + count > limit:
+            current = self._counts.get(owner)
+            if current is None or current.until <= self._clock():
+                current = self._recount(session, owner, limit)
+            if current.queued + count > limit:
                 return False
-            known.queued += count
+            current.queued += count
             return True
 
     def _recount(self, session: Session, owner: str, limit: int) -> QueuedCount:

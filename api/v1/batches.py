@@ -209,8 +209,8 @@ def _files(desk: Desk, rows: Sequence[JobRow]) -> Iterator[zip_stream.File]:
     for row in rows:
         for image in row.images:
             yield f"{row.batch_index:04}-{image.index}-{image.seed}.png", partial(stored_images.fetch, desk, image)
-    told = BatchJobs(jobs=[Job.of(row) for row in rows], next_start=None)
-    yield "jobs.json", lambda: told.model_dump_json(indent=1, include={"jobs"}).encode()
+    listed = BatchJobs(jobs=[Job.of(row) for row in rows], next_start=None)
+    yield "jobs.json", lambda: listed.model_dump_json(indent=1, include={"jobs"}).encode()
 
 
 def _shown(desk: Desk, caller: Caller, batch_id: UUID) -> Batch:

@@ -41,14 +41,14 @@ def image(
     inline: Annotated[bool, Query(description="Answer with the bytes instead of a redirect.")] = False,
 ) -> Response:
     """Redirect to a presigned URL of an image. With `FARM_IMAGE_DELIVERY=proxy` the answer is the image itself."""
-    found = _image(desk, caller, job_id, index)
+    row = _image(desk, caller, job_id, index)
     if inline or desk.settings.image_delivery == "proxy":
-        return _lasting(stored_images.fetch(desk, found), found.content_type, f'"{found.sha256}"')
+        return _lasting(stored_images.fetch(desk, row), row.content_type, f'"{row.sha256}"')
     url = desk.storage.url(
-        found.key,
+        row.key,
         ttl_s=desk.settings.image_url_seconds,
         filename=f"{job_id}-{index}.png",
-        content_type=found.content_type,
+        content_type=row.content_type,
     )
     return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
 
@@ -61,12 +61,12 @@ def image(
 )
 def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
     """Return a WebP of an image with sides of at most 320 px."""
-    found = _image(desk, caller, job_id, index)
-    data = stored_images.fetch(desk, found)
+    row = _image(desk, caller, job_id, index)
+    data = stored_images.fetch(desk, row)
     out = io.BytesIO()
     with desk.intake.decoding():
         shrunk(data, THUMBNAIL_PX).save(out, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
-    return _lasting(out.getvalue(), "image/webp", f'"{found.sha256}-{THUMBNAIL_PX}"')
+    return _lasting(out.getvalue(), "image/webp", f'"{row.sha256}-{THUMBNAIL_PX}"')
 
 
 @router.get(

@@ -101,8 +101,8 @@ def last_hour(desk: DeskDep, _caller: Reader) -> Throughput:
     """Show images, ended jobs and their mean wait, by checkpoint and minute. The last minute is the current one."""
     with desk.db.transaction() as session:
         hour = throughput.last_hour(session)
-    shown = [_by_minute(checkpoint, minutes) for checkpoint, minutes in hour.checkpoints.items()]
-    return Throughput(since=hour.since, minutes=MINUTES, checkpoints=shown)
+    checkpoints = [_by_minute(checkpoint, minutes) for checkpoint, minutes in hour.checkpoints.items()]
+    return Throughput(since=hour.since, minutes=MINUTES, checkpoints=checkpoints)
 
 
 def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:

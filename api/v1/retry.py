@@ -45,10 +45,10 @@ def retry_many(wanted: RetryFilter, desk: DeskDep, caller: Submitter) -> Retried
         for row in dead:
             desk.quota.admit(session, row.owner, caller.max_queued)
             retries.retry(session, row, max_attempts=desk.settings.max_attempts)
-        made = retries.made_of(session, [row.id for row in dead])
+        retried = retries.made_of(session, [row.id for row in dead])
     for row in dead:
         broker.ring(desk.celery, row.checkpoint)
-    return Retried(jobs=made)
+    return Retried(jobs=retried)
 
 
 @router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409, 410))
@@ -63,7 +63,7 @@ def retry(job_id: JobId, desk: DeskDep, caller: Submitter, response: Response) -
         if again is None:
             desk.quota.admit(session, row.owner, caller.max_queued)
             again = retries.retry(session, row, max_attempts=desk.settings.max_attempts)
-        made = Job.of(again)
-    response.headers["Location"] = f"/v1/jobs/{made.id}"
+        job = Job.of(again)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
     broker.ring(desk.celery, row.checkpoint)
-    return made
+    return job
