@@ -61,8 +61,10 @@ class LoraChoice(_Strict):
     """A LoRA to apply, as `<lora:name:weight>` in the prompt does."""
 
     name: Annotated[Name, Field(description="A name or alias from /v1/loras.")]
-    weight: Weight = 1.0
-    text_encoder_weight: Annotated[Weight | None, Field(description="Null takes `weight`.")] = None
+    weight: Annotated[Weight, Field(description="Weight for the UNet.")] = 1.0
+    text_encoder_weight: Annotated[
+        Weight | None, Field(description="Weight for the text encoder; null uses `weight`.")
+    ] = None
 
     _no_nul = field_validator("name")(reject_nul)
 
@@ -82,7 +84,9 @@ class HiresChoice(_Strict):
     ] = 2.0
     width: Annotated[Side | None, Field(description="Final width in pixels; with `height`, instead of `scale`.")] = None
     height: Annotated[Side | None, Field(description="Final height in pixels.")] = None
-    upscaler: Upscaler = Upscaler.LATENT
+    upscaler: Annotated[Upscaler, Field(description="Latent upscalers work on latents, `lanczos` on pixels.")] = (
+        Upscaler.LATENT
+    )
     steps: Annotated[
         Steps | None, Field(description="Steps of the second pass; the strength does not reduce them.")
     ] = None
@@ -129,7 +133,10 @@ class WebhookChoice(_Strict):
     """A webhook endpoint (Standard Webhooks)."""
 
     url: Annotated[str, Field(strict=True, min_length=1, max_length=MAX_URL_CHARS, description="http or https.")]
-    events: Annotated[list[EventType], Field(min_length=1, max_length=len(EventType))] = list(ENDINGS)
+    events: Annotated[
+        list[EventType],
+        Field(min_length=1, max_length=len(EventType), description="Events to send; by default the ends of jobs."),
+    ] = list(ENDINGS)
     secret: Annotated[
         SecretStr | None,
         Field(

@@ -100,7 +100,9 @@ class NewKey(KeyLimits):
     name: Annotated[
         str, Field(min_length=1, max_length=100, description="Who uses the key."), AfterValidator(reject_nul)
     ]
-    scopes: Annotated[frozenset[Scope], Field(min_length=1)] = frozenset({Scope.SUBMIT, Scope.READ})
+    scopes: Annotated[frozenset[Scope], Field(min_length=1, description="`admin` includes the others.")] = frozenset(
+        {Scope.SUBMIT, Scope.READ}
+    )
     expires_in: Annotated[
         int | None, Field(ge=1, le=10 * 366 * 86400, description="Seconds until the key expires; null: never.")
     ] = None

@@ -41,7 +41,7 @@ class Delivery(BaseModel):
     endpoint_id: UUID
     url: str
     state: DeliveryState
-    next_attempt_at: datetime | None
+    next_attempt_at: Annotated[datetime | None, Field(description="Null unless the delivery is pending.")]
     created_at: datetime
     finished_at: datetime | None
     attempts: list[DeliveryAttempt]

@@ -29,7 +29,7 @@ router = APIRouter(
     prefix="/v1/jobs/{job_id}/images/{index}", tags=["jobs"], responses=documented(401, 403, 404, 410, 422, 429, 503)
 )
 
-Index = Annotated[int, Path(ge=0, lt=MAX_IMAGES)]
+Index = Annotated[int, Path(ge=0, lt=MAX_IMAGES, description="Index of the image, from 0.")]
 
 
 @router.get("", status_code=307, summary="Fetch an image", response_class=RedirectResponse, responses=documented(409))

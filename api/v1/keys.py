@@ -26,7 +26,7 @@ class Key(BaseModel):
     scopes: list[Scope]
     weight: Annotated[float, Field(description="Share of the GPUs, relative to other keys.")]
     max_priority: Annotated[int, Field(description="The highest priority that its jobs may have.")]
-    requests_per_minute: int | None
+    requests_per_minute: Annotated[int | None, Field(description="May all come at once.")]
     max_queued: Annotated[int | None, Field(description="How many of its jobs may wait in the queue.")]
     max_running: Annotated[int | None, Field(description="How many of its jobs may run at the same time.")]
     paused: Annotated[bool, Field(description="While true, its queued jobs do not start.")]

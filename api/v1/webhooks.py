@@ -41,7 +41,9 @@ class EndpointChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: Annotated[str | None, Field(strict=True, max_length=url_guard.MAX_URL_CHARS)] = None
-    events: Annotated[list[EventType] | None, Field(min_length=1, max_length=len(EventType))] = None
+    events: Annotated[
+        list[EventType] | None, Field(min_length=1, max_length=len(EventType), description="Replaces the list.")
+    ] = None
 
 
 class Rotation(BaseModel):

@@ -94,7 +94,7 @@ def test_what_does_not_answer_at_the_start_is_told_and_waited_for(process: tuple
 def test_a_wrong_password_is_told_from_a_database_that_is_down(settings: Settings) -> None:
     status, said = started(MIGRATE, FARM_DATABASE_URL=_mistaken(settings.database_url))
     assert status == 1
-    assert "mend FARM_DATABASE_URL" in said
+    assert "check FARM_DATABASE_URL" in said
     assert "password authentication failed" in said
     assert "s3same" not in said
     assert "Traceback" not in said
