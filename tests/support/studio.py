@@ -1,5 +1,6 @@
 """The demo checkpoint, specs to start from, and engines on it."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,6 +44,12 @@ PASS = Pass(
 def demo() -> LoadedCheckpoint:
     """The demo checkpoint in fp32 on the CPU, loaded once per run; whoever changes it must work on a copy."""
     return checkpoint_loader.load(checkpoints.inspect(DEMO), CPU, torch.float32)
+
+
+def doubled(checkpoint: LoadedCheckpoint) -> LoadedCheckpoint:
+    """Return a copy in float64, to be run under `walking.DoublePrecision`."""
+    parts = {part: copy.deepcopy(getattr(checkpoint, part)).double() for part in ("unet", "vae", "text_encoder")}
+    return replace(checkpoint, dtype=torch.float64, **parts)
 
 
 def spec(*more_passes: Pass, seed: int = 42, **changes: Any) -> ImageSpec:

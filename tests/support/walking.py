@@ -40,7 +40,9 @@ class DoublePrecision(TorchFunctionMode):
             return func(*args, **options).double()
         if func is torch.zeros:
             options.setdefault("dtype", torch.float64)
-        if func is torch.Tensor.to and args[0].dtype is torch.float64 and args[0].ndim == 4:
+        if func in (torch.Tensor.to, torch.Tensor.float) and args[0].dtype is torch.float64 and args[0].ndim == 4:
+            if func is torch.Tensor.float:
+                return args[0]
             args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
             options = {name: torch.float64 if value is torch.float32 else value for name, value in options.items()}
         return func(*args, **options)

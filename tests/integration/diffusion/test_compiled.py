@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from shared.files import checkpoints
 from shared.settings import Settings
 from tests.support import studio
+from tests.support.walking import SAME, distance
 from worker import device
 from worker.diffusion.compiled import MAX_SHAPES, ROWS, CompiledUNet
 from worker.engine.engine import run_alone
@@ -42,13 +43,14 @@ def unet() -> Any:
         attention_head_dim=8,
         norm_num_groups=8,
     )
-    return tiny.eval().requires_grad_(False)
+    return tiny.eval().requires_grad_(False).double()
 
 
 def call(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(rows)
-    x = torch.randn(rows, 4, 8, 8, generator=generator)
-    return x, torch.full((rows,), 500.0), torch.randn(rows, TOKENS, WIDTH, generator=generator)
+    x = torch.randn(rows, 4, 8, 8, generator=generator, dtype=torch.float64)
+    context = torch.randn(rows, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
+    return x, torch.full((rows,), 500.0), context
 
 
 def plain(unet: Any, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -65,11 +67,11 @@ def test_the_plain_unet_works_while_the_twin_compiles_and_agrees_with_it_afterwa
         torch.testing.assert_close(plain(unet, *call(2)), wanted[2])
         calls += 1
     assert calls > 0
-    torch.testing.assert_close(found, wanted[3], rtol=1e-4, atol=1e-5)
+    assert distance(found, wanted[3]) < SAME
     # Three rows were filled up to four, so four are ready too; two are another shape.
     four = compiled.predict(*call(4))
     assert four is not None
-    torch.testing.assert_close(four, wanted[4], rtol=1e-4, atol=1e-5)
+    assert distance(four, wanted[4]) < SAME
     assert compiled.predict(*call(2)) is None
     compiled.settle()  # a trace that goes on would meet the next test
 
@@ -239,7 +241,7 @@ def test_an_engine_goes_over_to_the_twin_and_draws_the_same_picture() -> None:
     with studio.running(runner) as engine:
         for _ in range(2):
             drawn = engine.submit(spec).result(None)
-            assert abs(drawn.astype(int) - alone.astype(int)).max() <= 1
+            assert abs(drawn.astype(int) - alone.astype(int)).max() <= 1  # where rounding crosses from level to level
             compiled.settle()
     assert compiled._ready
 

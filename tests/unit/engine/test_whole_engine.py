@@ -159,7 +159,7 @@ def test_a_variation_is_all_of_one_seed_or_of_the_other(strength: float) -> None
         runner.draft(spec).passes[0].noise for spec in EngineSpecs.of(plain, STORED.__getitem__, Room(1)).specs()
     ]
     for ours, theirs in zip(noise, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        np.testing.assert_allclose(ours, theirs, rtol=2.0**-22)  # times a sine and by it again
 
 
 def test_images_of_one_job_encode_their_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +181,6 @@ def test_images_of_one_job_encode_their_picture_once(monkeypatch: pytest.MonkeyP
     assert len(pictures) == 1
     for spec, pixels in zip(specs, ours, strict=True):
         alone = run_alone(DiffusionRunner.of(studio.demo()), spec)
-        np.testing.assert_allclose(pixels.astype(int), alone.astype(int), atol=2)
+        assert abs(pixels.astype(int) - alone.astype(int)).max() <= 1  # where rounding crosses from level to level
     assert len(pictures) == 4
     assert (ours[0] != ours[1]).any()
