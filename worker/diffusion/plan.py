@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from shared.vocabulary.samplers import TWO_CALLS_A_STEP, Sampler, Schedule
+from shared.vocabulary.samplers import TWO_CALLS_A_STEP, Sampler, Schedule, unet_calls
 from worker.diffusion import samplers
 from worker.diffusion.transfer import to_device
 
@@ -192,6 +192,10 @@ def _make(sampler: Sampler, schedule: Schedule, steps: int, config: str, last: i
     scheduler = samplers.make(sampler, schedule, steps, settings)
     skipped = 0 if last is None else steps - last
     timesteps = _timesteps(scheduler, sampler, skipped)
+    if len(timesteps) != unet_calls(sampler, steps, last=last):
+        raise ArithmeticError(
+            f"{sampler} on {schedule} has {len(timesteps)} calls for {last or steps} of {steps} steps"
+        )
     trace = _Trace(scheduler, sampler, len(timesteps))
     calls = [trace.call(timestep, skipped + _step(sampler, index)) for index, timestep in enumerate(timesteps)]
     levels = [*trace.levels[1:], (1.0, 0.0)]

@@ -11,6 +11,7 @@ Zero terminal SNR: arXiv:2305.08891.
 
 import inspect
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import diffusers
@@ -19,9 +20,32 @@ import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from numpy.typing import NDArray
 
-from shared.vocabulary.samplers import Sampler, Schedule
+from shared.vocabulary.samplers import Sampler, Schedule, unet_calls
 
 Sigmas = NDArray[np.float64]
+
+
+class _Trailing:
+    """Counts trailing timesteps in whole numbers: the library's floats make one too many at 61 steps and at others."""
+
+    timesteps: torch.Tensor
+    config: Any
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Set as many timesteps as there are steps."""
+        super().set_timesteps(num_inference_steps, device)  # type: ignore[misc]
+        if self.config.timestep_spacing == "trailing":
+            trained = self.config.num_train_timesteps
+            left = range(num_inference_steps, 0, -1)
+            self.timesteps = torch.tensor([round(Fraction(trained * steps, num_inference_steps)) - 1 for steps in left])
+
+
+class Ddim(_Trailing, diffusers.DDIMScheduler):
+    """The library's, with its timesteps counted in whole numbers."""
+
+
+class Ddpm(_Trailing, diffusers.DDPMScheduler):
+    """The library's, with its timesteps counted in whole numbers."""
 
 
 class EulerAncestral(diffusers.EulerAncestralDiscreteScheduler):
@@ -90,8 +114,8 @@ _CLASSES: Mapping[Sampler, tuple[Any, Mapping[str, Any]]] = {
     Sampler.DPMPP_2M_SDE: (diffusers.DPMSolverMultistepScheduler, _SDE),
     Sampler.DPMPP_SDE: (DpmSde, {}),
     Sampler.DPMPP_3M_SDE: (diffusers.DPMSolverMultistepScheduler, {**_SDE, "solver_order": 3}),
-    Sampler.DDIM: (diffusers.DDIMScheduler, _LEADING),
-    Sampler.DDPM: (diffusers.DDPMScheduler, _LEADING),
+    Sampler.DDIM: (Ddim, _LEADING),
+    Sampler.DDPM: (Ddpm, _LEADING),
     Sampler.PLMS: (diffusers.PNDMScheduler, {**_LEADING, "skip_prk_steps": True}),
     Sampler.UNIPC: (diffusers.UniPCMultistepScheduler, {"solver_order": 3}),  # bh2: bh1 divides by zero at zero noise
     Sampler.DEIS: (Deis, {}),
@@ -143,7 +167,15 @@ def make(sampler: Sampler, schedule: Schedule, steps: int, config: Mapping[str, 
     if sampler is Sampler.EULER_A:
         made.plain = make(Sampler.EULER, schedule, steps, config)
     made.set_timesteps(steps, device="cpu")
+    _check(made, unet_calls(sampler, steps))
     return made
+
+
+def _check(made: Any, calls: int) -> None:
+    """Raise unless there is a timestep of the training for every call announced: any other would be of a made-up level."""
+    last = made.config.num_train_timesteps - 1
+    if len(made.timesteps) != calls or made.timesteps.min() < 0 or made.timesteps.max() > last:
+        raise ArithmeticError(f"{type(made).__name__} has timesteps {made.timesteps.tolist()} for {calls} calls")
 
 
 def _noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:

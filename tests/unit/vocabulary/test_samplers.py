@@ -1,12 +1,16 @@
 """Names, counts and schedules: what goes together, how long it takes, and which noise levels are walked."""
 
-from itertools import pairwise
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise, product
 from math import isclose
 from typing import Any
 
 import diffusers
 import pytest
-from hypothesis import given, settings
+import scipy.stats
+import torch
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.vocabulary.samplers import (
@@ -15,6 +19,7 @@ from shared.vocabulary.samplers import (
     SAMPLER_LABELS,
     SCHEDULE_LABELS,
     SCHEDULES,
+    TWO_CALLS_A_STEP,
     Sampler,
     Schedule,
     check_schedule,
@@ -23,11 +28,17 @@ from shared.vocabulary.samplers import (
     unet_calls,
 )
 from tests.support.walking import PAIRS, sd15
+from worker.diffusion import plan as plans
 from worker.diffusion import samplers
 
 FREE = [sampler for sampler in Sampler if len(SCHEDULES[sampler]) == len(Schedule)]
 strengths = st.floats(0, 1)
 any_steps = st.integers(1, 150)
+STEPS_ASKED = (*range(1, 151), 200, 333, MAX_SCHEDULE_STEPS)  # and some that second passes make
+# Those that pick their timesteps out of the training's round for every number of steps in another way.
+STEPS_MADE = dict.fromkeys(
+    (Sampler.DDIM, Sampler.DDPM, Sampler.PLMS, Sampler.LCM, Sampler.TCD), range(1, MAX_SCHEDULE_STEPS + 1)
+)
 
 
 def sigmas(sampler: Sampler, schedule: Schedule, steps: int) -> list[float]:
@@ -88,10 +99,68 @@ def test_hires_makes_the_steps_asked_for_at_the_level_asked_for(steps: int, stre
         assert img2img_steps(whole, strength) - made in (0, 1)
 
 
-@given(st.sampled_from(PAIRS), any_steps)
-@settings(max_examples=60, deadline=None)
-def test_as_many_calls_are_announced_as_the_library_makes(pair: tuple[Sampler, Schedule], steps: int) -> None:
-    assert len(samplers.make(*pair, steps, sd15()).timesteps) == unet_calls(pair[0], steps)
+@pytest.fixture(scope="module")
+def _remembered() -> Iterator[None]:
+    """What the library looks up level by level and finds alike in all its classes is found once."""
+    found: dict[float, Any] = {}
+
+    def timestep(self: Any, sigma: Any, log_sigmas: Any) -> Any:
+        level = float(sigma)
+        if level not in found:
+            found[level] = look_up(self, sigma, log_sigmas)
+        return found[level]
+
+    look_up = diffusers.EulerDiscreteScheduler._sigma_to_t
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scipy.stats.beta, "ppf", cache(scipy.stats.beta.ppf))
+        for cls, _ in samplers._CLASSES.values():
+            if hasattr(cls, "_sigma_to_t"):
+                patch.setattr(cls, "_sigma_to_t", timestep)
+        yield
+
+
+@pytest.mark.usefixtures("_remembered")
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
+def test_as_many_calls_are_announced_as_are_planned(sampler: Sampler, schedule: Schedule) -> None:
+    """For every number of steps, of which the last ones may be made, at timesteps of the training that fall."""
+    for steps in STEPS_MADE.get(sampler, STEPS_ASKED):
+        made = samplers.make(sampler, schedule, steps, sd15())
+        assert len(made.timesteps) == unet_calls(sampler, steps), steps
+        assert 0 <= made.timesteps.min() <= made.timesteps.max() <= 999, steps
+        starts = made.timesteps[:: 2 if sampler in TWO_CALLS_A_STEP else 1]  # halfway calls reach below the next start
+        assert (starts.diff() <= 0).all(), steps
+        for skipped in {0, steps // 3, steps - 1}:
+            planned = plans._timesteps(made, sampler, skipped)
+            assert len(planned) == unet_calls(sampler, steps, last=steps - skipped), (steps, skipped)
+
+
+@pytest.mark.parametrize("sampler", [Sampler.DDIM, Sampler.DDPM])
+def test_trailing_timesteps_are_the_nearest_to_even_ones(sampler: Sampler) -> None:
+    """In whole numbers: the library adds up floats, which end in a step too many at 61 steps and 61 other numbers."""
+    for steps in range(1, MAX_SCHEDULE_STEPS + 1):
+        timesteps = samplers.make(sampler, Schedule.SGM_UNIFORM, steps, sd15()).timesteps.tolist()
+        assert len(timesteps) == steps
+        for done, timestep in enumerate(timesteps):
+            assert abs((timestep + 1) * steps - 1000 * (steps - done)) * 2 <= steps, (steps, done)
+
+
+@pytest.mark.parametrize("timesteps", [[999, 499, -1], [1000, 500], [999]])
+def test_a_list_that_is_not_what_was_announced_is_walked_by_nobody(
+    monkeypatch: pytest.MonkeyPatch, timesteps: list[int]
+) -> None:
+    def wrong(self: Any, *_: Any, **__: Any) -> None:
+        self.timesteps = torch.tensor(timesteps)
+
+    monkeypatch.setattr(samplers.Ddim, "set_timesteps", wrong)
+    with pytest.raises(ArithmeticError, match="for 2 calls"):
+        samplers.make(Sampler.DDIM, Schedule.SGM_UNIFORM, 2, sd15())
+
+
+def test_no_strength_of_a_second_pass_needs_a_longer_schedule_than_there_is() -> None:
+    for steps, hundredths in product(STEPS_ASKED, range(101)):
+        whole, made = hires_steps(steps, hundredths / 100)
+        assert 1 <= made <= min(steps, whole)
+        assert whole <= MAX_SCHEDULE_STEPS
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
