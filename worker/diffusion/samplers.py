@@ -41,7 +41,16 @@ class _Trailing:
 
 
 class Ddim(_Trailing, diffusers.DDIMScheduler):
-    """The library's, with its timesteps counted in whole numbers."""
+    """Steps to its next timestep: the library's class goes down by 1000 // steps, and lags where that leaves a rest."""
+
+    num_inference_steps: Any
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
+        """Step as the library does, by the number of timesteps to the next one."""
+        below = self.timesteps[self.timesteps < timestep]
+        down = int(timestep) - (int(below.max()) if len(below) else -1)
+        self.num_inference_steps = Fraction(self.config.num_train_timesteps, down)  # what the library divides by
+        return super().step(model_output, timestep, sample, **options)  # type: ignore[misc]
 
 
 class Ddpm(_Trailing, diffusers.DDPMScheduler):

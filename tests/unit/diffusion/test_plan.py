@@ -19,6 +19,7 @@ from worker.diffusion.plan import Call, Plan, Walk
 EPSILON, VELOCITY = sd15(), sd15(prediction_type="v_prediction")
 ZERO_SNR = sd15(prediction_type="v_prediction", rescale_betas_zero_snr=True)
 MAX_REACH = 4
+LEAST_SIGMA = 0.02916710
 CLEAN = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(9))
 
 
@@ -169,6 +170,25 @@ def test_levels_are_those_of_a_perfect_model(sampler: Sampler, schedule: Schedul
         # From the noise, the picture is what is left of the input, and that much enlarged.
         assert (walk.denoised() - clean).abs().max() < (rounded / signal if config is EPSILON else rounded), index
         walk.x = call.renoise[0] * clean + call.renoise[1] * noise
+
+
+@pytest.mark.parametrize("sampler", [Sampler.DDIM, Sampler.DDPM])
+@pytest.mark.parametrize("schedule", SCHEDULES[Sampler.DDIM])
+@pytest.mark.parametrize("steps", [20, 30, 61, 103, 121, 122, 150, 201, 499, 994])
+def test_a_step_ends_where_the_next_begins(sampler: Sampler, schedule: Schedule, steps: int) -> None:
+    """Whatever the steps, divisors of 1000 or not: as much of the picture, and noise of the same power."""
+    plan = plans.make(sampler, schedule, steps, EPSILON)
+    ends_at = LEAST_SIGMA if sampler is Sampler.DDIM else 0  # the lowest level of the training, or the picture
+    for index, call in enumerate(plan.calls):
+        weights = {term.source: term.weight for term in call.terms}
+        signal = (1 + call.sigma**2) ** -0.5
+        clean, noise = weights["x"] * signal, weights["x"] * call.sigma * signal + weights.get("prediction", 0)
+        power = noise**2 + sum(weight**2 for _, weight in call.fresh)
+        at = plan.calls[index + 1].sigma if index + 1 < steps else ends_at
+        # Roots of levels in float32, divided by the signal; DDPM takes 1 - alpha of nearly 1, and divides by the noise's power.
+        rounded = 8 * 2.0**-24 / signal / (1 - signal**2 if sampler is Sampler.DDPM else 1)
+        assert clean == pytest.approx((1 + at**2) ** -0.5, abs=rounded), index
+        assert power == pytest.approx(at**2 / (1 + at**2), abs=rounded), index
 
 
 @pytest.mark.parametrize(
