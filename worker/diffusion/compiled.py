@@ -1,10 +1,14 @@
-"""A compiled twin of the UNet, for the call shapes that are in use.
+"""torch.compile of the UNet, one call shape at a time, on a thread beside the engine's.
 
-Compiling one shape takes a minute or more and is done aside, by one thread; until a shape is ready the plain UNet does its work.
-The twin shares the weights but not the modules: LoRA hooks come and go on the plain UNet while the twin is being traced.
+The life of a shape, for example two images with guidance at 512 px, 4 rows of 64 by 64 latents and 77 tokens:
 
-Tracing is no affair of one thread: torch replaces methods of `torch.nn.Module` itself meanwhile, and tells every thread that it
-compiles. What that would do to whoever renders is mended here and in `conditioning`.
+1. `predict` sees the shape for the first time, queues it and returns None; the plain UNet makes the call.
+2. The compiler thread calls the compiled twin with zeros of that shape, which takes a minute or more.
+3. From then on `predict` runs what was compiled; calls of 3 rows are padded to these 4.
+
+The twin is a copy of the UNet's modules that shares its weights: LoRA hooks come and go on the plain UNet while torch traces the
+twin. Tracing affects the other threads, too: torch meanwhile replaces methods of `torch.nn.Module` itself, and answers every
+thread that asks that it is compiling. `_trace_ahead`, `_compiled` and `conditioning._captured` keep that from the renders.
 """
 
 import copy
@@ -33,10 +37,10 @@ log = structlog.get_logger(__name__)
 
 
 class CompiledUNet:
-    """Answers calls whose shape has been compiled and has the others compiled for the next time.
+    """Makes calls of compiled shapes and queues the others for compilation.
 
-    `rows` are the sizes that calls are filled up to, ascending; `backend` is torch.compile's.
-    CUDA graphs are left to it: its own are bound to the thread that recorded them.
+    `rows` are the batch sizes that calls are padded to, ascending; `backend` is torch.compile's.
+    No mode of it that uses CUDA graphs: torch's are bound to the thread that recorded them.
     """
 
     def __init__(self, unet: Any, *, rows: Sequence[int] = ROWS, backend: Any = "inductor") -> None:
@@ -48,15 +52,15 @@ class CompiledUNet:
         self._compiled = torch._dynamo.run(twin)
         if backend == "inductor":
             _trace_ahead()
-        self._asked: set[Shape] = set()
+        self._queued: set[Shape] = set()
         self._ready: set[Shape] = set()
-        self._wanted: Queue[tuple[Shape, Tensor, Tensor]] = Queue()
-        Thread(target=self._compile, name="compiler", daemon=True).start()
+        self._queue: Queue[tuple[Shape, Tensor, Tensor]] = Queue()
+        Thread(target=self._run, name="compiler", daemon=True).start()
 
     def predict(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor | None:
-        """Return the UNet's output for x (rows, channels, h, w), or None while this shape is not ready.
+        """Return the UNet's output for x (rows, channels, h, w), or None while this shape is not compiled.
 
-        Asks for inference mode, in which shapes are compiled: outside of it nothing compiled fits.
+        Call it in inference mode, in which shapes are compiled: torch's guards refuse them outside of it.
         """
         rows = next((rows for rows in self._rows if rows >= len(x)), None)
         if rows is None:
@@ -64,47 +68,49 @@ class CompiledUNet:
         _, channels, height, width = x.shape
         shape = (rows, channels, height, width, context.shape[1])
         if shape not in self._ready:
-            self._ask(shape, x, context)
+            self._enqueue(shape, x, context)
             return None
-        return _output(self._compiled, *(_filled(part, rows) for part in (x, timesteps, context)))[: len(x)]
+        return _output(self._compiled, *(_padded(part, rows) for part in (x, timesteps, context)))[: len(x)]
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is being compiled, or waits to be. An ordinary exit would crash in the compiler's own threads."""
-        return self._wanted.unfinished_tasks > 0
+        """Whether a shape is queued or compiling. An ordinary exit would then crash in the compiler's own threads."""
+        return self._queue.unfinished_tasks > 0
 
     def settle(self, timeout_s: float | None = None) -> bool:
-        """Wait until every shape that was asked for is compiled or given up. False when the time is up before that."""
-        with self._wanted.all_tasks_done:
-            return self._wanted.all_tasks_done.wait_for(lambda: not self._wanted.unfinished_tasks, timeout_s)
+        """Wait until every queued shape is compiled or has failed to; False after `timeout_s`."""
+        with self._queue.all_tasks_done:
+            return self._queue.all_tasks_done.wait_for(lambda: not self._queue.unfinished_tasks, timeout_s)
 
-    def _ask(self, shape: Shape, x: Tensor, context: Tensor) -> None:
-        if shape not in self._asked and len(self._asked) < MAX_SHAPES:
-            self._asked.add(shape)
+    def _enqueue(self, shape: Shape, x: Tensor, context: Tensor) -> None:
+        if shape not in self._queued and len(self._queued) < MAX_SHAPES:
+            self._queued.add(shape)
             rows, channels, height, width, tokens = shape
-            self._wanted.put(
+            self._queue.put(
                 (shape, x.new_zeros(rows, channels, height, width), context.new_zeros(rows, tokens, context.shape[2]))
             )
 
     @torch.inference_mode()
-    def _compile(self) -> None:
+    def _run(self) -> None:
         # Torch keeps its settings by thread.
         torch._dynamo.config.recompile_limit = MAX_SHAPES
         torch._dynamo.config.accumulated_recompile_limit = 4 * MAX_SHAPES
         while True:
-            shape, x, context = self._wanted.get()
-            began = time.monotonic()
+            shape, x, context = self._queue.get()
             try:
-                # The second call runs what the first one compiled, on whatever it still has to set up.
-                for _ in range(2):
-                    _output(self._compiling, x, torch.full((shape[0],), 500.0, device=x.device), context)
+                self._compile(shape, x, context)
             except Exception as error:  # noqa: BLE001 - the plain UNet goes on; a compiler may fail in any way
                 log.warning("unet.not_compiled", shape=shape, error=f"{type(error).__name__}: {error}"[:500])
-            else:
-                self._ready.add(shape)
-                log.info("unet.compiled", shape=shape, seconds=round(time.monotonic() - began, 1))
             finally:
-                self._wanted.task_done()
+                self._queue.task_done()
+
+    def _compile(self, shape: Shape, x: Tensor, context: Tensor) -> None:
+        began = time.monotonic()
+        # The second call runs what the first one compiled, on whatever it still has to set up.
+        for _ in range(2):
+            _output(self._compiling, x, torch.full((shape[0],), 500.0, device=x.device), context)
+        self._ready.add(shape)
+        log.info("unet.compiled", shape=shape, seconds=round(time.monotonic() - began, 1))
 
 
 def _output(unet: Any, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
@@ -113,9 +119,9 @@ def _output(unet: Any, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
 
 
 def _trace_ahead() -> None:
-    """Trace now, before anyone renders, what the inductor would trace with its first shape.
+    """Make the inductor's first symbolic trace now, before any render: one of a dummy function, which it caches.
 
-    This one trace takes every module that is called meanwhile, on any thread, for a part of what it traces, and raises there.
+    A symbolic trace takes every module that any thread calls meanwhile for a part of it, and raises in that thread.
     """
     from torch._inductor.loop_body import InterpreterShim
 
@@ -123,13 +129,14 @@ def _trace_ahead() -> None:
 
 
 def _twin(unet: Any) -> Any:
+    """Copy a UNet's modules, not its weights."""
     shared = {id(tensor): tensor for tensor in itertools.chain(unet.parameters(), unet.buffers())}
     twin = copy.deepcopy(unet, shared)
     division.put_back(twin)
     return twin
 
 
-def _filled(part: Tensor, rows: int) -> Tensor:
-    """Fill up with zeros. What lies in memory in another order does not fit what was compiled."""
+def _padded(part: Tensor, rows: int) -> Tensor:
+    """Pad with rows of zeros, contiguous: compiled code accepts only the memory order that it was compiled for."""
     missing = rows - len(part)
     return (torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part).contiguous()

@@ -228,9 +228,9 @@ def test_whoever_would_leave_learns_that_something_is_being_compiled() -> None:
 
 def test_the_number_of_shapes_is_bounded(unet: Any) -> None:
     compiled = CompiledUNet(unet, backend="eager")
-    compiled._asked.update((1, 4, side, side, TOKENS) for side in range(1000, 1000 + MAX_SHAPES))
+    compiled._queued.update((1, 4, side, side, TOKENS) for side in range(1000, 1000 + MAX_SHAPES))
     assert compiled.predict(*call(2)) is None
-    assert len(compiled._asked) == MAX_SHAPES
+    assert len(compiled._queued) == MAX_SHAPES
 
 
 def test_an_engine_goes_over_to_the_twin_and_draws_the_same_picture() -> None:
@@ -266,6 +266,6 @@ def test_a_worker_compiles_where_it_is_told_to(
         bundle.engine.submit(studio.spec(width=64, height=64, steps=1)).result(None)
     finally:
         bundle.engine.stop()
-    assert [len(one._asked) for one in made] == ([1] if batching == "continuous" else [])
+    assert [len(one._queued) for one in made] == ([1] if batching == "continuous" else [])
     assert all(one.settle() for one in made)
     assert not bundle.is_compiling()
