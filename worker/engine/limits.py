@@ -1,6 +1,6 @@
-"""How many samples one UNet call of a latent shape may hold: what a profile found best, what memory allows, what failed before.
+"""Batch limits per latent shape: the least of the profile's best batch, free memory, and earlier out-of-memory failures.
 
-Pure policy, used by the engine's thread alone. What was learnt is remembered on disk, by device and checkpoint.
+Pure policy, for the engine's thread only. Profiles and failures are stored in a JSON file, by device and checkpoint.
 """
 
 import json
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One UNet call: how many samples, how long, and the most memory that it took beside the weights."""
+    """Duration and peak memory, beside the weights, of one UNet call of `samples`."""
 
     samples: int
     seconds: float
@@ -34,7 +34,7 @@ class Measurement:
 
 
 def best_batch(measurements: Iterable[Measurement]) -> int:
-    """Return the smallest batch beyond which more samples a call no longer make one of them markedly cheaper."""
+    """Return the smallest batch beyond which the time per sample no longer falls markedly (`WORTHWHILE`)."""
     best: Measurement | None = None
     for one in sorted(measurements, key=lambda one: one.samples):
         if best is None or one.seconds / one.samples < WORTHWHILE * best.seconds / best.samples:
@@ -45,8 +45,8 @@ def best_batch(measurements: Iterable[Measurement]) -> int:
 class BatchLimits:
     """The limits of one device and checkpoint, `key`. No call exceeds `ceiling`, whatever was measured.
 
-    A shape that was never measured has as many latent pixels a call as the nearest one that was; before any measurement the
-    ceiling holds. `free_bytes` says how much memory calls may take now.
+    A shape that was never measured may have as many latent pixels a call as the nearest measured one; before any measurement
+    only the ceiling holds. `free_bytes` returns the memory that calls may take now.
     """
 
     def __init__(self, path: Path | None, *, key: str, ceiling: int, free_bytes: Callable[[], int]) -> None:
@@ -54,25 +54,25 @@ class BatchLimits:
         self._key = key
         self._ceiling = ceiling
         self._free_bytes = free_bytes
-        remembered = _read(path).get(key)
-        known = remembered if isinstance(remembered, dict) else {}
-        self._profiles = _profiles(known.get("profiles"))
-        self._failed = _failures(known.get("failed"))
+        entry = _read(path).get(key)
+        stored = entry if isinstance(entry, dict) else {}
+        self._profiles = _profiles(stored.get("profiles"))
+        self._failed = _failures(stored.get("failed"))
         self._full_calls = 0
 
     @property
     def shapes(self) -> frozenset[Shape]:
-        """The shapes that have been measured."""
+        """The measured shapes."""
         return frozenset(self._profiles)
 
     def limit(self, bucket: Hashable) -> int:
         """Return the most samples of one call; `bucket` begins with latent height and width."""
         shape = _shape(bucket)
-        wanted = min(self._ceiling, self._best(shape), self._affordable(shape))
-        return max(1, min(max(wanted, min(SMALLEST, self._ceiling)), self._survivable(shape)))
+        desired = min(self._ceiling, self._best(shape), self._affordable(shape))
+        return max(1, min(max(desired, min(SMALLEST, self._ceiling)), self._survivable(shape)))
 
     def shrink(self, bucket: Hashable, samples: int) -> None:
-        """Remember that a call of so many samples ran out of memory: half as many from now on."""
+        """Record that a call of so many samples ran out of memory, and halve the limit."""
         shape = _shape(bucket)
         self._failed[shape] = max(1, samples // 2)
         self._full_calls = 0
@@ -80,9 +80,9 @@ class BatchLimits:
         self._write()
 
     def fitted(self, bucket: Hashable, samples: int) -> None:
-        """Learn that a call of so many samples fitted. Many full ones in a row give back a little of what a failure took.
+        """Record that a call of so many samples fitted. `RECOVERY_CALLS` full ones raise a limit that a failure lowered.
 
-        What filled the memory may be gone: another program, a LoRA, a picture that was being decoded.
+        The memory's other user may be gone: another program, a LoRA, a picture that was being decoded.
         """
         tightest = self._tightest(_shape(bucket))
         if tightest is None or samples + SMALLEST <= self._failed[tightest]:
@@ -93,7 +93,7 @@ class BatchLimits:
             self._grow(tightest)
 
     def _grow(self, shape: Shape) -> None:
-        """Raise the limit that a failure left, or forget it where others are lower."""
+        """Raise the limit that a failure left; drop it once another limit is lower."""
         self._failed[shape] += SMALLEST
         if self._failed[shape] >= min(self._ceiling, self._best(shape)):
             del self._failed[shape]
@@ -101,7 +101,7 @@ class BatchLimits:
         self._write()
 
     def record(self, shape: Shape, measurements: Iterable[Measurement]) -> None:
-        """Remember what a profile found; nothing, where not even the smallest call fitted."""
+        """Store a shape's profile; it is empty where not even the smallest call fitted."""
         self._profiles[shape] = list(measurements)
         self._write()
 
@@ -113,22 +113,22 @@ class BatchLimits:
         return int(best_batch(self._profiles[nearest]) * _area(nearest) / _area(shape)) if nearest else self._ceiling
 
     def _affordable(self, shape: Shape) -> int:
-        """Return how many samples fit into the memory that is free, by the largest call that was measured."""
-        known = shape if self._profiles.get(shape) else self._nearest(shape)
-        if known is None:
+        """Return how many samples fit into the free memory, judged by the largest measured call."""
+        reference = shape if self._profiles.get(shape) else self._nearest(shape)
+        if reference is None:
             return self._ceiling
-        largest = max(self._profiles[known], key=lambda one: one.samples)
-        sample_bytes = largest.peak_bytes / largest.samples * _area(shape) / _area(known)
+        largest = max(self._profiles[reference], key=lambda one: one.samples)
+        sample_bytes = largest.peak_bytes / largest.samples * _area(shape) / _area(reference)
         return int(HEADROOM * self._free_bytes() / sample_bytes) if sample_bytes > 0 else self._ceiling
 
     def _survivable(self, shape: Shape) -> int:
-        """Return how many samples are left after failures."""
+        """Return the limit that failures leave."""
         tightest = self._tightest(shape)
         return self._ceiling if tightest is None else self._failed[tightest]
 
     def _tightest(self, shape: Shape) -> Shape | None:
-        """Return the shape whose failures hold this one down; what was too much for a smaller shape is too much here."""
-        smaller = (known for known in self._failed if _area(known) <= _area(shape))
+        """Return the shape of the lowest failure limit among those not larger: too much for a smaller one is too much here."""
+        smaller = (one for one in self._failed if _area(one) <= _area(shape))
         return min(smaller, key=lambda one: self._failed[one], default=None)
 
     def _nearest(self, shape: Shape) -> Shape | None:
@@ -138,16 +138,16 @@ class BatchLimits:
     def _write(self) -> None:
         if self._path is None:
             return
-        mine = {
+        entry = {
             "profiles": {_name(shape): [asdict(one) for one in profile] for shape, profile in self._profiles.items()},
             "failed": {_name(shape): samples for shape, samples in self._failed.items()},
         }
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Another worker of this machine may write too: a torn file is worse than a lost one.
-            fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
-            fresh.write_text(json.dumps({**_read(self._path), self._key: mine}, indent=1))
-            fresh.replace(self._path)
+            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
+            temporary.write_text(json.dumps({**_read(self._path), self._key: entry}, indent=1))
+            temporary.replace(self._path)
         except OSError as error:
             log.warning("limits.not_remembered", path=str(self._path), error=str(error))
 
@@ -171,17 +171,17 @@ def _read(path: Path | None) -> dict[str, Any]:
 def _profiles(stored: Any) -> dict[Shape, list[Measurement]]:
     if not isinstance(stored, Mapping):
         return {}
-    found = {}
+    profiles = {}
     for name, rows in stored.items():
         shape = _parsed(name)
         measurements = [one for row in rows if (one := _measurement(row))] if isinstance(rows, list) else []
         if shape and measurements:
-            found[shape] = measurements
-    return found
+            profiles[shape] = measurements
+    return profiles
 
 
 def _measurement(row: Any) -> Measurement | None:
-    """Read a stored row; None for one that no profile could have written."""
+    """Read a stored row; None if no profile can have written it."""
     if not isinstance(row, Mapping):
         return None
     samples, seconds, peak_bytes = (_number(row.get(name)) for name in ("samples", "seconds", "peak_bytes"))

@@ -1,4 +1,4 @@
-"""How fast the engine goes while it has work. Written by the engine's thread alone; any thread may read."""
+"""Throughput of the engine while it has work. Immutable values: the engine's thread replaces them, any thread may read."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Pace:
     batch_fill: float = 0.0
 
     def after(self, tick_s: float, *, cost: float, images: int) -> "Pace":
-        """Return the pace after one more tick that took `tick_s` and advanced `images` images by a step."""
+        """Return the pace with one more tick of `tick_s` seconds that advanced `images` images by a step."""
         # The first ticks weigh more, so that a young worker's averages are those of what it has done.
         share = max(1 / (self.ticks + 1), 1 / MEMORY_TICKS)
         mean_s = self.tick_s + share * (tick_s - self.tick_s)

@@ -1,4 +1,4 @@
-"""Times UNet calls, so that batches are as large as pays and no larger, and weights lie in the faster order."""
+"""Profiler of UNet calls: finds the batch size beyond which throughput stops rising, and the faster memory format."""
 
 import math
 import os
@@ -22,21 +22,21 @@ LAYOUT_SAMPLES = 4  # two images; more might not fit a small card
 
 
 def learn(limits: BatchLimits, checkpoint: LoadedCheckpoint, *, ceiling: int, budget_s: float) -> None:
-    """Profile the shapes that were never measured on this device, as far as the budget lasts; the rest next time."""
+    """Profile the shapes without measurements on this device, within `budget_s` seconds; the rest at the next start."""
     deadline = time.perf_counter() + budget_s
     for shape in CUDA_SHAPES if checkpoint.device.type == "cuda" else CPU_SHAPES:
         if shape not in limits.shapes and time.perf_counter() < deadline:
             batches = [batch for batch in BATCHES if batch <= ceiling]
-            measured = list(measure(checkpoint, shape, batches, deadline=deadline))
+            measurements = list(measure(checkpoint, shape, batches, deadline=deadline))
             if time.perf_counter() < deadline:  # one that was cut short would bind the shape for good
-                limits.record(shape, measured)
+                limits.record(shape, measurements)
 
 
 @torch.inference_mode()
 def measure(
     checkpoint: LoadedCheckpoint, shape: Shape, batches: Iterable[int], *, deadline: float
 ) -> Iterator[Measurement]:
-    """Time ever larger calls of a latent shape until they pay no more, memory ends, or the deadline (perf_counter) is past."""
+    """Time ever larger calls of a latent shape until they pay no more, memory runs out or the deadline (perf_counter) passes."""
     best = float("inf")
     for samples in batches:
         try:
@@ -54,7 +54,7 @@ def measure(
 
 @torch.inference_mode()
 def is_faster_channels_last(checkpoint: LoadedCheckpoint) -> bool:
-    """Time the UNet with its weights in either memory order. Leaves them in the usual one, where memory is short too."""
+    """Time the UNet in either memory format; leaves it in the contiguous one. False where memory runs out."""
     seconds: list[float] = []
     for order in (torch.channels_last, torch.contiguous_format):
         checkpoint.unet.to(memory_format=order)
@@ -65,20 +65,20 @@ def is_faster_channels_last(checkpoint: LoadedCheckpoint) -> bool:
 def cached_for(
     ask: Callable[[], int], seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], int]:
-    """Return `ask`, whose answer is good for so many seconds: asking a driver at every step would cost what a small step does."""
-    known, until = 0, -math.inf
+    """Cache the result of `ask` for so many seconds: to ask a driver at every step would cost as much as a small step."""
+    cached, until = 0, -math.inf
 
     def answer() -> int:
-        nonlocal known, until
+        nonlocal cached, until
         if clock() >= until:
-            known, until = ask(), clock() + seconds
-        return known
+            cached, until = ask(), clock() + seconds
+        return cached
 
     return answer
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how much memory calls may take on a device now, what torch holds without using it included."""
+    """Return the memory that calls may take on a device now, including torch's unused reserve."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         used = torch.cuda.memory_allocated(device)
@@ -96,15 +96,15 @@ def _timed(checkpoint: LoadedCheckpoint, shape: Shape, samples: int) -> Measurem
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    taken = []
+    durations = []
     for _ in range(REPEATS):
         began = time.perf_counter()
         unet(x, timesteps, encoder_hidden_states=context, return_dict=False)
         _settle(device)
-        taken.append(time.perf_counter() - began)
+        durations.append(time.perf_counter() - began)
     peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
     # The fastest: whatever else the machine did only ever made a call slower.
-    return Measurement(samples, min(taken), peak)
+    return Measurement(samples, min(durations), peak)
 
 
 def _settle(device: torch.device) -> None:
