@@ -1,6 +1,6 @@
-"""Pictures before and after the latents, by A1111's rules: fitted to the size rendered, cut to the mask, put back.
+"""Image processing around img2img and inpainting, by A1111's rules: resize, crop to the mask, fill, composite the result.
 
-Pillow and numpy only. Outside the blurred mask a picture comes back bit for bit.
+Pillow and numpy only. Outside the blurred mask the composite equals the picture bit for bit.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ GRAY = 127.5  # what masked pixels become where nothing is left to take colours 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """Where a result goes: the `box` of `picture` (H, W, 3), as far as `share` (H, W) of 255 lets it show."""
+    """Where a result is composited: into `box` of `picture` (H, W, 3), with `share` (H, W) of 255 as its opacity."""
 
     picture: Pixels
     share: NDArray[np.uint8]
@@ -31,7 +31,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Canvas:
-    """What is rendered upon. `mask` and `frame` are None when all of the picture is painted anew."""
+    """Input of an image-to-image render. `mask` and `frame` are None when the whole picture is painted anew."""
 
     pixels: Pixels
     mask: Mask | None
@@ -73,7 +73,7 @@ def prepare(
 
 
 def finish(canvas: Canvas, pixels: Pixels) -> Pixels:
-    """Put a result (height, width, 3) back into the whole picture, which it may have to be scaled for."""
+    """Composite a result (height, width, 3) into the whole picture, scaled to its box."""
     frame = canvas.frame
     if frame is None:
         return pixels
@@ -93,7 +93,7 @@ def upscale(pixels: Pixels, factor: float) -> Pixels:
 
 
 def resize(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Scale to `width` by `height` by Lanczos, whatever becomes of the proportions."""
+    """Stretch to `width` by `height` by Lanczos; proportions may change."""
     return _array(_fitted(Image.fromarray(pixels), width, height, ResizeMode.STRETCH))
 
 
@@ -106,9 +106,9 @@ def _softened(mask: Image.Image, size: tuple[int, int], blur: int, *, invert: bo
 
 
 def _region(mask: Image.Image, padding: int, aspect: float) -> Box:
-    """Return what the mask covers, padded and widened inside the picture towards width / height = `aspect`.
+    """Return the mask's bounding box, padded, and widened within the picture towards width / height = `aspect`.
 
-    All of the picture for a mask that covers nothing.
+    An empty mask gives the whole picture.
     """
     left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
     left, right = max(left - padding, 0), min(right + padding, mask.width)
@@ -129,7 +129,7 @@ def _widened(start: int, end: int, length: int, limit: int) -> tuple[int, int]:
 
 
 def _fitted(picture: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
-    """Bring to a size. CROP cuts off what is too long, FILL repeats the edges where it is too short."""
+    """Resize. STRETCH ignores proportions, CROP cuts off the longer side, FILL repeats the edges along the shorter."""
     if picture.size == (width, height):
         return picture
     # A mask must not ring: Lanczos would paint beyond its edge.
@@ -157,22 +157,22 @@ def _filled(picture: Image.Image, width: int, height: int, method: Image.Resampl
 
 
 def _surrounded(pixels: Pixels, mask: Mask) -> Pixels:
-    """Fill what is masked with smooth colours of its surroundings."""
-    known = 1 - mask[..., None]
-    colors = _diffused(pixels.astype(np.float32), known)
-    return (pixels * known + colors * mask[..., None]).round().astype(np.uint8)
+    """Fill the masked region with smooth colours of its surroundings."""
+    coverage = 1 - mask[..., None]
+    colors = _diffused(pixels.astype(np.float32), coverage)
+    return (pixels * coverage + colors * mask[..., None]).round().astype(np.uint8)
 
 
-def _diffused(colors: NDArray[Any], known: NDArray[Any]) -> NDArray[Any]:
-    """Complete colours (h, w, 3) of which shares (h, w, 1) are known, all float32.
+def _diffused(colors: NDArray[Any], coverage: NDArray[Any]) -> NDArray[Any]:
+    """Complete colours (h, w, 3) that are known to a share of `coverage` (h, w, 1), 0 … 1, all float32.
 
-    Ever coarser means answer where the finer know nothing: the pull-push of Gortler et al., The Lumigraph, 1996.
+    Where nothing is known, means over ever coarser squares fill in: the pull-push of Gortler et al., The Lumigraph, 1996.
     """
-    height, width = known.shape[:2]
+    height, width = coverage.shape[:2]
     if height == width == 1:
-        return np.where(known > 0, colors, GRAY).astype(np.float32)
-    weight = _halved(known)
-    means = _halved(colors * known) / np.maximum(weight, NOTHING)
+        return np.where(coverage > 0, colors, GRAY).astype(np.float32)
+    weight = _halved(coverage)
+    means = _halved(colors * coverage) / np.maximum(weight, NOTHING)
     coarse = _diffused(means, np.minimum(4 * weight, 1))
     smooth = np.stack(
         [
@@ -181,11 +181,11 @@ def _diffused(colors: NDArray[Any], known: NDArray[Any]) -> NDArray[Any]:
         ],
         axis=2,
     )
-    return colors * known + smooth * (1 - known)
+    return colors * coverage + smooth * (1 - coverage)
 
 
 def _halved(values: NDArray[Any]) -> NDArray[Any]:
-    """Return the means of two by two; an odd last row or column stands for two."""
+    """Return the means of squares of two by two; an odd last row or column counts twice."""
     height, width = values.shape[:2]
     even = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     means: NDArray[Any] = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, -1).mean((1, 3))

@@ -1,4 +1,4 @@
-"""Weights from disk to device, fully offline. What a single file does not say is in `worker/diffusion/sd15/`."""
+"""Loader of SD1.5 checkpoints from disk to device, fully offline. `worker/diffusion/sd15/` has the configs of single files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ SD15_DIR = Path(__file__).parent / "sd15"
 
 @dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
-    """A checkpoint in memory, ready to render. Modules are diffusers' and transformers' own."""
+    """A checkpoint in memory, ready to render. The modules are diffusers' and transformers'."""
 
     name: str
     unet: Any
@@ -41,12 +41,12 @@ class LoadedCheckpoint:
 
 
 def load(file: CheckpointFile, device: torch.device, dtype: torch.dtype) -> LoadedCheckpoint:
-    """Load a checkpoint onto a device. Raises `BadCheckpoint`, naming the file, whatever is wrong with it."""
+    """Load a checkpoint onto a device. Raises `BadCheckpoint`, naming the file, for any fault of it and for lack of memory."""
     try:
         with _quiet():
             pipeline = _pipeline(file, dtype)
             _refuse_unset_weights(pipeline)
-            modules = [_ready(module, device) for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
+            modules = [_prepared(module, device) for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
     except torch.OutOfMemoryError as error:
         raise BadCheckpoint(f"{file.path}: does not fit into the memory of {device}.") from error
     except Exception as error:
@@ -58,9 +58,9 @@ def load(file: CheckpointFile, device: torch.device, dtype: torch.dtype) -> Load
 
 
 def _training(file: CheckpointFile) -> dict[str, Any]:
-    """Return what a file says of how it was trained, in the words of a scheduler's config."""
-    said = {"prediction_type": "v_prediction"} if file.predicts_velocity else {}
-    return {**said, "rescale_betas_zero_snr": True} if file.ends_in_noise else said
+    """Return the scheduler config's entries for v-prediction and zero terminal SNR, as the file declares them."""
+    entries = {"prediction_type": "v_prediction"} if file.predicts_velocity else {}
+    return {**entries, "rescale_betas_zero_snr": True} if file.ends_in_noise else entries
 
 
 def _pipeline(file: CheckpointFile, dtype: torch.dtype) -> Any:
@@ -85,7 +85,7 @@ def _pipeline(file: CheckpointFile, dtype: torch.dtype) -> Any:
 
 
 def _inpainting_unet(file: CheckpointFile, config: str, dtype: torch.dtype) -> Any:
-    """Load a single file's UNet with more inputs than the config says; it differs in nothing else."""
+    """Load a single file's UNet with nine input channels; the config for text-to-image says four and fits otherwise."""
     return UNet2DConditionModel.from_single_file(
         str(file.path),
         config=config,
@@ -97,8 +97,8 @@ def _inpainting_unet(file: CheckpointFile, config: str, dtype: torch.dtype) -> A
 
 
 def _folder_text_encoder(file: CheckpointFile, dtype: torch.dtype) -> Any:
-    """Load a folder's text encoder by itself, to hear of missing tensors: the library fills them with random numbers."""
-    loaded: Any = CLIPTextModel.from_pretrained(
+    """Load a folder's text encoder by itself, to learn of missing tensors: the library fills them with random numbers."""
+    model_and_report: Any = CLIPTextModel.from_pretrained(
         file.path / "text_encoder",
         use_safetensors=True,
         local_files_only=True,
@@ -106,7 +106,7 @@ def _folder_text_encoder(file: CheckpointFile, dtype: torch.dtype) -> Any:
         dtype=dtype,
         output_loading_info=True,
     )
-    text_encoder, report = loaded
+    text_encoder, report = model_and_report
     if missing := sorted(report["missing_keys"]):
         raise BadCheckpoint(f"the tensor {missing[0]} of the text encoder is missing")
     return text_encoder
@@ -120,15 +120,15 @@ def _refuse_unset_weights(pipeline: Any) -> None:
                 raise BadCheckpoint(f"the tensor {name} is missing")
 
 
-def _ready(module: Any, device: torch.device) -> Any:
+def _prepared(module: Any, device: torch.device) -> Any:
     if device.type == "cpu":
-        _own(module)
+        _copy_out_of_the_file(module)
     division.leave_out(module)
     return module.to(device).eval().requires_grad_(False)
 
 
-def _own(module: Any) -> None:
-    """Give weights memory of their own instead of a mapped file's.
+def _copy_out_of_the_file(module: Any) -> None:
+    """Copy weights out of the memory-mapped file.
 
     A file that is overwritten would change them and one that is cut would end the process; and how a tensor is aligned, which
     differs from file to file, decides by which kernel it is multiplied, and so the last bits of a picture.

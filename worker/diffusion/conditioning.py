@@ -1,6 +1,6 @@
-"""Prompts as the UNet reads them: any thread reads text into a `shared.vocabulary.prompt_reader`, the engine's thread encodes it.
+"""Prompt encoding with CLIP: any thread parses the text into a `Script`, the engine's thread encodes the script's chunks.
 
-Attention weights and clip skip are A1111's. Every chunk is encoded by itself, so its bits depend on nothing but the chunk.
+Attention weights and clip skip are A1111's. Each chunk of 75 tokens is encoded alone, so its bits do not depend on other chunks.
 """
 
 from bisect import bisect_left
@@ -30,7 +30,7 @@ PromptReader = prompt_reader.PromptReader[Embedding]
 
 
 class PromptEncoder:
-    """Encodes scripts with one checkpoint's text encoder and remembers the last chunks. Belongs to the engine's thread."""
+    """Encodes scripts with one checkpoint's text encoder; caches chunks. For the engine's thread only."""
 
     def __init__(self, checkpoint: LoadedCheckpoint) -> None:
         self._checkpoint = checkpoint
@@ -38,7 +38,7 @@ class PromptEncoder:
 
     @torch.inference_mode()
     def encode(self, script: Script, text_loras: Hashable = None) -> "Conditions":
-        """Encode all that a script will need. `text_loras` names the LoRAs that the text encoder carries at the moment.
+        """Encode all chunks of a script. `text_loras`, a cache key, names the LoRAs applied to the text encoder at the moment.
 
         Raises `InvalidRequest` for a clip skip deeper than the text encoder.
         """
@@ -57,16 +57,16 @@ class PromptEncoder:
         weights = [1.0, *(weight for _, weight in chunk.slots), *[1.0] * filling]
         # Transformers before and after 5.6: the layers lie in `text_model` or in the encoder itself.
         parts = getattr(encoder, "text_model", encoder)
-        with injected(encoder, [chunk.placed]), _noted(parts.encoder.layers[-clip_skip]) as noted:
+        with injected(encoder, [chunk.placed]), _captured(parts.encoder.layers[-clip_skip]) as captured:
             output = encoder(to_device(torch.tensor([ids]), self._checkpoint.device))
-        states = output.last_hidden_state if clip_skip == 1 else parts.final_layer_norm(noted[0])
+        states = output.last_hidden_state if clip_skip == 1 else parts.final_layer_norm(captured[0])
         return _emphasized(states[0], weights)
 
 
 class Conditions:
-    """What an image's UNet calls read, step by step, and how their predictions become one.
+    """An image's encoded prompts for every step, and the guidance that joins the predictions for them.
 
-    `weights` are those of the positive rows; `tokens` is the length of the context.
+    `weights` are the positive rows', of prompts joined by AND; `tokens` is the length of the context.
     """
 
     def __init__(self, script: Script, encoded: Mapping[Chunk, Tensor]) -> None:
@@ -87,7 +87,7 @@ class Conditions:
         return self._stack(self._keys[moment])
 
     def guide(self, prediction: Tensor, guidance_scale: float) -> Tensor:
-        """Join predictions (samples, channels, height, width) into one, (1, channels, height, width).
+        """Combine predictions (samples, channels, height, width) into one, (1, channels, height, width).
 
         Classifier-free guidance (arXiv:2207.12598), with several positives as in composable diffusion (arXiv:2206.01714).
         """
@@ -101,15 +101,15 @@ class Conditions:
 
 
 @contextmanager
-def _noted(layer: Any) -> Iterator[list[Tensor]]:
-    """Note what a layer gives, (1, 77, width), while the block lasts.
+def _captured(layer: Any) -> Iterator[list[Tensor]]:
+    """Collect a layer's outputs, (1, 77, width), within the block.
 
     The library's own `output_hidden_states` gathers what every thread's encoders give into one list while torch compiles on any.
     """
-    given: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _layer, _inputs, output: given.append(output))
+    outputs: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output))
     try:
-        yield given
+        yield outputs
     finally:
         hook.remove()
 
@@ -125,7 +125,7 @@ def _emphasized(states: Tensor, weights: list[float]) -> Tensor:
 
 
 def _text_at(row: Row, step: int) -> Text:
-    """Return what a row reads in a step counted from 1; after its last step that is its last text."""
+    """Return a row's text in a step counted from 1; after its last step, its last text."""
     return next((text for last_step, text in row.timeline if step <= last_step), row.timeline[-1][1])
 
 

@@ -1,4 +1,4 @@
-"""Divisions by one, left out. Diffusers divides after each residual and attention by a factor that SD1.5 leaves at 1.
+"""Removes divisions by one: diffusers divides after each residual and attention by a factor that is 1 in SD1.5.
 
 These are 54 of the some 730 operations of a UNet call, each of them a launch on a GPU and a walk over all of its numbers.
 """
@@ -9,7 +9,7 @@ FACTORS = ("output_scale_factor", "rescale_output_factor")
 
 
 class _One:
-    """Stands for the number in a division of a tensor, which it leaves as it is. Asked by torch in place of `torch.div`."""
+    """Divisor that leaves a tensor as it is: torch calls this class instead of `torch.div`."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -19,14 +19,14 @@ class _One:
 
 
 def leave_out(module: Any) -> None:
-    """Have a module of diffusers' not divide by its factors of 1. Its results stay the same bit for bit."""
+    """Make a module of diffusers skip its divisions by 1. Its results stay the same bit for bit."""
     for part, factor in _factors(module):
         if getattr(part, factor) == 1:
             setattr(part, factor, _One())
 
 
 def put_back(module: Any) -> None:
-    """Have it divide again: a compiler understands numbers, and leaves such divisions out by itself."""
+    """Undo `leave_out`: a compiler needs numbers, and drops divisions by 1 by itself."""
     for part, factor in _factors(module):
         if isinstance(getattr(part, factor), _One):
             setattr(part, factor, 1.0)

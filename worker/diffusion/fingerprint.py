@@ -1,4 +1,4 @@
-"""The bits of a model's weights, summed where they lie: a flipped bit on the device changes the fingerprint."""
+"""Checksum of a model's weights, computed on their device: one flipped bit there changes it."""
 
 import hashlib
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(modules: Iterable[nn.Module]) -> str:
-    """Return a digest of every weight's bits, whatever device and memory format they are in; waits for the device once.
+    """Return a digest of all weights' bits, the same on every device and in every memory format; waits for the device once.
 
     Raises `OutOfMemory`. Integer sums do not depend on the order in which a device adds, as float sums would.
     """

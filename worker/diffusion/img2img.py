@@ -1,6 +1,6 @@
-"""Pictures and masks as latents, equal to what diffusers' image-to-image and inpainting pipelines make of them.
+"""VAE encoding of pictures and masks, equal to diffusers' image-to-image and inpainting pipelines, and latent upscalers.
 
-Random numbers come in as arguments: diffusers draws the encoder's noise before the noise to start from.
+Noise is passed in, because diffusers draws the encoder's noise before the noise to start from.
 """
 
 from typing import Any
@@ -28,10 +28,10 @@ INTERPOLATIONS: dict[Upscaler, dict[str, Any]] = {
 
 
 class Encoding:
-    """A picture on its way through a VAE. Any number of images may wait for it and start from it."""
+    """Asynchronous VAE encoding of a picture. Any number of images may share it."""
 
     def __init__(self, vae: Any, pixels: NDArray[np.uint8], *, hidden: NDArray[np.float32] | None = None) -> None:
-        """Launch the encoding of pixels (height, width, 3), gray where a mask (height, width) hides them. Waits for nothing."""
+        """Launch the encoding of pixels (height, width, 3), gray where the mask `hidden` (height, width) is 1; does not wait."""
         picture = _signed(to_device(torch.from_numpy(pixels), vae.device))
         if hidden is not None:
             picture = picture * (1 - to_device(_cut(hidden), vae.device))
@@ -46,14 +46,14 @@ class Encoding:
         return self._finite.is_ready
 
     def wait(self) -> None:
-        """Wait for the device."""
+        """Block until the device has encoded it."""
         self._finite.wait()
 
     def latents(self, noise: Tensor | None) -> Tensor:
         """Return scaled latents (1, 4, height/8, width/8) float32, on the device.
 
-        `noise` is unit noise of their shape that picks a sample of the posterior; None takes its mean. What blew up in half
-        precision is encoded once more in fp32, for all that ask, then raises `NotANumber`.
+        `noise` is unit noise of their shape that samples the posterior; None takes its mean. An encoding that overflowed in half
+        precision is repeated in fp32, once for all callers; if that fails, too, raises `NotANumber`.
         """
         if self._picture is not None:
             self._mend(self._picture)
@@ -89,7 +89,7 @@ def latent_mask(mask: NDArray[np.float32], device: torch.device) -> Tensor:
 
 
 def filled(latents: Tensor, mask: NDArray[np.float32] | None, fill: MaskFill, noise: Tensor) -> Tensor:
-    """Replace masked latents (1, 4, height/8, width/8) by unit noise or by zeros where the fill says so."""
+    """Replace masked latents (1, 4, height/8, width/8) by unit noise for `NOISE`, by zeros for `NOTHING`; else keep them."""
     if mask is None or fill not in {MaskFill.NOISE, MaskFill.NOTHING}:
         return latents
     painted = latent_mask(mask, latents.device)
@@ -98,18 +98,18 @@ def filled(latents: Tensor, mask: NDArray[np.float32] | None, fill: MaskFill, no
 
 
 def masked_encoding(vae: Any, pixels: NDArray[np.uint8], mask: NDArray[np.float32] | None) -> Encoding:
-    """Begin to encode what an inpainting checkpoint may see of a picture: what is not painted. Without a mask that is nothing."""
+    """Launch the encoding of a picture with the masked part gray, for an inpainting checkpoint; all gray without a mask."""
     return Encoding(vae, pixels, hidden=np.ones(pixels.shape[:2], np.float32) if mask is None else mask)
 
 
 def inpainting_channels(masked: Tensor, mask: NDArray[np.float32] | None) -> Tensor:
-    """Return what an inpainting checkpoint reads beside the latents: mask and masked picture, (1, 5, height/8, width/8)."""
+    """Return the extra input channels of an inpainting checkpoint, mask and masked picture, (1, 5, height/8, width/8)."""
     painted = torch.ones_like(masked[:, :1]) if mask is None else latent_mask(mask, masked.device)
     return torch.cat([painted, masked], dim=1)
 
 
 def upscale_latents(x: Tensor, *, width: int, height: int, upscaler: Upscaler) -> Tensor:
-    """Scale latents to a size in pixels by one of A1111's latent upscalers, never `LANCZOS`."""
+    """Scale latents to a size in pixels by one of A1111's latent upscalers; `LANCZOS` is none of them."""
     size = (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     return functional.interpolate(x, size=size, **INTERPOLATIONS[upscaler])
 

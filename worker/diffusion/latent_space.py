@@ -1,7 +1,7 @@
-"""Whether a VAE means by latents what a checkpoint does. SDXL's has the tensors of SD1.5's, by name and shape, and means others.
+"""Test whether a VAE shares a checkpoint's latent space: SDXL's VAE has SD1.5's tensors, by name and shape, but not its latents.
 
-Told by what counts: a picture of coloured squares, encoded by the checkpoint's own VAE, must come out of the other as it does of
-its own. By the published colours of both latent spaces, what SDXL's makes of such squares has a correlation below 0.1 with them.
+A picture of coloured squares, encoded by the checkpoint's VAE, must be decoded alike by both. By the published colours of both
+latent spaces, SDXL's decoding of such squares correlates with them below 0.1.
 """
 
 import copy
@@ -17,7 +17,7 @@ LIKENESS = 0.5
 
 
 class LatentSpace:
-    """What the latents of one VAE show."""
+    """A VAE's latents of the test picture, and its decoding of them."""
 
     def __init__(self, latents: Tensor, shown: Tensor) -> None:
         self._latents = latents
@@ -32,7 +32,7 @@ class LatentSpace:
 
     @torch.inference_mode()
     def is_read_by(self, vae: Any) -> bool:
-        """Whether another VAE on the same device shows these latents alike. True for one that shows nothing at all."""
+        """Whether another VAE on the same device decodes these latents alike; also true if it decodes to a constant or NaN."""
         pictures = torch.stack([self._shown, _decoded(vae, self._latents)])
         # A negative is no other space: whoever trained such a decoder meant the same latents.
         return not abs(float(torch.corrcoef(pictures)[0, 1])) < LIKENESS

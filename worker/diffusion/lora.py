@@ -1,7 +1,7 @@
-"""LoRAs applied sample by sample: the images of one UNet call may carry different ones, at different weights.
+"""LoRAs per row of a batch: the images of one UNet call may use different LoRAs at different weights.
 
-A module's weights are never touched. While mixes are applied, forward hooks on the layers that they change add to each group
-of rows its own deltas; without LoRAs there are no hooks.
+A module's weights are never changed. Within `Adapters.applied`, forward hooks add each group of rows its LoRAs' deltas; without
+LoRAs there are no hooks.
 """
 
 from collections import OrderedDict
@@ -27,7 +27,7 @@ Parts = tuple[tuple[LoadedLora, float], ...]
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Mix:
-    """LoRAs and their weights, and what they come to layer by layer. The same LoRAs at the same weights are one object."""
+    """LoRAs at their weights, merged layer by layer. The same LoRAs at the same weights are one object."""
 
     parts: Parts
     unet: Mapping[str, tuple[Delta, ...]]
@@ -35,25 +35,25 @@ class Mix:
 
     @classmethod
     def of(cls, parts: Iterable[tuple[LoadedLora, float]]) -> "Mix | None":
-        """Return a mix of what has any weight; None for nothing. Any thread may ask."""
-        heavy = tuple((lora, float(weight)) for lora, weight in parts if weight)
-        if not heavy:
+        """Return the mix of the LoRAs with a weight other than 0; None if there are none. Thread-safe."""
+        weighted = tuple((lora, float(weight)) for lora, weight in parts if weight)
+        if not weighted:
             return None
         with _lock:
-            mix = _mixes.get(heavy)
+            mix = _mixes.get(weighted)
         if mix is None:
-            made = cls(heavy, _merged(heavy, "unet"), _merged(heavy, "text_encoder"))
+            merged = cls(weighted, _merged(weighted, "unet"), _merged(weighted, "text_encoder"))
             with _lock:
-                mix = _mixes.setdefault(heavy, made)
+                mix = _mixes.setdefault(weighted, merged)
         return mix
 
     @property
     def key(self) -> tuple[tuple[int, float], ...]:
-        """What to remember a mix by: unlike the mix itself it keeps no LoRA in memory."""
+        """Cache key of the mix that, unlike the mix itself, keeps no LoRA in memory."""
         return tuple((lora.serial, weight) for lora, weight in self.parts)
 
     def side(self, side: str) -> Mapping[str, tuple[Delta, ...]]:
-        """Return what is added to the layers of `unet` or `text_encoder`."""
+        """Return the deltas of the layers of `unet` or `text_encoder`."""
         return self.unet if side == "unet" else self.text_encoder
 
 
@@ -65,7 +65,7 @@ Additions = list[tuple[slice, Delta]]
 
 
 class Adapters:
-    """What LoRAs do to one module, `unet` or `text_encoder`. Belongs to the engine's thread."""
+    """Applies mixes to one module, `unet` or `text_encoder`. For the engine's thread only."""
 
     def __init__(self, module: Any, side: str) -> None:
         self._layers: dict[str, Any] = dict(module.named_modules())
@@ -75,11 +75,11 @@ class Adapters:
 
     @contextmanager
     def applied(self, groups: Groups) -> Iterator[None]:
-        """Apply LoRAs while the block lasts. The module's batch consists of these groups: so many rows, their mix."""
+        """Apply LoRAs within the block to a batch that consists of these groups, (rows, mix)."""
         joined = _joined(groups)
         if joined != self._planned:
             self._plan, self._planned = self._plan_of(joined), joined
-        hooks = [self._layers[path].register_forward_hook(_adding(what)) for path, what in self._plan.items()]
+        hooks = [self._layers[path].register_forward_hook(_adding(additions)) for path, additions in self._plan.items()]
         try:
             yield
         finally:
@@ -87,7 +87,7 @@ class Adapters:
                 hook.remove()
 
     def _plan_of(self, groups: Groups) -> dict[str, Additions]:
-        """Return what is added to each layer, group by group. A group that is alone is all rows, however many."""
+        """Return the deltas of each layer with their rows. A single group means all rows, however many."""
         plan: dict[str, Additions] = {}
         begin = 0
         for count, mix in groups:
@@ -99,7 +99,7 @@ class Adapters:
 
 
 class LoraShelf:
-    """The LoRAs of a folder, those used last in memory, up to a number of bytes. Any thread may ask."""
+    """Cache over the LoRAs of a folder: the last used stay loaded, up to a number of bytes. Thread-safe."""
 
     def __init__(self, shelf: Shelf, checkpoint: LoadedCheckpoint, *, memory_bytes: int) -> None:
         self._shelf = shelf
@@ -143,25 +143,25 @@ class LoraShelf:
         return load(file, self._checkpoint)
 
     def _shed(self, memory_bytes: int, *, keep: int) -> None:
-        """Let go of the longest unused, but `keep` so many of the last; whoever renders with one holds it anyway."""
+        """Drop the least recently used beyond `memory_bytes`, but never the `keep` last. Images in flight hold theirs anyway."""
         with self._lock:
             sizes = {file: one.result().size_bytes for file, one in self._loaded.items() if one.done()}
-            taken = sum(sizes.values())
+            total = sum(sizes.values())
             for file in list(sizes)[: len(sizes) - keep]:
-                if taken <= memory_bytes:
+                if total <= memory_bytes:
                     return
-                taken -= sizes[file]
+                total -= sizes[file]
                 del self._loaded[file]
 
 
 @torch.inference_mode()
 def _merged(parts: Parts, side: str) -> dict[str, tuple[Delta, ...]]:
-    """Return the deltas of each layer at their weights, all low ranks of a layer as one."""
-    found: dict[str, list[Delta]] = {}
+    """Return the deltas of each layer at their weights, all low ranks of a layer concatenated into one."""
+    by_path: dict[str, list[Delta]] = {}
     for lora, weight in parts:
         for path, delta in lora.side(side).items():
-            found.setdefault(path, []).append(replace(delta, scale=delta.scale * weight))
-    return {path: _joined_ranks(deltas) for path, deltas in found.items()}
+            by_path.setdefault(path, []).append(replace(delta, scale=delta.scale * weight))
+    return {path: _joined_ranks(deltas) for path, deltas in by_path.items()}
 
 
 def _joined_ranks(deltas: list[Delta]) -> tuple[Delta, ...]:
@@ -177,7 +177,7 @@ def _joined_ranks(deltas: list[Delta]) -> tuple[Delta, ...]:
 
 
 def _joined(groups: Groups) -> list[tuple[int, Mix | None]]:
-    """Return the groups with neighbours of one mix as one."""
+    """Join neighbouring groups of one mix."""
     joined: list[tuple[int, Mix | None]] = []
     for count, mix in groups:
         if joined and joined[-1][1] is mix:
@@ -187,9 +187,9 @@ def _joined(groups: Groups) -> list[tuple[int, Mix | None]]:
     return joined
 
 
-def _adding(what: Additions) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
+def _adding(additions: Additions) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
     def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        for rows, delta in what:
+        for rows, delta in additions:
             delta.add(layer, inputs[0][rows], output[rows])
 
     return add

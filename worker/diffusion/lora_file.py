@@ -1,6 +1,7 @@
-"""LoRAs from disk to device, in kohya's, LyCORIS' and diffusers' spellings. Nothing here applies them or touches a module.
+"""Reader of LoRA files in kohya's, LyCORIS' and diffusers' key formats, from disk to device. `lora` applies them.
 
-LoRA: arXiv:2106.09685. LoHa: arXiv:2108.06098. A layer is found by its path in one flat spelling, so the keys need no parsing.
+LoRA: arXiv:2106.09685. LoHa: arXiv:2108.06098. Keys and layers are compared in one flat spelling of paths, without parsing:
+`lora_unet_down_blocks_0_attentions_0_proj_in` and `unet.down_blocks.0.attentions.0.proj_in` both name the same layer.
 """
 
 import json
@@ -61,14 +62,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
-    """Two thin layers, one after the other: (rank, in, …) of the layer's own kind, then (out, rank) or a 1×1 convolution."""
+    """A low-rank delta as two thin layers: `down` (rank, in, …) of the layer's kind, `up` (out, rank) or a 1×1 convolution."""
 
     down: Tensor
     up: Tensor
     scale: float
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what it keeps in memory."""
+        """Return the tensors that it keeps in memory."""
         return self.down, self.up
 
     def add(self, layer: Any, x: Tensor, output: Tensor) -> None:
@@ -82,13 +83,13 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
-    """A delta as large as the layer's weight: what a LoHa, the elementwise product of two low ranks, comes to."""
+    """A delta of the layer's full size: a LoHa, which is the elementwise product of two low ranks."""
 
     weight: Tensor
     scale: float
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what it keeps in memory."""
+        """Return the tensors that it keeps in memory."""
         return (self.weight,)
 
     def add(self, layer: Any, x: Tensor, output: Tensor) -> None:
@@ -116,13 +117,13 @@ class LoadedLora:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of its tensors."""
         deltas = (*self.unet.values(), *self.text_encoder.values())
         return sum(tensor.nbytes for delta in deltas for tensor in delta.tensors())
 
 
 def load(file: WeightsFile, checkpoint: LoadedCheckpoint) -> LoadedLora:
-    """Read a LoRA onto a checkpoint's device, on any thread. Raises `BadWeights`, naming the file, and `OutOfMemory`."""
+    """Read a LoRA onto a checkpoint's device. Thread-safe. Raises `BadWeights`, naming the file, and `OutOfMemory`."""
     try:
         weights.inspect(file.kind, file.path, context_width=checkpoint.unet.config.cross_attention_dim)
         # Read, not mapped: touching a mapped file that someone has since truncated ends the process.
@@ -139,26 +140,26 @@ def load(file: WeightsFile, checkpoint: LoadedCheckpoint) -> LoadedLora:
 
 
 class _Misfit(Exception):
-    """Why a LoRA does not fit the checkpoint."""
+    """A LoRA does not fit the checkpoint; the message says why."""
 
 
 class _Scales:
-    """How strongly deltas count that come without an alpha: what the file's metadata says as peft writes it, else 1."""
+    """Scale of deltas without an alpha: from peft's config in the file's metadata, else 1."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
         try:
-            said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+            config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         except ValueError:
-            said = {}
-        self._said: dict[str, Any] = said if isinstance(said, dict) else {}
+            config = {}
+        self._config: dict[str, Any] = config if isinstance(config, dict) else {}
 
     def of(self, side: str, path: str, rank: int) -> float:
-        alpha = self._said.get(f"{side}.lora_alpha", rank)
-        pattern = self._said.get(f"{side}.alpha_pattern")
+        alpha = self._config.get(f"{side}.lora_alpha", rank)
+        pattern = self._config.get(f"{side}.alpha_pattern")
         for name, value in pattern.items() if isinstance(pattern, dict) else ():
             if f".{path}".endswith("." + name.removeprefix("^")):
                 alpha = value
-        return float(alpha) / (math.sqrt(rank) if self._said.get(f"{side}.use_rslora") else rank)
+        return float(alpha) / (math.sqrt(rank) if self._config.get(f"{side}.use_rslora") else rank)
 
 
 def _parsed(name: str, tensors: Mapping[str, Tensor], scales: _Scales, checkpoint: LoadedCheckpoint) -> LoadedLora:
@@ -179,21 +180,21 @@ def _parsed(name: str, tensors: Mapping[str, Tensor], scales: _Scales, checkpoin
 def _by_layer(
     name: str, tensors: Mapping[str, Tensor], checkpoint: LoadedCheckpoint
 ) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """Sort a file's tensors by the layers that they change: {(side, path): {part: tensor}}."""
+    """Group a file's tensors by layer: {(side, path): {part: tensor}}. Logs keys that name no layer."""
     layers = {flat: place for side in SIDES for flat, place in _layers(getattr(checkpoint, side), side)}
-    sorted_: dict[tuple[str, str], dict[str, Tensor]] = {}
+    by_layer: dict[tuple[str, str], dict[str, Tensor]] = {}
     strangers = []
     for key, tensor in tensors.items():
         stem, part = _split(key)
         if part and (place := layers.get(_flat_path(stem))):
-            sorted_.setdefault(place, {})[part] = tensor
+            by_layer.setdefault(place, {})[part] = tensor
         else:
             strangers.append(key)
-    if not sorted_:
+    if not by_layer:
         raise _Misfit("none of its layers is one of this checkpoint's; it was made for another architecture.")
     if strangers:
         log.warning("lora.keys_ignored", name=name, ignored=len(strangers), of=len(tensors), first=strangers[0])
-    return sorted_
+    return by_layer
 
 
 def _layers(module: Any, side: str) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -203,12 +204,12 @@ def _layers(module: Any, side: str) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _flat(path: str) -> str:
-    """Spell a path as kohya does, and the text encoder's without the level that newer transformers have dropped."""
+    """Spell a path as kohya does, without the text encoder's level `text_model`, which newer transformers have dropped."""
     return path.replace(".", "_").replace("text_model_", "")
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Part a key into the path of its layer and what of the delta it is; "" for what is no part."""
+    """Split a key into the path of its layer and the part of the delta; "" if it names no part."""
     for ending, part in _PARTS.items():
         if key.endswith("." + ending):
             return key[: -len(ending) - 1], part
@@ -219,7 +220,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def _flat_path(stem: str) -> str:
-    """Return how `_layers` spells the layer that a key's stem means."""
+    """Translate a key's stem to the spelling of `_layers`."""
     for theirs, ours in _PREFIXES.items():
         if stem.startswith(theirs):
             stem = ours + stem.removeprefix(theirs)
@@ -233,7 +234,7 @@ def _flat_path(stem: str) -> str:
 
 
 def _delta(layer: Any, parts: Mapping[str, Tensor], scale_of: Any) -> Delta:
-    """Make float32 deltas of a layer's tensors; raise `_Misfit` for shapes that are not the layer's."""
+    """Build a layer's delta in float32; raise `_Misfit` for missing parts and shapes that are not the layer's."""
     tensors = {part: tensor.float() for part, tensor in parts.items()}
     alpha = tensors.pop("alpha", None)
     if set(tensors) not in (
@@ -258,8 +259,8 @@ def _low_rank(shape: tuple[int, ...], tensors: Mapping[str, Tensor], scale: floa
     if mid is not None and mid.ndim == 4 and mid.shape[1] == rank:
         # A 1×1 convolution before another is one convolution.
         down, rank = torch.einsum("nrhw,ri->nihw", mid, down.flatten(1)), mid.shape[0]
-    wanted = (rank, *shape[1:]), (shape[0], rank, *(1 for _ in shape[2:]))
-    down, up = (_as(tensor, shape) for tensor, shape in zip((down, up), wanted, strict=True))
+    down = _as(down, (rank, *shape[1:]))
+    up = _as(up, (shape[0], rank, *(1 for _ in shape[2:])))
     return LowRank(down, up, scale)
 
 
@@ -272,9 +273,8 @@ def _hadamard(shape: tuple[int, ...], tensors: Mapping[str, Tensor], scale: floa
 
 
 def _as(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return a tensor in a shape that differs by nothing but sizes of one at its end: linear layers count as 1×1."""
-    there, wanted = (_without_ones(found) for found in (tuple(tensor.shape), shape))
-    if there != wanted:
+    """Reshape a tensor to a shape that may differ in sizes of one at the end: linear layers count as 1×1 convolutions."""
+    if _without_ones(tuple(tensor.shape)) != _without_ones(shape):
         raise _Misfit(f"does not fit: {tuple(tensor.shape)} where {shape} was expected; it was made for another.")
     return tensor.reshape(shape)
 
@@ -284,7 +284,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _placed(delta: Delta, checkpoint: LoadedCheckpoint) -> Delta:
-    """Return a delta as the checkpoint's device and precision have it."""
+    """Move a delta to the checkpoint's device and precision; raise `_Misfit` for numbers that are not finite there."""
     cast = [tensor.to(checkpoint.dtype) for tensor in delta.tensors()]
     if not (math.isfinite(delta.scale) and all(bool(torch.isfinite(tensor).all()) for tensor in cast)):
         raise _Misfit("holds numbers that are infinite or not-a-number, or too large for half precision.")

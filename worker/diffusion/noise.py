@@ -1,4 +1,4 @@
-"""The noise of an image, drawn before its first step and on the CPU: a seed means the same on every device, in every batch."""
+"""Noise of an image, drawn on the CPU before its first step, so that a seed gives the same image on every device."""
 
 import math
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Noise:
         return torch.randn(self._shape, generator=self._generator, dtype=torch.float32)
 
     def first(self, variation_seed: int = 0, variation_strength: float = 0.0) -> Tensor:
-        """Draw the noise to start from, turned towards a second seed's by the strength, 0 to 1."""
+        """Draw the noise to start from, interpolated (`slerp`) towards that of the variation seed by the strength, 0 to 1."""
         own = self.unit()
         if variation_strength == 0:
             return own
@@ -38,20 +38,20 @@ class Noise:
         return slerp(variation_strength, own, torch.randn(self._shape, generator=other, dtype=torch.float32))
 
     def fresh(self, plan: Plan) -> "Tensor | FreshNoise | None":
-        """Draw all that a plan adds on its way, summed up by call: (calls, 1, 4, height/8, width/8). None for nothing.
+        """Draw the fresh noise of all calls of a plan, (calls, 1, 4, height/8, width/8). None if the plan adds none.
 
-        What would take too much memory is drawn when its call comes.
+        Beyond `DRAWN_AHEAD_BYTES` each call's noise is drawn at that call.
         """
         if not plan.draws:
             return None
         units = self._increments(plan) if plan.brownian else (self.unit() for _ in range(plan.draws))
-        drawn = FreshNoise(plan, units, self._shape)
+        by_call = FreshNoise(plan, units, self._shape)
         if len(plan.calls) * math.prod(self._shape) * FLOAT_BYTES > DRAWN_AHEAD_BYTES:
-            return drawn
-        return torch.stack([drawn[call] for call in range(len(plan.calls))])
+            return by_call
+        return torch.stack([by_call[call] for call in range(len(plan.calls))])
 
     def _increments(self, plan: Plan) -> Iterator[Tensor]:
-        """Return a Brownian path's unit increments over the plan's pairs of sigmas, from a tree grown of the seed alone."""
+        """Yield the unit increments of a Brownian path over the plan's pairs of sigmas; the seed alone decides the path."""
         low, high = plan.sigma_range
         tree = BrownianTree(t0=low, w0=torch.zeros(self._shape), t1=high, entropy=self._seed)
         # The tree rounds its ends and warns of times beyond them.
@@ -62,7 +62,7 @@ class Noise:
 
 
 class FreshNoise:
-    """A plan's fresh noise, to be asked for call by call, in order; once more for a call that did not fit into memory."""
+    """A plan's fresh noise, drawn call by call in order; the last call's may be read again, as after a lack of memory."""
 
     def __init__(self, plan: Plan, units: Iterator[Tensor], shape: tuple[int, ...]) -> None:
         self._plan = plan
@@ -71,22 +71,22 @@ class FreshNoise:
         self._last: tuple[int, Tensor] | None = None
 
     def __getitem__(self, call: int) -> Tensor:
-        """Return what a call adds, (1, 4, height/8, width/8)."""
+        """Return the noise that a call adds, (1, 4, height/8, width/8)."""
         if self._last is None or self._last[0] != call:
-            self._last = call, self._drawn(call)
+            self._last = call, self._sum(call)
         return self._last[1]
 
-    def _drawn(self, call: int) -> Tensor:
+    def _sum(self, call: int) -> Tensor:
         total = torch.zeros(self._shape)
-        for wanted, weight in self._plan.calls[call].fresh:
+        for draw, weight in self._plan.calls[call].fresh:
             # Draws without weight are made all the same: the next ones follow from them.
-            unit = next(unit for draw, unit in self._units if draw == wanted)
+            unit = next(unit for index, unit in self._units if index == draw)
             total.add_(unit, alpha=weight)
         return total
 
 
 def slerp(share: float, low: Tensor, high: Tensor) -> Tensor:
-    """Turn one noise towards another along the circle between them, column by column, as A1111 does."""
+    """Spherical linear interpolation between two noises, column by column, as A1111 does."""
     cosine = (_unit_columns(low) * _unit_columns(high)).sum(2, keepdim=True)
     if cosine.mean() > PARALLEL:
         return low * share + high * (1 - share)

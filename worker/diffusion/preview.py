@@ -1,4 +1,4 @@
-"""Pictures as they take shape: latents to small, rough RGB, nearly free, or by a TAESD decoder where its weights are there."""
+"""Previews of unfinished images: an affine map from latents to small RGB, nearly free, or a TAESD decoder if configured."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ TINY_FILE = "diffusion_pytorch_model.safetensors"
 
 
 class Previewer:
-    """Shows latents of one checkpoint. With `tiny` by a decoder, else by an affine map of colours."""
+    """Previews latents of one checkpoint, by the TAESD decoder `tiny` or, without one, by an affine map of colours."""
 
     def __init__(self, vae: Any, tiny: Any | None = None) -> None:
         self._tiny: Any = tiny
@@ -35,9 +35,9 @@ class Previewer:
 
     @torch.inference_mode()
     def preview(self, x: Tensor) -> PixelReadback:
-        """Begin to show clean latents (1, 4, h, w) float32: (h, w, 3) uint8, or (8h, 8w, 3) by a decoder.
+        """Start a preview of clean latents (1, 4, h, w) float32: (h, w, 3) uint8, or (8h, 8w, 3) by a decoder.
 
-        What is not a number is gray: whether an image has failed is told when it is decoded.
+        Not-a-numbers become gray and raise nothing: decoding the finished image raises.
         """
         if self._map is None:
             image = self._tiny.decode(x.to(self._tiny.dtype), return_dict=False)[0][0].float()
@@ -48,9 +48,9 @@ class Previewer:
 
 
 def color_map(vae: Any) -> tuple[Tensor, Tensor]:
-    """Return what turns latents into colours in -1 … 1: weights (4, 3) and offset (3,) float32.
+    """Return the affine map from latents to colours in -1 … 1: weights (4, 3) and offset (3,) float32.
 
-    SD1.5's own are known. For another VAE they are fitted to pictures of random smooth latents, always the same ones.
+    SD1.5's is a constant. For another VAE it is a least-squares fit to decoded random smooth latents, always the same ones.
     """
     if list(vae.config.block_out_channels) == SD15_CHANNELS:
         return torch.tensor(SD15_COLORS), torch.zeros(3)
@@ -73,7 +73,7 @@ def load_tiny(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _decoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a TAESD's decoder by diffusers' names. Its author counts layers from one: the clamp before them is the first."""
+    """Return a TAESD's decoder by diffusers' names. Its author's layer numbers are one higher: they count the clamp."""
     layers = {name: name.split(".", 1) for name in weights if name[:1].isdigit()}
     ours = {name: f"decoder.layers.{int(layer) - 1}.{rest}" for name, (layer, rest) in layers.items()}
     named = {ours.get(name, name): tensor for name, tensor in weights.items()}
@@ -90,7 +90,7 @@ def _fitted(vae: Any) -> tuple[Tensor, Tensor]:
     # A VAE that overflows in half precision has gray previews, and is told of when it decodes.
     images = images.float().cpu().nan_to_num()
     colors = torch.nn.functional.adaptive_avg_pool2d(images, SAMPLE_SIDE)
-    known = latents.permute(0, 2, 3, 1).reshape(-1, 4)
-    known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
-    fit = torch.linalg.lstsq(known, colors.permute(0, 2, 3, 1).reshape(-1, 3)).solution
+    inputs = latents.permute(0, 2, 3, 1).reshape(-1, 4)
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+    fit = torch.linalg.lstsq(inputs, colors.permute(0, 2, 3, 1).reshape(-1, 3)).solution
     return fit[:4].clone(), fit[4].clone()

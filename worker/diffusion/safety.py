@@ -1,4 +1,4 @@
-"""The safety checker that came with SD1.5, for farms that want one. Off unless its weights are given."""
+"""Safety checker of SD1.5 (CLIP). Off unless its weights are configured."""
 
 from pathlib import Path
 from threading import Lock
@@ -15,7 +15,7 @@ from worker.diffusion import out_of_memory
 
 
 class SafetyChecker:
-    """Says of a picture whether it must not be shown. Any thread may ask, one at a time is answered."""
+    """Flags pictures that must not be shown. Thread-safe; checks one picture at a time."""
 
     def __init__(self, checker: Any, processor: Any, device: torch.device, dtype: torch.dtype) -> None:
         self._checker = checker
@@ -28,13 +28,13 @@ class SafetyChecker:
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
         """Load .safetensors weights from a folder of their own or from the diffusers folder around it. Raises `BadWeights`.
 
-        What prepares pictures is described in the folder itself or, as diffusers has it, in `feature_extractor/` beside it.
+        The preprocessor's config is in the folder itself or, as in diffusers' layout, in `feature_extractor/` beside it.
         """
         home = folder / "safety_checker" if (folder / "safety_checker").is_dir() else folder
         try:
             checker = _checker(home, dtype)
-            described = home if (home / "preprocessor_config.json").exists() else home.parent / "feature_extractor"
-            processor = CLIPImageProcessorPil.from_pretrained(described, local_files_only=True)
+            config = home if (home / "preprocessor_config.json").exists() else home.parent / "feature_extractor"
+            processor = CLIPImageProcessorPil.from_pretrained(config, local_files_only=True)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise BadWeights(f"{folder}: cannot be loaded as a safety checker ({reason}).") from error
@@ -43,20 +43,20 @@ class SafetyChecker:
     @torch.inference_mode()
     def flags(self, pixels: NDArray[np.uint8]) -> bool:
         """Whether a picture (height, width, 3) must not be shown. Raises `OutOfMemory`."""
-        seen = self._processor(pixels, return_tensors="pt").pixel_values
+        inputs = self._processor(pixels, return_tensors="pt").pixel_values
         with self._lock, out_of_memory.translated():
-            seen = seen.to(self._device, self._dtype)
+            inputs = inputs.to(self._device, self._dtype)
             # The checker blackens what it is given; a dummy is all that it needs to answer.
-            _, flagged = self._checker(clip_input=seen, images=np.zeros((1, 1, 1, 3), np.float32))
+            _, flagged = self._checker(clip_input=inputs, images=np.zeros((1, 1, 1, 3), np.float32))
         return bool(flagged[0])
 
 
 def _checker(folder: Path, dtype: torch.dtype) -> Any:
     """Load the network. The library fills missing tensors with random numbers: such a checker would answer at random."""
-    loaded: Any = StableDiffusionSafetyChecker.from_pretrained(
+    model_and_report: Any = StableDiffusionSafetyChecker.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True
     )
-    checker, report = loaded
+    checker, report = model_and_report
     if missing := sorted(report["missing_keys"]):
         raise BadWeights(f"the tensor {missing[0]} is missing")
     return checker

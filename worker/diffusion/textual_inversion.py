@@ -1,7 +1,7 @@
-"""Textual inversion (arXiv:2208.01618): words with learned vectors, read from a folder and put in place of token embeddings.
+"""Textual inversion (arXiv:2208.01618): words with learned vectors, read from a folder and injected into CLIP's input.
 
-Neither tokenizer nor vocabulary is touched: a word's vectors replace the rows of placeholder tokens while CLIP runs. Vectors
-stay in memory, so what happens to a file never disturbs a prompt that was read before.
+Tokenizer and vocabulary stay as they are: a word's vectors replace the embeddings of placeholder tokens while CLIP runs. Vectors
+stay in memory, so a change of a file does not affect a prompt that was read before.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,14 +35,14 @@ class Embedding:
     vectors: Tensor
 
     def __len__(self) -> int:
-        """Return how many tokens it takes."""
+        """Return its length in tokens."""
         return len(self.vectors)
 
 
 def load(path: Path, width: int) -> Embedding:
     """Read an embedding named like its file: A1111's `emb_params`, `clip_l`, or a file of one tensor as diffusers writes it.
 
-    Raises `BadCheckpoint`, naming the file, when it is none, when its vectors are not `width` wide, or made for SDXL.
+    Raises `BadCheckpoint`, naming the file, if it is no embedding, its vectors are not `width` wide, or it was made for SDXL.
     """
     if not path.stem.isprintable():  # bytes that are no text would fail every prompt that is matched against them
         raise BadCheckpoint(f"{str(path)!r}: rename it; its name must be a word that a prompt can contain.")
@@ -63,27 +63,27 @@ def load(path: Path, width: int) -> Embedding:
 
 
 class Embeddings:
-    """The embeddings in a folder, for vectors of one width. Any thread may rescan."""
+    """The embeddings in a folder, of vectors of one width. Thread-safe."""
 
     def __init__(self, folder: Path, width: int) -> None:
         self._folder = folder
         self._width = width
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._stamps_read: dict[Path, tuple[int, int]] = {}
         self._loaded: dict[Path, Embedding] = {}
         self._lock = Lock()
 
     def rescan(self) -> tuple[Embedding, ...]:
-        """Return the embeddings that are there now, by name. Reads only files that are new or have changed.
+        """Return the folder's present embeddings, sorted by name. Reads only files that are new or have changed.
 
-        A file that is no embedding is logged, once, and left out; a good one that turns bad keeps its last good vectors.
+        A file that is no embedding is logged, once, and left out; an embedding whose file turns bad keeps its last vectors.
         """
         with self._lock:
             present = _stamps(self._folder)
             self._loaded = {path: embedding for path, embedding in self._loaded.items() if path in present}
             for path, stamp in present.items():
-                if self._seen.get(path) != stamp:
+                if self._stamps_read.get(path) != stamp:
                     self._read(path)
-            self._seen = present
+            self._stamps_read = present
             return tuple(self._loaded[path] for path in sorted(self._loaded))
 
     def _read(self, path: Path) -> None:
@@ -95,7 +95,7 @@ class Embeddings:
 
 @contextmanager
 def injected(text_encoder: Any, rows: Sequence[Sequence[Placed[Embedding]]]) -> Iterator[None]:
-    """Let embeddings replace their placeholder tokens in what the text encoder reads, row by row of its batch."""
+    """Within the block, replace placeholder tokens in the text encoder's input by their embeddings; `rows` as in its batch."""
 
     def replace(_module: Any, _args: Any, tokens: Tensor) -> Tensor:
         tokens = tokens.clone()
@@ -124,7 +124,7 @@ def _key(path: Path, names: list[str]) -> str:
 
 
 def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Return the folder's safetensors files and what changes when one of them does. A folder that is not there is empty."""
+    """Return the folder's safetensors files, each with its time and size to detect changes. A missing folder is empty."""
     try:
         return {path: _stamp(path) for path in folder.glob("[!.]*.safetensors")}
     except OSError as error:
