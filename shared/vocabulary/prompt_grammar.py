@@ -149,7 +149,15 @@ class _Group:
 
 
 class _Editing:
-    """The parser of prompt editing. A bracket that closes no well-formed group makes all open ones plain text."""
+    """Parser of prompt editing: one pass over the tokens with a stack of open brackets.
+
+    For 10 steps, `a [cat:dog:0.4]` becomes the tree `["a ", _Choice([["cat"], ["dog"]], last_step=4)]`, and `changes` {4, 10}:
+    the last steps of the texts "a cat" and "a dog". `[` opens a `_Group`, each `:` starts its next field, and `]` closes it: the
+    fields "cat", "dog", "0.4" with the separators "::" mean a switch.
+
+    A closing bracket whose group means nothing, as in `(a:b:c)`, turns all open groups into plain text. A `|` or a backslash that
+    is then in no group turns the whole prompt into plain text.
+    """
 
     def __init__(self, steps: int, first_pass_steps: int | None) -> None:
         self._steps = steps
