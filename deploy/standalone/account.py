@@ -1,6 +1,6 @@
-"""Running Postgres from root: it refuses to be root itself, so it gets an unprivileged account and the paths it needs.
+"""Unprivileged account for Postgres when the farm runs as root: Postgres refuses to run as root.
 
-Only what the account must have is given: its own data folder, and passage (o+x, never o+r) through the folders above it.
+The account gets the least rights that it needs: its own data folder, and passage (o+x, never o+r) through the folders above.
 """
 
 import os
@@ -18,7 +18,7 @@ CANDIDATES = ("postgres", "pgserver", "nobody")
 
 
 def unprivileged(folder: Path) -> Account:
-    """Return the account for a data folder: the one that owns it already, else the first that this machine has."""
+    """Return the account for a data folder: its present owner, else the first candidate that exists on this machine."""
     if folder.exists() and (owner := folder.stat()).st_uid != 0:
         return Account(owner.st_uid, owner.st_gid)
     for name in CANDIDATES:
@@ -32,7 +32,7 @@ def unprivileged(folder: Path) -> Account:
 
 
 def give(path: Path, account: Account) -> None:
-    """Make a folder and all in it the account's own, unless it is already."""
+    """Chown a folder and its content to the account, unless that owns it already."""
     if path.stat().st_uid == account.uid:
         return
     for entry in (path, *path.rglob("*")):
@@ -40,7 +40,7 @@ def give(path: Path, account: Account) -> None:
 
 
 def open_way(folder: Path, account: Account, say: Callable[[str], None]) -> None:
-    """Let the account pass through every folder above `folder`; says so where that is not the farm's own."""
+    """Set o+x on every folder above `folder`; report folders that are not the farm's own."""
     for above in _closed(folder, account):
         above.chmod(stat.S_IMODE(above.stat().st_mode) | stat.S_IXOTH)
         if above != folder.parent:
@@ -48,7 +48,7 @@ def open_way(folder: Path, account: Account, say: Callable[[str], None]) -> None
 
 
 def can_run(program: Path, account: Account) -> bool:
-    """Whether the account can run a program where it lies."""
+    """Whether the account may execute a program at its present path."""
     try:
         probe = subprocess.run(
             [program, "--version"],
@@ -66,7 +66,7 @@ def can_run(program: Path, account: Account) -> bool:
 
 
 def copy_readable(source: Path, target: Path) -> None:
-    """Copy a tree so that everyone may read and run it, in one move."""
+    """Copy a tree, readable and executable for everyone; an atomic rename puts it in place."""
     fresh = target.with_name(target.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(source, fresh, symlinks=True)

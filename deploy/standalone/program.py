@@ -1,6 +1,6 @@
-"""What the supervisor runs: a `Program` is a value, and every engine, api and worker is one.
+"""Specs of the programs that the supervisor runs: engines, api and workers as `Program` values.
 
-Nothing here starts anything. An `Account` is the unprivileged user a program runs as when the farm itself runs as root.
+This module starts nothing. An `Account` is the unprivileged user a program runs as when the farm itself runs as root.
 """
 
 import os
@@ -24,7 +24,7 @@ class StartFailed(FarmError):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user of this machine, by number."""
+    """A user of this machine, by numeric ids."""
 
     uid: int
     gid: int
@@ -32,7 +32,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A foreground command line and how to know that it is ready.
+    """A foreground command line with its readiness probe and stop signal.
 
     A program with `once` is ready when it has exited with status 0. `before` runs ahead of each start, restarts too.
     """
@@ -51,17 +51,17 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedServer:
-    """A real engine: what prepares and runs it, in order, and the `FARM_*` variables that reach it."""
+    """An embedded engine: the programs that prepare and run it, in order, and the `FARM_*` variables that point to it."""
 
     programs: tuple[Program, ...]
     env: Mapping[str, str] = field(repr=False)
 
 
 def python_module(module: str, *args: str) -> tuple[str, ...]:
-    """Return the command line that runs a module with this very Python."""
+    """Return the command line that runs a module with this interpreter."""
     return (sys.executable, "-m", module, *args)
 
 
 def runs_as_root() -> bool:
-    """Whether this process may become any user."""
+    """Whether this process is root and may start programs as other users."""
     return os.geteuid() == 0

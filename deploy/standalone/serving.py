@@ -1,4 +1,4 @@
-"""Which checkpoints this machine serves, with how many gpu workers, on which GPU. Starts nothing."""
+"""Plan of the gpu workers of this machine: checkpoints, number of workers, GPUs. Starts nothing."""
 
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ class PlannedWorker:
 def plan(
     wanted: Path | None, workers: int, device: str | None, environ: Mapping[str, str], say: Callable[[str], None]
 ) -> list[PlannedWorker]:
-    """Decide the gpu workers of this machine; raise `BadCheckpoint` or `StartFailed` when there is nothing to serve."""
+    """Return the gpu workers to start. Raises `BadCheckpoint` or `StartFailed` if there is nothing to serve."""
     device = device or environ.get("FARM_DEVICE") or "auto"
     if device not in {"auto", "cpu", "cuda"}:
         raise StartFailed(f"{device!r} is not a device; choose auto, cpu or cuda with --device.")
@@ -50,7 +50,7 @@ def plan(
 
 
 def chosen(wanted: Path | None, environ: Mapping[str, str], say: Callable[[str], None]) -> Sequence[CheckpointFile]:
-    """Return the checkpoints to serve: the one asked for, else the good ones of FARM_CHECKPOINT_DIR, else the demo's."""
+    """Return the checkpoints to serve: the given one, else the valid ones of FARM_CHECKPOINT_DIR, else the demo."""
     named, folder = environ.get("FARM_CHECKPOINT"), environ.get("FARM_CHECKPOINT_DIR")
     if wanted is None and named and (Path(named).exists() or not folder):
         wanted = Path(named)

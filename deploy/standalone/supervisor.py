@@ -1,7 +1,7 @@
-"""Runs programs in stages: each stage starts when the one before is ready, and all stop in reverse order.
+"""Supervisor of programs in stages: a stage starts once the one before is ready, and all stop in reverse order.
 
-Whatever happens to this process, nothing it started stays behind: `stop` ends it, else the guard process does when this one has
-died, else the next supervisor on the same folder does (see `leftovers`).
+No process outlives the farm: `stop` ends all; if the supervisor dies before that, its guard process does; if the guard dies as
+well, the next supervisor on the same folder does (see `leftovers`).
 """
 
 import os
@@ -24,7 +24,7 @@ KILL_WAIT_S = 10.0
 
 
 class Supervisor:
-    """Keeps programs running between `with` and its end. `on_event` is called from the children's threads."""
+    """Keeps programs running within a `with` block. Calls `on_event` from the children's threads."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Supervisor:
         self.stop()
 
     def start(self, *programs: Program) -> None:
-        """Start a stage and return when all of it is ready; raise `StartFailed` naming the one that is not, and its log."""
+        """Start a stage; return when all of it is ready. Raises `StartFailed`, with the log's path, for a program that is not."""
         stage = [Child(program, self._logs / f"{program.name}.log", self._restarts, self._hear) for program in programs]
         self._stages.append(stage)
         for child in stage:
@@ -73,7 +73,7 @@ class Supervisor:
                 waiting.pop(event.name, None)
 
     def pids(self) -> dict[str, int]:
-        """Return the process of each program that runs now, by name."""
+        """Return the pids of the running programs by name."""
         return {entry.name: entry.pid for stage in self._stages for child in stage if (entry := child.running())}
 
     def stop(self) -> None:
@@ -87,7 +87,7 @@ class Supervisor:
             self._guard = None
 
     def hurry(self) -> None:
-        """Make a `stop` under way, or to come, kill instead of wait. Safe in a signal handler."""
+        """Make the present or next `stop` kill instead of wait. Safe in a signal handler."""
         self._hurry.set()
 
     def _hear(self, event: Event) -> None:
@@ -119,10 +119,10 @@ class Supervisor:
     def _stop_stage(self, stage: Sequence[Child]) -> None:
         for child in stage:
             child.stop()
-        asked = time.monotonic()
+        began = time.monotonic()
         for child in stage:
             while not child.join(0.05):
-                if self._hurry.is_set() or time.monotonic() - asked > child.program.grace_s:
+                if self._hurry.is_set() or time.monotonic() - began > child.program.grace_s:
                     child.kill()
                     child.join(KILL_WAIT_S)
                     break

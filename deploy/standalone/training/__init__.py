@@ -1,4 +1,4 @@
-"""How the demo checkpoint was made: a Stable Diffusion 1.5 in small, trained from nothing on drawn shapes.
+"""Training scripts of the demo checkpoint: a small Stable Diffusion 1.5, trained from scratch on drawn shapes.
 
 `python -m deploy.standalone.training --help` lists the steps. Nothing in the farm imports this package.
 """

@@ -43,7 +43,7 @@ class AutoencoderTrainer:
         self._optimizer = torch.optim.AdamW(self.weights, lr=RATE, weight_decay=1e-4, betas=(0.9, 0.98))
 
     def step(self, spent: float) -> float:
-        """Learn from one batch; return the mean squared error of its pictures. `spent` is the share of the time gone."""
+        """Take one training step on a batch; return its mean squared error. `spent` is the share of the time budget used."""
         self._optimizer.param_groups[0]["lr"] = _rate(self.steps, spent)
         pixels = batch(self._rng, self._batch, SIDE_PX).to(self._device)
         mean = self.vae.encode(pixels).latent_dist.mean
@@ -100,7 +100,7 @@ def batch(rng: random.Random, count: int, side_px: int) -> Tensor:
 
 
 def as_pixels(images: Sequence[Image.Image]) -> Tensor:
-    """Turn pictures into what a VAE reads: (pictures, 3, height, width) from -1 to 1."""
+    """Convert pictures to the VAE's input, (pictures, 3, height, width) from -1 to 1."""
     stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     return stacked.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
@@ -121,7 +121,7 @@ def standardize(vae: Any, pixels: Tensor) -> None:
 
 @torch.no_grad()
 def quality(vae: Any, pixels: Tensor) -> float:
-    """Return how well pictures survive encoding and decoding, in dB of peak signal over noise."""
+    """Return the PSNR of encoded and decoded pictures, in dB."""
     restored = vae.decode(vae.encode(pixels).latent_dist.mean).sample
     return decibels(float((restored - pixels).square().mean()))
 
@@ -136,6 +136,6 @@ def _rate(step: int, spent: float) -> float:
 
 
 def _loss(error: Tensor) -> Tensor:
-    """Weigh how far the pixels are off, and how far their edges are."""
+    """Return the loss: the error of pixels and of their edges."""
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + error.square().mean() + 0.5 * edges

@@ -1,4 +1,4 @@
-"""What a caption of a scene may say, and what a caption tells a reader. Plain text; no tokens, no pictures.
+"""Captions of scenes for training, and the answers that a caption gives to a reader. Plain text; no tokens, no pictures.
 
 A caption never names anything that is not in its scene, and the words of every caption are among `words()`.
 """
@@ -93,7 +93,7 @@ ANSWERS = (1 + len(SHAPES), 1 + len(COLOURS), 1 + len(COLOURS), 3, 6)
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """Describe a scene; sometimes with nothing, or with a usual negative prompt, which mean no scene in particular."""
+    """Return a training caption of a scene; sometimes an empty one or a common negative prompt, which describe no scene."""
     luck = rng.random()
     if luck < EMPTY_SHARE:
         return ""
@@ -108,7 +108,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 
 def prompt(scene: Scene, rng: random.Random) -> str:
-    """Ask for a scene in plain words, as a user would, naming everything that is not the default."""
+    """Return a prompt for a scene as a user would write it, which names everything that is not the default."""
     adjective = "" if scene.size == "medium" else f"{scene.size} "
     where = "" if scene.place == "center" else f" on the {scene.place}"
     thing = f"{with_article(f'{adjective}{scene.colour}')} {scene.shape}{where}"
@@ -118,12 +118,12 @@ def prompt(scene: Scene, rng: random.Random) -> str:
 
 
 def tells_a_scene(text: str) -> bool:
-    """Whether a caption asks for some shape, rather than for nothing in particular."""
+    """Whether a caption describes a scene."""
     return any(word in SHAPE_TOLD for word in _bare(text))
 
 
-def told(scene: Scene, text: str) -> tuple[int, ...]:
-    """Return what the caption says of its scene, one answer per entry of `ANSWERS`: shape, colour, background, size, place."""
+def answers(scene: Scene, text: str) -> tuple[int, ...]:
+    """Return the caption's answers on shape, colour, background, size and place, by the entries of `ANSWERS`."""
     if not tells_a_scene(text):
         return (0,) * len(ANSWERS)
     named = _bare(text)
@@ -141,8 +141,8 @@ def words() -> frozenset[str]:
     tables = (SHAPE_WORDS, COLOUR_WORDS, SIZE_WORDS, PLACE_WORDS)
     loose = [word for table in tables for options in table.values() for word in options]
     phrases = [*ASIDE, *IN_THE_MIDDLE, *ON_BACKGROUND, *MEDIA, *FLOURISHES, *NEGATIVES, *loose]
-    said = {word for phrase in phrases for word in _bare(phrase) if "{" not in word}
-    return frozenset(said | {"a", "an", "the", "one", ",", "."})
+    vocabulary = {word for phrase in phrases for word in _bare(phrase) if "{" not in word}
+    return frozenset(vocabulary | {"a", "an", "the", "one", ",", "."})
 
 
 def with_article(phrase: str) -> str:
@@ -178,10 +178,10 @@ def _where(place: str, rng: random.Random) -> str:
 
 
 def _with_strange_words(text: str, rng: random.Random) -> str:
-    said = text.split(" ")
+    pieces = text.split(" ")
     for _ in range(rng.randint(1, 3)):
-        said.insert(rng.choice((0, len(said), rng.randint(0, len(said)))), UNKNOWN)
-    return " ".join(said)
+        pieces.insert(rng.choice((0, len(pieces), rng.randint(0, len(pieces)))), UNKNOWN)
+    return " ".join(pieces)
 
 
 def _bare(text: str) -> list[str]:
@@ -189,5 +189,5 @@ def _bare(text: str) -> list[str]:
 
 
 def _which(named: list[str], table: Mapping[str, tuple[str, ...]]) -> int:
-    """Return the place in the table of the kind that is named, from 1; 0 for none."""
+    """Return the number, from 1, of the table's entry that the words name; 0 for none."""
     return max((1 + i for i, options in enumerate(table.values()) for word in options if word in named), default=0)

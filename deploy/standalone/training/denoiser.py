@@ -1,6 +1,6 @@
-"""Train the text encoder and the UNet together on latents that were drawn ahead.
+"""Joint training of text encoder and UNet on latents that were encoded ahead.
 
-What is published is the running average of the weights; a stage that starts from another continues both.
+The published weights are the running average; a stage that starts from another continues weights and average.
 """
 
 import copy
@@ -47,11 +47,11 @@ class DenoiserTrainer:
 
     @property
     def rng(self) -> random.Random:
-        """The chance that picks sizes, pictures and captions."""
+        """Source of randomness for sizes, pictures and captions."""
         return self._rng
 
     def step(self, pictures: LatentSet, batch: int, spent: float) -> float:
-        """Learn from some of the pictures; return the weighted loss. `spent` is the share of the stage that is gone."""
+        """Take one training step on a sample of the pictures; return its weighted loss. `spent`: used share of the time."""
         self._set_rate(spent)
         picked = [self._rng.randrange(len(pictures.scenes)) for _ in range(batch)]
         captions = [caption(pictures.scenes[i], self._rng) for i in picked]
@@ -61,7 +61,7 @@ class DenoiserTrainer:
         return float(loss.detach())
 
     def loss(self, noised: Noised, captions: list[str]) -> Tensor:
-        """Return how wrong the noise prediction is, guided as far as the stage wants, over all pictures."""
+        """Return the error of the noise prediction over all pictures, at the stage's guidance scale."""
         prompted = torch.tensor([tells_a_scene(text) for text in captions])
         scale = torch.where(prompted, self._stage.guidance, 1.0)
         predicted = self._guided(noised, captions, prompted, scale)
@@ -77,7 +77,7 @@ class DenoiserTrainer:
         self.average.load_state_dict(_under("average.", tensors))
 
     def save(self) -> None:
-        """Leave the weights in the workspace."""
+        """Save the weights to the workspace."""
         both = {"live": self.live.state_dict(), "average": self.average.state_dict()}
         tensors = {f"{kind}.{name}": tensor for kind, state in both.items() for name, tensor in state.items()}
         facts = {"tokens": self.vocabulary.tokens, "heads": self._stage.heads, "steps": self.steps}
@@ -150,7 +150,7 @@ def train(space: Workspace, stage: Stage) -> None:
 
 
 def _lessons(space: Workspace, stage: Stage, rng: random.Random) -> Iterator[tuple[LatentSet, Share, float]]:
-    """Yield what each step learns from, phase by phase, and the share of the stage that is spent."""
+    """Yield each step's pictures, phase by phase, and the used share of the stage."""
     drawn: dict[int, LatentSet] = {}
     spent_minutes = 0.0
     for phase in stage.plan:

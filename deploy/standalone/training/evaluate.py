@@ -1,4 +1,4 @@
-"""Render prompts with a checkpoint, judge the pictures, draw a contact sheet.
+"""Evaluation of a checkpoint: render prompts, judge the pictures, draw a contact sheet.
 
 The prompts are the same in every run; every third asks for a pair that training never shows.
 """
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How pictures are rendered."""
+    """Settings of a render."""
 
     side_px: int = 256
     sampler: str = "dpmpp_2m"
@@ -42,7 +42,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One prompt, its picture and what is right about it."""
+    """One prompt, its picture and its verdict."""
 
     scene: Scene
     prompt: str
@@ -58,8 +58,8 @@ def evaluate(
     begun = time.monotonic()
     results = render(pipeline, setting, count)
     figures = measured(results) | {"seconds per image": (time.monotonic() - begun) / count}
-    said = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
-    log.info("%d px, %s, %d steps, n=%d: %s", setting.side_px, setting.sampler, setting.steps, count, said)
+    summary = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+    log.info("%d px, %s, %d steps, n=%d: %s", setting.side_px, setting.sampler, setting.steps, count, summary)
     if sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(results).save(sheet, optimize=True)
@@ -83,10 +83,10 @@ def load(checkpoint: Path, sampler: str, device: torch.device) -> Any:
 
 def render(pipeline: Any, setting: Setting, count: int) -> list[Result]:
     """Render and judge the first `count` prompts, each with a seed of its own."""
-    wanted = prompts(count)
+    requests = prompts(count)
     results: list[Result] = []
     for start in range(0, count, setting.batch):
-        group = wanted[start : start + setting.batch]
+        group = requests[start : start + setting.batch]
         images = pipeline(
             [text for _, text in group],
             height=setting.side_px,
@@ -102,17 +102,17 @@ def render(pipeline: Any, setting: Setting, count: int) -> list[Result]:
 def prompts(count: int) -> list[tuple[Scene, str]]:
     """Return scenes and their prompts; every third is held out, two in three are plain: medium size, in the center."""
     rng = dice(123)
-    wanted = []
+    pairs = []
     for i in range(count):
         scene = random_scene(rng, held_out=i % 3 == 2)
         if i % 3 != 1:
             scene = replace(scene, place="center", size="medium")
-        wanted.append((scene, prompt(scene, rng)))
-    return wanted
+        pairs.append((scene, prompt(scene, rng)))
+    return pairs
 
 
 def measured(results: Sequence[Result]) -> dict[str, float]:
-    """Return the share of pictures that are right, by what is right about them."""
+    """Return the share of right pictures per criterion."""
     held_out = [result for result in results if result.scene.is_held_out]
     figures = {name: _share(results, ask) for name, ask in _QUESTIONS.items()}
     if held_out:
@@ -121,7 +121,7 @@ def measured(results: Sequence[Result]) -> dict[str, float]:
 
 
 def contact_sheet(results: Sequence[Result]) -> Image.Image:
-    """Lay the pictures out under what was asked: X where colours or shape are wrong, * for held-out pairs."""
+    """Draw the pictures under their prompts: X where colours or shape are wrong, * for held-out pairs."""
     rows = -(-len(results) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * TILE_PX, rows * (TILE_PX + LABEL_PX)), (255, 255, 255))
     pen = ImageDraw.Draw(sheet)

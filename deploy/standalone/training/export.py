@@ -1,4 +1,4 @@
-"""Put the trained parts together: one fp16 safetensors file in the ldm layout, and the folder of configs that goes with it.
+"""Export of the trained parts: one fp16 safetensors file in the ldm layout, and its folder of configs.
 
 The folder holds no tokenizer: that is CLIP's own, in `shared/vocabulary/clip/`.
 """

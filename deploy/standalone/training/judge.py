@@ -1,6 +1,6 @@
-"""What a picture shows, measured: its colours, the class of its shape and where that is. Reads pixels; renders nothing.
+"""Measurement of a picture: its colours, the class of its shape and its position. Reads pixels; renders nothing.
 
-Pictures are judged at 64x64, so the fine raggedness of an outline escapes the verdict.
+Pictures are judged at 64x64, at which the fine raggedness of an outline does not show.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ Pixels = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is right about a picture.
+    """Verdict on a picture by criteria.
 
     `at_place` is the colour where training pictures have the shape; `overlap` is the intersection over union with the true
     outline, shifted and scaled to fit.
@@ -81,14 +81,14 @@ def nearest(rgb: Pixels) -> str:
 
 
 def mask(figure: Figure, side_px: int) -> Mask:
-    """Return which pixels a figure covers."""
+    """Return the mask of a figure's pixels."""
     drawn = draw(figure, side_px, fill=WHITE, background=BLACK, supersample=2)
     covered: Mask = np.asarray(drawn)[..., 0] > 127
     return covered
 
 
 def overlap(seen: Mask, shape: str) -> float:
-    """Return the intersection over union of what is seen and the ideal shape, both stretched to the same box."""
+    """Return the intersection over union of a mask and the ideal shape, both stretched to the same box."""
     ideal, real = _stretched(mask(Figure(shape), 2 * SIDE_PX)), _stretched(seen)
     return float((ideal & real).sum() / (ideal | real).sum())
 
@@ -108,7 +108,7 @@ def _stretched(covered: Mask) -> Mask:
 
 
 def _is_one_piece(seen: Mask) -> bool:
-    """Whether nearly all that differs from the background hangs together."""
+    """Whether nearly all pixels that differ from the background are connected."""
     areas = sorted(_areas(seen), reverse=True)
     return areas[0] > FEWEST_PIXELS_OF_ONE_PIECE and sum(areas[1:]) < CRUMBS * areas[0]
 

@@ -1,6 +1,6 @@
-"""Pictures encoded ahead: training the denoiser needs only their latents and scenes.
+"""Latents encoded ahead: training the denoiser needs only the latents of pictures and their scenes.
 
-A stored set belongs to one VAE; when that is trained anew, the set is drawn anew.
+A stored set belongs to one VAE; it is drawn and encoded again when the VAE is trained again.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LatentSet:
-    """The latents of pictures of one size, (pictures, 4, side, side) in fp16 at unit variance, and what each shows."""
+    """The latents of pictures of one size, (pictures, 4, side, side) in fp16 at unit variance, and their scenes."""
 
     side_px: int
     latents: Tensor
@@ -34,7 +34,7 @@ class LatentSet:
 
 
 def of_size(space: Workspace, side_px: int) -> LatentSet:
-    """Return the pictures of one size, drawn and encoded unless that was done before."""
+    """Return the latents of one size from the workspace, drawn and encoded at the first call."""
     path, count = space.latents_file(side_px), max(64, round(PICTURES[side_px] * space.effort))
     origin = {"vae": _fingerprint(space), "count": count}
     if not path.exists() or read_facts(path)["origin"] != origin:
@@ -58,7 +58,7 @@ def draw(vae: Any, side_px: int, count: int, device: torch.device) -> LatentSet:
 
 @torch.no_grad()
 def encode(vae: Any, pixels: Tensor) -> Tensor:
-    """Return the latents of pictures, without noise, as the UNet sees them."""
+    """Return the latents of pictures at the UNet's scale, without noise."""
     means: Tensor = vae.encode(pixels).latent_dist.mean
     scale: float = vae.config.scaling_factor
     return (means * scale).half().cpu()

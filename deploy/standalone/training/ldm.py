@@ -40,7 +40,7 @@ def _rule(pattern: str, rename: str | Callable[[re.Match[str]], str]) -> Rule:
 
 
 def _first(rules: Sequence[Rule], name: str) -> str:
-    """Apply the one rule that fits; leave a name alone that none fits."""
+    """Apply the one rule that matches a name; return other names unchanged."""
     for pattern, rename in rules:
         renamed, count = pattern.subn(rename, name, count=1)
         if count:

@@ -1,7 +1,4 @@
-"""The three networks of the demo checkpoint, untrained, and its noise schedule: SD1.5's classes and layout, made small.
-
-Sizes are decided here and nowhere else; how the networks are trained is not.
-"""
+"""Architecture of the demo checkpoint: SD1.5's three networks and noise schedule at small sizes, untrained."""
 
 from typing import Any
 
@@ -19,7 +16,7 @@ SOME_KEYS, MORE_KEYS = (1024, 512), (4096, 768)  # from that many positions on, 
 
 
 class Denoiser(nn.Module):
-    """What is trained together: the text encoder, on the small word table, and the UNet."""
+    """Text encoder, on the small word table, and UNet, which are trained together."""
 
     def __init__(self, vocabulary: Vocabulary, *, heads: int) -> None:
         super().__init__()
@@ -34,16 +31,16 @@ class Denoiser(nn.Module):
 
 
 class SampledAttention:
-    """Attention that saves time in training: over many positions, self-attention sees a random part of the keys."""
+    """Attention that saves time in training: over many positions, self-attention uses a random subset of the keys."""
 
     def __call__(
         self, attention: Any, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_unused: Any
     ) -> Tensor:
         """Attend as diffusers' attention processors do."""
-        seen = sampled_keys(hidden) if encoder_hidden_states is None else encoder_hidden_states
+        context = sampled_keys(hidden) if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
             self._by_head(projected, attention.heads)
-            for projected in (attention.to_q(hidden), attention.to_k(seen), attention.to_v(seen))
+            for projected in (attention.to_q(hidden), attention.to_k(context), attention.to_v(context))
         )
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         out: Tensor = attention.to_out[0](mixed.transpose(1, 2).flatten(2))
@@ -55,7 +52,7 @@ class SampledAttention:
 
 
 def sampled_keys(hidden: Tensor) -> Tensor:
-    """Return a random part of the positions where there are many, else all of them."""
+    """Return a random subset of many positions, or all of few."""
     positions = hidden.shape[1]
     if positions < SOME_KEYS[0]:
         return hidden

@@ -1,4 +1,4 @@
-"""Noise for training latents: which levels, what kind of noise, and how much each level counts. No networks."""
+"""Noising of training latents: distribution of levels, offset noise, and loss weights per level. No networks."""
 
 import random
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.25, 12.0
 
 @dataclass(frozen=True, slots=True)
 class Noised:
-    """Latents with noise at a level each, and the noise. `signal` is the share of variance that is picture."""
+    """Latents, each noised to its own level, and the noise. `signal` is the picture's share of the variance."""
 
     latents: Tensor
     levels: Tensor

@@ -1,4 +1,4 @@
-"""Teach the text encoder to read before the UNet is there: plain supervision on what captions say.
+"""Pretraining of the text encoder, before the UNet exists: supervised classification of the captions' answers.
 
 Without it, and with the plain loss, hundreds of steps gave pictures that ignored the prompt.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploy.standalone.training.captions import ANSWERS, caption, told
+from deploy.standalone.training.captions import ANSWERS, answers, caption
 from deploy.standalone.training.networks import WIDTH
 from deploy.standalone.training.shapes import dice, random_scene
 from deploy.standalone.training.vocabulary import POSITIONS, Vocabulary
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class ReadingTrainer:
-    """Trains a text encoder, with one small classifier per question, a step at a time."""
+    """Trains a text encoder with one small classifier per question."""
 
     def __init__(self, text_encoder: Any, vocabulary: Vocabulary, space: Workspace) -> None:
         self._encoder, self._vocabulary, self._space = text_encoder, vocabulary, space
@@ -36,14 +36,14 @@ class ReadingTrainer:
         self.steps = 0
 
     def step(self, rng: random.Random, spent: float) -> tuple[float, float]:
-        """Learn from one batch; return the loss and the share of right answers. `spent` is the share of the time gone."""
+        """Take one training step; return the loss and the share of right answers. `spent` is the used share of the time."""
         rate = RATE * min(1.0, (self.steps + 1) / WARM_UP_STEPS) * max(0.05, 1 - spent)
         self._optimizer.param_groups[0]["lr"] = rate
-        rows, answers = self._lesson(rng, POSITIONS if self.steps % 4 == 0 else SHORT)
+        rows, labels = self._lesson(rng, POSITIONS if self.steps % 4 == 0 else SHORT)
         guesses = self._guesses(rows)
-        loss = torch.stack([nn.functional.cross_entropy(g, a) for g, a in zip(guesses, answers, strict=True)]).sum()
+        loss = torch.stack([nn.functional.cross_entropy(g, a) for g, a in zip(guesses, labels, strict=True)]).sum()
         self._learn(loss)
-        right = [(g.argmax(1) == a).float().mean() for g, a in zip(guesses, answers, strict=True)]
+        right = [(g.argmax(1) == a).float().mean() for g, a in zip(guesses, labels, strict=True)]
         return float(loss.detach()), float(torch.stack(right).mean())
 
     def _lesson(self, rng: random.Random, length: int) -> tuple[Tensor, list[Tensor]]:
@@ -51,8 +51,8 @@ class ReadingTrainer:
         scenes = [random_scene(rng) for _ in range(BATCH)]
         texts = [caption(scene, rng) for scene in scenes]
         rows = self._vocabulary.encode(texts)[:, :length]
-        answers = torch.tensor([told(scene, text) for scene, text in zip(scenes, texts, strict=True)])
-        each = answers.unsqueeze(1).expand(-1, rows.shape[1], -1)[rows == self._vocabulary.end]
+        labels = torch.tensor([answers(scene, text) for scene, text in zip(scenes, texts, strict=True)])
+        each = labels.unsqueeze(1).expand(-1, rows.shape[1], -1)[rows == self._vocabulary.end]
         return rows.to(self._space.device), list(each.to(self._space.device).unbind(1))
 
     def _guesses(self, rows: Tensor) -> list[Tensor]:
@@ -70,7 +70,7 @@ class ReadingTrainer:
 
 
 def teach(text_encoder: Any, vocabulary: Vocabulary, space: Workspace, minutes: float = MINUTES) -> None:
-    """Train a text encoder until it can tell what captions say."""
+    """Train a text encoder to answer the questions about captions."""
     trainer, rng = ReadingTrainer(text_encoder, vocabulary, space), dice(77)
     for spent in until_spent(60 * minutes * space.effort):
         loss, right = trainer.step(rng, spent)

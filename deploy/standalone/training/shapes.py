@@ -1,6 +1,6 @@
-"""Pictures of one coloured shape on a coloured background, and what is in them. Knows no captions and no tensors.
+"""Training pictures: one coloured shape on a coloured background. Knows no captions and no tensors.
 
-A `Scene` is the truth about one picture. The pairs of colours and shapes in `HELD_OUT_*` are never shown in training, so that
+A `Scene` is the ground truth of one picture. The pairs of colours and shapes in `HELD_OUT_*` are never shown in training, so that
 they tell whether a checkpoint understands colour and shape apart from each other.
 """
 
@@ -69,7 +69,7 @@ CLOSE_UPS = (2, 4, 8)  # how much larger the picture is of which a close-up show
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What one picture shows. `names_background` is whether its caption may say the background's colour."""
+    """Content of one picture. `names_background`: its caption may name the background's colour."""
 
     shape: str
     colour: str
@@ -95,12 +95,12 @@ class Figure:
 
 
 def dice(seed: int) -> random.Random:
-    """Return a source of repeatable chance."""
+    """Return a seeded random generator."""
     return random.Random(seed)  # noqa: S311 - drawing shapes is no secret
 
 
 def random_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
-    """Draw a scene that training may show, or one that it must not."""
+    """Draw a random scene of training, or a held-out one."""
     while True:
         scene = _any_scene(rng)
         if scene.colour != scene.background and scene.is_held_out == held_out:
@@ -108,7 +108,7 @@ def random_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
 
 
 def figure_of(scene: Scene, *, zoom: float = 1.0) -> Figure:
-    """Return where a scene has its shape, without jitter."""
+    """Return the figure of a scene, without jitter."""
     x, y = PLACES[scene.place]
     return Figure(scene.shape, x, y, RADII[scene.size] * zoom)
 

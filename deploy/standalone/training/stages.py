@@ -1,6 +1,6 @@
-"""What the denoiser is trained on, for how long and with which loss. Decides; does not train.
+"""Schedule of the denoiser's training: picture sizes, minutes and loss of each stage. Does not train.
 
-A plan is phases in turn; in each, every step draws one of its sizes by weight.
+A plan is a sequence of phases; in a phase, every step draws one of its sizes by weight.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class Stage:
 
     @property
     def minutes(self) -> float:
-        """How long the stage trains, drawing pictures apart."""
+        """Minutes of training, without those of drawing pictures."""
         return sum(phase.minutes for phase in self.plan)
 
 

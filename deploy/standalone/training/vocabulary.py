@@ -1,4 +1,4 @@
-"""The few of CLIP's 49408 tokens that captions use, and the way back to all of them.
+"""Small vocabulary: the few of CLIP's 49408 tokens that captions use, and its expansion to all of them.
 
 Training sees a word table with one row per used token plus a last row for every other; `spread` copies it into CLIP's full
 table, where each token that no caption uses gets the "unknown" row.

@@ -1,4 +1,4 @@
-"""Where the training steps leave what the next one needs, on which device they run, and how much time they take.
+"""Workspace of a training run: the files that steps hand to each other, the device and the time budget.
 
 Tensors are stored as safetensors with their facts as JSON in the header; nothing is ever unpickled.
 """
@@ -30,20 +30,20 @@ class Workspace:
         return self.folder / "vae"
 
     def latents_file(self, side_px: int) -> Path:
-        """Return where the latents of the pictures of one size are, with their scenes."""
+        """Return the path of one size's latents and scenes."""
         return self.folder / f"latents-{side_px}.safetensors"
 
     def denoiser_file(self, stage: str) -> Path:
-        """Return where the text encoder and UNet are after a stage."""
+        """Return the path of a stage's text encoder and UNet."""
         return self.folder / f"denoiser-{stage}.safetensors"
 
     def autocast(self) -> torch.autocast:
-        """Run the layers that can bear it in bf16."""
+        """Autocast to bf16 within the block."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Store tensors and facts; a crash leaves the old file or the new one, never half of one."""
+    """Store tensors and facts; the file is replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     save_file({name: t.contiguous() for name, t in tensors.items()}, unfinished, {"facts": json.dumps(facts)})
@@ -52,7 +52,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read back what `write` stored."""
+    """Read the tensors and facts of a file."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, _facts(file)  # noqa: SIM118 - not a mapping
 
@@ -64,7 +64,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def until_spent(seconds: float, now: Callable[[], float] = time.monotonic) -> Iterator[float]:
-    """Yield the share of a time budget that is spent, from 0, until it is used up; at least once."""
+    """Yield the used share of a time budget, from 0, until it is used up; at least once."""
     begun, share = now(), 0.0
     while share < 1:
         yield share

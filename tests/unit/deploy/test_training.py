@@ -148,9 +148,9 @@ def test_captions_use_known_words_and_are_sometimes_empty() -> None:
 def test_what_a_caption_tells() -> None:
     scene = Scene("star", "cyan", "gray", "large", "left")
     text = "a huge cyan star on the left, grey background"
-    assert captions.told(scene, text) == (4, 10, 11, 2, 1)
-    assert captions.told(scene, "cyan star") == (4, 10, 11, 0, 0)
-    assert captions.told(scene, "blurry, bad anatomy") == captions.told(scene, "") == (0, 0, 0, 0, 0)
+    assert captions.answers(scene, text) == (4, 10, 11, 2, 1)
+    assert captions.answers(scene, "cyan star") == (4, 10, 11, 0, 0)
+    assert captions.answers(scene, "blurry, bad anatomy") == captions.answers(scene, "") == (0, 0, 0, 0, 0)
 
 
 def test_evaluation_asks_the_same_every_time_and_names_the_scene() -> None:
