@@ -1,8 +1,8 @@
-"""`python -m tests.bench.api`: what the api costs, with a gpu worker whose model does nothing.
+"""`python -m tests.bench.api`: throughput and latency of the api, with a gpu worker whose model does nothing.
 
-Submits against a minimal endpoint that validates, inserts one row and rings, by turns in one run; submits under 2,000 waiting
-clients; submit to first step on an idle farm; done to the client's knowing, by poll, by a held request, by events and by webhook.
-Everything is the real thing and shares this machine's cores, the clients too. Writes `.farm/bench/api.json`. Asserts nothing: a
+Measures submits in turn with a minimal endpoint that validates, inserts one row and rings; submits beside 2,000 waiting clients;
+the time from submit to first step on an idle farm; the time from success to the client's notice, by poll, long poll, events and
+webhook. All processes are real and share this machine's cores, the clients too. Writes `.farm/bench/api.json`. Asserts nothing: a
 timing is no test.
 """
 

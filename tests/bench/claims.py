@@ -1,6 +1,6 @@
-"""`python -m tests.bench.claims`: what scheduling costs the database as queues and fleets grow, with the plan of a claim.
+"""`python -m tests.bench.claims`: cost of claims for the database as queues and fleets grow, with the query plan of a claim.
 
-On an embedded Postgres of its own. Writes `.farm/bench/claims.json` and prints a table. Asserts nothing: a timing is no test.
+Runs its own embedded Postgres. Writes `.farm/bench/claims.json` and prints a table. Asserts nothing: a timing is no test.
 """
 
 import argparse

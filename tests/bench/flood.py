@@ -1,8 +1,8 @@
-"""`python -m tests.bench.flood`: what 50,000 submits at once do to the api's memory and to renders under way.
+"""`python -m tests.bench.flood`: effect of 50,000 concurrent submits on the api's memory and on running renders.
 
-A farm of real processes whose device sketches: a step lasts as long as on a GPU and takes no core, so that what is timed is what
-the flood does to the farm's own part of a render. Renders follow one another, first alone, then while the flood comes for a
-checkpoint that no worker serves, where it only waits. Client, api, worker and engines share this machine's cores. Asserts
+A farm of real processes with a simulated device: a step lasts as long as on a GPU and takes no core, so the figures show the
+flood's effect on the farm's own part of a render. Renders follow one another, first alone, then during the flood, which is for a
+checkpoint that no worker serves and therefore only waits. Client, api, worker and engines share this machine's cores. Asserts
 nothing: a timing is no test.
 """
 

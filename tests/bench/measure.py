@@ -1,4 +1,4 @@
-"""The measurements: the engine and a bare pipeline by turns, one image at a time and under load; the UNet by batch size."""
+"""Measurements of the engine and a bare pipeline in turn, one image at a time and under load, and of the UNet by batch size."""
 
 import math
 import resource

@@ -1,4 +1,4 @@
-"""What a submit costs at the least: validate, insert one row, ring. `python -m tests.bench.minimal 8000` serves it."""
+"""Baseline of a submit: validate, insert one row, ring a doorbell. `python -m tests.bench.minimal 8000` serves it."""
 
 import sys
 import uuid

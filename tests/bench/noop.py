@@ -1,4 +1,4 @@
-"""The gpu worker of `make bench-api`: the real entry point, a device that does nothing, and a note of each job's first step."""
+"""Gpu worker of `make bench-api`: the real entry point with a device that does nothing and records each job's first step."""
 
 import os
 import sys

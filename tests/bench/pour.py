@@ -1,4 +1,4 @@
-"""Submits as fast as a farm takes them, from a bare client: a real one would take more of the processor than the api."""
+"""Load generator: submits as fast as the farm accepts, on raw sockets, because a real client would use more CPU than the api."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The benchmark's result: the first row's ratios on top, every raw row below, and a table to read."""
+"""Report of the benchmark: the first row's ratios, every raw row, and a printed table."""
 
 import platform
 from collections.abc import Sequence

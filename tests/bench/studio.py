@@ -1,4 +1,4 @@
-"""What is measured: the demo checkpoint, and one of SD1.5's full size with random weights, which costs the same to compute."""
+"""Checkpoints of the benchmark: the demo, and one of SD1.5's full size with random weights, which costs the same to compute."""
 
 import json
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""`python -m tests.chaos`: breaks a farm at every joint while clients use it, and proves that nothing is lost.
+"""`python -m tests.chaos`: injects faults into every part of a farm while clients use it, and proves that no job is lost.
 
-Writes `.farm/chaos/report.json` and prints a table; exits with 1 when a promise was broken. All on loopback, all bounded.
+Writes `.farm/chaos/report.json` and prints a table; exits with 1 if a guarantee was violated. Loopback only, bounded load.
 """
 
 import argparse

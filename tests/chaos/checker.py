@@ -1,6 +1,6 @@
-"""Proves from a history that nothing was lost, doubled or undone. Pure: it believes only what was recorded.
+"""Checker: proves from a recorded history that no job was lost, duplicated or undone. Pure.
 
-Each rule is a generator of violations, named for what went wrong; no violation from any rule is the proof.
+Each rule is a generator of violations; a history without violations of any rule passes.
 """
 
 from collections import defaultdict

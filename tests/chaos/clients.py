@@ -1,4 +1,4 @@
-"""Clients that behave as good ones do: they submit, poll, cancel and fetch, repeat what failed, and write down what they saw."""
+"""Well-behaved clients: they submit, poll, cancel and fetch, retry failed requests, and record all answers."""
 
 import hashlib
 import json

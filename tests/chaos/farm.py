@@ -1,4 +1,4 @@
-"""The farm under test: embedded engines behind proxies, an api, two couriers, gpu workers that sketch. All are kept running."""
+"""The farm under test: engines behind proxies, an api, two couriers, gpu workers with a simulated device; all supervised."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The gpu worker of the chaos suite: `celery -A tests.chaos.gpu worker`. The real entry point with `sketch` for its device."""
+"""Gpu worker of the chaos suite, `celery -A tests.chaos.gpu worker`: the real entry point with the simulated device `sketch`."""
 
 import sys
 

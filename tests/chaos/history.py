@@ -1,4 +1,4 @@
-"""What happened, as values: what each client saw, every version of every row, every object, every fault. Pure."""
+"""History of a run as values: the clients' answers, every version of every row, every object, every fault. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

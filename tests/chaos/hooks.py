@@ -1,6 +1,6 @@
-"""A receiver of webhooks as clients run one: it checks every signature and writes down what came.
+"""Webhook receiver as clients run one: it verifies every signature and records every message.
 
-Some messages meet a bad moment of it, each once at most: it refuses them, or takes them and hangs up without an answer.
+It fails for some messages, at most once for each: it answers with an error, or accepts and hangs up without an answer.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""What goes wrong, drawn from a seed: each fault is one function that does it, undoes it and says when.
+"""Nemesis: injects faults in a seeded random order; each fault is one function that causes it, ends it and records both times.
 
-Faults of different parts overlap; a part that is already suffering is left alone until it is over.
+Faults of different parts overlap; a part has at most one fault at a time.
 """
 
 import json

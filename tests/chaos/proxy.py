@@ -1,6 +1,6 @@
-"""TCP proxies that misbehave on request: black holes, slow bodies, HTTP 500s, and traps for an upload.
+"""TCP proxies with faults on request: black holes, slow bodies, HTTP 500s, and traps for an upload.
 
-Each stands before one engine. All of them live on one thread of their own; any thread may change what they do.
+Each proxy stands before one engine. One thread runs all proxies; any thread may change their behaviour.
 """
 
 import asyncio

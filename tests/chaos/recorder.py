@@ -1,6 +1,6 @@
-"""Records what the database and the storage hold: a trigger writes down every version of every job's row.
+"""Recorder of the database and the storage: a trigger copies every version of every job's row.
 
-The trigger writes in the same transaction as the change, so what it has recorded is exactly what was committed.
+The trigger writes in the transaction of the change, so its record is exactly the committed history.
 """
 
 import hashlib

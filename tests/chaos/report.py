@@ -1,4 +1,4 @@
-"""The figures of a run: what was done, what was lost, how long it took to recover. Pure."""
+"""Report of a run: counts of jobs, violations and recovery times. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """The roll call after a storm: every slot of every worker must still hear its doorbell.
 
-A farm with deaf slots ends all its jobs, only later and later; so none of the checker's rules would tell.
+A farm with deaf slots still ends all its jobs, only ever later, so no rule of the checker would notice.
 """
 
 from collections.abc import Iterator

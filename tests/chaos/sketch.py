@@ -1,7 +1,7 @@
-"""A device for the chaos suite: pictures that cost a moment and no torch, each decided by its seed alone.
+"""Simulated device of the chaos suite: pictures from the seed alone, in a moment and without torch.
 
-It stands where `worker.device` does and nowhere else: claim, leases, engine, upload and success are the farm's own. It can be
-told to die at a chosen moment, and a prompt with POISON in it always kills its worker in the middle of a step.
+It replaces `worker.device` and nothing else: claim, leases, engine, upload and success are the farm's own. An `Ambush` kills its
+worker at a chosen moment, and a prompt that contains POISON always kills the worker in the middle of a step.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""A day of a farm in minutes: discrete events around the farm's own scaling, forecast and claim order. No engine runs here."""
+"""Discrete-event simulation of a farm's day, with the farm's own scaling, forecast and claim order. No engine runs."""

@@ -1,4 +1,4 @@
-"""What clients ask for in a day: a tide of small jobs, and bursts of large ones. Seeded; times in seconds from midnight."""
+"""Workload of a day: a tide of small jobs, and bursts of large ones. Seeded; times in seconds from midnight."""
 
 import math
 from collections.abc import Iterator

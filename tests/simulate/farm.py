@@ -1,7 +1,7 @@
-"""The simulated farm: events in the order of their times, around the farm's own decisions.
+"""The simulated farm: an event loop in simulated time, around the farm's own decisions.
 
-Real: how many workers are wanted and which go first (`api.farm.scaling`), what jobs are told of their start
-(`shared.vocabulary.forecast`); the turns are held against the database in a test.
+Real: the number of workers and which to remove first (`api.farm.scaling`), the forecast of a job's start
+(`shared.vocabulary.forecast`); a test compares the claim order with the database's.
 Modelled: the machines, the clouds, the clients.
 """
 

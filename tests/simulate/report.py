@@ -1,4 +1,4 @@
-"""What a simulated day came to: a table to read, a document for machines, a plot."""
+"""Report of a simulated day: a printed table, JSON, a plot."""
 
 from collections.abc import Sequence
 from typing import Any

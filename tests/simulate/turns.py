@@ -1,6 +1,6 @@
-"""The claim order of `shared.jobs.fair_queue` in memory: what Postgres does row by row, for millions of claims.
+"""In-memory model of the claim order of `shared.jobs.fair_queue`, fast enough for millions of claims.
 
-`test_claims_go_in_the_databases_order` holds it against the database.
+`test_claims_go_in_the_databases_order` compares it with the database.
 """
 
 from collections import defaultdict
