@@ -16,6 +16,7 @@ from shared.infra import broker
 from shared.infra.db import Base, Database
 from shared.infra.storage import Storage
 from shared.settings import Settings
+from tests.support import buckets
 from tests.support.factories import DEMO
 
 # How long an example takes is the machine's affair, not a property of the code.
@@ -44,7 +45,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         patch.setenv("FARM_CONNECT_SECONDS", "30")
         settings = Settings(log_level="warning")
         migrations.upgrade(settings.database_url.get_secret_value())
-        Storage(settings).ensure_bucket()
+        buckets.ensured(Storage(settings))
         yield settings
         patch.undo()
 

@@ -160,12 +160,6 @@ def find(session: Session, token: Token) -> tuple[KeyRow, datetime] | None:
     return match[0], match[1]
 
 
-def any_live(session: Session) -> bool:
-    """Whether any key could be used now."""
-    live = or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > func.now())
-    return session.execute(select(KeyRow.id).where(KeyRow.revoked_at.is_(None), live).limit(1)).first() is not None
-
-
 def _get(session: Session, key_id: str) -> KeyRow:
     row = session.get(KeyRow, key_id) if "\0" not in key_id else None
     if row is None:

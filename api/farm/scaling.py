@@ -1,11 +1,10 @@
-"""Autoscaling targets: how many workers a checkpoint needs, and in which order to stop them. Pure.
+"""Autoscaling target: how many workers a checkpoint needs. Pure.
 
 Work is in units of `GenerationParams.cost`, speed in units per second. An autoscaler follows these numbers; cool-downs and
 starting machines are left to it. The whole backlog is to be done within the target, so a steady load waits for about as long.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -16,14 +15,6 @@ class Goal:
     target_wait_s: float
     minimum: int = 0
     maximum: int = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A worker that may be stopped, and the GPU seconds of finished steps that stopping it would lose."""
-
-    worker_id: str
-    lost_gpu_s: float
 
 
 def backlog_gpu_s(backlog: float, worker_speed: float | None) -> float | None:
@@ -42,8 +33,3 @@ def desired_workers(backlog: float, worker_speed: float | None, *, workers: int,
     # A quotient may be too small for a number, and there is work all the same.
     workers_needed = max(1, workers) if gpu_s is None else max(math.ceil(gpu_s / goal.target_wait_s), int(gpu_s > 0))
     return min(max(workers_needed, goal.minimum), goal.maximum)
-
-
-def scale_in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Sort workers by the work that stopping them loses, least first."""
-    return sorted(candidates, key=lambda candidate: (candidate.lost_gpu_s, candidate.worker_id))

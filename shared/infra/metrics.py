@@ -1,4 +1,4 @@
-"""Every number that the farm shows to Prometheus: declared here once, so that dashboards, alerts and autoscalers can be checked.
+"""The Prometheus metrics of the farm, each declared once: tests hold dashboards, alerts and autoscalers against them.
 
 A process keeps one `Board`. Labels take their values from what an operator has set up (checkpoints, live workers, routes, error
 codes), never from what a client has sent.
@@ -124,11 +124,6 @@ WEBHOOKS_SENT = Metric(
     "farm_webhooks_sent_total", "counter", "Attempts at webhooks: delivered, refused or unreachable.", ("outcome",)
 )
 UPKEEP_AT = Metric("farm_upkeep_timestamp_seconds", "gauge", "When this courier last finished its upkeep.")
-
-
-def declared() -> dict[str, Metric]:
-    """Return every metric of the farm by name."""
-    return {value.name: value for value in globals().values() if isinstance(value, Metric)}
 
 
 class Board:

@@ -174,13 +174,6 @@ class Storage:
             if code != "AccessDenied":
                 raise
 
-    def ensure_bucket(self) -> None:
-        """Create the bucket unless it exists."""
-        try:
-            self.ping()
-        except StorageUnavailable:
-            self._call("create_bucket")
-
     def _call(self, operation: str, **arguments: Any) -> Any:
         try:
             return getattr(self._client, operation)(Bucket=self._bucket, **arguments)

@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 from itertools import count
 from random import Random
 
-from api.farm.scaling import Candidate, Goal, desired_workers, scale_in_order
+from api.farm.scaling import Goal, desired_workers
 from shared.vocabulary.forecast import Load, forecast_queued
 from tests.simulate.day import Job
 from tests.simulate.fleet import SLOTS, Machine
@@ -171,10 +171,10 @@ class Simulation:
         return max(wanted for _, wanted in self._wanted)
 
     def _shrink(self, working: list[Machine], surplus: int) -> None:
-        named = {machine.name: machine for machine in working}
-        at_stake = [Candidate(machine.name, machine.done(self._now_s) / machine.speed) for machine in working]
-        for candidate in scale_in_order(at_stake)[:surplus]:
-            self._drain(named[candidate.worker_id])
+        # Least work lost first, as an autoscaler goes by `farm_worker_scale_in_cost`.
+        by_loss = sorted(working, key=lambda machine: (machine.done(self._now_s) / machine.speed, machine.name))
+        for machine in by_loss[:surplus]:
+            self._drain(machine)
 
     def _boot(self, boot_s: float) -> None:
         self._booting += 1

@@ -21,7 +21,7 @@ from shared.infra.db import Database
 from shared.infra.storage import Storage, image_key, input_key, snapshot_key, upload_key
 from shared.jobs import lifecycle
 from shared.settings import Settings
-from tests.support import pages
+from tests.support import buckets, pages
 from tests.support.factories import DEMO, params
 from tests.support.workshop import serving
 
@@ -75,8 +75,7 @@ def test_what_was_backed_up_comes_back(db: Database, storage: Storage, env: dict
 def test_a_bucket_moves_with_all_its_objects(settings: Settings, storage: Storage, env: dict[str, str]) -> None:
     key = f"jobs/{uuid4()}/1/0.png"
     storage.put(key, b"picture", content_type="image/png")
-    moved = Storage(settings.model_copy(update={"s3_bucket": env["NEW_BUCKET"]}))
-    moved.ensure_bucket()
+    moved = buckets.ensured(Storage(settings.model_copy(update={"s3_bucket": env["NEW_BUCKET"]})))
     pages.run("bucket.md", "bucket", env)
     assert moved.get(key) == b"picture"
 

@@ -14,7 +14,6 @@ from sqlalchemy import func, update
 from api.main import create_app
 from deploy.standalone import ports
 from shared.fleet import registry
-from shared.infra import metrics
 from shared.infra.db import Database, DeliveryRow, EndpointRow, JobRow
 from shared.infra.metrics import Board, PortTaken
 from shared.jobs import lifecycle
@@ -22,6 +21,7 @@ from shared.jobs.outbox import ENDINGS
 from shared.settings import Settings
 from shared.webhooks import endpoints
 from tests.support.factories import DEMO, params
+from tests.support.metrics import METRICS
 from worker.engine.pace import Pace
 from worker.metrics import WorkerMetrics
 
@@ -112,7 +112,7 @@ def test_nothing_that_clients_write_becomes_a_label(http: TestClient) -> None:
 def test_every_label_takes_its_values_from_the_operators_side() -> None:
     """A further label wants a look at who chooses its values; then it belongs here."""
     bounded = {"checkpoint", "worker", "method", "route", "status", "outcome", "code", "kind", "state"}
-    assert {label for metric in metrics.declared().values() for label in metric.labels} == bounded
+    assert {label for metric in METRICS.values() for label in metric.labels} == bounded
 
 
 def test_webhooks_that_are_late_are_counted_unless_their_receiver_is_waited_for(http: TestClient, db: Database) -> None:
@@ -175,7 +175,7 @@ def test_a_worker_answers_on_its_own_port() -> None:
 
 
 def test_every_declared_name_is_well_formed() -> None:
-    for name, metric in metrics.declared().items():
+    for name, metric in METRICS.items():
         assert name.startswith("farm_")
         assert name.endswith("_total") == (metric.kind == "counter")
         assert metric.help.endswith(".")

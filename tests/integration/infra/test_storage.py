@@ -39,10 +39,3 @@ def test_urls_are_signed_for_the_public_address(settings: Settings) -> None:
 def test_a_dead_store_is_our_error(settings: Settings) -> None:
     with pytest.raises(StorageUnavailable):
         Storage(settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1"})).ping()
-
-
-def test_ensuring_the_bucket_twice_is_fine(settings: Settings) -> None:
-    fresh = Storage(settings.model_copy(update={"s3_bucket": f"b-{uuid4()}"}))
-    fresh.ensure_bucket()
-    fresh.ensure_bucket()
-    fresh.ping()

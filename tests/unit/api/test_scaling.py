@@ -1,9 +1,9 @@
-"""How many workers are wanted: enough, never more than the bounds, and the least work lost when they go."""
+"""How many workers are wanted: enough, and never more than the bounds."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.farm.scaling import Candidate, Goal, backlog_gpu_s, desired_workers, scale_in_order
+from api.farm.scaling import Goal, backlog_gpu_s, desired_workers
 
 BACKLOGS = st.floats(0, 1e15)
 SPEEDS = st.floats(1, 1e9)
@@ -40,8 +40,3 @@ def test_work_that_nobody_has_measured_wants_one_worker_and_keeps_those_there_ar
     assert backlog_gpu_s(1000, None) is None
     assert desired_workers(1000, None, workers=0, goal=Goal(60)) == 1
     assert desired_workers(1000, None, workers=2, goal=Goal(60)) == 2
-
-
-def test_the_idle_go_first() -> None:
-    busy, idle, late = Candidate("busy", 50.0), Candidate("idle", 0.0), Candidate("late", 200.0)
-    assert scale_in_order([late, busy, idle]) == [idle, busy, late]

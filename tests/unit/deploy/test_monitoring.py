@@ -14,6 +14,7 @@ from shared.infra import metrics
 from tests import packages
 from tests.support import compose
 from tests.support.compose import ROOT
+from tests.support.metrics import METRICS
 
 FOLDER = ROOT / "deploy/monitoring"
 DASHBOARD = FOLDER / "grafana/dashboards/farm.json"
@@ -52,9 +53,8 @@ def expressions() -> Iterator[str]:
 
 
 def metric(name: str) -> metrics.Metric:
-    declared = metrics.declared()
     base = re.sub(r"_(bucket|count|sum)$", "", name)
-    return declared[base] if base in declared and declared[base].kind == "histogram" else declared[name]
+    return METRICS[base] if base in METRICS and METRICS[base].kind == "histogram" else METRICS[name]
 
 
 def test_every_metric_that_is_asked_for_exists() -> None:
@@ -90,8 +90,8 @@ def test_every_metric_is_watched() -> None:
     asked = {name for expression in expressions() for name in re.findall(r"\bfarm_\w+", expression)}
     watched = {metric(name).name for name in asked}
     page = set(re.findall(r"`(farm_\w+)`", (ROOT / "deploy/runbooks/scale.md").read_text()))
-    assert page <= set(metrics.declared())
-    assert set(metrics.declared()) == watched | page
+    assert page <= set(METRICS)
+    assert set(METRICS) == watched | page
 
 
 def test_grafana_finds_its_source_and_its_dashboard() -> None:
@@ -149,7 +149,7 @@ def test_prometheus_reads_what_the_dashboard_asks(tmp_path: Path) -> None:
 @needs_promtool
 def test_what_is_shown_is_as_prometheus_likes_it() -> None:
     board = metrics.Board()
-    shown = [one for one in metrics.declared().values() if one.kind != "histogram"]
+    shown = [one for one in METRICS.values() if one.kind != "histogram"]
     board.read(lambda: [one.of([(["x"] * len(one.labels), 1.0)]) for one in shown])
     done = subprocess.run(
         [PROMTOOL, "check", "metrics"], input=board.text(), capture_output=True, check=False, timeout=60
