@@ -1,1 +1,1 @@
-"""The words of the farm: what a job asks for, its states, and the prompt grammar. Pure."""
+"""Parameters and states of jobs, samplers, the prompt grammar and infotext: pure values and functions, no I/O."""

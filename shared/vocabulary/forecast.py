@@ -1,6 +1,6 @@
-"""When a job will start and be done. Pure; `api.farm.queue_stats` gathers what is known.
+"""Forecast of a job's start and finish. Pure; `api.farm.queue` reads the numbers from the database.
 
-Predictions are steady-state estimates from measured speeds: jobs of like cost, slots that share their workers' speed evenly.
+A steady-state estimate from measured speeds: it takes jobs to cost about the same, and slots to share a worker's speed evenly.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one checkpoint has to do and who takes it. Costs are `GenerationParams.cost`; `speed` is cost a second of all workers.
+    """The work and the workers of one checkpoint. Costs are `GenerationParams.cost`; `speed` is cost per second of all workers.
 
     `speed` is None while no live worker has measured any. Workers that are `draining` take no job and count for nothing else.
     """
@@ -61,7 +61,10 @@ class Forecast:
 def forecast_queued(
     load: Load, before: Ahead, cost: int, *, held: Reason | None = None, due_in_s: float = 0.0
 ) -> Forecast:
-    """Predict a queued job of `cost` that has the jobs `before` it, is not tried for a while, or whose key is `held` back."""
+    """Forecast a queued job of `cost` behind the jobs `before` it.
+
+    `held` is the reason if its key may run nothing now; `due_in_s` is the wait before its next attempt, in seconds.
+    """
     reason = _why(load, held, due_in_s)
     if held or not load.speed or not before.is_all or not load.slots:
         return Forecast(before.jobs, reason, None, None)
@@ -81,6 +84,6 @@ def _why(load: Load, held: Reason | None, due_in_s: float) -> Reason:
 
 
 def forecast_running(load: Load, cost_left: float) -> Forecast:
-    """Predict a running job that has `cost_left` to go."""
+    """Forecast a running job by the cost that is left."""
     finish_s = cost_left * max(1, load.running) / load.speed if load.speed else None
     return Forecast(None, None, 0.0, finish_s)

@@ -1,4 +1,4 @@
-"""The text inside a PNG that tells how it was made: AUTOMATIC1111's `parameters` line format, which every SD tool reads."""
+"""Infotext: the generation parameters inside a PNG, in AUTOMATIC1111's `parameters` format, which every SD tool reads."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ HASH_CHARS = 10
 
 
 def encode(params: GenerationParams, index: int, *, checkpoint_sha256: str | None = None) -> str:
-    """Return the text for image `index` of a job."""
+    """Return the infotext of image `index` of a job."""
     lines = [params.prompt]
     if params.negative_prompt:
         lines.append(f"Negative prompt: {params.negative_prompt}")
@@ -38,7 +38,7 @@ def encode(params: GenerationParams, index: int, *, checkpoint_sha256: str | Non
 
 
 def extras(params: GenerationParams) -> dict[str, Any]:
-    """Return what is said behind the parameters that every picture has: of hires fix and of inpainting."""
+    """Return the fields of hires fix and inpainting, which follow those of every picture."""
     facts: dict[str, Any] = _hires_facts(params, params.hires) if params.hires else {}
     if params.inpaint and params.mask_image:
         painting = params.inpaint

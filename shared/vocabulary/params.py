@@ -1,7 +1,7 @@
-"""What one job renders, fully resolved: every default applied, the seed drawn, the checkpoint known.
+"""Generation parameters of one job, fully resolved: every default applied, the seed drawn, the checkpoint chosen.
 
-The edge (`api.v1.jobs`) turns a request into `GenerationParams`; everything behind the edge trusts it. Nothing here touches a
-database, a file or the network.
+The api turns a request into `GenerationParams` (`api.admission.resolution`); all code behind it trusts them. Pure: no database,
+no file, no network.
 """
 
 from enum import StrEnum
@@ -27,7 +27,7 @@ MIN_PRIORITY, MAX_PRIORITY = -10, 10
 
 
 class ResizeMode(StrEnum):
-    """How an init image of another shape comes to the size of the picture."""
+    """How an init image of another size is fitted to the picture."""
 
     STRETCH = "stretch"
     CROP = "crop"
@@ -35,7 +35,7 @@ class ResizeMode(StrEnum):
 
 
 class MaskFill(StrEnum):
-    """What the masked area is filled with before it is painted."""
+    """What fills the masked area before inpainting."""
 
     FILL = "fill"
     ORIGINAL = "original"
@@ -44,7 +44,7 @@ class MaskFill(StrEnum):
 
 
 class Upscaler(StrEnum):
-    """How the first pass of hires fix comes to its larger size: in latents, or as pixels by Lanczos."""
+    """How hires fix enlarges its first pass: in latents, or as pixels by Lanczos."""
 
     LATENT = "latent"
     LATENT_ANTIALIASED = "latent_antialiased"
@@ -76,7 +76,7 @@ class _Resolved(BaseModel):
 
 
 class Lora(_Resolved):
-    """A LoRA by its name in the catalog, and how strongly each of its halves acts."""
+    """A LoRA by name, with its weights on the UNet and on the text encoder."""
 
     name: str
     weight: LoraWeight
@@ -84,14 +84,14 @@ class Lora(_Resolved):
 
 
 class Variation(_Resolved):
-    """A second seed, and how far the start noise is turned towards its noise."""
+    """Variation seed and strength: how far the start noise is turned towards that seed's noise (slerp)."""
 
     seed: Seed
     strength: Share
 
 
 class Hires(_Resolved):
-    """A second pass over the enlarged first one. `steps` are really made, whatever the strength."""
+    """Hires fix: a second pass over the enlarged first one. It makes `steps` steps, whatever the strength."""
 
     width: Side
     height: Side
@@ -112,17 +112,17 @@ class Hires(_Resolved):
 
     @property
     def schedule_steps(self) -> int:
-        """The length of the whole schedule of which `last_steps` are made."""
+        """The length of the schedule; only its `last_steps` are made."""
         return hires_steps(self.steps, self.strength)[0]
 
     @property
     def last_steps(self) -> int:
-        """How many steps are made: those asked for, unless the schedule is too short for so little noise."""
+        """How many steps are made: `steps`, or fewer where so little noise would need too long a schedule."""
         return hires_steps(self.steps, self.strength)[1]
 
 
 class Inpaint(_Resolved):
-    """What is painted anew: the white of the mask. Lengths are in pixels of the init image."""
+    """Inpainting: the white of the mask is painted anew. Lengths are in pixels of the init image."""
 
     mask_blur: Annotated[int, Field(ge=0, le=MAX_BLUR_PX)]
     mask_fill: MaskFill
@@ -192,9 +192,9 @@ class GenerationParams(_Resolved):
 
     @property
     def cost(self) -> int:
-        """What the job takes of a device: latent pixels through the UNet, over all calls, rows (guidance takes two) and images.
+        """The work of the job: latent pixels through the UNet, over all calls, rows (guidance takes two) and images.
 
-        Speeds, shares and forecasts are counted in it; it leaves out text encoder, VAE and upload.
+        The unit of speeds, shares and forecasts. Text encoder, VAE and upload are left out.
         """
         calls = unet_calls(self.sampler, self.steps, last=self.last_steps)
         total = calls * _call_cost(self.width, self.height, self.guidance_scale)
@@ -206,7 +206,7 @@ class GenerationParams(_Resolved):
 
     @property
     def last_steps(self) -> int | None:
-        """How many of the steps are made, the last ones, on top of an init image; None for all of them from pure noise."""
+        """How many of the last steps img2img makes; None for txt2img, which makes all."""
         return None if self.strength is None else img2img_steps(self.steps, self.strength)
 
 

@@ -1,4 +1,4 @@
-"""How A1111 cuts a prompt for CLIP: chunks of 75 tokens, which embeddings never straddle and near commas end. Pure."""
+"""Prompt chunks as A1111 makes them for CLIP: 75 tokens each, broken at a comma near the end, embeddings kept whole. Pure."""
 
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -12,11 +12,11 @@ PLACEHOLDER_ID = 0
 
 
 class EmbeddedWord(Protocol):
-    """A word that stands for as many tokens as it is long."""
+    """A textual-inversion embedding. It takes as many tokens as it has vectors."""
 
     @property
     def name(self) -> str:
-        """What prompts call it."""
+        """The word that stands for it in prompts."""
 
     def __len__(self) -> int:
         """Return how many tokens it takes."""
@@ -68,7 +68,7 @@ class Chunker(Generic[E]):
         self._slots += [(PLACEHOLDER_ID, weight)] * len(embedding)
 
     def end_chunk(self, at: int = CHUNK_TOKENS) -> None:
-        """Close the present chunk; what stands behind `at` moves to the next. Raises `InvalidRequest` beyond the most."""
+        """Close the chunk; tokens from `at` on move to the next. Raises `InvalidRequest` beyond `MAX_CHUNKS`."""
         if len(self._done) == MAX_CHUNKS:
             raise InvalidRequest(f"The prompt takes more than {MAX_CHUNKS} chunks of {CHUNK_TOKENS} tokens.")
         stay = tuple(placed for placed in self._placed if placed.offset < at)
@@ -79,7 +79,7 @@ class Chunker(Generic[E]):
         self._after_comma = 0
 
     def finish(self) -> tuple[Chunk[E], ...]:
-        """Return all chunks; a text of nothing is an empty one."""
+        """Return all chunks; an empty text is one empty chunk."""
         if self._slots or not self._done:
             self.end_chunk()
         return tuple(self._done)

@@ -1,7 +1,7 @@
 """The prompt grammar of AUTOMATIC1111: LoRA tags, AND, prompt editing over the steps, attention weights, BREAK.
 
-Text in, texts and numbers out; tokens and tensors are `worker.diffusion.conditioning`'s. A prompt goes through the public
-functions in their order here. Whatever the text, nothing raises or recurses, and the time is linear in its length.
+Text in, texts and numbers out; `prompt_reader` makes tokens of them, `worker.diffusion.conditioning` tensors. A prompt goes
+through the public functions in the order of this file. No text makes them raise or recurse; they take linear time.
 """
 
 import re
@@ -30,7 +30,7 @@ _ATTENTION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LoraTag:
-    """A LoRA that a prompt asks for, and how strongly it acts on the text encoder and on the UNet."""
+    """A `<lora:…>` tag of a prompt: the name and the weights on the text encoder and on the UNet."""
 
     name: str
     text_weight: float

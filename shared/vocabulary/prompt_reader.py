@@ -1,6 +1,7 @@
-"""What a prompt makes the UNet read, as a `Script` of tokens: editing, AND and weights are A1111's, the grammar `prompt`'s.
+"""Tokenises prompts into a `Script`: the tokens and weights that the UNet reads at each step. A1111's semantics.
 
-No weights are needed for it: the tokenizer is CLIP's, the same for every Stable Diffusion 1.5, and its files lie in `clip/`.
+It parses with `prompt_grammar` and needs no checkpoint: the tokenizer is CLIP's, the same for every Stable Diffusion 1.5; its
+files lie in `clip/`.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ Text = tuple[Chunk[E], ...]
 
 @dataclass(frozen=True)
 class Row(Generic[E]):
-    """One sample of an image's UNet calls: its weight, and what it reads up to and with which step, counted from 1."""
+    """One row of the UNet's batch: its weight, and its texts, each with the last step that reads it (counted from 1)."""
 
     weight: float
     timeline: tuple[tuple[int, Text[E]], ...]
@@ -35,9 +36,9 @@ class Row(Generic[E]):
 
 @dataclass(frozen=True)
 class Script(Generic[E]):
-    """All that an image's UNet calls will read. The negative prompt comes first if guided, then the parts of the prompt.
+    """The conditioning of one image, as tokens: the negative prompt first if guided, then the parts of the prompt.
 
-    Every text in it has the same number of chunks.
+    All texts have the same number of chunks.
     """
 
     rows: tuple[Row[E], ...]
@@ -56,7 +57,7 @@ class Script(Generic[E]):
 
 
 class PromptReader(Generic[E]):
-    """Reads prompts. Any thread may."""
+    """Reads prompts. Thread-safe."""
 
     def __init__(self) -> None:
         self._tokenizer = tokenizer()
@@ -73,10 +74,10 @@ class PromptReader(Generic[E]):
         first_pass_steps: int | None = None,
         embeddings: tuple[E, ...] = (),
     ) -> Script[E]:
-        """Tokenise a prompt whose LoRA tags are gone. `first_pass_steps` is set for the second pass of hires fix.
+        """Tokenise a prompt without its LoRA tags. `first_pass_steps` is set for the second pass of hires fix.
 
         Without a negative prompt the script is unguided, unless the prompt has parts or a weight: these are relative to a
-        negative prompt, so it gets an empty one. Raises `InvalidRequest` for a prompt beyond the limits above.
+        negative prompt, so it gets an empty one. Raises `InvalidRequest` beyond the limits above.
         """
         rows = list(grammar.parts(prompt))
         if len(rows) > MAX_PARTS:
@@ -91,7 +92,7 @@ class PromptReader(Generic[E]):
         return Script(tuple(map(Row, weights, read)), guided, clip_skip)
 
     def opening(self, chunk: Chunk[E], *, words: int) -> str:
-        """Return the first words of a chunk as the tokenizer spells them, embeddings by their names."""
+        """Return the first `words` words of a chunk as the tokenizer spells them, embeddings by name."""
         names = {placed.offset: placed.embedding for placed in chunk.placed}
         found, pieces, position = list[str](), "", 0
         while position < len(chunk.slots) and len(found) < words:
@@ -155,18 +156,18 @@ class PromptReader(Generic[E]):
 
 @lru_cache(1)
 def tokenizer() -> Tokenizer:
-    """Return CLIP's tokenizer, as transformers' `CLIPTokenizer` sets it up. Nobody may change it: threads share it."""
+    """Return CLIP's tokenizer, as transformers' `CLIPTokenizer` sets it up. Threads share it: do not change it."""
     vocabulary, merges = str(CLIP_DIR / "vocab.json"), str(CLIP_DIR / "merges.txt")
     end = "<|endoftext|>"
-    made = Tokenizer(BPE.from_file(vocabulary, merges, unk_token=end, end_of_word_suffix=WORD_END))
-    made.normalizer = normalizers.Sequence(
+    clip = Tokenizer(BPE.from_file(vocabulary, merges, unk_token=end, end_of_word_suffix=WORD_END))
+    clip.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    clip.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    made.add_special_tokens([AddedToken("<|startoftext|>", normalized=True), AddedToken(end, normalized=False)])
-    return made
+    clip.add_special_tokens([AddedToken("<|startoftext|>", normalized=True), AddedToken(end, normalized=False)])
+    return clip

@@ -1,7 +1,7 @@
-"""The names of samplers and schedules, which of them go together, and how many UNet calls they take.
+"""Samplers and schedules: names, valid pairs and UNet calls per image.
 
-A sampler turns predictions into the next latents; a schedule lists the noise levels (sigmas) that it walks down. Pure words and
-counts: the maths is in `worker.diffusion`. Every name here can be rendered.
+A sampler turns predictions into the next latents; a schedule lists the noise levels (sigmas) that it walks down. Names and
+counts only: the maths is in `worker.diffusion`, which renders every pair that is listed here.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 
 class Sampler(StrEnum):
-    """Rules that turn noise predictions into the next latents."""
+    """A rule that turns noise predictions into the next latents."""
 
     EULER = "euler"
     EULER_A = "euler_a"
@@ -32,7 +32,7 @@ class Sampler(StrEnum):
 
 
 class Schedule(StrEnum):
-    """Lists of noise levels (sigmas) that a sampler walks down."""
+    """A list of noise levels (sigmas) that a sampler walks down."""
 
     UNIFORM = "uniform"
     KARRAS = "karras"
@@ -116,14 +116,14 @@ SCHEDULE_LABELS: Mapping[Schedule, str] = MappingProxyType(
 
 
 def check_schedule(sampler: Sampler, schedule: Schedule) -> None:
-    """Raise `ValueError` with the possible schedules if the sampler cannot walk this one."""
+    """Raise `ValueError`, naming the valid schedules, if the sampler does not work with this one."""
     if schedule not in SCHEDULES[sampler]:
         possible = ", ".join(SCHEDULES[sampler])
         raise ValueError(f"sampler {sampler} does not work with schedule {schedule}; possible: {possible}")
 
 
 def unet_calls(sampler: Sampler, steps: int, *, last: int | None = None) -> int:
-    """Return how often one image calls the UNet for a schedule of `steps`, or for the `last` of them only."""
+    """Return the UNet calls of one image for a schedule of `steps`, or for its `last` steps alone."""
     made = steps if last is None else last
     if sampler in TWO_CALLS_A_STEP:
         return 2 * made - 1  # the last step ends at zero noise, where there is nothing to correct with
@@ -133,14 +133,14 @@ def unet_calls(sampler: Sampler, steps: int, *, last: int | None = None) -> int:
 
 
 def img2img_steps(steps: int, strength: float) -> int:
-    """Return how many steps, the last ones of `steps`, are made on a picture noised by `strength` (0 to 1)."""
+    """Return how many of the last of `steps` img2img makes at a denoising strength (0 to 1)."""
     return min(steps, int(min(strength, MAX_STRENGTH) * steps) + EXTRA_IMG2IMG_STEP)
 
 
 def hires_steps(steps: int, strength: float) -> tuple[int, int]:
-    """Return the length of the schedule of which the last `steps` begin at `strength` (0 to 1), and how many are made.
+    """Return the length of the schedule whose last `steps` begin at a denoising strength (0 to 1), and the steps to make.
 
-    Fewer than asked for are made only where so little noise would need a schedule longer than `MAX_SCHEDULE_STEPS`.
+    These are fewer than `steps` only where so little noise would need a schedule longer than `MAX_SCHEDULE_STEPS`.
     """
     share = min(strength, MAX_STRENGTH)
     if share * MAX_SCHEDULE_STEPS < steps:

@@ -1,4 +1,4 @@
-"""The states of a job and who may move it from one to the next. Pure; the database applies it in `shared.jobs.lifecycle`.
+"""The state machine of a job. Pure; `shared.jobs` applies it in the database.
 
 QUEUED ──claim──▶ RUNNING ──succeed──▶ SUCCEEDED
   │  ▲              │ │ ├───fail─────▶ FAILED
@@ -15,11 +15,11 @@ from types import MappingProxyType
 
 
 class JobState(StrEnum):
-    """Where a job is in its life. Final states never change."""
+    """The state of a job. Final states never change."""
 
-    # A worker's claim moves it on. A crash leaves it here: the row waits and the reconciler rings again.
+    # A worker's claim moves it on. A crash leaves it here: the row waits and the courier rings again.
     QUEUED = "queued"
-    # The worker that holds the lease moves it on. A crash leaves it here until the lease runs out and the rescuer comes.
+    # The worker that holds the lease moves it on. A crash leaves it here until the lease runs out and a courier rescues it.
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
