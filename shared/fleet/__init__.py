@@ -1,1 +1,1 @@
-"""The gpu workers and what they serve."""
+"""Registry of the gpu workers, their checkpoints and their other weights."""

@@ -1,4 +1,4 @@
-"""The gpu workers that are alive, their checkpoints and the other weights they have. Nothing else writes those tables."""
+"""Registry of gpu workers, checkpoints and other weights. Only this module writes the tables workers, checkpoints and weights."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ WEIGHTS_SEEN_WITHIN = timedelta(seconds=60)
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A worker as it last reported, how many jobs it runs, and whether it reported lately."""
+    """A worker's last report, its running jobs, and whether it is alive."""
 
     id: str
     checkpoint: str
@@ -47,7 +47,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServedCheckpoint:
-    """A checkpoint that jobs may name and the workers that take jobs for it now."""
+    """A checkpoint that jobs may name, and its workers that take jobs now."""
 
     name: str
     size_bytes: int
@@ -68,7 +68,7 @@ def announce(
     slots: int,
     sha256: str | None = None,
 ) -> None:
-    """Record that a worker is ready with a checkpoint in memory; again after a restart is fine."""
+    """Record that a worker has loaded a checkpoint and takes jobs. A restarted worker announces itself again."""
     session.execute(
         insert(CheckpointRow)
         .values(name=checkpoint, size_bytes=size_bytes, sha256=sha256)
@@ -90,23 +90,21 @@ def beat(
     batch_fill: float = 0.0,
     vitals: Mapping[str, float | None] = MappingProxyType({}),
 ) -> bool:
-    """Say that a worker is still there, and how fast it goes: cost a second, seconds a tick, images a UNet call.
+    """Record a worker's heartbeat and speed: cost per second, seconds per tick, images per UNet call.
 
-    `vitals` are the columns that tell how its GPU is.
-
-    Returns whether it is asked to drain.
+    `vitals` are the columns of its GPU's health. Returns whether the worker is asked to drain.
     """
-    beaten = session.execute(
+    updated = session.execute(
         update(WorkerRow)
         .where(WorkerRow.id == worker_id)
         .values(seen_at=func.now(), speed=speed or None, tick_s=tick_s or None, batch_fill=batch_fill or None, **vitals)
         .returning(WorkerRow.draining_at)
     )
-    return beaten.scalar() is not None
+    return updated.scalar() is not None
 
 
 def drain(session: Session, worker_id: str, *, is_draining: bool) -> None:
-    """Ask a worker to finish and leave, and to stay idle should it be started again; or let it work again.
+    """Ask a worker to finish its jobs and take no more, also after a restart; or let it take jobs again.
 
     Raises `WorkerNotFound`.
     """
@@ -117,23 +115,23 @@ def drain(session: Session, worker_id: str, *, is_draining: bool) -> None:
 
 
 def mark_unfit(session: Session, worker_id: str, reason: str) -> None:
-    """Record why a worker takes itself out of service. It counts for nothing more, and is announced again once it is well."""
+    """Record why a worker takes itself out of service. It counts as none until it announces itself again."""
     session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(unfit=reason))
 
 
 def retire(session: Session, worker_id: str) -> None:
-    """Take a worker that is leaving off the list, unless it was drained, which it must not forget, or is unfit, to be seen."""
+    """Delete a worker that stops. A drained one stays, to be drained after a restart; so does an unfit one, to be seen."""
     is_remembered = WorkerRow.draining_at.is_not(None) | WorkerRow.unfit.is_not(None)
     session.execute(delete(WorkerRow).where(WorkerRow.id == worker_id, ~is_remembered))
 
 
 def forget(session: Session) -> None:
-    """Drop workers that died without a word long ago."""
+    """Delete workers that have been silent for `FORGET_AFTER`."""
     session.execute(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - FORGET_AFTER))
 
 
 def workers(session: Session, *, silent_after_s: float) -> Sequence[WorkerStatus]:
-    """List every worker that is remembered, by id."""
+    """List all workers by id."""
     done = cast(JobRow.cost, Float) * JobRow.steps_done / func.nullif(JobRow.steps_total, 0)
     running = (
         select(JobRow.worker_id, func.count().label("jobs"), func.sum(done).label("done"))
@@ -169,7 +167,7 @@ def workers(session: Session, *, silent_after_s: float) -> Sequence[WorkerStatus
 
 
 def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[ServedCheckpoint]:
-    """List every checkpoint ever announced, by name, with the workers that take jobs for it."""
+    """List all announced checkpoints by name, with their workers that take jobs."""
     is_alive = WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)
     takes_jobs = is_alive & WorkerRow.unfit.is_(None) & WorkerRow.draining_at.is_(None)
     rows = session.execute(
@@ -189,9 +187,9 @@ def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[ServedCh
 
 
 def resolve_checkpoint(session: Session, wanted: str | None, *, default: str | None, silent_after_s: float) -> str:
-    """Return the name of the checkpoint that a request means.
+    """Return the checkpoint for a request: the wanted one, else the default, else the only one served, else the only one.
 
-    Without a wish: the configured default, else the one that is served, else the only one known.
+    Raises `UnknownCheckpoint`, or `InvalidRequest` where several would do.
     """
     known = checkpoints(session, silent_after_s=silent_after_s)
     names = [served.name for served in known]
@@ -230,7 +228,7 @@ def announce_weights(session: Session, files: Iterable[WeightsFile]) -> None:
 
 
 def weights(session: Session, kind: Kind, *, silent_after_s: float) -> Sequence[WeightsRow]:
-    """List the weights of a kind, by name. While no worker is alive to look, what was last seen counts."""
+    """List the weights of a kind by name: those that a worker has seen lately, or all while no worker is alive."""
     known = select(WeightsRow).where(WeightsRow.kind == kind).order_by(WeightsRow.name)
     alive = select(WorkerRow.id).where(WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)).limit(1)
     if session.execute(alive).first() is not None:
@@ -239,7 +237,7 @@ def weights(session: Session, kind: Kind, *, silent_after_s: float) -> Sequence[
 
 
 def resolve_weights(session: Session, kind: Kind, wanted: str, *, silent_after_s: float) -> str:
-    """Return the name of the weights that a request means by their name or alias, in any case; else raise `UnknownWeights`."""
+    """Find weights by name or alias, ignoring case, and return their name. Raises `UnknownWeights`."""
     known = weights(session, kind, silent_after_s=silent_after_s)
     names = {row.alias.casefold(): row.name for row in known if row.alias}
     names |= {row.name.casefold(): row.name for row in known}

@@ -1,6 +1,7 @@
-"""The tables and the one way to reach them. `tests/unit/repository/test_table_writers.py` lists who writes which.
+"""SQLAlchemy tables and the connection pool.
 
-Times are timestamptz in UTC, taken from the database's own clock so that leases do not depend on the clocks of workers.
+Only `shared.jobs` (its docstring says which module), `shared.webhooks` and `shared.fleet` write them, but for keys, sessions and
+calls (api) and canaries (worker). Times are UTC by the database's clock, so that leases do not depend on clocks of workers.
 """
 
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ class BatchRow(Base):
 
 
 class PromiseRow(Base):
-    """The job or batch that a client's own key for a submission has made (`shared.jobs.idempotency`)."""
+    """An idempotency key and the job or batch that it made (`shared.jobs.idempotency`)."""
 
     __tablename__ = "promises"
     __table_args__ = (Index("promises_by_age", "created_at"),)
@@ -184,7 +185,7 @@ class PromiseRow(Base):
 
 
 class UploadRow(Base):
-    """A picture that a client brings by itself, or is about to (`shared.jobs.uploads`)."""
+    """An upload: a picture that a client has announced and PUTs straight to the storage (`shared.jobs.uploads`)."""
 
     __tablename__ = "uploads"
     __table_args__ = (Index("uploads_by_age", "created_at"), Index("uploads_of_owner", "owner"))
@@ -196,7 +197,7 @@ class UploadRow(Base):
 
 
 class InputRow(Base):
-    """A stored picture that jobs start from. Until `kept_until` nobody asks whether any does (`shared.jobs.inputs`)."""
+    """A stored init image or mask. It is kept at least until `kept_until` (`shared.jobs.inputs`)."""
 
     __tablename__ = "inputs"
     __table_args__ = (Index("inputs_by_time", "kept_until"),)
@@ -206,7 +207,7 @@ class InputRow(Base):
 
 
 class RemovedJobRow(Base):
-    """A job that there was: its id answers 410, to its owner."""
+    """Tombstone of a removed job: its id answers 410 to its owner."""
 
     __tablename__ = "removed_jobs"
 
@@ -216,7 +217,7 @@ class RemovedJobRow(Base):
 
 
 class ShareRow(Base):
-    """Up to where an owner has used its share of a checkpoint at a priority, in virtual time (`shared.jobs.fair_queue`)."""
+    """The virtual finish of an owner's last job at a checkpoint and priority (`shared.jobs.fair_queue`)."""
 
     __tablename__ = "shares"
 
@@ -254,7 +255,7 @@ class ImageRow(Base):
 
 
 class WorkerRow(Base):
-    """One gpu worker process, as it last announced itself. Alive while `seen_at` is fresh."""
+    """One gpu worker process, as it last reported. Alive while `seen_at` is fresh."""
 
     __tablename__ = "workers"
 
@@ -279,7 +280,7 @@ class WorkerRow(Base):
 
 
 class CanaryRow(Base):
-    """What a worker showed when it examined itself last: its weights' fingerprint, a small raw picture."""
+    """A worker's last self-test: the fingerprint of its weights and a small raw picture."""
 
     __tablename__ = "canaries"
 
@@ -291,7 +292,7 @@ class CanaryRow(Base):
 
 
 class CheckpointRow(Base):
-    """One checkpoint that some worker has announced; jobs may name it from then on, also while no worker serves it."""
+    """A checkpoint that a worker has announced. Jobs may name it from then on, also while no worker serves it."""
 
     __tablename__ = "checkpoints"
 
@@ -302,7 +303,7 @@ class CheckpointRow(Base):
 
 
 class WeightsRow(Base):
-    """A LoRA, embedding or VAE that some worker has in its folders, and when one last saw it there."""
+    """A LoRA, embedding or VAE in the folders of a worker, and when a worker last saw it there."""
 
     __tablename__ = "weights"
 
@@ -315,7 +316,7 @@ class WeightsRow(Base):
 
 
 class KeyRow(Base):
-    """An API key. `id` stands as owner on everything that it makes; of its secret only the hash is kept. Null limits nothing."""
+    """An API key. Its `id` is the `owner` of its rows; only the hash of its secret is stored. A null limit means none."""
 
     __tablename__ = "keys"
 
@@ -338,7 +339,7 @@ class KeyRow(Base):
 
 
 class SessionRow(Base):
-    """What a client without a state of its own has chosen, under the key or the address that it calls from."""
+    """The A1111 options of one client, by the key or the address that it calls from."""
 
     __tablename__ = "sessions"
 
@@ -348,7 +349,7 @@ class SessionRow(Base):
 
 
 class CallRow(Base):
-    """One call that a client waits for, or asks for later by a name of its own choice, and the jobs that it became."""
+    """One A1111 generation call, by the task name that the client chose, and the jobs that it became."""
 
     __tablename__ = "calls"
     __table_args__ = (Index("calls_by_age", "session_id", "created_at"),)
@@ -362,7 +363,7 @@ class CallRow(Base):
 
 
 class EndpointRow(Base):
-    """One receiver of webhooks: registered by its owner for all jobs, or named by jobs and shared by those that name the same."""
+    """A webhook endpoint: registered for all jobs of its owner, or named by jobs, which share the row if they name the same."""
 
     __tablename__ = "webhook_endpoints"
     __table_args__ = (Index("webhook_endpoints_registered", "owner", postgresql_where=text("registered")),)
@@ -399,7 +400,7 @@ class OwnerSecretRow(Base):
 
 
 class EventRow(Base):
-    """One change of a job's state, or the end of a batch, which stands in `job_id` then. Written by what made it happen.
+    """Outbox: one change of a job's state, or the end of a batch (its id is in `job_id`), written in the same transaction.
 
     Transactions end in another order than they take ids, so a reader goes by (`txid`, `id`), up to the oldest unfinished one.
     """
@@ -423,7 +424,7 @@ class EventRow(Base):
 
 
 class DeliveryRow(Base):
-    """One event on its way to one receiver. `attempt` fences the couriers' writes, `log` tells of each."""
+    """One event for one webhook endpoint. `attempt` fences the couriers' writes; `log` lists the attempts."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -453,7 +454,7 @@ class DeliveryRow(Base):
 
 
 class Database:
-    """A pool of connections and the transactions made on it."""
+    """A connection pool and its transactions."""
 
     def __init__(self, settings: Settings, *, pool_size: int = 10) -> None:
         self.engine: Engine = create_engine(
@@ -471,7 +472,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """One transaction: committed when the block ends, rolled back when it raises; `DatabaseUnavailable` when it cannot be."""
+        """Run the block in a transaction: commit at its end, roll back if it raises. Raises `DatabaseUnavailable`."""
         try:
             with self._sessions.begin() as session:
                 yield session
@@ -493,7 +494,7 @@ def _is_full(error: Exception) -> bool:
 
 
 def normalized_url(url: str) -> str:
-    """Accept the `postgres://` and `postgresql://` that hosting services hand out; psycopg 3 is the driver."""
+    """Turn `postgres://` and `postgresql://` into `postgresql+psycopg://`: hosting services hand these out."""
     parsed = make_url(url)
     if parsed.drivername in {"postgres", "postgresql"}:
         parsed = parsed.set(drivername="postgresql+psycopg")

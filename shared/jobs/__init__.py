@@ -1,1 +1,16 @@
-"""The durable job: its life cycle, its turn in the queue, its rescue and its removal."""
+"""The durable job: life cycle, fair queue, rescue, outbox and removal.
+
+Only these modules write the tables of jobs:
+
+    jobs          lifecycle; claims (the claim); fair_queue (`parked`); rescue (expiry, `snapshot_attempt`);
+                  removal (`is_swept`, and deletes)
+    images        lifecycle; a removed job's go with it (ON DELETE CASCADE)
+    shares        fair_queue
+    clocks        claims; fair_queue adds them
+    events        outbox, with the deliveries; purging them, outbox deletes unused webhook_endpoints
+    batches       batches
+    promises      idempotency
+    uploads       uploads
+    inputs        inputs
+    removed_jobs  removal
+"""

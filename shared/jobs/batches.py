@@ -1,7 +1,7 @@
-"""Jobs that were submitted together: their row, their sums, and the count that tells the moment when the last has ended.
+"""Batches: jobs that were submitted together, and the count of those that have not ended.
 
-`shared.jobs.outbox` counts down in the transaction that ends a job, once for each ending that it writes. The row is locked
-then, so of two last jobs that end at once exactly one sees zero.
+`shared.jobs.outbox` counts down in the transaction that ends a job. The update locks the batch, so when its last two jobs end
+at once, exactly one of them sees zero.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -73,17 +73,17 @@ def tallies(session: Session, batch_ids: Collection[UUID]) -> Mapping[UUID, Tall
         .where(JobRow.batch_id.in_(batch_ids))
         .group_by(JobRow.batch_id, JobRow.state)
     )
-    found = {batch_id: Tally() for batch_id in batch_ids}
+    tallies_by_id = {batch_id: Tally() for batch_id in batch_ids}
     for batch_id, state, count, done, steps in session.execute(sums):
-        tally = found[cast(UUID, batch_id)]  # null for jobs of none, which were not asked for
+        tally = tallies_by_id[cast(UUID, batch_id)]  # null for jobs of none, which were not asked for
         tally.counts[JobState(state)] = count
         tally.steps_done += done
         tally.steps_total += steps
-    return found
+    return tallies_by_id
 
 
 def count_down(session: Session, ended: Mapping[UUID, int]) -> Iterable[BatchRow]:
-    """Take jobs that have just ended off their batches. Returns the batches of which they were the last."""
+    """Subtract jobs that have just ended, given as batch id and number. Returns the batches that are finished now."""
     finished = []
     # In one order, so that two transactions that end jobs of several batches wait for each other instead of for ever.
     for batch_id in sorted(ended):
@@ -100,7 +100,7 @@ def count_down(session: Session, ended: Mapping[UUID, int]) -> Iterable[BatchRow
 
 
 def forget_empty(session: Session, batch_ids: Collection[UUID]) -> None:
-    """Delete those of the batches that have no jobs any more."""
+    """Delete those of the batches that have no jobs left."""
     if batch_ids:
         is_empty = ~exists().where(JobRow.batch_id == BatchRow.id)
         session.execute(delete(BatchRow).where(BatchRow.id.in_(batch_ids), is_empty))

@@ -1,8 +1,11 @@
-"""Fair shares: who is next at one checkpoint and priority. Start-time fair queuing (Goyal, Vin, Cheng 1996), its tags in rows.
+"""Start-time fair queuing (Goyal, Vin, Cheng 1996) of the jobs of a checkpoint and priority, with its tags in rows.
 
-A job's length is its cost over its key's weight. It starts, in virtual time, where its owner's job before it finishes, or now if
-that is past; claims go by start. So backlogged owners are served by their weights, an owner who comes back is next, and nobody
-saves up. `shared.jobs.lifecycle` takes turns and walks them; a job that is handed back keeps its own.
+A job's length is its cost over its key's weight. Its virtual start is the virtual finish of its owner's last job, or the clock if
+that is later; its virtual finish is start + length. Claims take the smallest start (`shared.jobs.claims`, with an example). So
+owners with a backlog are served by their weights, an owner who comes back is next, and idle time saves nothing up.
+
+`lifecycle` takes a turn for each submitted job; a requeued job keeps its turn. This module writes `shares`, adds `clocks`, which
+claims move, and sets `jobs.parked` to false.
 """
 
 import math
@@ -21,7 +24,7 @@ from shared.vocabulary.forecast import Reason
 
 @dataclass(frozen=True, slots=True, order=True)
 class Lane:
-    """Where an owner's jobs queue one behind the other."""
+    """A queue of one owner's jobs, in order of submission."""
 
     checkpoint: str
     priority: int
@@ -30,51 +33,51 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A job's place, in virtual time. Parked ones are not claimed until others of their owner have been."""
+    """A job's tags, in virtual time. Claims skip a parked job until they have taken others of its owner."""
 
     start: float
     finish: float
     is_parked: bool
 
 
-def take(session: Session, wanted: Sequence[tuple[Lane, int]]) -> Sequence[Turn]:
-    """Give the next turns, to jobs of these costs. Until the transaction ends, other submits of their lanes wait for it."""
+def take(session: Session, costed: Sequence[tuple[Lane, int]]) -> Sequence[Turn]:
+    """Assign turns to jobs, given as lane and cost. Other submits to these lanes wait until the transaction ends."""
     costs: dict[Lane, list[int]] = {}
-    for lane, cost in wanted:
+    for lane, cost in costed:
         costs.setdefault(lane, []).append(cost)
     # In one order, so that two who want several lanes wait for each other instead of for ever.
     turns = {lane: _turns(session, lane, costs[lane]) for lane in sorted(costs)}
-    return [next(turns[lane]) for lane, _ in wanted]
+    return [next(turns[lane]) for lane, _ in costed]
 
 
 def _turns(session: Session, lane: Lane, costs: Sequence[int]) -> Iterator[Turn]:
-    """Take one long turn for all, and divide it."""
-    about = {"owner": lane.owner, "checkpoint": lane.checkpoint, "priority": lane.priority}
-    whole = session.execute(_TAKE, {**about, "cost": float(sum(costs))}).one()
+    """Take one turn for all jobs of a lane and divide it by their costs."""
+    of_lane = {"owner": lane.owner, "checkpoint": lane.checkpoint, "priority": lane.priority}
+    whole = session.execute(_TAKE, {**of_lane, "cost": float(sum(costs))}).one()
     parked_from = math.inf if whole.room is None else max(0, whole.room - whole.claimable)
     ends = [whole.start, *(whole.start + whole.length * done / sum(costs) for done in accumulate(costs))]
     return iter([Turn(start, finish, at >= parked_from) for at, (start, finish) in enumerate(pairwise(ends))])
 
 
 def give_back(session: Session, job_ids: Sequence[UUID]) -> None:
-    """Return the turns of jobs that ended without ever being claimed, so that they cost their owners nothing."""
+    """Refund the turns of jobs that ended unclaimed, so that they cost their owners nothing."""
     session.execute(_GIVE_BACK, {"ids": list(job_ids)})
 
 
 def unpark(session: Session) -> int:
-    """Let parked jobs move up where canceled ones left room, or a limit was lifted. Returns how many."""
+    """Unpark jobs where canceled ones left room or a limit was raised. Returns how many."""
     moved = session.execute(_UNPARK)
     assert isinstance(moved, CursorResult)  # noqa: S101 - narrows the type; an UPDATE always returns a cursor
     return moved.rowcount
 
 
 def blocked_owners() -> Select[str]:
-    """Select the owners of whom nothing may be claimed now."""
+    """Select the owners whose keys are paused or at their running limit."""
     return select(KeyRow.id).where(text(claims.IS_BLOCKED))
 
 
 def held(session: Session, owner: str) -> Reason | None:
-    """Say why nothing of an owner may be claimed now; None where its key holds nothing back."""
+    """Return why no job of an owner may be claimed now; None if its key is not blocked."""
     paused = session.execute(
         select(KeyRow.paused).where(KeyRow.id == owner, text(claims.IS_BLOCKED))
     ).scalar_one_or_none()

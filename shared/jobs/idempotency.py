@@ -1,7 +1,7 @@
-"""A client's own key for a submission, or id for its job: sent again, it leads to the job that it made and not to another.
+"""Idempotency keys and client-chosen job ids: a repeated submission returns the job that the first one made.
 
-The key is written in the transaction that writes the job, so there is never one without the other, and a submission that was
-refused leaves its key free. Owners do not share keys; ids are everyone's, as long as the job is kept.
+Key and job are written in one transaction, so neither exists without the other, and a refused submission leaves its key free.
+Each owner has its own keys; ids are unique over all owners while the job is kept.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ KEPT_S = 48 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """What tells one body from another: the digest of what was sent, and the one that releases before schema 0019 store."""
+    """Digests of one request body: of the JSON that was sent, and as releases before schema 0019 computed it."""
 
     sent: str
     legacy: str
@@ -31,11 +31,11 @@ class Digests:
 
 
 def job_of_key(session: Session, owner: str, key: str, digests: Digests) -> UUID | None:
-    """Return the job that a key has made; None for a new key, which is this transaction's until it ends.
+    """Return the job of an idempotency key; None for a new key, which this transaction then locks until it ends.
 
-    Raises `KeyReused` when the key came with another body, `SubmissionInFlight` while another transaction has it.
+    Raises `KeyReused` when the key came with another body, `SubmissionInFlight` while another transaction has the lock.
     """
-    _hold(session, f"{owner}\n{key}")
+    _lock(session, f"{owner}\n{key}")
     row = session.get(PromiseRow, (owner, key))
     if row is None:
         return None
@@ -45,12 +45,12 @@ def job_of_key(session: Session, owner: str, key: str, digests: Digests) -> UUID
 
 
 def job_of_id(session: Session, owner: str, job_id: UUID, digests: Digests) -> JobRow | None:
-    """Return the job that was submitted under a client's own id; None for a free id, this transaction's until it ends.
+    """Return the job of a client-chosen id; None for a free id, which this transaction then locks until it ends.
 
-    Raises `KeyReused` when the job came from another body, `SubmissionInFlight` while another transaction has the id,
-    `JobNotFound` for another owner's, `Gone` for that of a job that was removed.
+    Raises `KeyReused` when the job came from another body, `SubmissionInFlight` while another transaction has the lock,
+    `JobNotFound` for a job of another owner, `Gone` for a removed job.
     """
-    _hold(session, job_id.hex)
+    _lock(session, job_id.hex)
     try:
         row = lifecycle.get(session, job_id, owner=owner)
     except JobNotFound:
@@ -63,19 +63,19 @@ def job_of_id(session: Session, owner: str, job_id: UUID, digests: Digests) -> J
 
 
 def remember_key(session: Session, owner: str, key: str, digests: Digests, job_id: UUID) -> None:
-    """Remember which job a new key has made."""
+    """Store a new idempotency key with its job."""
     session.add(PromiseRow(owner=owner, key=key, digest=digests.legacy, sent_digest=digests.sent, job_id=job_id))
 
 
 def forget(session: Session) -> None:
-    """Drop keys that are older than any client may still repeat."""
+    """Delete keys older than `KEPT_S`."""
     session.execute(
         delete(PromiseRow).where(PromiseRow.created_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, KEPT_S))
     )
 
 
-def _hold(session: Session, name: str) -> None:
-    """Keep others from submitting under a name until the transaction ends. Raises `SubmissionInFlight` when one is."""
+def _lock(session: Session, name: str) -> None:
+    """Lock a name until the transaction ends. Raises `SubmissionInFlight` when another transaction holds it."""
     # Not a row lock: there is no row yet. The 64 bits of two names that meet cost one of them a second try.
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
     if not session.scalar(select(func.pg_try_advisory_xact_lock(number))):

@@ -1,8 +1,10 @@
-"""The acts that change a job. `tests/unit/repository/test_table_writers.py` lists who else writes the `jobs` table.
+"""The life cycle of a job: submit, claim, heartbeat, succeed, fail, release, cancel.
 
-Every act is one guarded statement: it names the states it may leave and, for a worker's act, the attempt it belongs to. A zombie
-whose lease was taken matches no row and learns so from the result. An act that starts or ends jobs calls `outbox.record` with
-their ids. Callers commit, then ring doorbells and publish events.
+Each function is one guarded statement: it names the states it may leave and, for a worker's calls, the attempt (a fencing token).
+A zombie, whose lease was taken, matches no row and learns so from the result. Functions that start or end jobs write their events
+(`outbox.record`). Callers commit, then ring doorbells and publish events.
+
+`claims`, `fair_queue`, `rescue` and `removal` write the jobs table too; see `shared.jobs`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +51,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Claim(Attempt):
-    """A worker's right to run an attempt, and what to render."""
+    """A claimed job: the attempt that the worker may run, and its parameters."""
 
     params: GenerationParams
     # Its key has a running limit: when it ends, another of the key's jobs may have become claimable.
@@ -62,14 +64,14 @@ class Claim(Attempt):
 
 @dataclass(frozen=True, slots=True)
 class Beat(Attempt):
-    """What a worker reports of a running attempt: denoising steps done over all its images."""
+    """A heartbeat of a running attempt: denoising steps done over all its images."""
 
     steps_done: int
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedImage:
-    """An image that is already in the storage under `key`."""
+    """An image that is already stored under `key`."""
 
     index: int
     seed: int
@@ -84,9 +86,9 @@ class FinishedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """What a job is made of.
+    """A job to submit.
 
-    It expires unless it is claimed within `expires_in_s`; an attempt that runs for longer than `timeout_s` fails it.
+    It expires unless it is claimed within `expires_in_s`; an attempt that runs longer than `timeout_s` fails it.
     """
 
     params: GenerationParams
@@ -107,13 +109,13 @@ class NewJob:
 
     @property
     def lane(self) -> Lane:
-        """Return where it queues."""
+        """The lane in which it queues."""
         return Lane(self.params.checkpoint, self.priority, self.owner)
 
 
-def submit(session: Session, params: GenerationParams, **about: Any) -> JobRow:
-    """Insert one queued job; `about` it is what an `Order` says beyond its params."""
-    return submit_all(session, [NewJob(params=params, **about)])[0]
+def submit(session: Session, params: GenerationParams, **fields: Any) -> JobRow:
+    """Insert one queued job; `fields` are the other fields of `NewJob`."""
+    return submit_all(session, [NewJob(params=params, **fields)])[0]
 
 
 def submit_all(session: Session, orders: Sequence[NewJob]) -> Sequence[JobRow]:
@@ -158,7 +160,7 @@ def _columns(order: NewJob, turn: Turn, now: datetime | None) -> Mapping[str, An
 
 
 def get(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:
-    """Return the job or raise `JobNotFound`, also for a job of another owner than the one given, or `Gone` for one removed."""
+    """Return the job. Raises `JobNotFound`, also for a job of another owner, or `Gone` for a removed one."""
     row = session.get(JobRow, job_id, populate_existing=True)
     if row is None:
         _refuse_removed(session, job_id, owner)
@@ -176,10 +178,10 @@ def _refuse_removed(session: Session, job_id: UUID, owner: str | None) -> None:
 def claim_next(
     session: Session, checkpoint: str, worker_id: str, *, lease_s: float, oldest_level: bool = False
 ) -> Claim | None:
-    """Take the best queued job of a checkpoint: highest priority, then fair share, then age. None when there is none to take.
+    """Claim the first queued job of a checkpoint: by priority, then fair share, then id. None when no job may run.
 
-    With `oldest_level` the priority of the job that waits longest goes first: workers ask for it now and then, so that the
-    lowest priority moves too. Concurrent claims never block each other and never take the same job.
+    `oldest_level` prefers the priority of the job that waits longest: workers set it now and then, so that the lowest priority
+    moves too. `shared.jobs.claims` has the statement; concurrent claims never wait for each other nor take the same job.
     """
     statement = claims.OLDEST_LEVEL if oldest_level else claims.FIRST
     about = {"checkpoint": checkpoint, "worker_id": worker_id, "lease_s": lease_s}
@@ -194,7 +196,7 @@ def claim_next(
 def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> Mapping[UUID, int]:
     """Extend the leases of a worker's running jobs and record their progress, in one statement.
 
-    Returns the jobs still held under the reported attempt, with their versions. One that is missing was canceled, rescued or
+    Returns the versions of the jobs that it still holds under the reported attempt. A missing one was canceled, rescued or
     finished elsewhere: its worker must stop.
     """
     if not beats:
@@ -218,20 +220,20 @@ def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> Map
 
 
 def note_snapshot(session: Session, run: Attempt) -> bool:
-    """Say that the attempt keeps a snapshot, before it is written. False when it no longer holds the job."""
+    """Record, before it is written, that the attempt keeps a snapshot. False when it no longer holds the job."""
     held = update(JobRow).where(*_is(run), JobRow.state == JobState.RUNNING)
     return _matched(session, held.values(snapshot_attempt=run.attempt))
 
 
 def resume(session: Session, run: Attempt, steps_done: int) -> bool:
-    """Say that the attempt goes on after so many steps. False when it no longer holds the job."""
+    """Record the step at which the attempt resumes from a snapshot. False when it no longer holds the job."""
     return _move(session, run, JobState.RUNNING, resumed_from_step=steps_done, steps_done=steps_done)
 
 
 def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> bool:
-    """Publish the images and end the job, all or nothing. False when the attempt no longer holds the job.
+    """Insert the images and end the job, all or nothing. False when the attempt no longer holds the job.
 
-    Repeating it after a commit whose answer was lost is fine: the job has succeeded by this attempt.
+    Idempotent: after a commit whose answer was lost, a repeat returns True.
     """
     done = _finish(session, run, JobState.SUCCEEDED, steps_done=JobRow.steps_total, **_NO_BLAME)
     if done:
@@ -243,10 +245,10 @@ def succeed(session: Session, run: Attempt, images: Iterable[FinishedImage]) -> 
 
 
 def fail(session: Session, run: Attempt, error: FarmError, *, retry_s: float = 0.0) -> JobState | None:
-    """End an attempt that raised: back to the queue while the error is retryable and attempts are left, else failed.
+    """End an attempt that raised: requeue the job if the error is retryable and attempts are left, else fail it.
 
-    The next attempt waits for about `retry_s` seconds, twice as long after each fault. Returns the new state, or None when the
-    attempt no longer holds the job.
+    The next attempt waits for about `retry_s` seconds, doubled after each fault, with jitter. Returns the new state; None when
+    the attempt no longer holds the job.
     """
     faults = _faults(session, run)
     if faults is None:
@@ -258,10 +260,10 @@ def fail(session: Session, run: Attempt, error: FarmError, *, retry_s: float = 0
 
 
 def lose(session: Session, run: Attempt, error: FarmError, *, alone: bool) -> JobState | None:
-    """End an attempt whose worker is lost, as `fail` does. From now on the job is a suspect and runs alone.
+    """End an attempt whose worker is lost, as `fail` does. The job becomes a suspect: from now on it runs alone.
 
-    Only a job that was alone on that worker is at fault. So one that kills its workers fails after `max_attempts`, and costs
-    each other job at most one attempt and none of its chances.
+    It counts as a fault only if the job was alone on that worker. So a job that kills its workers fails after `max_attempts`,
+    and costs each other job at most one attempt and no fault.
     """
     if _faults(session, run) is None:
         return None
@@ -272,7 +274,7 @@ def lose(session: Session, run: Attempt, error: FarmError, *, alone: bool) -> Jo
 
 
 def release(session: Session, run: Attempt) -> bool:
-    """Hand a running job back to the queue through no fault of its own, as a draining worker does."""
+    """Requeue a running job without a fault, as a draining worker does. False when the attempt no longer holds it."""
     return _requeue(session, run)
 
 
@@ -299,7 +301,7 @@ def cancel(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRo
 
 
 def cancel_batch(session: Session, batch_id: UUID) -> Mapping[UUID, int]:
-    """Cancel all that is unfinished of a batch. Returns the versions of the jobs that this ended."""
+    """Cancel the unfinished jobs of a batch. Returns the versions of the canceled ones by id."""
     is_open = JobRow.state.in_(sources(JobState.CANCELED))
     # Locked in one order, so that two who cancel wait for each other instead of for ever.
     chosen = select(JobRow.id).where(JobRow.batch_id == batch_id, is_open).order_by(JobRow.id).with_for_update()
@@ -317,7 +319,7 @@ def cancel_batch(session: Session, batch_id: UUID) -> Mapping[UUID, int]:
 
 
 def _faults(session: Session, run: Attempt) -> int | None:
-    """Lock the row; return its faults, or None when the attempt does not hold the job."""
+    """Lock the row and return its faults; None when the attempt does not hold the job."""
     held = select(JobRow.faults).where(*_is(run), JobRow.state == JobState.RUNNING).with_for_update()
     return session.execute(held).scalar_one_or_none()
 

@@ -1,8 +1,7 @@
-"""What happened to jobs, written down in the transaction that made it happen: no event without its change, none lost after it.
+"""Transactional outbox: events of jobs, written in the transaction of the change, so that neither exists without the other.
 
-Every act of `shared.jobs.lifecycle` that changes a state calls `record` with the jobs it changed. While nobody listens that
-costs one INSERT. With listeners it also writes what the webhooks will say, and a delivery for each; `shared.webhooks.deliveries`
-takes over.
+Code that starts or ends jobs calls `record` with their ids. Without webhook endpoints that costs one INSERT. With endpoints it
+also writes the webhook's body and one delivery for each endpoint; couriers send them (`shared.webhooks.deliveries`).
 """
 
 import json
@@ -30,7 +29,7 @@ _LONG_TEXT_CHARS = 500
 
 
 class EventType(StrEnum):
-    """What can be told of jobs, and of those submitted together."""
+    """The types of events, of jobs and of batches."""
 
     STARTED = "job.started"
     PROGRESS = "job.progress"
@@ -42,7 +41,7 @@ class EventType(StrEnum):
 
     @property
     def is_of_batch(self) -> bool:
-        """Whether it tells of a batch instead of one job."""
+        """Whether it is an event of a batch, not of a job."""
         return self is EventType.BATCH_FINISHED
 
 
@@ -52,17 +51,16 @@ _TYPES = {JobState.RUNNING: EventType.STARTED, **{JobState(one.removeprefix("job
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the feed of events. Whatever becomes visible later lies behind it."""
+    """A position in the event feed. Events that become visible later come after it."""
 
     txid: int
     id: int
 
 
 def record(session: Session, *job_ids: UUID) -> None:
-    """Write the events of jobs that this transaction has just brought into their present states.
+    """Write the events of jobs whose state this transaction has changed.
 
-    A job that went back to the queue has none. Recording the same change twice is harmless. With the last job of a batch the
-    batch ends.
+    A requeued job has no event. Recording the same change twice is harmless. The last job of a batch to end also ends the batch.
     """
     if job_ids:
         changed = select(JobRow.owner, JobRow.id, JobRow.version, case(_TYPES, value=JobRow.state)).where(
@@ -72,7 +70,7 @@ def record(session: Session, *job_ids: UUID) -> None:
 
 
 def record_progress(session: Session, *, every_s: float, limit: int = 1000) -> int:
-    """Write an event for running jobs that have moved since their last, where someone wants to hear it. Returns how many."""
+    """Write progress events of running jobs, where an endpoint wants them. Returns how many."""
     if not session.scalar(select(exists().where(literal(EventType.PROGRESS.value) == any_(EndpointRow.events)))):
         return 0
     told, listener = aliased(EventRow), _listeners()
@@ -93,7 +91,7 @@ def record_progress(session: Session, *, every_s: float, limit: int = 1000) -> i
 
 
 def feed(session: Session, *, after: Position | None, limit: int, owner: str | None) -> Sequence[EventRow]:
-    """Return the next events of an owner, or of all, in an order in which none ever appears before one already returned."""
+    """Return the next events of an owner, or of all. A later call never returns one that sorts before these."""
     query = (
         select(EventRow)
         .where(EventRow.txid < _horizon(), EventRow.type != EventType.PROGRESS)
@@ -113,7 +111,7 @@ def latest(session: Session) -> Position:
 
 
 def purge(session: Session, *, older_than_s: float) -> int:
-    """Forget the oldest events with their deliveries, and receivers named by jobs long gone. Returns how many events."""
+    """Delete old events with their deliveries, and unregistered endpoints long unused. Returns how many events."""
     cutoff = func.now() - timedelta(seconds=older_than_s)
     oldest = select(EventRow.id).order_by(EventRow.id).limit(PURGE_BATCH)
     gone = session.execute(delete(EventRow).where(EventRow.id.in_(oldest), EventRow.at < cutoff).returning(EventRow.id))
@@ -128,7 +126,7 @@ def purge(session: Session, *, older_than_s: float) -> int:
 
 
 def body_of(kind: str, job: Job, at: str) -> str:
-    """Return what a webhook says: the Job as the API shows it, long texts cut if it would not fit."""
+    """Return the body of a webhook: the Job as the API shows it, long texts cut beyond `MAX_BODY_BYTES`."""
     data = job.model_dump(mode="json", exclude={"outlook"})
     whole = _dumped(kind, at, data)
     if len(whole.encode()) <= MAX_BODY_BYTES:
@@ -137,7 +135,7 @@ def body_of(kind: str, job: Job, at: str) -> str:
 
 
 def _write(session: Session, changed: Any) -> int:
-    """Insert events from rows of (owner, job, version, type), and deliveries to whoever listens, in that order of cost."""
+    """Insert events from a SELECT of (owner, job, version, type), with their deliveries. Returns how many."""
     columns = [EventRow.owner, EventRow.job_id, EventRow.version, EventRow.type]
     written = (
         insert(EventRow)
@@ -167,7 +165,7 @@ def _write(session: Session, changed: Any) -> int:
 
 
 def _end(session: Session, batch: BatchRow) -> None:
-    """Write the event of a batch whose last job has just ended, and its deliveries."""
+    """Write the event and the deliveries of a batch whose last job has just ended."""
     kind = EventType.BATCH_FINISHED
     event = EventRow(owner=batch.owner, job_id=batch.id, version=1, type=kind, body=None)
     session.add(event)
@@ -188,7 +186,7 @@ def _end(session: Session, batch: BatchRow) -> None:
 
 
 def _listeners() -> Any:
-    """Find who may hear of a job: its owner's registered receivers, and the one that it names itself."""
+    """Select the endpoints of a job: those that its owner has registered, and the one that it names itself."""
     columns = select(EndpointRow.id, EndpointRow.events).where(EndpointRow.state != "gone")
     registered = columns.where(EndpointRow.owner == JobRow.owner, EndpointRow.registered).correlate(JobRow)
     named = columns.where(EndpointRow.id == JobRow.endpoint_id).correlate(JobRow)

@@ -1,7 +1,7 @@
-"""How jobs and their objects leave: by their owner's wish, by age, and the litter of attempts that came to nothing.
+"""Deletion of jobs and their objects: on request, by age, and the leftovers of failed attempts.
 
-Objects go first, then rows: a courier that dies between finds the rows again. A tombstone stays, so that the id answers 410.
-What a stale attempt writes after that is named by no row any more; it is found by walking the bucket.
+Objects go first, then rows: a courier that dies in between finds the rows again. A tombstone (`removed_jobs`) stays, so that the
+id answers 410. A stale attempt may still write an object afterwards; `orphans` finds it in a listing of the bucket.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ BATCH = 100
 
 
 def removable(session: Session, job_id: UUID, *, owner: str | None) -> JobRow:
-    """Return a final job. Raises `JobNotFound`, `Gone`, and `JobNotFinal` for one that may still be rendered."""
+    """Return a job that may be deleted. Raises `JobNotFound`, `Gone`, or `JobNotFinal` before it has ended."""
     row = lifecycle.get(session, job_id, owner=owner)
     if not JobState(row.state).is_final:
         raise JobNotFinal(f"Job {job_id} is {row.state}; cancel it first.")
@@ -36,12 +36,12 @@ def aged(session: Session, *, days: float) -> Sequence[JobRow]:
 
 
 def objects(row: JobRow) -> list[str]:
-    """Name every object that any attempt at a job can have stored."""
+    """Return the key of every object that any attempt of a job can have stored."""
     return [*_pictures(row, range(1, row.attempt + 1)), *_snapshots(row)]
 
 
 def remove(session: Session, rows: Sequence[JobRow]) -> None:
-    """Delete jobs with what is known of their images, and leave tombstones. Doing it twice is fine."""
+    """Delete final jobs and the rows of their images, and insert tombstones. Idempotent."""
     ids = [row.id for row in rows]
     gone = session.execute(
         delete(JobRow)
@@ -55,7 +55,7 @@ def remove(session: Session, rows: Sequence[JobRow]) -> None:
 
 
 def littered(session: Session) -> Sequence[JobRow]:
-    """Return jobs that ended a while ago and may have left objects nobody sees, the oldest first, at most `BATCH`."""
+    """Return jobs that ended over `LATE_WRITE` ago and may have leftovers, the oldest first, at most `BATCH`."""
     came_to_nothing = (JobRow.attempt > 1) | (JobRow.state != JobState.SUCCEEDED)
     ended = JobRow.finished_at < func.now() - LATE_WRITE
     left = select(JobRow).where(ended, ~JobRow.is_swept, JobRow.attempt > 0, came_to_nothing)
@@ -63,21 +63,21 @@ def littered(session: Session) -> Sequence[JobRow]:
 
 
 def litter(row: JobRow) -> list[str]:
-    """Name the objects of a final job's attempts that came to nothing."""
+    """Return the keys of images that a final job's attempts may have stored and the job does not show."""
     seen = {image.key for image in row.images}
     return [key for key in _pictures(row, range(1, row.attempt + 1)) if key not in seen]
 
 
 def mark_swept(session: Session, rows: Sequence[JobRow]) -> None:
-    """Say that these jobs left nothing behind."""
+    """Record that the leftovers of these jobs are deleted."""
     swept = update(JobRow).where(JobRow.id.in_([row.id for row in rows])).values(is_swept=True)
     session.execute(swept.execution_options(synchronize_session=False))
 
 
 def orphans(session: Session, keys: Sequence[str]) -> list[str]:
-    """Tell which of these objects belong to jobs that are over and are not shown by them.
+    """Return those of the keys that belong to ended or removed jobs which do not show them.
 
-    Objects of jobs that this database has never known are left alone: it may be another one, or restored from before them.
+    Keys of jobs unknown to this database are left out: it may be another farm's, or restored from an older backup.
     """
     owners = {key: job_id for key in keys if (job_id := job_of(key))}
     ids = set(owners.values())

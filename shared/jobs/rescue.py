@@ -1,7 +1,7 @@
-"""What befalls jobs without anyone asking: their worker is lost, their time is up. Run by any courier, as often as it likes.
+"""Rescue of jobs whose worker is lost, run timeouts and expiry. Couriers call these every few seconds.
 
-Safe from several places at once: every row is locked while it is judged. What a worker held is moved by the acts of
-`shared.jobs.lifecycle`, guarded by its attempt.
+Several couriers may run them at once: each locks the rows that it decides on. `lifecycle` moves the running jobs, fenced by their
+attempt; this module itself writes the jobs table to expire queued ones and to clear `snapshot_attempt`.
 """
 
 from collections import Counter
@@ -24,10 +24,11 @@ Moved = list[tuple[UUID, JobState]]
 
 
 def rescue_lost(session: Session, *, lease_s: float, limit: int = 500) -> Moved:
-    """Take back the jobs of workers that went silent: queued again, or failed when their attempts are used up.
+    """Take back the jobs of silent workers: requeue them, or fail those without attempts left.
 
-    A lost worker's leases end at different moments, up to a heartbeat apart. All its jobs are taken at the first, for only
-    together do they tell who was alone. An attempt that a living worker let run out is one it never knew of: nobody's fault.
+    A lost worker's leases end up to a heartbeat apart. When the first has ended, all its jobs are taken at once: only their
+    number tells whether a job was alone. A live worker that let a lease run out never knew of that attempt, so that is no
+    fault.
     """
     half = timedelta(seconds=lease_s / 2)
     is_alive = exists().where(WorkerRow.id == JobRow.worker_id, WorkerRow.seen_at > func.now() - half)
@@ -41,13 +42,13 @@ def rescue_lost(session: Session, *, lease_s: float, limit: int = 500) -> Moved:
 
 
 def take_over(session: Session, worker_id: str) -> Moved:
-    """Take back at once what a worker's own former process still held when it died."""
+    """Take back at once the jobs that the former process of a restarted worker held."""
     held = _held(literal(False)).where(JobRow.worker_id == worker_id)
     return _take_back(session, session.execute(held).all())
 
 
 def end_overdue(session: Session, *, limit: int = 500) -> Moved:
-    """Fail attempts that run for longer than their job allows. Their workers notice with the next heartbeat."""
+    """Fail attempts that run longer than `timeout_s` of their job. Their workers notice at the next heartbeat."""
     ran = func.extract("epoch", func.now() - JobRow.started_at)
     overdue = session.execute(
         select(JobRow.id, JobRow.attempt, JobRow.timeout_s)
@@ -62,7 +63,7 @@ def end_overdue(session: Session, *, limit: int = 500) -> Moved:
 
 
 def expire(session: Session, *, limit: int = 500) -> Sequence[UUID]:
-    """End queued jobs that nobody has claimed in time. Returns which."""
+    """Expire queued jobs that no worker has claimed in time. Returns their ids."""
     late = (
         select(JobRow.id)
         .where(JobRow.state == JobState.QUEUED, JobRow.expires_at <= func.now())
@@ -83,14 +84,14 @@ def expire(session: Session, *, limit: int = 500) -> Sequence[UUID]:
 
 
 def ended_with_snapshots(session: Session, *, limit: int) -> Sequence[tuple[UUID, int]]:
-    """Return jobs that ended a while ago and the last attempt that kept a snapshot. An earlier write may still be under way."""
+    """Return jobs that ended over `LATE_WRITE` ago, with the last attempt that kept a snapshot."""
     ended = JobRow.finished_at < func.now() - LATE_WRITE
     kept = select(JobRow.id, JobRow.snapshot_attempt).where(JobRow.snapshot_attempt.is_not(None), ended)
     return [(job_id, attempt) for job_id, attempt in session.execute(kept.limit(limit)) if attempt]
 
 
 def forget_snapshots(session: Session, job_ids: Sequence[UUID]) -> None:
-    """Say that nothing is kept of these jobs any more."""
+    """Record that the snapshots of these jobs are deleted."""
     session.execute(
         update(JobRow)
         .where(JobRow.id.in_(job_ids))
@@ -100,7 +101,7 @@ def forget_snapshots(session: Session, job_ids: Sequence[UUID]) -> None:
 
 
 def backlog(session: Session) -> Mapping[str, int]:
-    """Count the queued jobs of each checkpoint that could be claimed now, where there are any."""
+    """Count the queued jobs that could be claimed now, by checkpoint."""
     claimable = select(JobRow.checkpoint, func.count()).where(
         JobRow.state == JobState.QUEUED,
         not_(JobRow.parked),

@@ -1,6 +1,6 @@
-"""Pictures that clients bring by themselves, straight to the storage, to name them in jobs for a day: the acts on `uploads`.
+"""Uploads: pictures that clients PUT straight to the storage and may use in jobs for a day (the `uploads` table).
 
-The file stays as it came under `uploads/`; a job that names it gets its own checked copy under `inputs/`.
+The raw file lies under `uploads/`; submitting a job that uses it stores a checked copy under `inputs/`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ FORGOTTEN_AT_ONCE = 500
 
 
 def add(session: Session, *, owner: str, size_bytes: int) -> UploadRow:
-    """Expect a file of so many bytes. Raises `TooManyUploads`."""
+    """Announce an upload of `size_bytes`. Raises `TooManyUploads`."""
     mine = select(func.count()).select_from(UploadRow).where(UploadRow.owner == owner)
     if (session.scalar(mine) or 0) >= MAX_KEPT:
         raise TooManyUploads(f"This API key has {MAX_KEPT} uploads; each goes a day after it was announced.")
@@ -31,8 +31,8 @@ def add(session: Session, *, owner: str, size_bytes: int) -> UploadRow:
 
 
 def get(session: Session, upload_id: UUID, *, owner: str) -> UploadRow:
-    """Return an upload or raise `UploadNotFound`, also for one of another owner or past its time."""
-    mine = select(UploadRow).where(UploadRow.id == upload_id, UploadRow.owner == owner, ~_is_over())
+    """Return an upload. Raises `UploadNotFound`, also for another owner's or an expired one."""
+    mine = select(UploadRow).where(UploadRow.id == upload_id, UploadRow.owner == owner, ~_is_expired())
     row = session.scalars(mine).one_or_none()
     if row is None:
         raise UploadNotFound(f"There is no upload {upload_id}, or it is older than a day.")
@@ -40,15 +40,15 @@ def get(session: Session, upload_id: UUID, *, owner: str) -> UploadRow:
 
 
 def over(session: Session) -> Sequence[UUID]:
-    """Return uploads whose time is over, the oldest first, at most `FORGOTTEN_AT_ONCE`."""
-    old = select(UploadRow.id).where(_is_over()).order_by(UploadRow.created_at).limit(FORGOTTEN_AT_ONCE)
+    """Return expired uploads, the oldest first, at most `FORGOTTEN_AT_ONCE`."""
+    old = select(UploadRow.id).where(_is_expired()).order_by(UploadRow.created_at).limit(FORGOTTEN_AT_ONCE)
     return session.scalars(old).all()
 
 
 def forget(session: Session, upload_ids: Sequence[UUID]) -> None:
-    """Drop uploads whose files are gone."""
+    """Delete the rows of uploads whose files are deleted."""
     session.execute(delete(UploadRow).where(UploadRow.id.in_(upload_ids)))
 
 
-def _is_over() -> ColumnElement[bool]:
+def _is_expired() -> ColumnElement[bool]:
     return UploadRow.created_at < func.now() - KEPT

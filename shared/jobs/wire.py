@@ -1,4 +1,4 @@
-"""The `Job` and the `Batch` that clients see, the same wherever they travel: responses, events and webhooks."""
+"""The wire format of `Job` and `Batch`: the same in responses, events and webhooks."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -167,7 +167,7 @@ class Job(BaseModel):
 
     @classmethod
     def of(cls, row: "JobRow", forecast: Forecast | None = None) -> "Job":
-        """Show a row, with what is known of its future."""
+        """Build it from a row and its forecast."""
         params = GenerationParams.model_validate(row.params)
         return cls(
             id=row.id,
@@ -237,7 +237,7 @@ class Batch(BaseModel):
 
     @classmethod
     def of(cls, row: "BatchRow", tally: "Tally") -> "Batch":
-        """Show a row, with the sums over its jobs."""
+        """Build it from a row and the sums over its jobs."""
         return cls(
             id=row.id,
             name=row.name,

@@ -1,4 +1,4 @@
-"""Forecast of a job's start and finish. Pure; `api.farm.queue` reads the numbers from the database.
+"""Forecast of a job's start and finish. Pure; `api.farm.queue_stats` reads the numbers from the database.
 
 A steady-state estimate from measured speeds: it takes jobs to cost about the same, and slots to share a worker's speed evenly.
 """

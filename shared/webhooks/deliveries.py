@@ -1,7 +1,7 @@
-"""Events on their way to receivers: couriers claim what is due and settle what became of it; owners look on and replay.
+"""Webhook deliveries: couriers claim those that are due and settle each attempt; owners list and replay them.
 
-At least once: a courier that dies between a delivery and its mark leaves a lease that runs out, and the same message goes again
-under the same `webhook-id`. A courier's writes carry the attempt that it claimed; a stale one writes nothing.
+At-least-once: if a courier dies before it settles a delivery, the lease runs out and another sends the same message again, under
+the same `webhook-id`. A courier's writes are fenced by the attempt that it claimed.
 """
 
 import json
@@ -29,7 +29,7 @@ _ERROR_CHARS = 300
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery is."""
+    """The state of a delivery."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -39,7 +39,7 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A courier's right to one attempt at a delivery, and all that it needs for it."""
+    """A claimed delivery: one attempt, with everything that sending it needs."""
 
     id: UUID
     attempt: int
@@ -61,7 +61,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an attempt. `status` is None when there was no answer."""
+    """The result of an attempt. `status` is None when there was no answer."""
 
     status: int | None
     error: str | None
@@ -70,12 +70,12 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether the receiver has it."""
+        """Whether the receiver accepted it."""
         return self.error is None
 
     @property
     def word(self) -> str:
-        """Say in one word what became of it."""
+        """The label of the metric: delivered, refused or unreachable."""
         return "delivered" if self.ok else "refused" if self.status else "unreachable"
 
 
@@ -94,16 +94,18 @@ def claim(
     busy: Mapping[str, int] | None = None,
     now: datetime | None = None,
 ) -> list[Due]:
-    """Take up to `limit` deliveries that are due, at most `per_lane` of a lane less those of it that are `busy` already.
+    """Claim up to `limit` due deliveries, at most `per_lane` of a lane minus those `busy` in it (`shared.webhooks.claims`).
 
-    `ailing` chooses receivers whose last delivery failed, else those that work, so that the ones cannot crowd out the others.
+    `ailing` claims only from endpoints whose last delivery failed, else only from the others: each kind has its own quota.
     Concurrent claims never take the same delivery and never wait for each other.
     """
     if limit < 1:
         return []
     clock = now or session.scalars(select(func.now())).one()
-    asked = {"now": clock, "ailing": ailing, "per_lane": per_lane, "limit": limit, "lease": timedelta(seconds=lease_s)}
-    lanes = {row.id: row.lane for row in session.execute(claims.CLAIM, {**asked, "busy": json.dumps(dict(busy or {}))})}
+    values = {"now": clock, "ailing": ailing, "per_lane": per_lane, "limit": limit, "lease": timedelta(seconds=lease_s)}
+    lanes = {
+        row.id: row.lane for row in session.execute(claims.CLAIM, {**values, "busy": json.dumps(dict(busy or {}))})
+    }
     if not lanes:
         return []
     query = select(DeliveryRow).where(DeliveryRow.id.in_(lanes)).order_by(DeliveryRow.next_at, DeliveryRow.id)
@@ -123,10 +125,10 @@ def settle(
     probe_s: float,
     now: datetime | None = None,
 ) -> bool:
-    """Write down what became of an attempt. False when it was no longer ours.
+    """Record the result of an attempt. False when another courier has claimed the delivery since.
 
-    `retry_in_s` is when a failed one goes again; None gives up. A receiver that fails for `suspend_after_s` is suspended, and
-    tried again every `probe_s`; the first success sends it all that waits.
+    A failed one is tried again after `retry_in_s`; None gives up. An endpoint that fails for `suspend_after_s` is suspended and
+    probed every `probe_s`; its first success makes all its deliveries due.
     """
     clock = now or session.scalars(select(func.now())).one()
     endpoint = session.get(EndpointRow, due.endpoint_id, with_for_update=True, populate_existing=True)
@@ -150,9 +152,9 @@ def settle(
 
 
 def overdue(session: Session) -> tuple[int, float]:
-    """Return how many deliveries wait, and for how many seconds the one that is most overdue has been due.
+    """Return the number of overdue deliveries, and how long the oldest has been due, in seconds.
 
-    Those to receivers that are suspended or have asked for patience do not count.
+    Deliveries to endpoints that are suspended or on hold do not count.
     """
     late_s = func.extract("epoch", func.now() - func.min(DeliveryRow.next_at))
     open_now = (EndpointRow.state == EndpointState.ACTIVE, func.coalesce(EndpointRow.hold_until <= func.now(), True))
@@ -165,7 +167,7 @@ def overdue(session: Session) -> tuple[int, float]:
 
 
 def get(session: Session, delivery_id: UUID, *, owner: str | None) -> DeliveryRow:
-    """Return a delivery or raise `DeliveryNotFound`, also for one of another owner."""
+    """Return a delivery. Raises `DeliveryNotFound`, also for one of another owner."""
     row = session.get(DeliveryRow, delivery_id, populate_existing=True)
     if row is None or owner not in {None, row.owner}:
         raise DeliveryNotFound(f"There is no delivery {delivery_id}.")
@@ -174,7 +176,7 @@ def get(session: Session, delivery_id: UUID, *, owner: str | None) -> DeliveryRo
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which deliveries are meant; what is None does not matter. Times are those of the events."""
+    """A filter of deliveries; None matches all. Times are those of the events."""
 
     owner: str | None
     state: DeliveryState | None = None
@@ -191,13 +193,13 @@ class Filter:
             (DeliveryRow.endpoint_id, self.endpoint_id),
             (DeliveryRow.job_id, self.job_id),
         ]
-        wanted = [column == value for column, value in columns if value is not None]
+        conditions = [column == value for column, value in columns if value is not None]
         times = select(EventRow.id).where(EventRow.id == DeliveryRow.event_id)
         if self.since is not None:
-            wanted.append(times.where(EventRow.at >= self.since).exists())
+            conditions.append(times.where(EventRow.at >= self.since).exists())
         if self.until is not None:
-            wanted.append(times.where(EventRow.at < self.until).exists())
-        return wanted
+            conditions.append(times.where(EventRow.at < self.until).exists())
+        return conditions
 
 
 def listing(session: Session, which: Filter, *, limit: int, after: UUID | None = None) -> Sequence[DeliveryRow]:
@@ -215,7 +217,7 @@ def replay(session: Session, row: DeliveryRow) -> None:
 
 
 def replay_all(session: Session, which: Filter) -> int:
-    """Send again what the filter means, the oldest first, at most `REPLAY_LIMIT`; nothing to receivers that are gone."""
+    """Replay the matching deliveries, oldest first, at most `REPLAY_LIMIT`, except to endpoints that are gone."""
     gone = select(EndpointRow.id).where(EndpointRow.state == EndpointState.GONE)
     chosen = (
         select(DeliveryRow.id)

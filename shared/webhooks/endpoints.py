@@ -1,7 +1,7 @@
-"""Who receives webhooks: the acts that change `webhook_endpoints` and `webhook_secrets`.
+"""Webhook endpoints and their secrets.
 
-A receiver is registered by its owner for all jobs, or named by a job itself; jobs that name the same share one row, its patience
-and its health. Secrets are Standard Webhooks' `whsec_…`; while one is being rotated, two sign.
+An owner registers an endpoint for all jobs, or a job names one; jobs that name the same share one row and its state. Secrets are
+Standard Webhooks' `whsec_…`; during a rotation the old and the new one both sign.
 """
 
 import base64
@@ -28,7 +28,7 @@ SECRET_BYTES = (24, 64)
 
 
 class EndpointState(StrEnum):
-    """Whether a receiver gets what is meant for it. What waits for one that does not is kept."""
+    """Whether an endpoint gets its webhooks. Deliveries to one that is paused or suspended wait."""
 
     ACTIVE = "active"
     # By its owner's wish, who resumes it.
@@ -42,7 +42,7 @@ class EndpointState(StrEnum):
 def register(
     session: Session, *, owner: str, url: str, events: Sequence[str], secret: str | None, allow_private: bool
 ) -> EndpointRow:
-    """Add a receiver for all jobs of an owner. Raises `BlockedUrl`, `InvalidRequest`, `TooManyEndpoints`."""
+    """Register an endpoint for all jobs of an owner. Raises `BlockedUrl`, `InvalidRequest`, `TooManyEndpoints`."""
     row = EndpointRow(
         id=uuid4(),
         owner=owner,
@@ -66,7 +66,7 @@ def register(
 def named(
     session: Session, *, owner: str, url: str, events: Sequence[str], secret: str | None, allow_private: bool
 ) -> UUID:
-    """Return the id of the receiver that a job names, made unless an earlier job named the same. Raises as `register`."""
+    """Return the id of the endpoint that a job names; add it unless an earlier job named the same. Raises as `register`."""
     origin = url_guard.parse(url, allow_private=allow_private).origin
     hears = sorted(set(events))
     key = checked_secret(secret) if secret else None
@@ -84,7 +84,7 @@ def named(
 
 
 def get(session: Session, endpoint_id: UUID, *, owner: str | None) -> EndpointRow:
-    """Return a receiver, locked for a change, or raise `EndpointNotFound`, also for one of another owner."""
+    """Lock and return an endpoint. Raises `EndpointNotFound`, also for one of another owner."""
     row = session.get(EndpointRow, endpoint_id, with_for_update=True, populate_existing=True)
     if row is None or owner not in {None, row.owner}:
         raise EndpointNotFound(f"There is no webhook endpoint {endpoint_id}.")
@@ -92,25 +92,25 @@ def get(session: Session, endpoint_id: UUID, *, owner: str | None) -> EndpointRo
 
 
 def listing(session: Session, *, owner: str | None) -> Sequence[EndpointRow]:
-    """Return the registered receivers of an owner, or of all, oldest first."""
+    """Return the registered endpoints of an owner, or of all, oldest first."""
     query = select(EndpointRow).where(EndpointRow.registered).order_by(EndpointRow.created_at, EndpointRow.id)
     return session.scalars(query if owner is None else query.where(EndpointRow.owner == owner)).all()
 
 
 def pause(row: EndpointRow) -> None:
-    """Hold back what is meant for a receiver until it is resumed."""
+    """Hold back an endpoint's deliveries until it is resumed."""
     row.state = EndpointState.PAUSED
 
 
 def resume(session: Session, row: EndpointRow) -> None:
-    """Send a receiver what waits for it, at once."""
+    """Activate an endpoint and make its waiting deliveries due now."""
     row.state, row.failing_since, row.hold_until = EndpointState.ACTIVE, None, None
     session.flush()
     release(session, row.id)
 
 
 def release(session: Session, endpoint_id: UUID) -> None:
-    """Make due now whatever waits for a receiver, however long its backoff had become."""
+    """Make all waiting deliveries of an endpoint due now, whatever their backoff."""
     session.execute(
         update(DeliveryRow)
         .where(DeliveryRow.endpoint_id == endpoint_id, DeliveryRow.state == "pending", DeliveryRow.next_at > func.now())
@@ -120,7 +120,7 @@ def release(session: Session, endpoint_id: UUID) -> None:
 
 
 def rotate(row: EndpointRow | OwnerSecretRow, *, overlap_s: float, secret: str | None = None) -> str:
-    """Give a receiver a new secret and return it. For `overlap_s` seconds the one before signs as well."""
+    """Replace a secret and return the new one. For `overlap_s` seconds the old one signs as well."""
     row.old_secret = row.secret if overlap_s > 0 else None
     row.old_secret_until = _after(overlap_s)
     row.secret = checked_secret(secret) if secret else new_secret()
@@ -128,12 +128,12 @@ def rotate(row: EndpointRow | OwnerSecretRow, *, overlap_s: float, secret: str |
 
 
 def owner_secret(session: Session, owner: str) -> OwnerSecretRow:
-    """Return the secret that signs for jobs which bring none, made when it is first asked for."""
-    found = session.get(OwnerSecretRow, owner, populate_existing=True)
-    if found is None:
+    """Return the owner's secret, which signs where an endpoint has none; create it at the first call."""
+    row = session.get(OwnerSecretRow, owner, populate_existing=True)
+    if row is None:
         session.execute(insert(OwnerSecretRow).values(owner=owner, secret=new_secret()).on_conflict_do_nothing())
-        found = session.get_one(OwnerSecretRow, owner)
-    return found
+        row = session.get_one(OwnerSecretRow, owner)
+    return row
 
 
 def new_secret() -> str:
@@ -142,7 +142,7 @@ def new_secret() -> str:
 
 
 def checked_secret(secret: str) -> str:
-    """Return a secret as the standard wants it, or raise `InvalidRequest` without repeating it."""
+    """Return a valid secret unchanged. Raises `InvalidRequest`, without repeating it."""
     least, most = SECRET_BYTES
     try:
         size = len(base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True))
