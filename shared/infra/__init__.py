@@ -1,1 +1,1 @@
-"""Postgres, Redis, the object store, HTTP to the outside, logs, metrics and traces."""
+"""Clients of Postgres, Redis, the object store and outside HTTP; logs, metrics and traces."""

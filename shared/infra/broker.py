@@ -1,6 +1,6 @@
-"""Celery and its doorbells. A doorbell says "there is work for this checkpoint"; it never names a job.
+"""Celery and Redis clients, and doorbells: Celery messages that say "there is work for this checkpoint" and name no job.
 
-Losing every doorbell loses nothing: the courier rings again for rows that wait (see `worker.courier.maintenance`).
+A lost doorbell loses no job: the courier rings again while rows wait (`worker.courier.maintenance`).
 """
 
 import structlog
@@ -77,7 +77,7 @@ def listen_for(app: Celery, checkpoint: str) -> None:
 
 
 def ring(app: Celery, checkpoint: str, times: int = 1) -> bool:
-    """Ring a checkpoint's doorbell. False, and a log line, when Redis does not answer: the courier will ring again."""
+    """Ring a checkpoint's doorbell. When Redis does not answer: False and a log line; the courier will ring again."""
     try:
         for _ in range(times):
             app.send_task(RENDER_TASK, queue=render_queue(checkpoint), retry=False, ignore_result=True)
@@ -100,7 +100,7 @@ def connect(settings: Settings) -> Redis:
 
 
 def connect_async(settings: Settings) -> AsyncRedis:
-    """Return a Redis client for an event loop, without connecting. It never retries: its user reconnects and knows of it."""
+    """Return a Redis client for asyncio, without connecting. It never retries: its caller reconnects."""
     return AsyncRedis.from_url(
         settings.redis_url.get_secret_value(),
         socket_connect_timeout=settings.connect_seconds,

@@ -1,7 +1,7 @@
-"""What every process of the farm depends on, asked once when it starts.
+"""Start-up check of database, Redis and object storage.
 
-A part that does not answer ends neither an api nor a courier, for it may come back; but whoever starts them is told, in one
-line with the fix.
+A dependency that does not answer stops neither an api nor a courier, for it may come back. It is logged in one line with the
+fix.
 """
 
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 def check(settings: Settings) -> None:
-    """Ask database, Redis and storage, by connections of its own, and tell of those that do not answer."""
+    """Ping database, Redis and storage over new connections; log each one that does not answer."""
     with ExitStack() as closing:
         db = Database(settings, pool_size=1)
         closing.callback(db.close)

@@ -1,4 +1,4 @@
-"""What happens to jobs, told over Redis pub/sub. Best effort: the row is the truth and every listener also looks at it."""
+"""Job events over Redis pub/sub. Best effort: the row is the truth, and every listener also reads it."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """A job has reached a state at a version of its row; or, with steps, has made progress in the state that it was in."""
+    """A job's new state, at a version of its row; or, with `steps_done`, its progress in an unchanged state."""
 
     job_id: UUID
     state: JobState
@@ -37,21 +37,21 @@ class JobEvent:
         return self.steps_done is not None
 
 
-def publish(redis: Redis, *news: JobEvent) -> None:
-    """Tell every listener, in one message. A silent Redis costs the news, never the acts that it is about."""
+def publish(redis: Redis, *events: JobEvent) -> None:
+    """Publish events in one message. When Redis does not answer they are lost and logged; nothing is raised."""
     try:
-        redis.publish(CHANNEL, json.dumps([asdict(event) for event in news], default=str))
+        redis.publish(CHANNEL, json.dumps([asdict(event) for event in events], default=str))
     except RedisError as error:
-        log.warning("event.lost", job_ids=[str(event.job_id) for event in news[:10]], error=str(error))
+        log.warning("event.lost", job_ids=[str(event.job_id) for event in events[:10]], error=str(error))
 
 
 def parse(text: str) -> list[JobEvent]:
-    """Read a message as `publish` wrote it."""
+    """Parse a message of `publish`."""
     return [_event(fields) for fields in json.loads(text)]
 
 
 class Listener:
-    """A thread that hands every event to `hear`, and listens again whenever Redis comes back."""
+    """Subscriber thread: calls `hear` with every event, and reconnects when Redis comes back."""
 
     def __init__(self, redis: Redis, hear: Callable[[JobEvent], None]) -> None:
         self._redis = redis
@@ -60,7 +60,6 @@ class Listener:
         self._thread = Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
-        """Begin to listen."""
         self._thread.start()
 
     def stop(self) -> None:

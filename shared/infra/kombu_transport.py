@@ -1,4 +1,4 @@
-"""kombu's Redis transport with one repair: a slot is free again when its task has ended, whether or not Redis hears of it.
+"""kombu's Redis transport with one fix: a lost ack no longer holds its prefetch slot.
 
 kombu 5.7 counts a message against the prefetch limit until Redis has taken its ack. A Redis that reads its data after a restart
 refuses acks (`BusyLoadingError`) on connections that stay open, and Celery logs that and goes on. Each ack lost so cost a worker
@@ -9,10 +9,10 @@ from kombu.transport import redis, virtual
 
 
 class QoS(redis.QoS):
-    """The messages that one channel holds."""
+    """The unacked messages of a channel; `ack` frees the slot even when Redis refuses it."""
 
     def ack(self, delivery_tag: str) -> None:
-        """Let go of a message. One that Redis still counts as held comes back after the visibility timeout: a stale doorbell."""
+        """Ack a message. If Redis misses the ack, it redelivers the message after the visibility timeout: a stale doorbell."""
         try:
             super().ack(delivery_tag)
         except BaseException:
@@ -21,7 +21,7 @@ class QoS(redis.QoS):
 
 
 class Channel(redis.Channel):
-    """A channel whose messages are let go of for sure."""
+    """A channel with that QoS."""
 
     QoS = QoS
 

@@ -11,7 +11,7 @@ from shared.settings import Settings
 
 
 def configure_logging(settings: Settings, **who: str) -> None:
-    """Send structlog's and the standard library's records through one renderer. `who` stands in every line."""
+    """Send structlog's and the standard library's records through one renderer. Every line carries the fields `who`."""
     level = getattr(logging, settings.log_level.upper())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -48,7 +48,7 @@ def configure_logging(settings: Settings, **who: str) -> None:
 
 
 class _Steady(logging.StreamHandler[TextIO]):
-    """Writes records; while they cannot be written, as on a full disk, the process goes on, and says so once on stderr."""
+    """Stream handler that survives a full disk: the process goes on and says once on stderr that logs are lost."""
 
     _is_stuck = False
 

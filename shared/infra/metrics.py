@@ -29,7 +29,7 @@ class PortTaken(FarmError):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """The name under which Prometheus knows a number, what it says, and the labels that tell its series apart."""
+    """A Prometheus metric: name, help text and label names."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
@@ -37,7 +37,7 @@ class Metric:
     labels: tuple[str, ...] = ()
 
     def of(self, samples: Samples) -> Family:
-        """Return the metric with its values of this moment, each after the values of its labels."""
+        """Return the metric family of samples, each a tuple of label values and a number."""
         kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         family = kind(self.name, self.help, labels=self.labels)
         for labels, value in samples:
@@ -127,26 +127,26 @@ UPKEEP_AT = Metric("farm_upkeep_timestamp_seconds", "gauge", "When this courier 
 
 
 class Board:
-    """What one process counts and reads."""
+    """The metrics registry of one process."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, that nothing here asks for
         self._registry = CollectorRegistry()
 
     def counter(self, metric: Metric) -> Counter:
-        """Return the counter of a metric, to be counted up where things happen."""
+        """Register a counter."""
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
 
     def gauge(self, metric: Metric) -> Gauge:
-        """Return the gauge of a metric, to be set where things happen."""
+        """Register a gauge."""
         return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
 
     def histogram(self, metric: Metric) -> Histogram:
-        """Return the histogram of a metric in seconds."""
+        """Register a histogram, in seconds."""
         return Histogram(metric.name, metric.help, metric.labels, registry=self._registry, buckets=SECONDS_BUCKETS)
 
     def read(self, read: Callable[[], Iterable[Family]]) -> None:
-        """Ask `read` for values at every scrape. It must not raise."""
+        """Call `read` for values at every scrape. It must not raise."""
         self._registry.register(_Reading(read))
 
     def text(self) -> bytes:
@@ -154,7 +154,7 @@ class Board:
         return generate_latest(self._registry)
 
     def serve(self, port: int) -> Callable[[], None]:
-        """Answer scrapes on a port of every address, on threads of its own; returns what ends that. Raises `PortTaken`."""
+        """Serve scrapes on a port of every address, in threads; returns a function that stops them. Raises `PortTaken`."""
         try:
             server, thread = start_http_server(port, registry=self._registry)
         except OSError as error:

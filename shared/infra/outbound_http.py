@@ -1,7 +1,7 @@
-"""HTTP to the world outside on behalf of clients: webhooks and the pictures that URLs name.
+"""HTTP client for URLs of clients, guarded against SSRF: it sends webhooks and fetches pictures.
 
-Every connection goes to an address that was judged a moment before: a name is resolved once, all of its addresses are judged, and
-one of them is dialled, while Host, SNI and certificate stay the name's. A whole exchange has one deadline.
+It resolves a name once, checks all its addresses (`url_guard`) and dials one of these, so that DNS cannot change in between;
+Host, SNI and certificate stay the name's. A whole exchange has one deadline.
 """
 
 import socket
@@ -30,14 +30,14 @@ Resolve: TypeAlias = Callable[[str, int], Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a receiver answered; header names are lower-case."""
+    """Status and headers of an answer; header names are lower-case."""
 
     status: int
     headers: Mapping[str, str]
 
 
 class OutboundHttp:
-    """The door to the outside. Holds no connection, so it may be shared by threads."""
+    """The HTTP client. Holds no connection, so threads may share it."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class OutboundHttp:
         self._ssl_context = ssl_context or httpcore.default_ssl_context()
 
     def post(self, url: str, body: bytes, *, headers: Mapping[str, str], deadline_s: float) -> Reply:
-        """Send a body and return how it was received; the answer's own body is not read, a redirect not followed.
+        """POST a body and return the answer without its body. Redirects are not followed.
 
         Raises `BlockedUrl`, or `UrlUnreachable` when no answer came within `deadline_s`.
         """
@@ -63,9 +63,9 @@ class OutboundHttp:
             return Reply(response.status, _lowered(response.headers))
 
     def fetch(self, url: str, *, max_bytes: int, deadline_s: float) -> bytes:
-        """Return what a URL names, at most `max_bytes`. Redirects are followed, each judged like the first URL.
+        """GET a URL, at most `max_bytes`. Follows redirects, each checked like the first URL.
 
-        Raises `BlockedUrl`, or `UrlUnreachable` for every other way not to get it within `deadline_s`.
+        Raises `BlockedUrl`, or `UrlUnreachable` for any other failure within `deadline_s`.
         """
         until = time.monotonic() + deadline_s
         for _ in range(MAX_REDIRECTS + 1):
@@ -98,8 +98,8 @@ class OutboundHttp:
             raise UrlUnreachable(f"{target.host} could not be asked: {_why(error)}") from error
 
     def _addresses(self, host: str, port: int, timeout_s: float) -> Sequence[str]:
-        """Resolve a name and judge every address: one that is not permitted spoils them all."""
-        found = _within(timeout_s, lambda: self._resolve(host, port))
+        """Resolve a name and check every address. Raises `BlockedUrl` if one of them is not permitted."""
+        found = _with_timeout(timeout_s, lambda: self._resolve(host, port))
         if not all(permitted(ip_address(one), allow_private=self._allow_private) for one in found):
             raise BlockedUrl(refusal(host))
         return found
@@ -168,13 +168,13 @@ def _resolved(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-def _within(timeout_s: float, act: Callable[[], Sequence[str]]) -> Sequence[str]:
-    """Run what has no timeout of its own, as the resolver, on a thread that is left behind when it takes too long."""
+def _with_timeout(timeout_s: float, resolve: Callable[[], Sequence[str]]) -> Sequence[str]:
+    """Run a resolver, which has no timeout, on a thread; give up on the thread after `timeout_s`."""
     outcome: list[Sequence[str] | Exception] = []
 
     def run() -> None:
         try:
-            outcome.append(act())
+            outcome.append(resolve())
         except (OSError, UnicodeError) as error:
             outcome.append(error)
 

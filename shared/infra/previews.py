@@ -1,4 +1,4 @@
-"""Live previews of running jobs, in Redis for a few seconds. Best effort: one that is lost is followed by the next."""
+"""Live previews of running jobs, in Redis for a few seconds. Best effort: the next one replaces a lost one."""
 
 from uuid import UUID
 
@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 def put(redis: Redis, job_id: UUID, index: int, jpeg: bytes) -> None:
-    """Show a preview until the next one, or for a few seconds. `redis` may decode its responses or not."""
+    """Store a preview for `KEPT_S` seconds, replacing the last one. `redis` may decode its responses or not."""
     try:
         redis.set(_key(job_id, index), jpeg, ex=KEPT_S)
     except RedisError as error:

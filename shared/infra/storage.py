@@ -1,4 +1,4 @@
-"""Images in an S3-compatible store. Keys are built and read here alone; vendor errors become the farm's at this border."""
+"""S3-compatible object storage. All keys are built and parsed here; vendor errors become the farm's errors here."""
 
 import re
 from collections.abc import Sequence
@@ -43,27 +43,27 @@ ADVICE = {
 
 
 def image_key(job_id: UUID, attempt: int, index: int) -> str:
-    """Name an image's object. The attempt is in the key, so a zombie cannot overwrite the visible image."""
+    """Return the key of an image. It holds the attempt, so a zombie cannot overwrite the visible image."""
     return f"{IMAGES}{job_id}/{attempt}/{index}.png"
 
 
 def snapshot_key(job_id: UUID, attempt: int) -> str:
-    """Name what an attempt keeps of a job that is not finished."""
+    """Return the key of an attempt's snapshot of an unfinished job."""
     return f"{SNAPSHOTS}{job_id}/{attempt}.safetensors"
 
 
 def input_key(sha256: str) -> str:
-    """Name a client's picture by its content."""
+    """Return the key of a client's picture: content-addressed."""
     return f"inputs/{sha256}.png"
 
 
 def upload_key(upload_id: UUID) -> str:
-    """Name the file that a client brings by itself, as it came."""
+    """Return the key of an upload: the raw file of a client."""
     return f"uploads/{upload_id}"
 
 
 def job_of(key: str) -> UUID | None:
-    """Return the job whose image or snapshot an object is; None for any other."""
+    """Return the job id in the key of an image or snapshot; None for other keys."""
     found = _OF_A_JOB.fullmatch(key)
     return UUID(found[1]) if found else None
 
@@ -73,7 +73,7 @@ _OF_A_JOB = re.compile(rf"(?:{IMAGES}|{SNAPSHOTS})({_ID})/\d+(?:/\d+\.png|\.safe
 
 
 class Storage:
-    """One bucket. Every call is tried a few times, for `read_s` seconds each, then raises `StorageUnavailable`."""
+    """One bucket. Every call makes up to `tries` tries of `read_s` seconds each, then raises `StorageUnavailable`."""
 
     def __init__(self, settings: Settings, *, tries: int = 4, read_s: float = 20.0) -> None:
         self._bucket = settings.s3_bucket
@@ -105,18 +105,18 @@ class Storage:
             raise
 
     def keys(self, prefix: str, *, after: str = "") -> Sequence[str]:
-        """Return the keys of a prefix in their order, those after one, at most `LISTED_AT_ONCE`."""
+        """List the keys of a prefix in order, after the key `after`, at most `LISTED_AT_ONCE`."""
         page = {"Prefix": prefix, "StartAfter": after, "MaxKeys": LISTED_AT_ONCE}
         return [found["Key"] for found in self._call("list_objects_v2", **page).get("Contents", [])]
 
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is fine."""
+        """Delete an object; a missing one is fine."""
         self._call("delete_object", Key=key)
 
     def delete_all(self, keys: Sequence[str]) -> None:
-        """Remove objects, in requests of at most a thousand; those that are not there are fine.
+        """Delete objects, in requests of at most a thousand; missing ones are fine.
 
-        Raises `StorageUnavailable` also when a single one was refused.
+        Raises `StorageUnavailable` even if the store refused a single one.
         """
         for start in range(0, len(keys), DELETED_AT_ONCE):
             wanted = {"Objects": [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]], "Quiet": True}
@@ -139,19 +139,19 @@ class Storage:
         return url
 
     def upload_url(self, key: str, *, size_bytes: int, ttl_s: float) -> str:
-        """Return a presigned URL to which exactly so many bytes can be PUT for `ttl_s` seconds without credentials."""
+        """Return a presigned PUT URL for exactly `size_bytes` bytes. It works for `ttl_s` seconds without credentials."""
         about = {"Bucket": self._bucket, "Key": key, "ContentLength": size_bytes}
         url: str = self._public.generate_presigned_url("put_object", Params=about, ExpiresIn=int(ttl_s))
         return url
 
     def ping(self) -> None:
-        """Raise `StorageUnavailable` unless the bucket is there."""
+        """Send HEAD for the bucket. Raises `StorageUnavailable`."""
         self._call("head_bucket")
 
     def check(self) -> None:
-        """Raise `NoBucket`, `StorageRefused` or `StorageUnavailable`. That the key may not look at the bucket may be meant.
+        """Check bucket and credentials. Raises `NoBucket`, `StorageRefused` or `StorageUnavailable`.
 
-        An object is asked for then: to that a store answers in words, and each process may ask for it or is told that it may not.
+        A key may be forbidden to see the bucket on purpose. Then this asks for an object: stores answer that with an error code.
         """
         try:
             self.ping()
@@ -190,16 +190,16 @@ def _code(error: BaseException | None) -> str:
 
 
 def _is_skewed(error: BaseException | None) -> bool:
-    """Whether a refusal without words came from a store whose clock says something else than this machine's."""
+    """Whether a bare 403 came from a store whose clock differs from this machine's by more than `SKEW_S`."""
     if _code(error) != "403":
         return False
     assert isinstance(error, ClientError)  # noqa: S101 - others have no code
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     try:
-        told = parsedate_to_datetime(headers.get("date", ""))
+        store_time = parsedate_to_datetime(headers.get("date", ""))
     except ValueError:
         return False
-    return abs((told - datetime.now(told.tzinfo)).total_seconds()) > SKEW_S
+    return abs((store_time - datetime.now(store_time.tzinfo)).total_seconds()) > SKEW_S
 
 
 def _client(settings: Settings, endpoint_url: str | None, tries: int, read_s: float) -> Any:

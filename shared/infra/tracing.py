@@ -1,6 +1,6 @@
-"""One trace for each job, from its submission to its last webhook. The trace's id is the job's own, so nothing needs to carry it.
+"""OpenTelemetry: one trace per job, from submission to last webhook. The trace id is the job id, so no message carries it.
 
-Spans are made only where the extra `otel` is installed and OTEL_EXPORTER_OTLP_ENDPOINT is set; else all of this does nothing.
+Without the extra `otel` or without OTEL_EXPORTER_OTLP_ENDPOINT these functions do nothing.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ _root: ContextVar[UUID | None] = ContextVar("root", default=None)
 
 
 def configure_tracing(process: str, exporter: "SpanExporter | None" = None) -> None:
-    """Begin to make spans for this process, sent to `exporter`, else to where the environment says; without either do nothing."""
+    """Start tracing this process, to `exporter` or else to OTEL_EXPORTER_OTLP_ENDPOINT; without either do nothing."""
     global _tracer
     if exporter is None and not os.environ.get(ENDPOINT):
         return
@@ -42,7 +42,7 @@ def configure_tracing(process: str, exporter: "SpanExporter | None" = None) -> N
 
 
 def submitted(job_id: UUID, *, began_ns: int, **facts: Fact) -> None:
-    """Make the first span of a job: the request that brought it, which began at `began_ns` of the Unix clock."""
+    """Record the root span of a job: the request that submitted it, since `began_ns` of the Unix clock."""
     if _tracer is None:
         return
     from opentelemetry.context import Context
@@ -58,7 +58,7 @@ def submitted(job_id: UUID, *, began_ns: int, **facts: Fact) -> None:
 
 @contextmanager
 def job_span(name: str, job_id: UUID, **facts: Fact) -> Iterator[None]:
-    """Make a span right below a job's first one, around the block."""
+    """Record the block as a span below the job's root span."""
     if _tracer is None:
         yield
         return
@@ -69,7 +69,7 @@ def job_span(name: str, job_id: UUID, **facts: Fact) -> Iterator[None]:
 
 @contextmanager
 def span(name: str, **facts: Fact) -> Iterator[None]:
-    """Make a span below the present one of this thread, around the block."""
+    """Record the block as a span below this thread's current span."""
     if _tracer is None:
         yield
         return

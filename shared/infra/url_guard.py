@@ -1,6 +1,6 @@
-"""Which URLs and addresses the farm may call on behalf of a client. Pure: nothing here resolves a name or opens a connection.
+"""SSRF guard: the URLs and addresses that the farm may call for a client. Pure: it neither resolves names nor connects.
 
-A URL from outside must not become a way to what only this network can reach: neighbours, loopback, a cloud's metadata service.
+A client's URL must not reach what only this network can reach: neighbours, loopback, a cloud's metadata service.
 """
 
 import re
@@ -42,7 +42,7 @@ _ISATAP = (0x00005EFE, 0x02005EFE)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL taken apart: where to connect, under which name, and what to ask for there."""
+    """A parsed URL: where to connect, and the path to ask for."""
 
     scheme: str
     host: str
@@ -51,7 +51,7 @@ class Target:
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port in one spelling; what shares it shares a receiver."""
+        """Scheme, host and port, normalised. URLs of one origin share a receiver."""
         return f"{self.scheme}://{self.authority}"
 
     @property
@@ -62,9 +62,9 @@ class Target:
 
 
 def parse(url: str, *, allow_private: bool) -> Target:
-    """Take a URL apart. Raises `BlockedUrl`, saying why, for what may never be called.
+    """Parse a URL. Raises `BlockedUrl` with the reason.
 
-    A host that is an address is judged here; a name must still be resolved, and every one of its addresses judged.
+    This checks a host that is an address. A name is not resolved here: the caller must check each of its addresses.
     """
     if len(url) > MAX_URL_CHARS:
         raise BlockedUrl(f"The URL is longer than {MAX_URL_CHARS} characters.")
@@ -117,12 +117,12 @@ def _judge_host(host: str, *, allow_private: bool) -> None:
 
 
 def refusal(host: str) -> str:
-    """Say why a host is not called, and what permits it. The addresses of a name are none of the client's business."""
+    """Return the message for a blocked host. It hides the addresses of a name from the client."""
     return f"{host} is not on the public internet; FARM_ALLOW_PRIVATE_URLS lets the farm call addresses of its own network."
 
 
 def _unwrapped(address: Address) -> Iterator[Address]:
-    """Yield an IPv4 address itself, an IPv6 address and every IPv4 address that it smuggles."""
+    """Yield an address and every IPv4 address that it embeds."""
     if isinstance(address, IPv4Address):
         yield address
         return
