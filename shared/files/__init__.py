@@ -1,1 +1,1 @@
-"""Files of unknown origin: checkpoints, other weights, pictures."""
+"""Checks of untrusted files: checkpoints, LoRAs, embeddings, VAEs and pictures."""

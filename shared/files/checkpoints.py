@@ -1,7 +1,7 @@
-"""Checkpoints on disk: what lies in a folder and whether it is a Stable Diffusion 1.5 that can be loaded.
+"""Checkpoints on disk: finds Stable Diffusion 1.5 checkpoints in a folder and says why others cannot be loaded.
 
-Reads headers only, never weights, and nothing but safetensors. A checkpoint is a single file in the original layout or a
-diffusers folder. A single file `NAME.safetensors` with a folder `NAME.config/` beside it has sizes of its own, described there.
+Reads safetensors headers only, never weights. A checkpoint is a single file in the original layout or a diffusers folder. A
+folder `NAME.config/` beside a single file `NAME.safetensors` describes a model of other sizes.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _ZERO_SNR = "ztsnr"
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """What a header says of one tensor. `dtype` is safetensors' word: F16, F32, BF16."""
+    """A tensor in a safetensors header. `dtype` is one of `ITEM_BYTES`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,12 +45,12 @@ Header = Mapping[str, StoredTensor]
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFile:
-    """A checkpoint that looks loadable.
+    """A checkpoint that looks loadable, by its headers.
 
-    `dtype` is how its UNet is stored, F16 or F32 mostly; `in_channels` is what the UNet takes. `config_dir` is the folder beside
-    a single file that describes its sizes, if any; `variant` is set for a diffusers folder that has only half-precision files.
-    A single file `predicts_velocity`, or `ends_in_noise` (zero terminal SNR), where an empty tensor of that meaning is in it, as
-    those who publish such checkpoints have agreed; a folder's own scheduler config says so.
+    `dtype` and `in_channels` are its UNet's. `config_dir` is the folder beside a single file that describes its sizes, if any;
+    `variant` is set for a diffusers folder that has only half-precision files. `predicts_velocity` (v-prediction) and
+    `ends_in_noise` (zero terminal SNR) hold for a single file with the marker tensors `v_pred` and `ztsnr`; for a folder its
+    scheduler config says so.
     """
 
     name: str
@@ -66,7 +66,7 @@ class CheckpointFile:
 
 
 def inspect(path: Path) -> CheckpointFile:
-    """Look at one checkpoint; raise `BadCheckpoint` with one line that names the file and what is wrong with it."""
+    """Read the headers of one checkpoint. Raises `BadCheckpoint` with one line: the file and what is wrong with it."""
     try:
         return _inspect(path.expanduser())
     except OSError as error:
@@ -76,7 +76,7 @@ def inspect(path: Path) -> CheckpointFile:
 
 
 def digest(file: CheckpointFile) -> str:
-    """Return the SHA-256 of a single file, or of its files' own for a folder, in hexadecimal. Reads all of it."""
+    """Return the SHA-256 of a single file, or of the hashes of a folder's files, in hexadecimal. Reads all bytes."""
     if file.layout == "single_file":
         return _sha256(file.path).hex()
     parts = sorted(file.path.rglob("*.safetensors"))
@@ -89,7 +89,7 @@ def _sha256(path: Path) -> bytes:
 
 
 def scan(folder: Path) -> tuple[list[CheckpointFile], list[BadCheckpoint]]:
-    """Look at everything in a folder that could be a checkpoint. Returns the good ones by name, and the errors of the rest."""
+    """Inspect every candidate in a folder. Returns the good ones by name, and the errors of the others."""
     try:
         candidates = sorted(path for path in folder.expanduser().iterdir() if _is_candidate(path))
     except (OSError, RuntimeError) as error:
@@ -110,7 +110,7 @@ def scan(folder: Path) -> tuple[list[CheckpointFile], list[BadCheckpoint]]:
 
 
 def read_header(path: Path) -> Header:
-    """Return what a safetensors file says of its tensors, after checking that the file holds them all."""
+    """Read the header of a safetensors file and check that the file is complete. Raises `BadCheckpoint`."""
     if not path.is_file():  # opening a pipe would wait for ever
         raise BadCheckpoint(f"{path}: not a regular file.")
     size = path.stat().st_size
@@ -142,7 +142,7 @@ def _parsed_header(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _check_extent(tensor: Mapping[str, Any]) -> None:
-    """Refuse a tensor whose place in the file is not the size that its shape and dtype need."""
+    """Raise `ValueError` if a tensor's offsets do not fit its shape and dtype."""
     begin, end = tensor["data_offsets"]
     item_bytes = ITEM_BYTES.get(tensor["dtype"])
     if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *tensor["shape"])) or begin > end:
@@ -204,7 +204,7 @@ def _context_width(config_dir: Path | None) -> int:
 
 
 def _foreign_architecture(header: Header) -> str | None:
-    """Say what a file is when it is something people mistake for an SD1.5 checkpoint."""
+    """Name a file that people mistake for an SD1.5 checkpoint: SDXL, SD2, LoRA, VAE. None for others."""
     if any(name.startswith("conditioner.embedders.") for name in header):
         return "this is an SDXL checkpoint; the farm serves Stable Diffusion 1.5."
     if any(name.startswith("cond_stage_model.model.") for name in header):
@@ -217,7 +217,7 @@ def _foreign_architecture(header: Header) -> str | None:
 
 
 def _misfit(header: Header, context_width: int) -> str | None:
-    """Say what an original-layout file lacks to be SD1.5."""
+    """Return what an original-layout file lacks to be SD1.5; None if it is one."""
     if _UNET_IN not in header or _CONTEXT not in header:
         return "no Stable Diffusion 1.5 UNet in the original key layout is in it."
     if _VAE not in header or not any(name.startswith(_TEXT) for name in header):
@@ -266,7 +266,7 @@ def _folder_complaint(unet: Mapping[str, Any], text_encoder: Mapping[str, Any]) 
 
 
 def _folder_weights(path: Path) -> tuple[Literal["fp16"] | None, list[Path]]:
-    """Choose the files that will be loaded: the plain ones, or the fp16 variant where a part has no plain ones."""
+    """Return the files to load: the plain ones, or the fp16 variant where a part has no plain ones."""
     parts = [sorted((path / part).glob("*.safetensors")) for part in PARTS]
     plain = [[file for file in files if "." not in file.stem] for files in parts]
     if all(plain):

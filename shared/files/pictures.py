@@ -1,6 +1,6 @@
-"""Pictures that clients send: untrusted bytes in, plain RGB or a gray mask out. What is done to them later is the worker's.
+"""Decoding of untrusted pictures from clients into plain RGB or a gray mask.
 
-Only the decoders of `FORMATS` ever see the bytes, and none of them decodes before the size in the header has been judged.
+Only the decoders of `FORMATS` see the bytes, and only after a check of the size in the header (decompression bombs).
 """
 
 import base64
@@ -29,9 +29,9 @@ _SNIPPET_CHARS = 300
 
 
 def from_base64(text: str, what: str) -> bytes:
-    """Return the bytes of base64 text or of a data URI; whitespace and missing padding are forgiven.
+    """Decode base64 text or a data URI; whitespace and missing padding are fine.
 
-    Raises `BadPicture`, naming the field `what`, for a URL or for what is not base64.
+    Raises `BadPicture`, naming the field `what`, for a URL or anything that is not base64.
     """
     prefix = _DATA_URI.match(text[:_SNIPPET_CHARS].lstrip())
     if prefix:
@@ -49,39 +49,39 @@ def from_base64(text: str, what: str) -> bytes:
 
 
 class Room:
-    """Room for so many pixels that are being decoded at once. Whoever finds none waits for those before it."""
+    """A semaphore over the pixels that are decoded at once: bounds the memory that decoding takes."""
 
     def __init__(self, pixels: int) -> None:
         self._pixels = pixels
-        self._taken = 0
-        self._left = Condition()
+        self._reserved = 0
+        self._freed = Condition()
 
     @contextmanager
     def of(self, pixels: int) -> Iterator[None]:
-        """Hold room for pixels; for more than there is, all of it."""
-        wanted = min(pixels, self._pixels)
-        with self._left:
-            self._left.wait_for(lambda: self._taken + wanted <= self._pixels)
-            self._taken += wanted
+        """Reserve pixels for the block; wait until they are free. A picture larger than the budget reserves all of it."""
+        share = min(pixels, self._pixels)
+        with self._freed:
+            self._freed.wait_for(lambda: self._reserved + share <= self._pixels)
+            self._reserved += share
         try:
             yield
         finally:
-            with self._left:
-                self._taken -= wanted
-                self._left.notify_all()
+            with self._freed:
+                self._reserved -= share
+                self._freed.notify_all()
 
 
 def pixels_in(data: bytes, *, what: str = "init_image") -> int:
-    """Return how many pixels a picture has, by its header alone. Raises `BadPicture` as `decode` does."""
+    """Return a picture's pixels, from its header alone. Raises `BadPicture` as `decode` does."""
     picture = _opened(data, what)
     _judge(picture, what)
     return picture.width * picture.height
 
 
 def decode(data: bytes, *, what: str = "init_image") -> Image.Image:
-    """Return a picture as RGB, upright by its EXIF orientation; what is transparent is laid over white, as in A1111.
+    """Return a picture as RGB, turned by its EXIF orientation, transparency over white as in A1111.
 
-    Sixteen bits are scaled to eight, colour profiles ignored. Raises `BadPicture`, naming the field `what` and the fix.
+    16-bit gray is scaled to 8; colour profiles are ignored. Raises `BadPicture`, naming the field `what` and the fix.
     """
     picture = _upright(data, what)
     if not picture.has_transparency_data:
@@ -93,10 +93,10 @@ def decode(data: bytes, *, what: str = "init_image") -> Image.Image:
 
 
 def decode_mask(data: bytes, *, what: str = "mask_image") -> Image.Image:
-    """Return a mask as L, white where the picture is to be painted.
+    """Return a mask as L: white is painted anew.
 
-    A mask whose visible part is of one colour says all it says by its alpha channel, cut at the middle as in A1111. Any other is
-    read by its luminance, soft edges included; what is transparent of it is black. Raises `BadPicture` as `decode` does.
+    If the visible part has one colour, the alpha channel is the mask, cut at the middle as in A1111. Otherwise the luminance is,
+    soft edges included, and transparent pixels are black. Raises `BadPicture` as `decode` does.
     """
     picture = _upright(data, what)
     if not picture.has_transparency_data:
@@ -110,7 +110,7 @@ def decode_mask(data: bytes, *, what: str = "mask_image") -> Image.Image:
 
 
 def to_png(picture: Image.Image) -> bytes:
-    """Encode for storage: fast, and with nothing of the file that it came from."""
+    """Encode for storage: fast, and without metadata of the original file."""
     bare = picture.copy()
     bare.info = {}
     out = io.BytesIO()
@@ -119,7 +119,7 @@ def to_png(picture: Image.Image) -> bytes:
 
 
 def _upright(data: bytes, what: str) -> Image.Image:
-    """Open, judge, decode, bring to eight bits and turn."""
+    """Open, check, decode, convert to eight bits and turn by EXIF."""
     if not data:
         raise BadPicture(f"{what}: is empty; {_ASK} file.")
     picture: Image.Image = _opened(data, what)
@@ -139,7 +139,7 @@ def _as(picture: Image.Image, mode: str) -> Image.Image:
 
 
 def _opened(data: bytes, what: str) -> Image.Image:
-    """Read the header alone."""
+    """Open a picture: read its header alone."""
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -1,6 +1,6 @@
-"""LoRAs, textual-inversion embeddings and VAEs on disk: what lies in the folders. Reads headers only, only of safetensors.
+"""LoRAs, textual-inversion embeddings and VAEs on disk. Reads safetensors headers only.
 
-What is wrong with a file is said once, in one line; a file that cannot be loaded never hides the others.
+A file that cannot be loaded is logged once, in one line, and never hides the others.
 """
 
 import json
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 class Kind(StrEnum):
-    """What a weights file is for."""
+    """Kinds of weights files."""
 
     LORA = "lora"
     EMBEDDING = "embedding"
@@ -43,7 +43,7 @@ class Kind(StrEnum):
 class WeightsFile:
     """Weights that look loadable.
 
-    `alias` is another name that their maker gave them; `stamp` changes when the file does; `vectors` is how many tokens an
+    `alias` is the LoRA's name in its training metadata; `stamp` changes when the file does; `vectors` is how many tokens an
     embedding takes, None for the other kinds.
     """
 
@@ -57,7 +57,7 @@ class WeightsFile:
 
 
 def inspect(kind: Kind, path: Path, *, context_width: int = SD15_CONTEXT_WIDTH) -> WeightsFile:
-    """Look at one file; raise `BadWeights` with one line that names it and what is wrong with it."""
+    """Read the header of one file. Raises `BadWeights` with one line: the file and what is wrong with it."""
     if not (NAME.fullmatch(path.stem) and path.stem.isprintable()):
         raise BadWeights(f"{str(path)!r}: rename it; a name has up to 100 printable characters and none of < > : / \\.")
     if path.suffix.lower() in PICKLES:
@@ -77,7 +77,7 @@ def inspect(kind: Kind, path: Path, *, context_width: int = SD15_CONTEXT_WIDTH) 
 
 
 class Shelf:
-    """A folder of weights of one kind, and the folders in it, looked through whenever someone asks. Any thread may."""
+    """A folder of weights of one kind, with its subfolders, scanned again when asked after `BELIEVED_S`. Thread-safe."""
 
     def __init__(
         self,
@@ -98,22 +98,22 @@ class Shelf:
         self._refused: dict[Path, str] = {}
 
     def files(self) -> Mapping[str, WeightsFile]:
-        """Return the good files by name. A good one that turns bad is kept as it was: it may be in somebody's memory."""
+        """Return the loadable files by name. One that turns bad stays listed as it was: an engine may have it in memory."""
         with self._lock:
             if self.folder is not None and self._clock() - self._looked_at >= BELIEVED_S:
-                self._look(self.folder)
+                self._scan(self.folder)
                 self._looked_at = self._clock()
             return self._files
 
     @property
     def refused(self) -> Mapping[Path, str]:
-        """Why files, or the folder itself, cannot be used now. Each reason was logged once."""
+        """Why files, or the folder itself, cannot be used now, by path."""
         self.files()
         with self._lock:
             return dict(self._refused)
 
     def find(self, name: str) -> WeightsFile:
-        """Return the file of that name or alias, in any case. Raises `WeightsMissing`: another worker may have it."""
+        """Find a file by name or alias, ignoring case. Raises `WeightsMissing`: another worker may have it."""
         files = self.files()
         spellings = {file.alias.casefold(): file for file in files.values() if file.alias}
         spellings |= {file.name.casefold(): file for file in files.values()}
@@ -129,10 +129,10 @@ class Shelf:
         close = get_close_matches(name.casefold(), spellings, n=3)
         return f"Close: {', '.join(spellings[spelling].name for spelling in close) or 'none'}."
 
-    def _look(self, folder: Path) -> None:
+    def _scan(self, folder: Path) -> None:
         refused: dict[Path, str] = {}
         files: dict[str, WeightsFile] = {}
-        self._seen = {path: self._look_at(path, stamp) for path, stamp in _stamped(folder, refused).items()}
+        self._seen = {path: self._inspected(path, stamp) for path, stamp in _stamped(folder, refused).items()}
         for path, seen in self._seen.items():
             if seen.complaint is not None:
                 refused[path] = seen.complaint
@@ -145,7 +145,7 @@ class Shelf:
                 log.warning("weights.refused", kind=self.kind, reason=reason)
         self._files, self._refused = files, refused
 
-    def _look_at(self, path: Path, stamp: Stamp) -> "_Seen":
+    def _inspected(self, path: Path, stamp: Stamp) -> "_Seen":
         before = self._seen.get(path)
         if before is not None and before.stamp == stamp:
             return before
@@ -157,7 +157,7 @@ class Shelf:
 
 @dataclass(frozen=True, slots=True)
 class Shelves:
-    """One worker's folders."""
+    """The weights folders of one worker."""
 
     loras: Shelf
     embeddings: Shelf
@@ -185,7 +185,7 @@ class Shelves:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What was found at a path: the last good file there, and what is wrong with the present one."""
+    """A path's last loadable file, and what is wrong with the present one."""
 
     stamp: Stamp
     file: WeightsFile | None
@@ -193,7 +193,7 @@ class _Seen:
 
 
 def _stamped(folder: Path, refused: dict[Path, str], depth: int = 1) -> dict[Path, Stamp]:
-    """Return the files here and in the folders in here that could be weights, by path, with what changes when one does."""
+    """Return the candidate files of a folder and its subfolders with their stamps; add unreadable folders to `refused`."""
     found: dict[Path, Stamp] = {}
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -223,7 +223,7 @@ def _stamp(stat: os.stat_result) -> Stamp:
 
 
 def _alias(path: Path) -> str | None:
-    """Return the name that kohya's trainer was told to give a LoRA."""
+    """Return the name in kohya's training metadata of a LoRA (`ss_output_name`)."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     metadata = header.get("__metadata__")
@@ -275,7 +275,7 @@ def _vae_complaint(header: Header, _context_width: int) -> str | None:
 
 
 def _other_kind(header: Header) -> str | None:
-    """Say what a file is that lies in the wrong folder."""
+    """Name the kind of a file that lies in the wrong folder; None if it is unknown."""
     if any(name.startswith("model.diffusion_model.") for name in header):
         return "this is a whole checkpoint; it belongs into the checkpoint folder."
     if any("lora_" in name or "hada_" in name or ".lora." in name for name in header):
