@@ -1,1 +1,1 @@
-"""The contract between the processes: words, rows, messages and the acts that change a job."""
+"""The code that api, workers and courier share: parameters, tables, messages and the acts that change a job."""

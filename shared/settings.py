@@ -1,6 +1,6 @@
-"""Every knob of the farm, read from `FARM_*` environment variables. Each field is explained in `.env.example`.
+"""Settings of the farm, from `FARM_*` environment variables. `.env.example` explains each field.
 
-Read once by an entry point and handed on; nothing here touches the environment at import.
+An entry point reads them once and passes them on; importing this module reads no environment.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ T = TypeVar("T", str, SecretStr)
 
 
 def _spelled(*schemes: str) -> AfterValidator:
-    """Accept URLs that begin with one of these schemes. What was given is never repeated: it may have a password in it."""
+    """Accept URLs of these schemes. The error never repeats the URL: it may contain a password."""
 
     def check(url: T) -> T:
         text = url if isinstance(url, str) else url.get_secret_value()
@@ -31,7 +31,7 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Settings(BaseSettings):
-    """One process's view of the farm. Durations are in seconds, sizes in bytes."""
+    """The settings of one process. Durations are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(env_prefix="FARM_", env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -114,9 +114,9 @@ class Settings(BaseSettings):
 
 
 def load(**given: Any) -> Settings:
-    """Read the settings of a process that cannot start without them: end it with one line that names what is wrong.
+    """Read the settings; on an error exit with one line that names the wrong variables.
 
-    What is `given` stands over the variables.
+    `given` overrides the environment.
     """
     try:
         return Settings(**given)

@@ -1,4 +1,4 @@
-"""Alembic migrations: the schema's history, from the first day. `python -m shared.migrations` brings a database up to date."""
+"""Alembic migrations of the database. `python -m shared.migrations` upgrades it."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from shared.infra.db import normalized_url
 
 
 def config(database_url: str) -> Config:
-    """Return the alembic configuration for one database; no ini file is needed."""
-    made = Config()
-    made.set_main_option("script_location", str(Path(__file__).parent))
+    """Return the alembic configuration for one database, without an ini file."""
+    configuration = Config()
+    configuration.set_main_option("script_location", str(Path(__file__).parent))
     # A percent sign in a password would otherwise be read as interpolation.
-    made.set_main_option("sqlalchemy.url", normalized_url(database_url).replace("%", "%%"))
-    return made
+    configuration.set_main_option("sqlalchemy.url", normalized_url(database_url).replace("%", "%%"))
+    return configuration
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Bring the schema up to `revision`; safe to run from several processes at once.
+    """Upgrade the schema to `revision`; several processes may run it at once.
 
-    A schema that is newer than this code is left as it is: migrations only add, so code one release behind runs on it.
+    A schema newer than this code stays as it is: migrations only add, so code one release behind runs on it.
     """
     if not is_newer(current(database_url)):
         command.upgrade(config(database_url), revision)
@@ -40,7 +40,7 @@ def current(database_url: str) -> str | None:
 
 
 def is_newer(revision: str | None) -> bool:
-    """Whether a revision is none that this code knows."""
+    """Whether this code does not know a revision, so a newer release must have made it."""
     return revision is not None and revision not in {one.revision for one in _scripts().walk_revisions()}
 
 
