@@ -48,7 +48,7 @@ def from_base64(text: str, what: str) -> bytes:
     return data
 
 
-class Room:
+class PixelBudget:
     """A semaphore over the pixels that are decoded at once: bounds the memory that decoding takes."""
 
     def __init__(self, pixels: int) -> None:
@@ -57,7 +57,7 @@ class Room:
         self._freed = Condition()
 
     @contextmanager
-    def of(self, pixels: int) -> Iterator[None]:
+    def reserve(self, pixels: int) -> Iterator[None]:
         """Reserve pixels for the block; wait until they are free. A picture larger than the budget reserves all of it."""
         share = min(pixels, self._pixels)
         with self._freed:

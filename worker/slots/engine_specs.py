@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from shared.files import pictures
-from shared.files.pictures import Room
+from shared.files.pictures import PixelBudget
 from shared.vocabulary.params import GenerationParams, Hires
 from shared.vocabulary.prompt_grammar import split_loras
 from worker.diffusion import canvas
@@ -23,12 +23,12 @@ class EngineSpecs:
     canvas: Canvas | None
 
     @classmethod
-    def of(cls, params: GenerationParams, fetch: Fetch, room: Room) -> "EngineSpecs":
-        """Fetch what the job starts from, and prepare it once there is room. Raises what `fetch` raises."""
+    def of(cls, params: GenerationParams, fetch: Fetch, budget: PixelBudget) -> "EngineSpecs":
+        """Fetch what the job starts from, and prepare it once the budget allows it. Raises what `fetch` raises."""
         if params.init_image is None:
             return cls(params, None)
         init, mask = fetch(params.init_image), fetch(params.mask_image) if params.mask_image else None
-        with room.of(sum(pictures.pixels_in(data) for data in (init, mask) if data)):
+        with budget.reserve(sum(pictures.pixels_in(data) for data in (init, mask) if data)):
             return cls(params, _canvas(params, init, mask))
 
     def specs(self) -> list[ImageSpec]:

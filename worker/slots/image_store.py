@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 
 from shared.errors import Canceled, StorageUnavailable
-from shared.files.pictures import MAX_INPUT_PIXELS, Room
+from shared.files.pictures import MAX_INPUT_PIXELS, PixelBudget
 from shared.infra import tracing
 from shared.infra.storage import Storage, image_key
 from shared.jobs.lifecycle import FinishedImage
@@ -47,11 +47,11 @@ class ImageStore:
         self._settings = settings
         self._safety = safety
         self._checkpoint_sha256 = checkpoint_sha256
-        self._room = Room(DECODED_PIXELS)
+        self._budget = PixelBudget(DECODED_PIXELS)
 
     def specs(self, running: RunningJob) -> EngineSpecs:
         """Return what to ask the engine for. Raises `Canceled`, `ObjectMissing` or `StorageUnavailable`."""
-        return self._persist(running, lambda: EngineSpecs.of(running.claim.params, self._storage.get, self._room))
+        return self._persist(running, lambda: EngineSpecs.of(running.claim.params, self._storage.get, self._budget))
 
     def put(self, running: RunningJob, index: int, pixels: Pixels) -> FinishedImage:
         """Store an image of a job. Raises `Canceled` or `StorageUnavailable`."""

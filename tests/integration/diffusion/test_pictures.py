@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from deploy.standalone.training.shapes import PALETTE
 from shared.errors import OutOfMemory
 from shared.files import pictures
-from shared.files.pictures import Room
+from shared.files.pictures import PixelBudget
 from shared.files.weights import Shelves
 from shared.vocabulary.params import Inpaint, Lora, MaskFill, Upscaler
 from shared.vocabulary.samplers import SCHEDULES, Sampler, Schedule, img2img_steps
@@ -115,7 +115,7 @@ def test_inpainting_changes_only_what_is_masked(engine: DemoEngine, only_masked:
         width=128,
         height=128,
     )
-    order = EngineSpecs.of(job, stored.__getitem__, Room(2**24))
+    order = EngineSpecs.of(job, stored.__getitem__, PixelBudget(2**24))
     after = order.finished(engine.submit(order.specs()[0]).result(60))
     assert (after[:, :64] == before[:, :64]).all()
     assert float(np.abs(after[:, 64:].astype(int) - before[:, 64:]).mean()) > 60

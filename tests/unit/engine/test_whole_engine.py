@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shared.files.pictures import Room
+from shared.files.pictures import PixelBudget
 from shared.files.weights import Shelves
 from shared.vocabulary.params import GenerationParams, Hires, Inpaint, Lora, MaskFill, ResizeMode, Upscaler, Variation
 from shared.vocabulary.samplers import SCHEDULES, Sampler
@@ -134,7 +134,7 @@ def shelves(tmp_path_factory: pytest.TempPathFactory) -> Shelves:
 def test_what_passes_the_edge_is_rendered(shelves: Shelves, job: GenerationParams) -> None:
     checkpoint = studio.demo()
     runner = DiffusionRunner.of(checkpoint, Library.at(checkpoint, shelves, memory_bytes=2**30))
-    order = EngineSpecs.of(job, STORED.__getitem__, Room(2**24))
+    order = EngineSpecs.of(job, STORED.__getitem__, PixelBudget(2**24))
     specs = order.specs()
     assert len(specs) == job.num_images
     assert sum(runner.draft(spec).steps_total for spec in specs) == job.unet_calls
@@ -153,10 +153,12 @@ def test_a_variation_is_all_of_one_seed_or_of_the_other(strength: float) -> None
     """Sixteen images: all alike without variation seeds acting, all different else."""
     job = params(seed=4, num_images=16, variation=Variation(seed=9, strength=strength))
     runner = DiffusionRunner.of(studio.demo())
-    noise = [runner.draft(spec).passes[0].noise for spec in EngineSpecs.of(job, STORED.__getitem__, Room(1)).specs()]
+    noise = [
+        runner.draft(spec).passes[0].noise for spec in EngineSpecs.of(job, STORED.__getitem__, PixelBudget(1)).specs()
+    ]
     plain = params(seed=9 if strength else 4, num_images=16)
     expected = [
-        runner.draft(spec).passes[0].noise for spec in EngineSpecs.of(plain, STORED.__getitem__, Room(1)).specs()
+        runner.draft(spec).passes[0].noise for spec in EngineSpecs.of(plain, STORED.__getitem__, PixelBudget(1)).specs()
     ]
     for ours, theirs in zip(noise, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2.0**-22)  # times a sine and by it again
@@ -173,7 +175,7 @@ def test_images_of_one_job_encode_their_picture_once(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(vae, "encode", counted)
     job = params(num_images=3, init_image="init", strength=0.3, width=64, height=64, steps=2)
-    specs = EngineSpecs.of(job, STORED.__getitem__, Room(2**24)).specs()
+    specs = EngineSpecs.of(job, STORED.__getitem__, PixelBudget(2**24)).specs()
     runner = DiffusionRunner.of(studio.demo())
     with studio.running(runner) as engine:
         together = [engine.submit(spec) for spec in specs]

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from shared.errors import BadPicture
 from shared.files import pictures
-from shared.files.pictures import Room
+from shared.files.pictures import PixelBudget
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -275,14 +275,14 @@ def test_damaged_files_are_read_or_refused(seed: bytes, changes: list[tuple[int,
             assert "image: " in str(refused)  # noqa: PT017 -- a refusal is the other right answer
 
 
-def test_room_is_for_so_many_pixels_and_no_more() -> None:
-    room, entered = Room(10), []
+def test_a_budget_is_for_so_many_pixels_and_no_more() -> None:
+    budget, entered = PixelBudget(10), []
 
     def enter(pixels: int) -> None:
-        with room.of(pixels):
+        with budget.reserve(pixels):
             entered.append(pixels)
 
-    with room.of(6):
+    with budget.reserve(6):
         enter(4)
         late = [Thread(target=enter, args=[pixels]) for pixels in (5, 99)]  # 99 take all there is, and wait for it
         for thread in late:
@@ -294,11 +294,11 @@ def test_room_is_for_so_many_pixels_and_no_more() -> None:
     assert sorted(entered) == [4, 5, 99]
 
 
-def test_a_failure_gives_the_room_back() -> None:
-    room = Room(10)
-    with pytest.raises(ZeroDivisionError), room.of(10):
+def test_a_failure_gives_the_budget_back() -> None:
+    budget = PixelBudget(10)
+    with pytest.raises(ZeroDivisionError), budget.reserve(10):
         raise ZeroDivisionError
-    with room.of(10):
+    with budget.reserve(10):
         pass
 
 
