@@ -150,7 +150,7 @@ def _receiver(session: Session, desk: Desk, caller: Caller, webhook: WebhookChoi
     """Return the id of the webhook endpoint that a submission names. Raises `BlockedUrl` and `InvalidRequest`."""
     if webhook is None:
         return None
-    return endpoints.named(
+    return endpoints.find_or_add(
         session,
         owner=caller.owner,
         url=webhook.url,

@@ -113,7 +113,7 @@ def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:
     load = queue_stats.load(session, row.checkpoint, silent_after_s=desk.settings.lease_seconds)
     if state is JobState.RUNNING:
         return forecast.forecast_running(load, queue_stats.cost_left(row))
-    held = fair_queue.held(session, row.owner)
+    held = fair_queue.block_reason(session, row.owner)
     due_in_s = queue_stats.due_in_s(session, row)
     return forecast.forecast_queued(load, queue_stats.ahead(session, row), row.cost, held=held, due_in_s=due_in_s)
 

@@ -76,7 +76,7 @@ def blocked_owners() -> Select[str]:
     return select(KeyRow.id).where(text(claims.IS_BLOCKED))
 
 
-def held(session: Session, owner: str) -> Reason | None:
+def block_reason(session: Session, owner: str) -> Reason | None:
     """Return why no job of an owner may be claimed now; None if its key is not blocked."""
     paused = session.execute(
         select(KeyRow.paused).where(KeyRow.id == owner, text(claims.IS_BLOCKED))

@@ -39,7 +39,7 @@ def get(session: Session, upload_id: UUID, *, owner: str) -> UploadRow:
     return row
 
 
-def over(session: Session) -> Sequence[UUID]:
+def expired(session: Session) -> Sequence[UUID]:
     """Return expired uploads, the oldest first, at most `FORGOTTEN_AT_ONCE`."""
     old = select(UploadRow.id).where(_is_expired()).order_by(UploadRow.created_at).limit(FORGOTTEN_AT_ONCE)
     return session.scalars(old).all()

@@ -63,7 +63,7 @@ def register(
     return row
 
 
-def named(
+def find_or_add(
     session: Session, *, owner: str, url: str, events: Sequence[str], secret: str | None, allow_private: bool
 ) -> UUID:
     """Return the id of the endpoint that a job names; add it unless an earlier job named the same. Raises as `register`."""

@@ -146,7 +146,7 @@ def sweep_uploads(db: Database, storage: Storage) -> int:
     swept = 0
     while True:
         with db.transaction() as session:
-            over = uploads.over(session)
+            over = uploads.expired(session)
         storage.delete_all([upload_key(upload_id) for upload_id in over])
         with db.transaction() as session:
             uploads.forget(session, over)

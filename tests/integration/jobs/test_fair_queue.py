@@ -162,7 +162,7 @@ def test_a_running_limit_holds_and_others_pass(db: Database) -> None:
     assert order.count(limited) == 2
     assert order.count("other") == 3
     with db.transaction() as session:
-        assert fair_queue.held(session, limited) is Reason.LIMIT
+        assert fair_queue.block_reason(session, limited) is Reason.LIMIT
 
 
 def test_a_limited_key_gets_all_its_jobs_done_in_order(db: Database) -> None:
@@ -210,8 +210,8 @@ def test_a_paused_keys_jobs_wait(db: Database) -> None:
     submitted = submit(db, paused, 2)
     assert claim(db) is None
     with db.transaction() as session:
-        assert fair_queue.held(session, paused) is Reason.PAUSED
-        assert fair_queue.held(session, "anonymous") is None
+        assert fair_queue.block_reason(session, paused) is Reason.PAUSED
+        assert fair_queue.block_reason(session, "anonymous") is None
     with db.transaction() as session:
         keys.change(session, paused, KeyLimits(paused=False))
     assert [row.id for row in served(db, 9)] == submitted

@@ -172,9 +172,9 @@ def test_a_job_may_name_its_own_receiver_signed_with_the_owners_secret(
 ) -> None:
     naming: dict[str, Any] = {"owner": "a", "url": receiver.url, "events": ["job.canceled"], "allow_private": True}
     with db.transaction() as session:
-        endpoint_id = endpoints.named(session, secret=None, **naming)
-        assert endpoints.named(session, secret=None, **naming) == endpoint_id
-        other = endpoints.named(session, secret=SECRET, **naming)
+        endpoint_id = endpoints.find_or_add(session, secret=None, **naming)
+        assert endpoints.find_or_add(session, secret=None, **naming) == endpoint_id
+        other = endpoints.find_or_add(session, secret=SECRET, **naming)
         assert other != endpoint_id
         secret = endpoints.owner_secret(session, "a").secret
     cancel_one(db, owner="a", endpoint_id=endpoint_id)

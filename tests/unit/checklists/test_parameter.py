@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from api.admission.submissions import Submission
-from shared.files.pictures import Room
+from shared.files.pictures import PixelBudget
 from shared.infra.db import Database
 from shared.jobs.lifecycle import Claim
 from shared.jobs.wire import EXAMPLE
@@ -120,12 +120,12 @@ def fetch(key: str) -> bytes:
 
 
 def specs_of(job: GenerationParams) -> list[ImageSpec]:
-    return EngineSpecs.of(job, fetch, Room(2**24)).specs()
+    return EngineSpecs.of(job, fetch, PixelBudget(2**24)).specs()
 
 
 def asked_of_the_engine(job: GenerationParams) -> list[Any]:
     """What the engine is asked for, and what is made of a picture that it returns."""
-    made = EngineSpecs.of(job, fetch, Room(2**24))
+    made = EngineSpecs.of(job, fetch, PixelBudget(2**24))
     starts = [(one.start.pixels.tobytes(), _bytes(one.start.mask), one.start.fill) for one in made.specs() if one.start]
     finished = made.finished(np.resize(PIXELS, (job.height, job.width, 3)))
     return [[replace(one, start=None) for one in made.specs()], starts, finished.shape, finished.tobytes()]
