@@ -1,12 +1,12 @@
-"""Every error the farm raises on purpose, with the HTTP status, stable code and retry rule that clients see.
+"""All errors of the farm, each with its HTTP status, stable code and retry rule. Clients see them as problem JSON.
 
 FarmError
 ├── InvalidRequest 422      the request says something impossible
 │   ├── UnknownCheckpoint
 │   ├── UnknownWeights      no LoRA, embedding or VAE of that name
-│   ├── BadPicture          an init image or a mask that is none
-│   ├── BlockedUrl          a URL that the farm does not call for clients
-│   ├── UrlUnreachable      … or called without success
+│   ├── BadPicture          an init image or mask that cannot be read
+│   ├── BlockedUrl          a URL that the farm must not call (SSRF)
+│   ├── UrlUnreachable      a URL that could not be fetched
 │   ├── KeyReused           an Idempotency-Key with another body
 │   └── BadCursor
 ├── NotFound 404
@@ -16,22 +16,22 @@ FarmError
 │   ├── KeyNotFound
 │   ├── ImageNotFound
 │   ├── WorkerNotFound
-│   ├── Gone 410            deleted, or removed after its time
-│   ├── EndpointNotFound    a receiver of webhooks
-│   └── DeliveryNotFound    … and what is sent to it
+│   ├── Gone 410            a job that was deleted
+│   ├── EndpointNotFound    a webhook endpoint
+│   └── DeliveryNotFound    a delivery of a webhook
 ├── Unauthenticated 401     no valid key came with the request
 ├── Forbidden 403           the key may not do this
 │   ├── ScopeMissing
 │   └── PriorityTooHigh
-├── TooMany 429             retryable: the key has used up what it may
+├── TooMany 429             retryable: the key has reached a limit
 │   ├── RateLimited
 │   ├── QueueFullForKey
 │   ├── TooManyStreams
 │   └── TooManyUploads
 ├── Conflict 409
 │   ├── JobAlreadyFinal
-│   ├── SubmissionInFlight  retryable: the same one is being received
-│   ├── JobNotFinal         what must end before it is deleted
+│   ├── SubmissionInFlight  retryable: the same submission is being processed
+│   ├── JobNotFinal         a job must end before it is deleted
 │   ├── NothingToRetry
 │   ├── TooManyEndpoints
 │   ├── EndpointIsGone
@@ -40,7 +40,7 @@ FarmError
 │   └── BadCheckpoint       … as a whole SD1.5
 ├── NoDevice 500            the worker has no device to render on
 ├── NoBucket 500            the storage has no such bucket
-├── StorageRefused 500      … or does not believe who this process says it is
+├── StorageRefused 500      the storage rejects the credentials
 ├── RenderFailed 500        the engine could not make this image
 │   ├── OutOfMemory         retryable
 │   ├── NotANumber
@@ -54,7 +54,7 @@ FarmError
     ├── DatabaseUnavailable
     ├── BrokerUnavailable
     ├── StorageUnavailable
-    ├── TooBusy             the api does as much of it as it can at once
+    ├── TooBusy             the api handles no more such requests at once
     └── QueueFull
 
 Canceled stands apart: it is an outcome, not a failure, and never leaves the worker.
@@ -69,7 +69,7 @@ class FarmError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
-    # What an operator does about it, where the message, written for clients, leaves that open.
+    # What an operator does about it; the message is for clients.
     fix: ClassVar[str] = ""
 
     def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
@@ -78,7 +78,7 @@ class FarmError(Exception):
 
     @property
     def told(self) -> dict[str, str]:
-        """What a log says of it: code, message, the first line of its cause, and the fix."""
+        """The fields for a log line: code, error, the first line of its cause, and fix, without empty ones."""
         cause = str(self.__cause__ or "").strip().split("\n", maxsplit=1)[0]
         facts = {
             "code": self.code,
@@ -97,13 +97,13 @@ class InvalidRequest(FarmError):
 
 
 class UnknownCheckpoint(InvalidRequest):
-    """No worker of this farm has announced that checkpoint."""
+    """The farm has no checkpoint of that name."""
 
     code = "unknown_checkpoint"
 
 
 class UnknownWeights(InvalidRequest):
-    """No worker of this farm has announced weights of that name."""
+    """The farm has no LoRA, embedding or VAE of that name."""
 
     code = "unknown_weights"
 
@@ -127,13 +127,13 @@ class UrlUnreachable(InvalidRequest):
 
 
 class BadCursor(InvalidRequest):
-    """The cursor is not one that this listing handed out."""
+    """The cursor is not valid for this list."""
 
     code = "bad_cursor"
 
 
 class KeyReused(InvalidRequest):
-    """The Idempotency-Key came with another body before."""
+    """The Idempotency-Key was already used with a different request body."""
 
     code = "idempotency_key_reused"
 
@@ -146,25 +146,25 @@ class NotFound(FarmError):
 
 
 class JobNotFound(NotFound):
-    """No job has ever had this id."""
+    """There is no job with this id."""
 
     code = "job_not_found"
 
 
 class BatchNotFound(NotFound):
-    """There is no batch of this id."""
+    """There is no batch with this id."""
 
     code = "batch_not_found"
 
 
 class UploadNotFound(NotFound):
-    """There is no upload of this id, or its time is over."""
+    """There is no upload with this id, or it has expired."""
 
     code = "upload_not_found"
 
 
 class KeyNotFound(NotFound):
-    """There is no API key of this id."""
+    """There is no API key with this id."""
 
     code = "key_not_found"
 
@@ -176,33 +176,33 @@ class ImageNotFound(NotFound):
 
 
 class Unauthenticated(FarmError):
-    """The farm asks for an API key: send `Authorization: Bearer KEY`, or HTTP Basic with the key as password."""
+    """An API key is required: send `Authorization: Bearer KEY`, or HTTP Basic with the key as password."""
 
     status = 401
     code = "unauthenticated"
 
 
 class Forbidden(FarmError):
-    """The API key may not do this."""
+    """The API key is not allowed to do this."""
 
     status = 403
     code = "forbidden"
 
 
 class ScopeMissing(Forbidden):
-    """The API key lacks a scope."""
+    """The API key lacks a required scope."""
 
     code = "scope_missing"
 
 
 class PriorityTooHigh(Forbidden):
-    """The API key may not submit at this priority."""
+    """The API key is not allowed to submit at this priority."""
 
     code = "priority_too_high"
 
 
 class TooMany(FarmError):
-    """The API key has used up what it may; try again later."""
+    """The API key has reached a limit; try again later."""
 
     status = 429
     code = "too_many"
@@ -210,63 +210,63 @@ class TooMany(FarmError):
 
 
 class RateLimited(TooMany):
-    """The API key has made too many requests."""
+    """The API key has made too many requests; try again later."""
 
     code = "rate_limited"
 
 
 class QueueFullForKey(TooMany):
-    """The API key has as many jobs waiting as it may."""
+    """The API key has reached its limit of waiting jobs; try again later."""
 
     code = "queue_full_for_key"
 
 
 class TooManyStreams(TooMany):
-    """The API key follows as many jobs as it may at once."""
+    """The API key has reached its limit of open event streams."""
 
     code = "too_many_streams"
 
 
 class TooManyUploads(TooMany):
-    """The API key has as many uploads as it may."""
+    """The API key has reached its limit of uploads."""
 
     code = "too_many_uploads"
 
 
 class EndpointNotFound(NotFound):
-    """There is no webhook endpoint of that id."""
+    """There is no webhook endpoint with this id."""
 
     code = "endpoint_not_found"
 
 
 class DeliveryNotFound(NotFound):
-    """There is no delivery of that id."""
+    """There is no delivery with this id."""
 
     code = "delivery_not_found"
 
 
 class WorkerNotFound(NotFound):
-    """The farm has no worker of that name."""
+    """There is no worker with this id."""
 
     code = "worker_not_found"
 
 
 class Gone(NotFound):
-    """The job was deleted, or is older than the farm keeps its jobs."""
+    """The job was deleted, on request or after the retention time."""
 
     status = 410
     code = "gone"
 
 
 class Conflict(FarmError):
-    """The request does not fit the present state."""
+    """The request conflicts with the current state."""
 
     status = 409
     code = "conflict"
 
 
 class SubmissionInFlight(Conflict):
-    """The same submission is being received right now."""
+    """The same submission is still being processed; try again soon."""
 
     code = "submission_in_flight"
     retryable = True
@@ -285,13 +285,13 @@ class NothingToRetry(Conflict):
 
 
 class JobAlreadyFinal(Conflict):
-    """The job has already reached a final state, which never changes."""
+    """The job has already ended."""
 
     code = "job_already_final"
 
 
 class TooManyEndpoints(Conflict):
-    """There are as many webhook endpoints as there may be."""
+    """The limit of webhook endpoints is reached."""
 
     code = "too_many_endpoints"
 
@@ -313,7 +313,7 @@ class BadWeights(FarmError):
 
     status = 422
     code = "bad_weights"
-    fix = "mend FARM_CHECKPOINT or FARM_CHECKPOINT_DIR, or fetch the file again"
+    fix = "check FARM_CHECKPOINT and FARM_CHECKPOINT_DIR, or download the file again"
 
 
 class BadCheckpoint(BadWeights):
@@ -335,7 +335,7 @@ class NoBucket(FarmError):
 
 
 class StorageRefused(FarmError):
-    """The image storage does not believe who this process says it is."""
+    """The image storage rejects the credentials of this process."""
 
     code = "storage_refused"
 
@@ -347,20 +347,20 @@ class RenderFailed(FarmError):
 
 
 class OutOfMemory(RenderFailed):
-    """The device has not enough memory for this image."""
+    """Out of memory: this image does not fit on the worker's device."""
 
     code = "out_of_memory"
     retryable = True
 
 
 class NotANumber(RenderFailed):
-    """The numbers of the image have blown up; the checkpoint, VAE or LoRA may be damaged or unfit for half precision."""
+    """The image has become NaN; the checkpoint, VAE or LoRA may be damaged or unfit for half precision."""
 
     code = "not_a_number"
 
 
 class WeightsMissing(RenderFailed):
-    """The job names weights that its worker does not have."""
+    """The job needs weights that its worker does not have."""
 
     code = "weights_missing"
     retryable = True
@@ -381,21 +381,21 @@ class WorkerLost(FarmError):
 
 
 class WorkerUnfit(FarmError):
-    """The worker cannot be trusted to render what it is asked for."""
+    """The worker failed a self-test: it computes wrongly, or its weights have changed."""
 
     code = "worker_unfit"
     retryable = True
-    fix = "its supervisor starts it anew; if that repeats, fetch the checkpoint again or replace the GPU"
+    fix = "its supervisor restarts it; if this repeats, download the checkpoint again or replace the GPU"
 
 
 class RunTimeout(FarmError):
-    """The job ran for longer than it allows."""
+    """The job ran longer than its timeout."""
 
     code = "run_timeout"
 
 
 class ObjectMissing(FarmError):
-    """The image storage has lost an object that the farm relies on."""
+    """An object that the farm needs is missing from the image storage."""
 
     code = "object_missing"
 
@@ -412,34 +412,34 @@ class DatabaseUnavailable(Unavailable):
     """The database does not answer; nothing was changed. Try again soon."""
 
     code = "database_unavailable"
-    fix = "start Postgres, or mend FARM_DATABASE_URL"
+    fix = "start Postgres, or check FARM_DATABASE_URL"
 
 
 class BrokerUnavailable(Unavailable):
     """Redis does not answer."""
 
     code = "broker_unavailable"
-    fix = "start Redis, or mend FARM_REDIS_URL"
+    fix = "start Redis, or check FARM_REDIS_URL"
 
 
 class StorageUnavailable(Unavailable):
     """The image storage does not answer. Try again soon."""
 
     code = "storage_unavailable"
-    fix = "start the store, or mend FARM_S3_*; farm doctor tries it out"
+    fix = "start the object store, or check FARM_S3_*; farm doctor tests it"
 
 
 class TooBusy(Unavailable):
-    """The api does as much of this as it can at once; try again soon."""
+    """The api is handling as many of these requests as it can; try again soon."""
 
     code = "too_busy"
 
 
 class QueueFull(Unavailable):
-    """The farm has as many jobs waiting as it takes; try again later."""
+    """The queue of the farm is full; try again later."""
 
     code = "queue_full"
 
 
 class Canceled(Exception):
-    """The request was withdrawn; its work stopped at a step boundary."""
+    """The request was canceled; its work stopped at a step boundary."""

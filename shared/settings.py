@@ -18,7 +18,7 @@ def _spelled(*schemes: str) -> AfterValidator:
     def check(url: T) -> T:
         text = url if isinstance(url, str) else url.get_secret_value()
         if not text.startswith(tuple(f"{scheme}://" for scheme in schemes)):
-            raise ValueError(f"this is no URL of the kind {schemes[0]}://...")
+            raise ValueError(f"this is not a URL like {schemes[0]}://...")
         return url
 
     return AfterValidator(check)

@@ -21,7 +21,7 @@ def migrate() -> None:
         revision = migrations.current(url)
     except SQLAlchemyError as error:
         raise Failure(
-            f"the database was not migrated: {str(error).splitlines()[0]}; check FARM_DATABASE_URL, or start the database"
+            f"the database was not migrated: {str(error).splitlines()[0]}; check FARM_DATABASE_URL, or start it"
         ) from error
     newer = ", newer than this code, which is compatible with it" if migrations.is_newer(revision) else ""
     say(f"the schema is at revision {revision}{newer}")

@@ -124,9 +124,7 @@ def read_header(path: Path) -> Header:
     tensors = _parsed_header(path, raw)
     end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     if end != size:
-        raise BadCheckpoint(
-            f"{path}: truncated or damaged ({size} bytes, its header promises {end}); download it again."
-        )
+        raise BadCheckpoint(f"{path}: truncated or damaged ({size} bytes, its header says {end}); download it again.")
     return {name: StoredTensor(tensor["dtype"], tuple(tensor["shape"])) for name, tensor in tensors.items()}
 
 
@@ -199,7 +197,7 @@ def _context_width(config_dir: Path | None) -> int:
     config = config_dir / "unet" / "config.json"
     width = _json(config).get("cross_attention_dim")
     if not isinstance(width, int):
-        raise BadCheckpoint(f"{config}: says no cross_attention_dim.")
+        raise BadCheckpoint(f"{config}: it does not state cross_attention_dim.")
     return width
 
 
@@ -259,7 +257,7 @@ def _inspect_folder(path: Path, name: str) -> CheckpointFile:
 def _folder_complaint(unet: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> str | None:
     width = unet.get("cross_attention_dim")
     if unet.get("use_linear_projection") or width == 1024:
-        return "this is Stable Diffusion 2; the farm serves Stable Diffusion 1.5."
+        return "this is a Stable Diffusion 2 checkpoint; the farm serves Stable Diffusion 1.5."
     if width != text_encoder.get("hidden_size"):
         return f"its UNet reads prompts {width} wide, its text encoder writes {text_encoder.get('hidden_size')}."
     return _channel_complaint(unet.get("in_channels"))

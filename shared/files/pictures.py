@@ -129,7 +129,7 @@ def _upright(data: bytes, what: str) -> Image.Image:
         picture = _eight_bit(picture)
         ImageOps.exif_transpose(picture, in_place=True)
     except Exception as error:  # decoders fed with garbage raise whatever they like
-        raise BadPicture(f"{what}: is truncated or corrupt; send it again, or save it anew as PNG.") from error
+        raise BadPicture(f"{what}: is truncated or corrupt; send it again, or save it again as PNG.") from error
     return picture
 
 
@@ -153,7 +153,7 @@ def _opened(data: bytes, what: str) -> Image.Image:
 def _judge(picture: Image.Image, what: str) -> None:
     width, height = picture.size
     if min(width, height) < 1:
-        raise BadPicture(f"{what}: is {width} by {height} pixels; {_ASK} file with something in it.")
+        raise BadPicture(f"{what}: is {width} by {height} pixels; {_ASK} file that is not empty.")
     if max(width, height) > MAX_INPUT_SIDE_PX or width * height > MAX_INPUT_PIXELS:
         raise BadPicture(f"{what}: is {width} by {height} pixels; {_too_large()}")
     # The further pictures of an MPO, a JPEG as many phones write it, are views of the first and no animation.

@@ -202,7 +202,7 @@ def resolve_checkpoint(session: Session, wanted: str | None, *, default: str | N
         raise UnknownCheckpoint("No gpu worker has announced a checkpoint yet; start one, then submit again.")
     candidates = [served.name for served in known if served.ready_workers] or names
     if len(candidates) > 1:
-        raise InvalidRequest(f"Say which checkpoint to use: {', '.join(candidates)}.")
+        raise InvalidRequest(f"Several checkpoints are available; name one of: {', '.join(candidates)}.")
     return candidates[0]
 
 

@@ -19,7 +19,7 @@ from shared.settings import Settings
 RENDER_TASK = "render.answer"
 COURIER_QUEUE = "courier"
 _KEY_PREFIX = "farm:"
-_NO_ROOM = "Redis has no room left on its disk. Make room there; the farm goes on meanwhile, and more slowly."
+_NO_ROOM = "Redis has no space left on its disk. Make room there; meanwhile the farm goes on, more slowly."
 
 log = structlog.get_logger(__name__)
 

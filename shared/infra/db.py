@@ -36,7 +36,7 @@ from shared.settings import Settings
 from shared.vocabulary.states import JobState
 
 _STATES = ", ".join(f"'{state}'" for state in JobState)
-_NO_ROOM = "The database has no room left on its disk; nothing was changed. Once there is room it goes on by itself."
+_NO_ROOM = "The database has no space left on its disk; nothing was changed. It goes on by itself once there is space."
 _NEWEST = text("created_at DESC"), text("id DESC")
 
 

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from shared.vocabulary.states import JobState
 
 CHANNEL = "farm:events"
-FIX = "start Redis, or mend FARM_REDIS_URL"  # told where nobody can be answered: the process goes on and tries again
+FIX = "start Redis, or check FARM_REDIS_URL"  # told where nobody can be answered: the process goes on and tries again
 _RECONNECT_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)

@@ -159,7 +159,7 @@ class Board:
             server, thread = start_http_server(port, registry=self._registry)
         except OSError as error:
             raise PortTaken(
-                f"FARM_METRICS_PORT={port} cannot be listened on: {error.strerror}. Give each process of a machine its own."
+                f"FARM_METRICS_PORT={port} is not available: {error.strerror}. Give each process of a machine its own port."
             ) from error
 
         def stop() -> None:

@@ -95,7 +95,7 @@ class OutboundHttp:
         except httpcore.TimeoutException as error:
             raise UrlUnreachable(f"{target.host} did not answer in time.") from error
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-            raise UrlUnreachable(f"{target.host} could not be asked: {_why(error)}") from error
+            raise UrlUnreachable(f"{target.host} could not be reached: {_why(error)}") from error
 
     def _addresses(self, host: str, port: int, timeout_s: float) -> Sequence[str]:
         """Resolve a name and check every address. Raises `BlockedUrl` if one of them is not permitted."""

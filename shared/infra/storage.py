@@ -23,20 +23,20 @@ SKEW_S = 5 * 60  # stores refuse what was signed more than 15 minutes ago or ahe
 IMAGES = "jobs/"
 SNAPSHOTS = "snapshots/"
 
-# What mends a store's refusal, by its code; HEAD requests have only the status.
+# What resolves a store's refusal, by its code; HEAD requests have only the status.
 ADVICE = {
     "NoSuchBucket": "create the bucket, or mend FARM_S3_BUCKET",
     "404": "create the bucket, or mend FARM_S3_BUCKET",
-    "InvalidAccessKeyId": "mend FARM_S3_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "mend FARM_S3_SECRET_ACCESS_KEY",
-    "AccessDenied": "let the key do this; deploy/s3-policy has what is needed",
-    "403": "mend the S3 key, or let it do this; deploy/s3-policy has what is needed",
-    "301": "mend FARM_S3_REGION",
-    "PermanentRedirect": "mend FARM_S3_REGION",
-    "AuthorizationHeaderMalformed": "mend FARM_S3_REGION",
+    "InvalidAccessKeyId": "check FARM_S3_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "check FARM_S3_SECRET_ACCESS_KEY",
+    "AccessDenied": "allow the key to do this; deploy/s3-policy lists the permissions",
+    "403": "check the S3 key, or allow it to do this; deploy/s3-policy lists the permissions",
+    "301": "check FARM_S3_REGION",
+    "PermanentRedirect": "check FARM_S3_REGION",
+    "AuthorizationHeaderMalformed": "check FARM_S3_REGION",
     "RequestTimeTooSkewed": "set this machine's clock: timedatectl set-ntp true",
     # What stores answer that have no room left.
-    "InternalError": "read the store's log, and make room where it keeps objects if its disk is full",
+    "InternalError": "read the store's log; if its disk is full, make room there",
     "XMinioStorageFull": "make room on the store's disks",
     "ExpiredToken": "renew the credentials of this machine",
 }
@@ -92,7 +92,9 @@ class Storage:
         try:
             body: bytes = answer["Body"].read()
         except (BotoCoreError, OSError) as error:
-            raise StorageUnavailable(f"The image storage broke off while it sent an object: {error}") from error
+            raise StorageUnavailable(
+                f"The connection to the image storage broke while it sent an object: {error}"
+            ) from error
         return body
 
     def size(self, key: str) -> int:
@@ -122,7 +124,9 @@ class Storage:
             wanted = {"Objects": [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]], "Quiet": True}
             refused = self._call("delete_objects", Delete=wanted).get("Errors", [])
             if refused:
-                raise StorageUnavailable(f"The image storage kept {len(refused)} objects: {refused[0].get('Message')}.")
+                raise StorageUnavailable(
+                    f"The image storage did not delete {len(refused)} objects: {refused[0].get('Message')}."
+                )
 
     def url(self, key: str, *, ttl_s: float, filename: str, content_type: str) -> str:
         """Return a presigned GET URL that works for `ttl_s` seconds without credentials."""
@@ -158,7 +162,7 @@ class Storage:
         except StorageUnavailable as error:
             code = _code(error.__cause__)
             if code in {"404", "NoSuchBucket"}:
-                raise NoBucket(f"There is no bucket {self._bucket!r}: create it, or mend FARM_S3_BUCKET.") from error
+                raise NoBucket(f"There is no bucket {self._bucket!r}: create it, or check FARM_S3_BUCKET.") from error
             if code not in {"403", "AccessDenied"}:
                 raise
         else:

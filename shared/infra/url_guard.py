@@ -69,24 +69,26 @@ def parse(url: str, *, allow_private: bool) -> Target:
     if len(url) > MAX_URL_CHARS:
         raise BlockedUrl(f"The URL is longer than {MAX_URL_CHARS} characters.")
     if not _URL_CHARS.fullmatch(url):
-        raise BlockedUrl("The URL has characters that must be percent-encoded, or a host that must be in punycode.")
+        raise BlockedUrl(
+            "The URL contains characters that must be percent-encoded, or a host that must be in punycode."
+        )
     try:
         parts = urlsplit(url)
         port, host = parts.port, (parts.hostname or "").lower()
     except ValueError as error:
-        raise BlockedUrl("The URL cannot be read; it looks like https://host.example/path.") from error
+        raise BlockedUrl("The URL is not valid; write it like https://host.example/path.") from error
     if parts.scheme.lower() not in _PORTS:
-        raise BlockedUrl("Only http and https URLs are called.")
+        raise BlockedUrl("Only http and https URLs are allowed.")
     if "@" in parts.netloc:
-        raise BlockedUrl("The URL must not carry a user or a password; put a token into the path or the query.")
+        raise BlockedUrl("The URL must not contain a user or a password; put a token into the path or the query.")
     if port == 0:
-        raise BlockedUrl("Port 0 cannot be called.")
+        raise BlockedUrl("Port 0 is not allowed.")
     scheme = parts.scheme.lower()
     target = Target(
         scheme, host, port or _PORTS[scheme], (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     )
     if "[" in parts.netloc and ":" not in host:
-        raise BlockedUrl("The host in brackets is no IPv6 address.")
+        raise BlockedUrl("The host in brackets is not an IPv6 address.")
     _judge_host(host, allow_private=allow_private)
     return target
 
@@ -106,12 +108,12 @@ def _judge_host(host: str, *, allow_private: bool) -> None:
             address = ip_address(host)
         except ValueError:
             raise BlockedUrl(
-                "The host is a number in a disguise; write an address as 192.0.2.1 or [2001:db8::1]."
+                "The host is a number in an unusual form; write an IP address as 192.0.2.1 or [2001:db8::1]."
             ) from None
         if getattr(address, "scope_id", None) or not permitted(address, allow_private=allow_private):
             raise BlockedUrl(refusal(host))
     elif not _HOST.fullmatch(host) or len(host) > 253:
-        raise BlockedUrl("The URL has no valid host; it looks like https://host.example/path.")
+        raise BlockedUrl("The URL has no valid host; write it like https://host.example/path.")
     elif not allow_private and (host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost")):
         raise BlockedUrl(refusal(host))
 

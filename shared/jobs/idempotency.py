@@ -40,7 +40,9 @@ def job_of_key(session: Session, owner: str, key: str, digests: Digests) -> UUID
     if row is None:
         return None
     if not digests.are_of(row):
-        raise KeyReused("This Idempotency-Key came with another body before; use a new key for a new job.")
+        raise KeyReused(
+            "This Idempotency-Key was already used with a different request body; use a new key for a new job."
+        )
     return row.job_id
 
 
@@ -58,7 +60,7 @@ def job_of_id(session: Session, owner: str, job_id: UUID, digests: Digests) -> J
             raise
         return None
     if not digests.are_of(row):
-        raise KeyReused(f"Job {job_id} came from another body; choose a new id for a new job.")
+        raise KeyReused(f"Job {job_id} was submitted with a different request body; choose a new id for a new job.")
     return row
 
 
@@ -79,4 +81,4 @@ def _lock(session: Session, name: str) -> None:
     # Not a row lock: there is no row yet. The 64 bits of two names that meet cost one of them a second try.
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
     if not session.scalar(select(func.pg_try_advisory_xact_lock(number))):
-        raise SubmissionInFlight("The same submission is being received just now; ask again.", retry_after_s=1.0)
+        raise SubmissionInFlight("The same submission is still being processed; try again soon.", retry_after_s=1.0)

@@ -165,14 +165,14 @@ def get(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:
     if row is None:
         _refuse_removed(session, job_id, owner)
     if row is None or owner not in {None, row.owner}:
-        raise JobNotFound(f"No job has ever had the id {job_id}.")
+        raise JobNotFound(f"There is no job {job_id}.")
     return row
 
 
 def _refuse_removed(session: Session, job_id: UUID, owner: str | None) -> None:
     removed = session.get(RemovedJobRow, job_id)
     if removed is not None and owner in {None, removed.owner}:
-        raise Gone(f"Job {job_id} was removed with its images at {removed.removed_at:%Y-%m-%d %H:%M} UTC.")
+        raise Gone(f"Job {job_id} was deleted with its images at {removed.removed_at:%Y-%m-%d %H:%M} UTC.")
 
 
 def claim_next(

@@ -22,7 +22,7 @@ def add(session: Session, *, owner: str, size_bytes: int) -> UploadRow:
     """Announce an upload of `size_bytes`. Raises `TooManyUploads`."""
     mine = select(func.count()).select_from(UploadRow).where(UploadRow.owner == owner)
     if (session.scalar(mine) or 0) >= MAX_KEPT:
-        raise TooManyUploads(f"This API key has {MAX_KEPT} uploads; each goes a day after it was announced.")
+        raise TooManyUploads(f"This API key has reached its limit of {MAX_KEPT} uploads; each expires after a day.")
     row = UploadRow(id=uuid4(), owner=owner, size_bytes=size_bytes)
     session.add(row)
     session.flush()

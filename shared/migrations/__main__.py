@@ -13,6 +13,4 @@ if __name__ == "__main__":
         upgrade(settings.database_url.get_secret_value())
     except SQLAlchemyError as error:
         why = str(error).splitlines()[0]
-        raise SystemExit(
-            f"farm: the database was not migrated: {why}; start it, or correct FARM_DATABASE_URL"
-        ) from None
+        raise SystemExit(f"farm: the database was not migrated: {why}; start it, or check FARM_DATABASE_URL") from None

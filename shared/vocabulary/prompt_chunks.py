@@ -70,7 +70,7 @@ class Chunker(Generic[E]):
     def end_chunk(self, at: int = CHUNK_TOKENS) -> None:
         """Close the chunk; tokens from `at` on move to the next. Raises `InvalidRequest` beyond `MAX_CHUNKS`."""
         if len(self._done) == MAX_CHUNKS:
-            raise InvalidRequest(f"The prompt takes more than {MAX_CHUNKS} chunks of {CHUNK_TOKENS} tokens.")
+            raise InvalidRequest(f"The prompt is longer than {MAX_CHUNKS} chunks of {CHUNK_TOKENS} tokens.")
         stay = tuple(placed for placed in self._placed if placed.offset < at)
         move = self._placed[len(stay) :]
         self._done.append(Chunk(tuple(self._slots[:at]), stay))

@@ -81,7 +81,7 @@ class PromptReader(Generic[E]):
         """
         rows = list(grammar.parts(prompt))
         if len(rows) > MAX_PARTS:
-            raise InvalidRequest(f"The prompt has {len(rows)} parts joined by AND; {MAX_PARTS} are the most.")
+            raise InvalidRequest(f"The prompt has {len(rows)} parts joined by AND; at most {MAX_PARTS} are allowed.")
         guided = negative_prompt is not None or rows[0][1] != 1 or len(rows) > 1
         if guided:
             rows.insert(0, (negative_prompt or "", 1.0))
@@ -115,7 +115,7 @@ class PromptReader(Generic[E]):
             texts[entry] = self._chunks(entry, triggers)
             distinct.update(texts[entry])
             if len(distinct) > MAX_DISTINCT_CHUNKS:
-                raise InvalidRequest(f"The prompt takes more than {MAX_DISTINCT_CHUNKS} different chunks of tokens.")
+                raise InvalidRequest(f"The prompt needs more than {MAX_DISTINCT_CHUNKS} different chunks of tokens.")
         length = max(map(len, texts.values()))
         return {entry: text + (Chunk(),) * (length - len(text)) for entry, text in texts.items()}
 

@@ -55,7 +55,7 @@ def register(
     )
     if len(listing(session, owner=owner)) >= MAX_REGISTERED:
         raise TooManyEndpoints(
-            f"There are {MAX_REGISTERED} endpoints already; delete one, or let one hear more events."
+            f"The limit of {MAX_REGISTERED} webhook endpoints is reached; delete one, or subscribe one to more events."
         )
     session.add(row)
     session.flush()
@@ -149,7 +149,7 @@ def checked_secret(secret: str) -> str:
     except (binascii.Error, ValueError):
         size = 0
     if not secret.startswith(SECRET_PREFIX) or not least <= size <= most:
-        raise InvalidRequest(f"secret: write {SECRET_PREFIX} and then {least} to {most} random bytes in base64.")
+        raise InvalidRequest(f"secret: must be {SECRET_PREFIX} followed by {least} to {most} random bytes in base64.")
     return secret
 
 

@@ -97,13 +97,13 @@ def test_engines_without_room_are_told_of_and_used_again(
             small.fill()
             answer = _until_refused(client)
             assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
-            assert "no room left on its disk" in answer.json()["detail"]
+            assert "no space left on its disk" in answer.json()["detail"]
             assert answer.headers["retry-after"]
-            assert "no room left on its disk" in log.calls[0].kwargs["error"]
+            assert "no space left on its disk" in log.calls[0].kwargs["error"]
             with pytest.raises(StorageUnavailable, match="make room"):
                 storage.put("jobs/x/1/0.png", bytes(LARGE), content_type="image/png")
             assert until(lambda: _is_full(redis), WAIT_S)
-            with pytest.raises(BrokerUnavailable, match="no room left on its disk"):
+            with pytest.raises(BrokerUnavailable, match="no space left on its disk"):
                 broker.ping(redis)
 
             small.clear()

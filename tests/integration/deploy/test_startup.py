@@ -39,16 +39,16 @@ NOWHERE = "postgresql://farm:s3same@127.0.0.1:9/farm"
 @pytest.mark.parametrize(
     ("process", "name", "value", "says"),
     [
-        (SKETCHER, "FARM_DATABASE_URL", NOWHERE, "mend FARM_DATABASE_URL"),
+        (SKETCHER, "FARM_DATABASE_URL", NOWHERE, "check FARM_DATABASE_URL"),
         (COURIER, "FARM_REDIS_URL", "nonsense", "FARM_REDIS_URL"),
         (API, "FARM_LEASE_SECONDS", "-1", "FARM_LEASE_SECONDS"),
         (API, "FARM_S3_ENDPOINT_URL", "nonsense", "FARM_S3_ENDPOINT_URL"),
         (API, "FARM_STYLES_FILE", "none.csv", "FARM_STYLES_FILE: none.csv cannot be read (No such file"),
-        (SKETCHER, "FARM_S3_SECRET_ACCESS_KEY", "s3same-s3same", "mend FARM_S3_SECRET_ACCESS_KEY"),
+        (SKETCHER, "FARM_S3_SECRET_ACCESS_KEY", "s3same-s3same", "check FARM_S3_SECRET_ACCESS_KEY"),
         (MIGRATE, "FARM_DATABASE_URL", NOWHERE, "check FARM_DATABASE_URL"),
-        (KEYS, "FARM_DATABASE_URL", NOWHERE, "Connection refused; start Postgres, or mend FARM_DATABASE_URL"),
+        (KEYS, "FARM_DATABASE_URL", NOWHERE, "Connection refused; start Postgres, or check FARM_DATABASE_URL"),
         (KEYS, "FARM_S3_ENDPOINT_URL", "s3same", "FARM_S3_ENDPOINT_URL"),
-        (DOCTOR, "FARM_S3_ENDPOINT_URL", "s3same", "FARM_S3_ENDPOINT_URL: this is no URL"),
+        (DOCTOR, "FARM_S3_ENDPOINT_URL", "s3same", "FARM_S3_ENDPOINT_URL: this is not a URL"),
     ],
 )
 @pytest.mark.usefixtures("settings")
@@ -85,8 +85,8 @@ def test_what_does_not_answer_at_the_start_is_told_and_waited_for(process: tuple
             return {line["dependency"]: f"{line['error']} {line.get('fix', '')}" for line in told}
 
         assert until(lambda: len(missing()) == 2, WAIT_S)
-        assert "mend FARM_DATABASE_URL" in missing()["postgres"]
-        assert "mend FARM_S3_SECRET_ACCESS_KEY" in missing()["storage"]
+        assert "check FARM_DATABASE_URL" in missing()["postgres"]
+        assert "check FARM_S3_SECRET_ACCESS_KEY" in missing()["storage"]
         assert running.poll() is None
     assert "s3same" not in (tmp_path / "stdout").read_text() + (tmp_path / "stderr").read_text()
 
@@ -104,7 +104,7 @@ def test_a_wrong_password_of_redis_is_told_and_tried_again(settings: Settings, t
     """Without Redis the api goes on; its supervisor has nothing to do."""
     wrong = {"FARM_REDIS_URL": _mistaken(settings.redis_url)}
     with parts.running((*parts.API, str(ports.pick("127.0.0.1"))), tmp_path, wrong) as api:
-        assert until(lambda: "mend FARM_REDIS_URL" in (tmp_path / "stdout").read_text(), WAIT_S)
+        assert until(lambda: "check FARM_REDIS_URL" in (tmp_path / "stdout").read_text(), WAIT_S)
         assert api.poll() is None
     said = (tmp_path / "stdout").read_text() + (tmp_path / "stderr").read_text()
     assert "invalid username-password pair" in said
@@ -133,7 +133,7 @@ def test_a_half_downloaded_or_missing_checkpoint_ends_its_worker(tmp_path: Path)
     half.write_bytes(studio.DEMO.read_bytes()[:100_000])
     for path in (half, tmp_path / "none.safetensors"):
         status, said = started(SKETCHER, FARM_CHECKPOINT=str(path))
-        assert (status, str(path) in said, "mend FARM_CHECKPOINT" in said, "Traceback" in said) == (
+        assert (status, str(path) in said, "check FARM_CHECKPOINT" in said, "Traceback" in said) == (
             1,
             True,
             True,

@@ -259,5 +259,5 @@ def test_the_command_line_retries_and_deletes(
         assert "0 retried" in run("retry", "--all").output
         assert run("delete", str(done)).output.strip() == f"{done} deleted"
         again = run("delete", str(done))
-        assert (again.exit_code, "removed" in again.output) == (1, True)
+        assert (again.exit_code, "was deleted" in again.output) == (1, True)
         assert run("retry").exit_code == 2
