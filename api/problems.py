@@ -143,7 +143,7 @@ def describe(app: FastAPI) -> None:
 def _farm_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, FarmError)  # noqa: S101 - registered for this class
     if isinstance(error, AWAY):
-        log.warning("request.unserved", path=request.url.path, **error.told)
+        log.warning("request.unserved", path=request.url.path, **error.log_fields)
     return of(request, error)
 
 

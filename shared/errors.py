@@ -77,7 +77,7 @@ class FarmError(Exception):
         self.retry_after_s = retry_after_s
 
     @property
-    def told(self) -> dict[str, str]:
+    def log_fields(self) -> dict[str, str]:
         """The fields for a log line: code, error, the first line of its cause, and fix, without empty ones."""
         cause = str(self.__cause__ or "").strip().split("\n", maxsplit=1)[0]
         facts = {

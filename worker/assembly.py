@@ -257,7 +257,7 @@ def _bucket(settings: Settings) -> Storage:
     try:
         storage.check()
     except StorageUnavailable as error:
-        log.warning("dependency.missing", dependency="storage", **error.told)
+        log.warning("dependency.missing", dependency="storage", **error.log_fields)
     return storage
 
 

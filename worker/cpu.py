@@ -79,7 +79,7 @@ def upkeep() -> None:
         maintenance.forget_canaries(db)
         upkeep_at.set_to_current_time()
     except FarmError as error:
-        log.warning("upkeep.failed", **error.told)
+        log.warning("upkeep.failed", **error.log_fields)
 
 
 @app.task(name="courier.forget")
@@ -94,7 +94,7 @@ def forget() -> None:
         maintenance.sweep_inputs(db, storage)
         maintenance.sweep_orphans(db, storage, places)
     except FarmError as error:
-        log.warning("forget.failed", **error.told)
+        log.warning("forget.failed", **error.log_fields)
 
 
 @signals.setup_logging.connect(weak=False)

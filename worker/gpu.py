@@ -38,7 +38,7 @@ def answer() -> None:
         if floor.renderer is not None:
             floor.renderer.answer()
     except FarmError as error:
-        log.warning("doorbell.unanswered", **error.told)
+        log.warning("doorbell.unanswered", **error.log_fields)
 
 
 @signals.setup_logging.connect(weak=False)

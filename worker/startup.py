@@ -17,7 +17,7 @@ def exit_on_error(event: str, *, close: Callable[[], None] = lambda: None) -> It
         yield
     except Exception as error:
         if isinstance(error, FarmError):
-            log.critical(event, **error.told)
+            log.critical(event, **error.log_fields)
         else:  # a process that is only half open would answer and do nothing
             log.critical(event, exc_info=error)
         close()

@@ -76,6 +76,6 @@ def _line(error: Exception) -> str:
     if isinstance(error, (Failure, ClientError)):
         return str(error)
     if isinstance(error, FarmError):
-        return "; ".join(text for name, text in error.told.items() if name != "code")
+        return "; ".join(text for name, text in error.log_fields.items() if name != "code")
     hint = "farm --debug COMMAND shows the traceback"
     return f"{type(error).__name__}: {error} ({hint})"

@@ -73,7 +73,7 @@ def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
             overdue, lag_s = deliveries.overdue(session)
             now = session.scalars(select(func.now())).one()
     except DatabaseUnavailable as error:
-        log.warning("metrics.incomplete", **error.told)
+        log.warning("metrics.incomplete", **error.log_fields)
         yield metrics.DATABASE_UP.of([((), 0)])
         return
     yield metrics.DATABASE_UP.of([((), 1)])

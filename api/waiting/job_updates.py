@@ -200,7 +200,7 @@ class JobUpdates:
             try:
                 versions = await _run_to_completion(run_in_threadpool(self._versions, list(newest)))
             except DatabaseUnavailable as error:
-                log.warning("waiting.blind", **error.told)
+                log.warning("waiting.blind", **error.log_fields)
             except Exception:
                 log.exception("waiting.crashed")
             else:

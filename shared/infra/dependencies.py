@@ -29,4 +29,4 @@ def check(settings: Settings) -> None:
             try:
                 ask()
             except FarmError as error:
-                log.warning("dependency.missing", dependency=name, **error.told)
+                log.warning("dependency.missing", dependency=name, **error.log_fields)

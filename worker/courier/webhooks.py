@@ -119,7 +119,7 @@ class Courier:
                 while not self._stopped.is_set() and self.hand_out():
                     pass
             except FarmError as error:
-                log.warning("webhooks.postponed", **error.told)
+                log.warning("webhooks.postponed", **error.log_fields)
             except Exception:  # whatever it was, the next round may do
                 log.exception("webhooks.crashed")
 

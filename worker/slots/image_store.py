@@ -83,7 +83,7 @@ class ImageStore:
         def wait(error: StorageUnavailable, pause_s: float) -> None:
             if time.monotonic() + pause_s > deadline:
                 raise error
-            log.warning("storage.retried", **error.told, pause_s=pause_s)
+            log.warning("storage.retried", **error.log_fields, pause_s=pause_s)
             running.pause(pause_s)
             if running.is_aborted:
                 raise Canceled

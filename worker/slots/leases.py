@@ -221,7 +221,7 @@ class Leases:
             try:
                 self.beat()
             except DatabaseUnavailable as error:
-                log.warning("heartbeat.missed", **error.told)
+                log.warning("heartbeat.missed", **error.log_fields)
             except Exception:  # the thread must outlive any one report, or every lease would run out
                 log.exception("heartbeat.crashed")
             self._beat_began = None
