@@ -6,17 +6,11 @@ import structlog
 from celery import signals
 
 from shared.errors import FarmError
-from shared.infra import broker, dependencies, metrics
-from shared.infra.db import Database
-from shared.infra.events import Listener
+from shared.infra import broker, dependencies
 from shared.infra.logs import configure_logging
-from shared.infra.metrics import Board
-from shared.infra.outbound_http import OutboundHttp
-from shared.infra.storage import Storage
 from shared.infra.tracing import configure_tracing
 from shared.settings import load
-from worker.courier import maintenance
-from worker.courier.webhooks import Courier
+from worker.courier.assembly import CourierWorker, assemble
 from worker.startup import exit_on_error
 
 FORGET_SECONDS = 600.0
@@ -43,56 +37,26 @@ app.conf.update(
     },
 )
 
-db = Database(settings, pool_size=8)
-redis = broker.connect(settings)
-storage = Storage(settings)
-# Where this courier's walk over the bucket has come to; a new one begins anew.
-places: dict[str, str] = {}
-
-board = Board()
-webhooks_sent = board.counter(metrics.WEBHOOKS_SENT)
-rescued = board.counter(metrics.RESCUED)
-rings = board.counter(metrics.RINGS)
-upkeep_at = board.gauge(metrics.UPKEEP_AT)
-
-courier = Courier(
-    db,
-    OutboundHttp(allow_private=settings.allow_private_urls),
-    settings,
-    sent=lambda outcome: webhooks_sent.labels(outcome.word).inc(),
-)
-news = Listener(redis, lambda _event: courier.wake())
+# Opened once the process is ready: importing this module connects to nothing.
+courier: CourierWorker | None = None
 
 
 @app.task(name="courier.upkeep")
 def upkeep() -> None:
-    """Rescue and unpark, then ring: those jobs are among the ones that wait."""
+    """Do a courier's frequent upkeep. What could not be done waits for the next tick."""
     try:
-        for state in maintenance.rescue_lost_jobs(db, redis, lease_s=settings.lease_seconds):
-            rescued.labels(state).inc()
-        maintenance.unpark_jobs(db)
-        maintenance.call_time(db, redis)
-        rings.inc(maintenance.reconcile(db, redis, app))
-        maintenance.tell_progress(db, every_s=settings.webhook_progress_seconds)
-        maintenance.forget_silent_workers(db)
-        maintenance.forget_idempotency_keys(db)
-        maintenance.forget_canaries(db)
-        upkeep_at.set_to_current_time()
+        if courier is not None:
+            courier.upkeep()
     except FarmError as error:
         log.warning("upkeep.failed", **error.log_fields)
 
 
 @app.task(name="courier.forget")
 def forget() -> None:
-    """Forget what nobody may ask for any more: old events, uploads and jobs, what attempts left, pictures without jobs."""
+    """Do a courier's rare upkeep. What could not be done waits for the next tick."""
     try:
-        maintenance.forget_events(db, older_than_s=settings.event_retention_seconds)
-        maintenance.sweep_snapshots(db, storage)
-        maintenance.sweep_litter(db, storage)
-        maintenance.sweep_uploads(db, storage)
-        maintenance.remove_aged(db, storage, days=settings.retention_days)
-        maintenance.sweep_inputs(db, storage)
-        maintenance.sweep_orphans(db, storage, places)
+        if courier is not None:
+            courier.forget()
     except FarmError as error:
         log.warning("forget.failed", **error.log_fields)
 
@@ -111,18 +75,14 @@ def _begin(sender: str, instance: Any, **_: Any) -> None:
 
 
 @signals.worker_ready.connect(weak=False)
-def _serve(**_: Any) -> None:
-    # Only now: beat's process has been forked and holds no copy of the socket.
+def _open(**_: Any) -> None:
+    global courier
+    # Only now: beat's process has been forked and holds no copy of the sockets.
     with exit_on_error("courier.cannot_start"):
-        if settings.metrics_port:
-            board.serve(settings.metrics_port)
-    courier.start()
-    news.start()
+        courier = assemble(settings, app)
 
 
 @signals.worker_shutdown.connect(weak=False)
 def _close(**_: Any) -> None:
-    news.stop()
-    courier.stop()
-    redis.close()
-    db.close()
+    if courier is not None:
+        courier.close()

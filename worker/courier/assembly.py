@@ -1,0 +1,96 @@
+"""Assembly of a courier: opens its parts in order and returns it finished."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from celery import Celery
+from redis import Redis
+
+from shared.infra import broker, metrics
+from shared.infra.db import Database
+from shared.infra.events import Listener
+from shared.infra.metrics import Board
+from shared.infra.outbound_http import OutboundHttp
+from shared.infra.storage import Storage
+from shared.settings import Settings
+from worker.courier import maintenance
+from worker.courier.webhooks import Courier
+
+
+class CourierMetrics:
+    """The numbers of one courier for Prometheus."""
+
+    def __init__(self) -> None:
+        self.board = Board()
+        self.webhooks_sent = self.board.counter(metrics.WEBHOOKS_SENT)
+        self.rescued = self.board.counter(metrics.RESCUED)
+        self.rings = self.board.counter(metrics.RINGS)
+        self.upkeep_at = self.board.gauge(metrics.UPKEEP_AT)
+
+
+@dataclass(frozen=True, slots=True)
+class CourierWorker:
+    """A courier that is open: it delivers webhooks by itself, and does upkeep when told. `opened` holds what it must close."""
+
+    settings: Settings
+    celery: Celery
+    db: Database
+    redis: Redis
+    storage: Storage
+    metrics: CourierMetrics
+    opened: ExitStack
+    # Where this courier's walk over the bucket has come to; a new one begins anew.
+    places: dict[str, str] = field(default_factory=dict)
+
+    def upkeep(self) -> None:
+        """Rescue and unpark, then ring: those jobs are among the ones that wait."""
+        db, redis, settings = self.db, self.redis, self.settings
+        for state in maintenance.rescue_lost_jobs(db, redis, lease_s=settings.lease_seconds):
+            self.metrics.rescued.labels(state).inc()
+        maintenance.unpark_jobs(db)
+        maintenance.call_time(db, redis)
+        self.metrics.rings.inc(maintenance.reconcile(db, redis, self.celery))
+        maintenance.tell_progress(db, every_s=settings.webhook_progress_seconds)
+        maintenance.forget_silent_workers(db)
+        maintenance.forget_idempotency_keys(db)
+        maintenance.forget_canaries(db)
+        self.metrics.upkeep_at.set_to_current_time()
+
+    def forget(self) -> None:
+        """Forget what nobody may ask for any more: old events, uploads and jobs, what attempts left, pictures without jobs."""
+        db, storage, settings = self.db, self.storage, self.settings
+        maintenance.forget_events(db, older_than_s=settings.event_retention_seconds)
+        maintenance.sweep_snapshots(db, storage)
+        maintenance.sweep_litter(db, storage)
+        maintenance.sweep_uploads(db, storage)
+        maintenance.remove_aged(db, storage, days=settings.retention_days)
+        maintenance.sweep_inputs(db, storage)
+        maintenance.sweep_orphans(db, storage, self.places)
+
+    def close(self) -> None:
+        """Close everything, last opened first."""
+        self.opened.close()
+
+
+def assemble(settings: Settings, celery: Celery) -> CourierWorker:
+    """Open a courier. On an error, what was opened is closed again."""
+    with ExitStack() as opened:
+        db = Database(settings, pool_size=8)
+        opened.callback(db.close)
+        redis = broker.connect(settings)
+        opened.callback(redis.close)
+        storage = Storage(settings)
+        counts = CourierMetrics()
+        if settings.metrics_port:
+            opened.callback(counts.board.serve(settings.metrics_port))
+        courier = Courier(
+            db,
+            OutboundHttp(allow_private=settings.allow_private_urls),
+            settings,
+            sent=lambda outcome: counts.webhooks_sent.labels(outcome.word).inc(),
+        )
+        news = Listener(redis, lambda _event: courier.wake())
+        for part in (courier, news):
+            part.start()
+            opened.callback(part.stop)
+        return CourierWorker(settings, celery, db, redis, storage, counts, opened.pop_all())
