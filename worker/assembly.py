@@ -1,11 +1,9 @@
-"""One gpu worker process: what it opens, in which order, and how it ends. `device` brings what it renders with."""
+"""Assembly of a gpu worker: opens its parts in order and returns it finished. `device` loads what it renders with."""
 
 import os
-import platform
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -18,24 +16,24 @@ from redis import Redis
 from shared.errors import BadCheckpoint, FarmError, StorageUnavailable, WorkerUnfit
 from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile
-from shared.fleet import registry
 from shared.infra import broker, events
 from shared.infra.db import Database
 from shared.infra.events import Listener
 from shared.infra.storage import Storage
-from shared.jobs import rescue
 from shared.settings import Settings
 from worker.bundle import DeviceBundle
 from worker.engine.engine import Engine
-from worker.health.fitness import Fitness, Unexamined
+from worker.health.fitness import Fitness, FitnessCheck, Unexamined
 from worker.health.preemption import POLL_S, Notices
 from worker.health.vitals import Monitor, monitor
 from worker.health.watchdog import Watchdog
 from worker.metrics import WorkerMetrics
 from worker.periodic import Periodic
+from worker.registration import Registration
 from worker.slots import drain
 from worker.slots.attempts import Attempts
 from worker.slots.claim_gate import ClaimGate
+from worker.slots.departure import Departure
 from worker.slots.guarded_engine import GuardedEngine
 from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
@@ -50,222 +48,109 @@ UNFIT_EXIT_STATUS = 69  # EX_UNAVAILABLE: the supervisor starts another process
 log = structlog.get_logger(__name__)
 
 
-class Floor:
-    """What one gpu worker opened, in the order in which it must close."""
+@dataclass(frozen=True, slots=True)
+class GpuWorker:
+    """A gpu worker that is open and answers doorbells. `opened` holds what it must close, `drain_s` a drain's grace."""
 
-    def __init__(self, settings: Settings, celery: Celery) -> None:
-        self._settings = settings
-        self._celery = celery
-        self._closing = ExitStack()
-        self._claim_gate = ClaimGate()
-        self._has_worked = False
-        self._is_leaving = False
-        self.is_draining = False
-        self.is_condemned = False
-        self.is_compiling: Callable[[], bool] = lambda: False
-        self.renderer: Renderer | None = None
-        self._leases: Leases | None = None
-        self._end_drain: Callable[[], None] | None = None
+    renderer: Renderer
+    attempts: Attempts
+    leases: Leases
+    engine: Engine[Any, Any]
+    registration: Registration
+    departure: Departure
+    drain_s: float
+    is_compiling: Callable[[], bool]
+    opened: ExitStack
 
-    def open(self, worker_id: str, slots: int) -> None:
-        """Load the checkpoint, start the engine and announce the worker."""
-        settings = self._settings
-        file = chosen_checkpoint(settings)
-        db = Database(settings, pool_size=slots + 2)
-        self._closing.callback(db.close)
-        redis = broker.connect(settings)
-        self._closing.callback(redis.close)
-        self._take_over(db, redis, worker_id, file.name)
-        storage = _bucket(settings)
-        bundle = _load_device(settings, file)
-        self.is_compiling = bundle.is_compiling
-        engine = bundle.engine
-        self._run(engine)
-        fitness = self._examined(db, file, bundle, worker_id=worker_id, slots=slots)
-        gpu = self._monitor(bundle.gpu_uuid, fitness)
-        leases = Leases(
-            db,
-            settings,
-            worker_id,
-            pace=lambda: engine.pace,
-            on_drain=self._heed,
-            tell=partial(events.publish, redis),
-            vitals=lambda: asdict(gpu.vitals) if gpu else {},
-        )
-        self._claim_gate.pause(True)  # until the first beat has told whether to work
-        self._run(leases)
-        self._watch(engine, leases)
-        meters = WorkerMetrics(file.name, pace=lambda: engine.pace, running=leases.running, memory=bundle.memory)
-        self._run(Listener(redis, leases.hear))
-        attempts = Attempts(db, redis, self._celery, settings, checkpoint=file.name, worker_id=worker_id)
-        self.renderer = Renderer(
-            attempts,
-            GuardedEngine(engine, Snapshots(db, settings, weights=bundle.sha256 or ""), fitness or Unexamined()),
-            ImageStore(storage, settings, safety=bundle.safety, checkpoint_sha256=bundle.sha256),
-            leases,
-            self._claim_gate,
-            ended=meters.ended,
-        )
-        self._leases = leases
-        self._end_drain = partial(self._hand_over, db, worker_id, attempts, engine, leases)
-        if settings.metrics_port:
-            self._closing.callback(meters.board.serve(settings.metrics_port))
-        self._announce(db, file, bundle, worker_id=worker_id, slots=slots)
-        if fitness and settings.canary_seconds:
-            self._run(Periodic("canary", fitness.look, every_s=settings.canary_seconds))
-        self._run(Periodic("stock", WeightsAnnouncer(db, bundle.shelves).announce, every_s=RESCAN_S))
-        if settings.preview_seconds:
-            showing = PreviewPublisher(redis, leases.running)
-            self._run(Periodic("previews", showing.renew, every_s=settings.preview_seconds))
-
-    def leave(self) -> None:
-        """Ask this process to drain and end, just as an operator would."""
-        # Once: a second signal would end it at once.
-        if not self._is_leaving:
-            self._is_leaving = True
-            os.kill(os.getpid(), signal.SIGTERM)
+    def answer(self) -> None:
+        """Answer one doorbell."""
+        self.renderer.answer()
 
     def drain(self) -> None:
         """Claim no more; after the grace, hand back what still runs."""
-        if self.renderer is None or self._end_drain is None:
-            return
-        self.is_draining = True
-        log.info("worker.draining", grace_s=self._settings.drain_seconds)
-        self.renderer.drain()
-        timer = Timer(self._settings.drain_seconds, self._end_drain)
+        log.info("worker.draining", grace_s=self.drain_s)
+        self.departure.begin_drain()
+        timer = Timer(self.drain_s, self._hand_over)
         timer.daemon = True
         timer.start()
 
-    @property
-    def exit_status(self) -> int:
-        """With what the process is to end."""
-        return UNFIT_EXIT_STATUS if self.is_condemned else os.EX_OK
-
     def close(self) -> None:
         """Close everything, last opened first."""
-        self._closing.close()
+        self.opened.close()
 
-    def _examined(
-        self, db: Database, file: CheckpointFile, bundle: DeviceBundle, *, worker_id: str, slots: int
-    ) -> Fitness | None:
-        """Examine the worker before it may claim. One that is wrong is announced as unfit; raises `WorkerUnfit` then."""
-        if bundle.proof is None:
-            return None
-        condemn = partial(self._condemn, db, worker_id)
-        fitness = Fitness(bundle.engine, bundle.proof, db, worker_id, condemn, self._settings.hang_seconds)
-        try:
-            fitness.open()
-        except WorkerUnfit as error:
-            self._announce(db, file, bundle, worker_id=worker_id, slots=slots)
-            with db.transaction() as session:
-                registry.mark_unfit(session, worker_id, str(error))
-            raise
-        return fitness
+    @property
+    def is_draining(self) -> bool:
+        """Whether the worker has been asked to end."""
+        return self.departure.is_draining
 
-    def _monitor(self, gpu_uuid: str | None, fitness: Fitness | None) -> Monitor | None:
-        found = monitor(gpu_uuid, alarm=fitness.look if fitness else lambda: None) if gpu_uuid else None
-        if found:
-            self._run(Periodic("vitals", found.look, every_s=self._settings.heartbeat_seconds))
-        return found
+    @property
+    def exit_status(self) -> int:
+        """The status that the process is to end with."""
+        return UNFIT_EXIT_STATUS if self.departure.is_unfit else os.EX_OK
 
-    def _condemn(self, db: Database, worker_id: str, reason: str) -> None:
-        """Leave at once: claim nothing more, hand back what runs, and say why."""
-        log.critical(
-            "worker.unfit", reason=reason, fix="its supervisor starts it anew; if that repeats, replace the GPU"
-        )
-        self.is_condemned = True
-        self._claim_gate.close()
-        try:
-            with db.transaction() as session:
-                registry.mark_unfit(session, worker_id, reason)
-        except FarmError as error:
-            log.warning("worker.not_condemned", error=str(error))
-        if self._leases is not None:
-            self._leases.drain()
-        self.leave()
-
-    def _hand_over(
-        self, db: Database, worker_id: str, attempts: Attempts, engine: Engine[Any, Any], leases: Leases
-    ) -> None:
+    def _hand_over(self) -> None:
         """Have the slots hand back what they run, and end the process without those that do not come back."""
-        leases.drain()
-        if not drain.wait_or_release(leases.running, attempts.release, lambda: engine.seconds_stuck):
-            self._retire(db, worker_id)
+        self.leases.drain()
+        if not drain.wait_or_release(self.leases.running, self.attempts.release, lambda: self.engine.seconds_stuck):
+            self.registration.retire()
             os._exit(self.exit_status)
 
-    def _take_over(self, db: Database, redis: Redis, worker_id: str, checkpoint: str) -> None:
-        """Put back what a former process of this worker still held, before the checkpoint is loaded: others may be idle."""
-        with db.transaction() as session:
-            moved = rescue.take_over(session, worker_id)
-        for job_id, state in moved:
-            log.warning("job.taken_over", job_id=str(job_id), state=state)
-            events.publish(redis, events.JobEvent(job_id, state))
-        broker.ring(self._celery, checkpoint, len(moved))
 
-    def _heed(self, is_draining: bool) -> None:
-        """Do as the fleet says: leave when asked to drain; stay idle if that was asked before this process started."""
-        if not is_draining:
-            self._has_worked = True
-            self._claim_gate.pause(False)
-        elif self._has_worked:
-            self.leave()
+def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int) -> GpuWorker:
+    """Load the checkpoint, start the engine and announce the worker. On an error, what was opened is closed again.
 
-    def _watch(self, engine: Engine[Any, Any], leases: Leases) -> None:
-        settings = self._settings
-        parts = {
-            "engine": lambda: engine.seconds_stuck,
-            "heartbeat": leases.seconds_in_beat,
-            "slot": leases.overstay_s,
-        }
-        self._run(Periodic("watchdog", Watchdog(parts, hang_s=settings.hang_seconds).look, every_s=WATCH_S))
-        if settings.preemption_file or settings.preemption_url:
-            notices = Notices(self.leave, file=settings.preemption_file, url=settings.preemption_url)
-            self._run(Periodic("preemption", notices.look, every_s=POLL_S))
+    Raises `WorkerUnfit` for a worker that fails its examination, after it was announced as unfit.
+    """
+    with ExitStack() as opened:
+        file = chosen_checkpoint(settings)
+        db = Database(settings, pool_size=slots + 2)
+        opened.callback(db.close)
+        redis = broker.connect(settings)
+        opened.callback(redis.close)
+        attempts = Attempts(db, redis, celery, settings, checkpoint=file.name, worker_id=worker_id)
+        attempts.take_over()  # before the checkpoint is loaded: others may be idle
+        storage = _open_storage(settings)
+        bundle = _load_device(settings, file)
+        engine = bundle.engine
+        _start(opened, engine)
 
-    def _run(self, part: Engine[Any, Any] | Leases | Listener | Periodic) -> None:
-        part.start()
-        self._closing.callback(part.stop)
-
-    def _announce(
-        self, db: Database, file: CheckpointFile, bundle: DeviceBundle, *, worker_id: str, slots: int
-    ) -> None:
-        with db.transaction() as session:
-            registry.announce(
-                session,
-                worker_id=worker_id,
-                checkpoint=file.name,
-                size_bytes=file.size_bytes,
-                sha256=bundle.sha256,
-                hostname=platform.node(),
-                device=bundle.device_name,
-                slots=slots,
-            )
-        self._closing.callback(self._retire, db, worker_id)
-        log.info("worker.ready", checkpoint=file.name, device=bundle.device_name, slots=slots)
-
-    def _retire(self, db: Database, worker_id: str) -> None:
-        try:
-            with db.transaction() as session:
-                registry.retire(session, worker_id)
-        except FarmError as error:
-            log.warning("worker.not_retired", error=str(error))
-
-
-def _bucket(settings: Settings) -> Storage:
-    """Open the bucket. Raises `NoBucket` or `StorageRefused`; one that is away may come back."""
-    storage = Storage(settings)
-    try:
-        storage.check()
-    except StorageUnavailable as error:
-        log.warning("dependency.missing", dependency="storage", **error.log_fields)
-    return storage
-
-
-def _load_device(settings: Settings, file: CheckpointFile) -> DeviceBundle:
-    # Not at the top: torch takes seconds to load. Before, jobs of a former process are put back, and what is wrong is said.
-    from worker import device
-
-    return device.load(settings, file)
+        claim_gate = ClaimGate()
+        departure = Departure(claim_gate)
+        gpu = monitor(bundle.gpu_uuid) if bundle.gpu_uuid else None
+        leases = _leases(db, redis, settings, worker_id, engine, departure, gpu)
+        registration = Registration(db, worker_id, file, bundle.sha256, bundle.device_name, slots)
+        fitness = _examined(opened, settings, bundle, registration, partial(_condemn, departure, leases, registration))
+        claim_gate.pause(True)  # until the first beat has told whether to work
+        _start(opened, leases)
+        _watch(opened, settings, engine, leases, departure)
+        if gpu:
+            _watch_gpu(opened, settings, gpu, fitness)
+        meters = WorkerMetrics(file.name, pace=lambda: engine.pace, running=leases.running, memory=bundle.memory)
+        _start(opened, Listener(redis, leases.hear))
+        renderer = Renderer(
+            attempts,
+            GuardedEngine(engine, Snapshots(db, settings, weights=bundle.sha256 or ""), fitness),
+            ImageStore(storage, settings, safety=bundle.safety, checkpoint_sha256=bundle.sha256),
+            leases,
+            claim_gate,
+            ended=meters.ended,
+        )
+        if settings.metrics_port:
+            opened.callback(meters.board.serve(settings.metrics_port))
+        _announce(opened, registration)
+        previews = PreviewPublisher(redis, leases.running)
+        _refresh(opened, settings, bundle, fitness, WeightsAnnouncer(db, bundle.shelves), previews)
+        return GpuWorker(
+            renderer=renderer,
+            attempts=attempts,
+            leases=leases,
+            engine=engine,
+            registration=registration,
+            departure=departure,
+            drain_s=settings.drain_seconds,
+            is_compiling=bundle.is_compiling,
+            opened=opened.pop_all(),
+        )
 
 
 def chosen_checkpoint(settings: Settings) -> CheckpointFile:
@@ -283,3 +168,122 @@ def chosen_checkpoint(settings: Settings) -> CheckpointFile:
         names = ", ".join(file.name for file in found) or "no checkpoint at all"
         raise BadCheckpoint(f"FARM_CHECKPOINT={wanted or ''} does not pick one of {folder}: it holds {names}.")
     return named[0]
+
+
+def _start(opened: ExitStack, part: Engine[Any, Any] | Leases | Listener | Periodic) -> None:
+    part.start()
+    opened.callback(part.stop)
+
+
+def _open_storage(settings: Settings) -> Storage:
+    """Open the bucket. Raises `NoBucket` or `StorageRefused`; one that is away may come back."""
+    storage = Storage(settings)
+    try:
+        storage.check()
+    except StorageUnavailable as error:
+        log.warning("dependency.missing", dependency="storage", **error.log_fields)
+    return storage
+
+
+def _load_device(settings: Settings, file: CheckpointFile) -> DeviceBundle:
+    # Not at the top: torch takes seconds to load. Before, jobs of a former process are put back, and what is wrong is said.
+    from worker import device
+
+    return device.load(settings, file)
+
+
+def _leases(
+    db: Database,
+    redis: Redis,
+    settings: Settings,
+    worker_id: str,
+    engine: Engine[Any, Any],
+    departure: Departure,
+    gpu: Monitor | None,
+) -> Leases:
+    return Leases(
+        db,
+        settings,
+        worker_id,
+        pace=lambda: engine.pace,
+        on_drain=departure.heed,
+        publish=partial(events.publish, redis),
+        vitals=lambda: asdict(gpu.vitals) if gpu else {},
+    )
+
+
+def _examined(
+    opened: ExitStack,
+    settings: Settings,
+    bundle: DeviceBundle,
+    registration: Registration,
+    condemn: Callable[[str], None],
+) -> FitnessCheck:
+    """Examine the worker before it may claim. One that is wrong is announced as unfit; raises `WorkerUnfit` then."""
+    if bundle.proof is None:
+        return Unexamined()
+    fitness = Fitness(
+        bundle.engine, bundle.proof, registration.db, registration.worker_id, condemn, settings.hang_seconds
+    )
+    try:
+        fitness.open()
+    except WorkerUnfit as error:
+        _announce(opened, registration)
+        registration.mark_unfit(str(error))
+        raise
+    return fitness
+
+
+def _announce(opened: ExitStack, registration: Registration) -> None:
+    registration.announce()
+    opened.callback(registration.retire)
+
+
+def _condemn(departure: Departure, leases: Leases, registration: Registration, reason: str) -> None:
+    """Leave at once: claim nothing more, hand back what runs, and say why."""
+    departure.condemn(reason)
+    try:
+        registration.mark_unfit(reason)
+    except FarmError as error:
+        log.warning("worker.not_condemned", error=str(error))
+    leases.drain()
+    departure.leave()
+
+
+def _watch(
+    opened: ExitStack, settings: Settings, engine: Engine[Any, Any], leases: Leases, departure: Departure
+) -> None:
+    """Watch for parts that hang and for notices that the machine will be taken away."""
+    parts = {
+        "engine": lambda: engine.seconds_stuck,
+        "heartbeat": leases.seconds_in_beat,
+        "slot": leases.overstay_s,
+    }
+    _start(opened, Periodic("watchdog", Watchdog(parts, hang_s=settings.hang_seconds).check, every_s=WATCH_S))
+    if settings.preemption_file or settings.preemption_url:
+        notices = Notices(departure.leave, file=settings.preemption_file, url=settings.preemption_url)
+        _start(opened, Periodic("preemption", notices.check, every_s=POLL_S))
+
+
+def _watch_gpu(opened: ExitStack, settings: Settings, gpu: Monitor, fitness: FitnessCheck) -> None:
+    def check() -> None:
+        if gpu.check():
+            fitness.examine()
+
+    _start(opened, Periodic("vitals", check, every_s=settings.heartbeat_seconds))
+
+
+def _refresh(
+    opened: ExitStack,
+    settings: Settings,
+    bundle: DeviceBundle,
+    fitness: FitnessCheck,
+    announcer: WeightsAnnouncer,
+    previews: PreviewPublisher,
+) -> None:
+    """Repeat what goes stale: the canary, the list of weights, the previews."""
+    if bundle.proof and settings.canary_seconds:
+        _start(opened, Periodic("canary", fitness.examine, every_s=settings.canary_seconds))
+    _start(opened, Periodic("stock", announcer.announce, every_s=RESCAN_S))
+    if settings.preview_seconds:
+        _start(opened, Periodic("previews", previews.renew, every_s=settings.preview_seconds))

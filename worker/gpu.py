@@ -15,7 +15,7 @@ from shared.infra import broker
 from shared.infra.logs import configure_logging
 from shared.infra.tracing import configure_tracing
 from shared.settings import load
-from worker.assembly import Floor, chosen_checkpoint
+from worker.assembly import GpuWorker, assemble, chosen_checkpoint
 from worker.startup import exit_on_error
 
 # The engine thread needs the GIL for ~700 launches a tick; at the default 5 ms a busy slot could hold it 5 ms each time.
@@ -28,15 +28,15 @@ log = structlog.get_logger(__name__)
 
 settings = load()
 app = broker.celery_app(settings)
-floor = Floor(settings, app)
+worker: GpuWorker | None = None
 
 
 @app.task(name=broker.RENDER_TASK)
 def answer() -> None:
     """Answer one doorbell. One that could not be answered is forgotten: the courier rings again for every waiting row."""
     try:
-        if floor.renderer is not None:
-            floor.renderer.answer()
+        if worker is not None:
+            worker.answer()
     except FarmError as error:
         log.warning("doorbell.unanswered", **error.log_fields)
 
@@ -58,25 +58,30 @@ def _choose_queue(sender: str, instance: Any, **_: Any) -> None:
 
 @signals.worker_init.connect(weak=False)
 def _open(sender: Any, **_: Any) -> None:
+    global worker
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    with exit_on_error(CANNOT_START, close=floor.close):
+    with exit_on_error(CANNOT_START):
         # "auto" is resolved only later; one slot per core is what it means for threads.
         slots = sender.concurrency if isinstance(sender.concurrency, int) else os.cpu_count() or 1
-        floor.open(sender.hostname, slots)
+        worker = assemble(settings, app, sender.hostname, slots)
 
 
 @signals.worker_shutting_down.connect(weak=False)
 def _drain(**_: Any) -> None:
-    if floor.is_draining:
+    if worker is None:
+        return
+    if worker.is_draining:
         # Whoever asks twice wants it now. The leases run out, or the next process of this worker takes them over.
         os._exit(FORCED_EXIT_STATUS)
-    floor.drain()
+    worker.drain()
 
 
 @signals.worker_shutdown.connect(weak=False)
 def _close(sender: Any, **_: Any) -> None:
-    floor.close()
-    if floor.is_compiling():
-        os._exit(floor.exit_status)
-    if floor.exit_status:
-        sender.exitcode = floor.exit_status
+    if worker is None:
+        return
+    worker.close()
+    if worker.is_compiling():
+        os._exit(worker.exit_status)
+    if worker.exit_status:
+        sender.exitcode = worker.exit_status

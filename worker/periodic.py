@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 class Periodic:
     """Calls `act` every `every_s` seconds, the first time at once."""
 
-    def __init__(self, name: str, act: Callable[[], None], *, every_s: float) -> None:
+    def __init__(self, name: str, act: Callable[[], object], *, every_s: float) -> None:
         self._name = name
         self._act = act
         self._every_s = every_s

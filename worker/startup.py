@@ -1,6 +1,6 @@
 """What a process cannot start with ends it: Celery logs and swallows the errors of signal handlers, but lets SystemExit pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -11,8 +11,8 @@ log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def exit_on_error(event: str, *, close: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """End the process with status 1 on an error, told under the name `event`; `close` ends what has begun."""
+def exit_on_error(event: str) -> Iterator[None]:
+    """End the process with status 1 on an error, which is logged as `event`."""
     try:
         yield
     except Exception as error:
@@ -20,5 +20,4 @@ def exit_on_error(event: str, *, close: Callable[[], None] = lambda: None) -> It
             log.critical(event, **error.log_fields)
         else:  # a process that is only half open would answer and do nothing
             log.critical(event, exc_info=error)
-        close()
         raise SystemExit(1) from error

@@ -94,12 +94,8 @@ class Fitness:
         if reason := contradiction(shown, self._others(shown), is_new=True):
             raise WorkerUnfit(reason)
 
-    def look(self) -> None:
-        """Examine the worker again, and condemn it if it is wrong."""
-        self.examine()
-
     def examine(self) -> bool:
-        """Do as `look`, and return whether the worker is fit."""
+        """Examine the worker again, and condemn it if it is wrong. Returns whether it is fit."""
         with self._examining:
             if self._reason is None and (reason := self._fault()):
                 self._convict(reason)

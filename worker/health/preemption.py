@@ -28,8 +28,8 @@ class Notices:
         self._http = urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
         self._was_noticed = False
 
-    def look(self) -> None:
-        """Look once."""
+    def check(self) -> None:
+        """Look for a notice, unless one was found before."""
         if not self._was_noticed and (self._is_filed() or self._is_answered()):
             self._was_noticed = True
             log.warning("worker.preempted")

@@ -3,7 +3,6 @@
 Without an NVIDIA driver there is nothing to read. NVML is asked for the device that this process was given, by its UUID.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,21 +32,21 @@ def is_alarming(before: Vitals, now: Vitals) -> bool:
 
 
 class Monitor:
-    """Reads one GPU. `nvml` is the module pynvml, initialised; `alarm` is called when the GPU needs an examination."""
+    """Reads one GPU. `nvml` is the module pynvml, initialised."""
 
-    def __init__(self, nvml: Any, handle: Any, *, alarm: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml = nvml
         self._handle = handle
-        self._alarm = alarm
         self._events: Any = self._subscribe()
         self.vitals = Vitals()
 
-    def look(self) -> None:
-        """Read the GPU, and sound the alarm if something has happened to it."""
+    def check(self) -> bool:
+        """Read the GPU. Returns whether its pictures should be examined, because something has happened to it."""
         before, self.vitals = self.vitals, self._read()
-        if is_alarming(before, self.vitals):
+        alarming = is_alarming(before, self.vitals)
+        if alarming:
             log.warning("gpu.alarming", ecc_errors=self.vitals.ecc_errors, xid=self.vitals.xid)
-            self._alarm()
+        return alarming
 
     def _read(self) -> Vitals:
         nvml, handle = self._nvml, self._handle
@@ -82,7 +81,7 @@ class Monitor:
         return xid
 
 
-def monitor(uuid: str, *, alarm: Callable[[], None]) -> Monitor | None:
+def monitor(uuid: str) -> Monitor | None:
     """Return a monitor of the GPU with this UUID, or None where NVML or its driver is missing."""
     try:
         import pynvml
@@ -90,7 +89,7 @@ def monitor(uuid: str, *, alarm: Callable[[], None]) -> Monitor | None:
         return None
     try:
         pynvml.nvmlInit()
-        return Monitor(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid), alarm=alarm)
+        return Monitor(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
     except pynvml.NVMLError as error:
         log.info("gpu.no_vitals", reason=str(error))
         return None

@@ -24,7 +24,7 @@ class Watchdog:
         self._hang_s = hang_s
         self._end = end
 
-    def look(self) -> None:
+    def check(self) -> None:
         """End the process if any part hangs."""
         for part, silence_s in self._parts.items():
             if silence_s() > self._hang_s:

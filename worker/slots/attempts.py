@@ -16,7 +16,7 @@ from redis import Redis
 from shared.errors import DatabaseUnavailable, FarmError
 from shared.infra import broker, events
 from shared.infra.db import Database
-from shared.jobs import lifecycle
+from shared.jobs import lifecycle, rescue
 from shared.jobs.lifecycle import Claim
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
@@ -46,6 +46,15 @@ class Attempts:
         self.worker_id = worker_id
         # The first claim that looks after the lowest priority is not the very first one.
         self._claims = count(1)
+
+    def take_over(self) -> None:
+        """Put back into the queue what a former process of this worker still held."""
+        with self._db.transaction() as session:
+            moved = rescue.take_over(session, self.worker_id)
+        for job_id, state in moved:
+            log.warning("job.taken_over", job_id=str(job_id), state=state)
+            events.publish(self._redis, events.JobEvent(job_id, state))
+        self.ring(len(moved))
 
     def claim(self) -> Claim | None:
         """Claim the next job, if there is one."""
@@ -110,9 +119,9 @@ class Attempts:
         """Tell listeners the state that a job has now."""
         events.publish(self._redis, events.JobEvent(claim.job_id, state))
 
-    def ring(self) -> None:
-        """Ring the doorbell of the checkpoint once."""
-        broker.ring(self._celery, self._checkpoint)
+    def ring(self, times: int = 1) -> None:
+        """Ring the doorbell of the checkpoint."""
+        broker.ring(self._celery, self._checkpoint, times)
 
     def _insist(self, write: Callable[[], T], *, is_leaving: Callable[[], bool]) -> T:
         """Repeat an act until the database answers: meanwhile nobody else can take the job, and afterwards the act is guarded.

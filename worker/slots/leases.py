@@ -110,7 +110,7 @@ class Leases:
         *,
         pace: Callable[[], Pace] = Pace,
         on_drain: Callable[[bool], None] = lambda _is_draining: None,
-        tell: Callable[..., None] = lambda *_: None,
+        publish: Callable[..., None] = lambda *_: None,
         vitals: Callable[[], Mapping[str, float | None]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -119,7 +119,7 @@ class Leases:
         self._worker_id = worker_id
         self._pace = pace
         self._on_drain = on_drain
-        self._tell = tell
+        self._publish = publish
         self._vitals = vitals
         self._clock = clock
         self._running: dict[UUID, RunningJob] = {}
@@ -199,7 +199,7 @@ class Leases:
                     vitals=self._vitals(),
                 )
                 self._seen_at = now
-        self._tell_progress(due, held)
+        self._publish_progress(due, held)
         for running in due:
             if running.claim.job_id not in held:
                 # A job that is rendered may just have ended by its slot's own hand.
@@ -209,11 +209,11 @@ class Leases:
         if worker_is_due:
             self._on_drain(is_draining)
 
-    def _tell_progress(self, reported: Iterable[RunningJob], held: Mapping[UUID, int]) -> None:
+    def _publish_progress(self, reported: Iterable[RunningJob], held: Mapping[UUID, int]) -> None:
         """Tell who listens how far the jobs are, all in one message."""
         news = [running.progress(held[running.claim.job_id]) for running in reported if running.claim.job_id in held]
         if news:
-            self._tell(*news)
+            self._publish(*news)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._settings.progress_seconds):

@@ -41,7 +41,7 @@ def noticed(url: str | None = None, file: Path | None = None) -> int:
     left: list[bool] = []
     notices = Notices(lambda: left.append(True), file=file, url=url)
     for _ in range(3):
-        notices.look()
+        notices.check()
     return len(left)
 
 

@@ -70,14 +70,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 @pytest.fixture
-def alarms() -> list[bool]:
-    return []
-
-
-@pytest.fixture
-def monitor(driver: Driver, alarms: list[bool]) -> Monitor:
+def monitor(driver: Driver) -> Monitor:
     assert driver
-    found = vitals.monitor(UUID, alarm=lambda: alarms.append(True))
+    found = vitals.monitor(UUID)
     assert found
     return found
 
@@ -97,44 +92,41 @@ def test_what_of_a_gpu_is_alarming(before: Vitals, now: Vitals, alarming: bool) 
     assert is_alarming(before, now) is alarming
 
 
-def test_a_gpu_without_ecc_still_has_a_temperature(monitor: Monitor, alarms: list[bool]) -> None:
-    monitor.look()
-    assert (monitor.vitals, alarms) == (Vitals(61.0, None, None), [])
+def test_a_gpu_without_ecc_still_has_a_temperature(monitor: Monitor) -> None:
+    assert not monitor.check()
+    assert monitor.vitals == Vitals(61.0, None, None)
 
 
-def test_a_memory_error_sounds_the_alarm_once(monitor: Monitor, driver: Driver, alarms: list[bool]) -> None:
+def test_a_memory_error_sounds_the_alarm_once(monitor: Monitor, driver: Driver) -> None:
     driver.ecc_errors = 0
-    monitor.look()
-    assert not alarms
+    assert not monitor.check()
     driver.ecc_errors = 2
-    monitor.look()
-    monitor.look()
-    assert (monitor.vitals, alarms) == (Vitals(61.0, 2, None), [True])
+    assert [monitor.check(), monitor.check()] == [True, False]
+    assert monitor.vitals == Vitals(61.0, 2, None)
 
 
-def test_the_last_of_several_xids_counts_and_stays(monitor: Monitor, driver: Driver, alarms: list[bool]) -> None:
+def test_the_last_of_several_xids_counts_and_stays(monitor: Monitor, driver: Driver) -> None:
     driver.xids = [13, 79]
-    monitor.look()
-    monitor.look()
-    assert (monitor.vitals.xid, alarms) == (79, [True])
+    assert [monitor.check(), monitor.check()] == [True, False]
+    assert monitor.vitals.xid == 79
     driver.xids = [31]  # a client's kernel
-    monitor.look()
-    assert (monitor.vitals.xid, alarms) == (31, [True])
+    assert not monitor.check()
+    assert monitor.vitals.xid == 31
 
 
 def test_a_driver_that_tells_no_events_is_read_all_the_same(driver: Driver) -> None:
     driver.tells_events = False
     driver.xids = [79]
-    found = vitals.monitor(UUID, alarm=lambda: pytest.fail("nothing has happened"))
+    found = vitals.monitor(UUID)
     assert found
-    found.look()
+    assert not found.check()
     assert found.vitals == Vitals(61.0, None, None)
 
 
 def test_a_gpu_that_is_gone_has_no_vitals_and_ends_nothing(monitor: Monitor, driver: Driver) -> None:
-    monitor.look()
+    monitor.check()
     driver.temperature = None
-    monitor.look()
+    assert not monitor.check()
     assert monitor.vitals == Vitals()
 
 
@@ -142,10 +134,10 @@ def test_where_there_is_no_driver_or_no_such_gpu_nothing_is_read(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert driver
-    assert vitals.monitor("GPU-another", alarm=lambda: None) is None
+    assert vitals.monitor("GPU-another") is None
     monkeypatch.setattr(pynvml, "nvmlLib", None)
     monkeypatch.setattr(pynvml, "CDLL", _no_library)
-    assert vitals.monitor(UUID, alarm=lambda: None) is None
+    assert vitals.monitor(UUID) is None
 
 
 def _no_library(_name: str) -> None:
