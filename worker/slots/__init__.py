@@ -1,1 +1,1 @@
-"""Celery slots: claim a job, have it rendered, store its images, end it."""
+"""Celery slots: claim a job, render and store its images, end the attempt."""

@@ -1,4 +1,4 @@
-"""A job in the engine's words: what to ask the engine for, and what is left to do with the pixels that come back."""
+"""Translates a job's parameters into specs for the engine, and the engine's pixels into the job's pictures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class EngineSpecs:
 
     @classmethod
     def of(cls, params: GenerationParams, fetch: Fetch, budget: PixelBudget) -> "EngineSpecs":
-        """Fetch what the job starts from, and prepare it once the budget allows it. Raises what `fetch` raises."""
+        """Fetch the init image and mask, and prepare them once the budget allows it. Raises what `fetch` raises."""
         if params.init_image is None:
             return cls(params, None)
         init, mask = fetch(params.init_image), fetch(params.mask_image) if params.mask_image else None
@@ -49,7 +49,7 @@ class EngineSpecs:
         ]
 
     def finished(self, pixels: Pixels) -> Pixels:
-        """Put what was painted back into the whole picture, and enlarge it if the job says so."""
+        """Paste an inpainted region back into the whole picture, and upscale if the job says so."""
         if self.canvas is not None:
             pixels = canvas.finish(self.canvas, pixels)
         return canvas.upscale(pixels, self.params.upscale) if self.params.upscale > 1 else pixels

@@ -21,12 +21,12 @@ class GuardedEngine:
 
     def submit(self, running: RunningJob, specs: Iterable[ImageSpec]) -> None:
         """Submit a job's images, each from where its snapshot stands."""
-        kept = self._snapshots.recall(running.claim)
+        snapshots = self._snapshots.recall(running.claim)
         for index, spec in enumerate(specs):
-            running.add(self._engine.submit(spec, kept.get(index)))
+            running.add(self._engine.submit(spec, snapshots.get(index)))
 
     def pixels(self, running: RunningJob, request: Request) -> Pixels:
-        """Wait for an image, and keep now and then where the whole job stands.
+        """Wait for an image, and snapshot the whole job now and then.
 
         Raises what the request raises, and `WorkerUnfit` unless the weights that rendered it are those that were loaded.
         """
@@ -47,7 +47,7 @@ class GuardedEngine:
         return type(result) in {RenderFailed, NotANumber} and not self._fitness.examine()
 
     def save(self, running: RunningJob, *, is_spoiled: bool) -> None:
-        """Leave to the next worker where the job stands, unless this one spoiled it."""
+        """Leave a snapshot to the next worker, unless this one spoiled the job's images."""
         if is_spoiled or not self._is_trusted():
             self._snapshots.discard(running.claim)
         else:

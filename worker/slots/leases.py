@@ -1,7 +1,7 @@
-"""The jobs that this worker runs, and its word that it still runs them.
+"""Running jobs of a worker, and the heartbeat thread that extends their leases.
 
-One thread extends the leases of all of them in one statement and writes their progress. A job that the database no longer
-grants, or that an event says was canceled, is aborted; its requests stop at their next denoising step.
+One statement extends all leases and writes the progress. A job is aborted when the database no longer grants its lease or an
+event says that it was canceled; its requests stop at their next denoising step.
 """
 
 import time
@@ -48,7 +48,7 @@ class RunningJob:
 
     @property
     def is_rendered(self) -> bool:
-        """Whether the engine is done with all of it, well or badly."""
+        """Whether every image has its pixels or an error."""
         images = self.claim.params.num_images
         return len(self.requests) == images and all(request.is_done for request in self.requests)
 
@@ -60,7 +60,7 @@ class RunningJob:
 
     @property
     def is_aborted(self) -> bool:
-        """Whether the job is no longer to be finished here."""
+        """Whether the slot should stop working on the job."""
         return self._aborted.is_set()
 
     def pause(self, seconds: float) -> None:
@@ -85,22 +85,22 @@ class RunningJob:
         return now - self._aborted_at if self.is_aborted and self._aborted_at else 0.0
 
     def is_due(self, now: float, heartbeat_s: float) -> bool:
-        """Whether there is progress to report, or the lease wants extending."""
+        """Whether there is progress to report, or the lease must be extended."""
         return self.steps_done != self._reported or now - self._reported_at >= heartbeat_s
 
     def beat(self, now: float) -> lifecycle.Beat:
-        """Report, and remember what was reported."""
+        """Return a heartbeat with the job's progress, and remember it as reported."""
         self._reported, self._reported_at = self.steps_done, now
         return lifecycle.Beat(self.claim.job_id, self.claim.attempt, self._reported)
 
     def progress(self, version: int) -> JobEvent:
-        """Tell what was last reported, which made the row's version this."""
+        """Return an event of the progress last reported; it made the row's version `version`."""
         total = self.claim.params.unet_calls
         return JobEvent(self.claim.job_id, JobState.RUNNING, version, self._reported, total)
 
 
 class Leases:
-    """The book of running jobs and the thread that keeps it true."""
+    """Extends the leases of running jobs by heartbeats, from a thread."""
 
     def __init__(
         self,
@@ -130,27 +130,26 @@ class Leases:
         self._thread = Thread(target=self._run, name="leases", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop beating; leases that are left run out by themselves."""
+        """Stop the heartbeats; leases that are left run out by themselves."""
         self._stopped.set()
         self._thread.join(timeout=5)
 
     def enter(self, running: RunningJob) -> None:
-        """Keep the lease of a job from now on."""
+        """Extend the lease of a job from now on."""
         with self._lock:
             self._running[running.claim.job_id] = running
 
     def leave(self, running: RunningJob) -> None:
-        """Let go of a job that is done. A later attempt of the same job is left alone."""
+        """Stop extending the lease of a job that has ended. A later attempt of the same job is left alone."""
         with self._lock:
             if self._running.get(running.claim.job_id) is running:
                 del self._running[running.claim.job_id]
 
     def hear(self, event: JobEvent) -> None:
-        """Abort a running job that someone canceled, or whose time is up."""
+        """Abort a running job that a client canceled or a courier timed out."""
         if event.state in {JobState.CANCELED, JobState.FAILED}:
             running = self._running.get(event.job_id)
             if running is not None and not running.is_rendered:
@@ -168,7 +167,7 @@ class Leases:
             running.drain(self._clock())
 
     def seconds_in_beat(self) -> float:
-        """How long the present report has taken; 0 between reports."""
+        """How long the present heartbeat has taken, in seconds; 0 between heartbeats."""
         began = self._beat_began
         return 0.0 if began is None else self._clock() - began
 
@@ -178,7 +177,7 @@ class Leases:
         return max((running.overstay_s(now) for running in self.running()), default=0.0)
 
     def beat(self) -> None:
-        """Report once: the worker itself and every job that is due."""
+        """Send one heartbeat, of the worker itself and every job that is due."""
         now = self._clock()
         is_draining = False
         due = [running for running in self.running() if running.is_due(now, self._settings.heartbeat_seconds)]
@@ -210,10 +209,12 @@ class Leases:
             self._on_drain(is_draining)
 
     def _publish_progress(self, reported: Iterable[RunningJob], held: Mapping[UUID, int]) -> None:
-        """Tell who listens how far the jobs are, all in one message."""
-        news = [running.progress(held[running.claim.job_id]) for running in reported if running.claim.job_id in held]
-        if news:
-            self._publish(*news)
+        """Publish the progress of all jobs in one message."""
+        progress = [
+            running.progress(held[running.claim.job_id]) for running in reported if running.claim.job_id in held
+        ]
+        if progress:
+            self._publish(*progress)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._settings.progress_seconds):

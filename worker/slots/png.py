@@ -1,6 +1,6 @@
-"""PNG files, fast: every row as its difference from the one above, deflated by ISA-L. Reading them back is anyone's.
+"""PNG encoder, fast: filter Up on every row, deflated by ISA-L. Any PNG library decodes the files.
 
-Nothing but the pixels and the texts goes into a file: no time, no name of a tool.
+A file holds nothing but the pixels and the texts: no time, no name of a tool.
 """
 
 import re

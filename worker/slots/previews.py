@@ -1,4 +1,4 @@
-"""Shows running jobs as they take shape: live previews from the engine, made small and put where clients look."""
+"""Publisher of live previews: small JPEGs of running jobs, put into Redis."""
 
 import io
 from collections.abc import Callable, Iterable
@@ -16,14 +16,14 @@ JPEG_QUALITY = 80
 
 
 class PreviewPublisher:
-    """Renews the previews of all running jobs whenever it is called."""
+    """Publishes the previews of all running jobs."""
 
     def __init__(self, redis: Redis, running: Callable[[], Iterable[RunningJob]]) -> None:
         self._redis = redis
         self._running = running
 
     def renew(self) -> None:
-        """Show what has been made since the last time and ask the engine for more."""
+        """Publish the previews made since the last call, and ask the engine for the next."""
         for running in self._running():
             for index, request in enumerate(list(running.requests)):
                 if not request.is_done and (pixels := request.take_preview()) is not None:

@@ -1,4 +1,4 @@
-"""Where running jobs are kept while they run, so that another attempt, on any worker, goes on where one was interrupted.
+"""Snapshots of running jobs in the storage: another attempt, on any worker, resumes an interrupted one.
 
 One object per attempt in the storage, which outlives Redis and its memory. The row names the attempt before the object is
 written, guarded as every act of an attempt: what a zombie writes, nobody reads. A snapshot that cannot be kept or read costs the
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 class Snapshots:
-    """The snapshots of one worker's jobs. `weights` is the digest of its checkpoint's."""
+    """The snapshots of one worker's jobs. `weights` is the digest of its checkpoint."""
 
     def __init__(self, db: Database, settings: Settings, *, weights: str, storage: Storage | None = None) -> None:
         self._db = db
@@ -41,18 +41,18 @@ class Snapshots:
         self._origin = f"{weights} {code()}"
 
     def due_s(self, running: RunningJob) -> float | None:
-        """Return in how many seconds a job is to be kept again; None for never."""
+        """Return the seconds until a job's next snapshot; None for never."""
         return max(0.0, running.kept_at + self._every_s - time.monotonic()) if self._every_s else None
 
     def keep(self, running: RunningJob) -> None:
-        """Keep where a job's images stand, unless nothing has moved since the last time."""
+        """Write a snapshot of a job's images, unless none has moved since the last."""
         running.kept_at = time.monotonic()
-        taken = {index: request.snapshot for index, request in enumerate(running.requests) if request.snapshot}
-        steps = sum(snapshot.steps_done for snapshot in taken.values())
+        images = {index: request.snapshot for index, request in enumerate(running.requests) if request.snapshot}
+        steps = sum(snapshot.steps_done for snapshot in images.values())
         if steps <= running.kept_steps:
             return
         try:
-            size_bytes = self._write(running.claim, taken)
+            size_bytes = self._write(running.claim, images)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the job
             log.warning("snapshot.not_kept", error=str(error))
             return
@@ -60,9 +60,9 @@ class Snapshots:
         log.info("snapshot.kept", steps=steps, bytes=size_bytes)
 
     def recall(self, claim: Claim) -> Mapping[int, Snapshot]:
-        """Return where the images of a job stood, by index, and note in its row that it goes on from there. Empty: start over."""
-        kept = self._read(claim)
-        steps = sum(snapshot.steps_done for snapshot in kept.values())
+        """Return the snapshots of a job's images by index, and note in its row that it resumes from them. Empty: start over."""
+        images = self._read(claim)
+        steps = sum(snapshot.steps_done for snapshot in images.values())
         if not steps:
             return {}
         log.info("job.resumed", steps=steps)
@@ -71,18 +71,18 @@ class Snapshots:
                 lifecycle.resume(session, claim, steps)
         except FarmError as error:
             log.warning("job.resumed_unseen", error=str(error))
-        return kept
+        return images
 
     def discard(self, run: Attempt) -> None:
-        """Delete what an attempt has kept: its worker turned out to be unfit."""
+        """Delete an attempt's snapshot: its worker turned out to be unfit."""
         try:
             self._storage.delete(snapshot_key(run.job_id, run.attempt))
         except StorageUnavailable as error:
             log.warning("snapshot.not_discarded", error=str(error))
 
-    def _write(self, claim: Claim, taken: Mapping[int, Snapshot]) -> int:
-        """Write an attempt's snapshot over its former one. Returns its bytes, 0 for one that is not to be kept."""
-        data = pack(taken, self._mark(claim))
+    def _write(self, claim: Claim, images: Mapping[int, Snapshot]) -> int:
+        """Write an attempt's snapshot over its former one. Returns its bytes, 0 if it was not written."""
+        data = pack(images, self._mark(claim))
         if data is None:
             return 0
         with self._db.transaction() as session:
@@ -101,7 +101,7 @@ class Snapshots:
         return {}
 
     def _mark(self, claim: Claim) -> bytes:
-        """Return what a snapshot must be of to be gone on from: the job, its parameters, the checkpoint and the code."""
+        """Return the identity that a snapshot must match: job, parameters, checkpoint, code."""
         # Without defaults: the next release may know a parameter more.
         return f"{claim.job_id} {self._origin} {claim.params.model_dump_json(exclude_defaults=True)}".encode()
 
