@@ -1,6 +1,6 @@
-"""What workers showed when they examined themselves: the sums of their weights, and a small picture.
+"""Canary results of workers: a fingerprint of the weights and a small picture, compared across workers.
 
-Workers under one key run the same code with the same file on the same kind of device, so they should show the same. Nothing else
+Workers under one key run the same code with the same file on the same kind of device, so their results should agree. Nothing else
 writes this table.
 """
 
@@ -25,9 +25,9 @@ class CanaryResult:
     picture: bytes
 
 
-def record(session: Session, key: str, worker_id: str, shown: CanaryResult) -> Sequence[CanaryResult]:
-    """Record what a worker shows and return what the others under its key showed last."""
-    new = {"weights": shown.weights, "picture": shown.picture, "shown_at": func.now()}
+def record(session: Session, key: str, worker_id: str, result: CanaryResult) -> Sequence[CanaryResult]:
+    """Record a worker's result and return the latest of the others under its key."""
+    new = {"weights": result.weights, "picture": result.picture, "shown_at": func.now()}
     session.execute(
         insert(CanaryRow)
         .values(key=key, worker_id=worker_id, **new)
@@ -38,5 +38,5 @@ def record(session: Session, key: str, worker_id: str, shown: CanaryResult) -> S
 
 
 def forget(session: Session) -> None:
-    """Drop what was shown long ago."""
+    """Delete results older than `FORGET_AFTER`."""
     session.execute(delete(CanaryRow).where(CanaryRow.shown_at < func.now() - FORGET_AFTER))

@@ -1,7 +1,7 @@
-"""Whether this worker can be trusted: its weights are the bits that it loaded, and its canary looks as the others' do.
+"""Self-examination of a gpu worker: its weights must be the bits that it loaded, its canary must agree with other workers'.
 
-Weights are summed again before any picture is handed out, which on a GPU takes milliseconds; the canary is rendered at the start,
-now and then, and after anything strange. A worker that fails either is condemned, once, and vouches for nothing any more.
+The weights are checksummed again before any picture is handed out, which on a GPU takes milliseconds; the canary is rendered at
+the start, now and then, and after a strange error. A worker that fails either is condemned, once, and vouches for nothing more.
 """
 
 import time
@@ -44,20 +44,20 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a device brings to be examined by: `key` is the same wherever the same must come out, `weights` sums them now."""
+    """How a device is examined: workers with the same `key` must agree, `weights` checksums the weights in memory."""
 
     key: str
     weights: Callable[[], str]
 
 
 class FitnessCheck(Protocol):
-    """Says whether what was rendered may be handed out."""
+    """Says whether rendered pictures may be handed out."""
 
     def vouch(self) -> None:
-        """Raise `WorkerUnfit` if it may not."""
+        """Raise `WorkerUnfit` if they may not."""
 
     def examine(self) -> bool:
-        """Look closely, after something strange. Returns whether all is well."""
+        """Examine the worker, after a strange error. Returns whether it is fit."""
 
 
 class Unexamined:
@@ -73,7 +73,7 @@ class Unexamined:
 
 @dataclass(slots=True)
 class Fitness:
-    """Examines one worker. `condemn` is told why it must leave; `timeout_s` bounds one canary."""
+    """Examines one worker. `condemn` gets the reason why it must leave; `timeout_s` bounds one canary."""
 
     engine: Engine[Any, Any]
     proof: Proof
@@ -89,9 +89,9 @@ class Fitness:
     _examining: Lock = field(default_factory=Lock)
 
     def open(self) -> None:
-        """Examine a worker that has not begun. Raises `WorkerUnfit`; where one stands against one, too."""
-        self._first = shown = self._shown()
-        if reason := contradiction(shown, self._others(shown), is_new=True):
+        """Examine a worker that has not begun. Raises `WorkerUnfit`, also on a tie with another worker."""
+        self._first = result = self._render_canary()
+        if reason := contradiction(result, self._others(result), is_new=True):
             raise WorkerUnfit(reason)
 
     def examine(self) -> bool:
@@ -102,9 +102,9 @@ class Fitness:
             return self._reason is None
 
     def vouch(self) -> None:
-        """Raise `WorkerUnfit` unless the weights, now that the pictures are rendered, are still those that were loaded.
+        """Checksum the weights again, after the pictures were rendered. Concurrent callers share a checksum.
 
-        Raises `OutOfMemory` where that cannot be told.
+        Raises `WorkerUnfit` if the weights have changed since they were loaded, `OutOfMemory` where that cannot be told.
         """
         asked_at = self.clock()
         with self._summing:
@@ -128,7 +128,7 @@ class Fitness:
 
     def _fault(self) -> str | None:
         try:
-            shown = self._shown()
+            result = self._render_canary()
         except EngineStopped:
             return None
         except TimeoutError:
@@ -139,19 +139,19 @@ class Fitness:
             return None
         except Exception as error:  # noqa: BLE001 - whatever a broken device raises
             return f"The canary could not be rendered: {error}"
-        own = _fault_between(shown, self._first) if self._first else None
-        return own or contradiction(shown, self._others(shown))
+        own = _fault_between(result, self._first) if self._first else None
+        return own or contradiction(result, self._others(result))
 
-    def _shown(self) -> CanaryResult:
+    def _render_canary(self) -> CanaryResult:
         picture = self.engine.submit(CANARY).result(self.timeout_s)
         if not np.ptp(picture):
             raise WorkerUnfit("The canary is one flat colour.")
         return CanaryResult(self.proof.weights(), picture.tobytes())
 
-    def _others(self, shown: CanaryResult) -> Sequence[CanaryResult]:
+    def _others(self, result: CanaryResult) -> Sequence[CanaryResult]:
         try:
             with self.db.transaction() as session:
-                return canaries.record(session, self.proof.key, self.worker_id, shown)
+                return canaries.record(session, self.proof.key, self.worker_id, result)
         except DatabaseUnavailable:
             # What it showed when it started is known without.
             log.warning("canary.not_compared")
@@ -163,9 +163,9 @@ class Fitness:
 
 
 def contradiction(mine: CanaryResult, others: Sequence[CanaryResult], *, is_new: bool = False) -> str | None:
-    """Say what is wrong with what a worker shows, where more workers contradict it than agree with it; None is well.
+    """Return the fault of a worker whose result more workers contradict than agree with; None for a fit one.
 
-    The worker counts for itself. On a tie the one that is new yields.
+    The worker counts for itself. On a tie a new worker loses.
     """
     faults = [fault for other in others if (fault := _fault_between(mine, other))]
     agreeing = 1 + len(others) - len(faults)
@@ -181,6 +181,6 @@ def _fault_between(mine: CanaryResult, other: CanaryResult) -> str | None:
 
 
 def _difference(mine: bytes, other: bytes) -> float:
-    """Return the mean distance of two pictures' channels, of 255."""
+    """Return the mean difference of two pictures' channels, in levels of 255."""
     first, second = (np.frombuffer(picture, np.uint8).astype(np.int16) for picture in (mine, other))
     return float(np.abs(first - second).mean()) if first.size == second.size else 255.0

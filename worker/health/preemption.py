@@ -1,4 +1,4 @@
-"""Notice that the machine will be taken away: a file that appears, or a URL that answers, as GPU clouds provide."""
+"""Preemption notices of GPU clouds: a file that appears, or a metadata URL that answers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,8 +52,8 @@ class Notices:
 
     def _token(self, url: str) -> str:
         """Ask AWS for the token that its second version of the service wants to see."""
-        asked = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
-        _, body = self._get(urljoin(url, "/latest/api/token"), asked, method="PUT")
+        headers = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+        _, body = self._get(urljoin(url, "/latest/api/token"), headers, method="PUT")
         text = body.decode("latin-1").strip()
         return text if text.isprintable() else ""
 

@@ -1,6 +1,6 @@
-"""How a GPU is, by NVML: its temperature, memory errors beyond correction, and the last Xid the driver reported of it.
+"""Health of a GPU, read by NVML: temperature, uncorrectable memory errors, and the last Xid that the driver reported.
 
-Without an NVIDIA driver there is nothing to read. NVML is asked for the device that this process was given, by its UUID.
+Without an NVIDIA driver there is nothing to read. NVML finds the device of this process by its UUID.
 """
 
 from contextlib import suppress
@@ -26,7 +26,7 @@ class Vitals:
 
 
 def is_alarming(before: Vitals, now: Vitals) -> bool:
-    """Whether something has happened to the GPU in between that its pictures should be examined after."""
+    """Whether new memory errors or a grave Xid call for an examination of the worker."""
     has_new_errors = (now.ecc_errors or 0) > (before.ecc_errors or 0)
     return has_new_errors or (now.xid != before.xid and now.xid in GRAVE_XIDS)
 
@@ -41,7 +41,7 @@ class Monitor:
         self.vitals = Vitals()
 
     def check(self) -> bool:
-        """Read the GPU. Returns whether its pictures should be examined, because something has happened to it."""
+        """Read the GPU. Returns whether the change since the last reading is alarming."""
         before, self.vitals = self.vitals, self._read()
         alarming = is_alarming(before, self.vitals)
         if alarming:

@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 
 
 class Watchdog:
-    """Looks at how long each part of the worker has been silent, in seconds; a part at rest says 0."""
+    """Checks how long each part of the worker has been silent, in seconds; a part at rest returns 0."""
 
     def __init__(
         self,
