@@ -48,16 +48,16 @@ class CourierWorker:
         for state in maintenance.rescue_lost_jobs(db, redis, lease_s=settings.lease_seconds):
             self.metrics.rescued.labels(state).inc()
         maintenance.unpark_jobs(db)
-        maintenance.call_time(db, redis)
+        maintenance.end_overdue_jobs(db, redis)
         self.metrics.rings.inc(maintenance.reconcile(db, redis, self.celery))
-        maintenance.tell_progress(db, every_s=settings.webhook_progress_seconds)
+        maintenance.record_progress(db, every_s=settings.webhook_progress_seconds)
         maintenance.forget_silent_workers(db)
         maintenance.forget_idempotency_keys(db)
         maintenance.forget_canaries(db)
         self.metrics.upkeep_at.set_to_current_time()
 
     def forget(self) -> None:
-        """Forget what nobody may ask for any more: old events, uploads and jobs, what attempts left, pictures without jobs."""
+        """Delete old events, jobs and uploads, and the objects of the storage that no job needs any more."""
         db, storage, settings = self.db, self.storage, self.settings
         maintenance.forget_events(db, older_than_s=settings.event_retention_seconds)
         maintenance.sweep_snapshots(db, storage)

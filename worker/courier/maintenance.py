@@ -1,4 +1,4 @@
-"""Upkeep that any courier may do at any time: rescue jobs of silent workers, call time, ring for jobs that wait unheard."""
+"""Upkeep of jobs, by any courier at any time: rescue, timeouts, missing doorbells, retention, sweeps of the storage."""
 
 import structlog
 from celery import Celery
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 def rescue_lost_jobs(db: Database, redis: Redis, *, lease_s: float) -> list[JobState]:
-    """Take back jobs whose lease of `lease_s` ran out. Returns the state that each has now."""
+    """Requeue or fail jobs whose lease of `lease_s` seconds ran out. Returns the state that each has now."""
     with db.transaction() as session:
         rescued = rescue.rescue_lost(session, lease_s=lease_s)
     for job_id, state in rescued:
@@ -54,8 +54,8 @@ def forget_canaries(db: Database) -> None:
         canaries.forget(session)
 
 
-def call_time(db: Database, redis: Redis) -> list[JobState]:
-    """End the attempts that run for too long and the jobs that waited for too long. Returns the state that each has now."""
+def end_overdue_jobs(db: Database, redis: Redis) -> list[JobState]:
+    """Time out attempts that run too long and expire jobs that waited too long. Returns the state that each has now."""
     with db.transaction() as session:
         ended = rescue.end_overdue(session)
         ended += [(job_id, JobState.EXPIRED) for job_id in rescue.expire(session)]
@@ -66,7 +66,7 @@ def call_time(db: Database, redis: Redis) -> list[JobState]:
 
 
 def reconcile(db: Database, redis: Redis, celery: Celery) -> int:
-    """Ring for queued jobs that outnumber their doorbells, as after a loss of Redis. Returns how often."""
+    """Ring for queued jobs that outnumber their doorbells, as after a loss of Redis. Returns how many times."""
     with db.transaction() as session:
         backlog = rescue.backlog(session)
     rung = 0
@@ -79,8 +79,8 @@ def reconcile(db: Database, redis: Redis, celery: Celery) -> int:
     return rung
 
 
-def tell_progress(db: Database, *, every_s: float) -> int:
-    """Write the events of running jobs that moved, for who asked to hear of progress. Returns how many."""
+def record_progress(db: Database, *, every_s: float) -> int:
+    """Write progress events of running jobs for the webhooks that subscribe to them. Returns how many."""
     with db.transaction() as session:
         return outbox.record_progress(session, every_s=every_s)
 
@@ -112,7 +112,7 @@ def remove_aged(db: Database, storage: Storage, *, days: float) -> int:
 
 
 def sweep_litter(db: Database, storage: Storage) -> int:
-    """Delete the objects of attempts that came to nothing, once their jobs have ended. Returns of how many jobs."""
+    """Delete the objects of unsuccessful attempts whose jobs have ended. Returns how many jobs."""
     swept = 0
     while True:
         with db.transaction() as session:
@@ -126,7 +126,7 @@ def sweep_litter(db: Database, storage: Storage) -> int:
 
 
 def sweep_snapshots(db: Database, storage: Storage) -> int:
-    """Delete what was kept of jobs that have ended. Returns of how many."""
+    """Delete the snapshots of jobs that have ended. Returns how many jobs."""
     swept = 0
     while True:
         with db.transaction() as session:
@@ -142,37 +142,37 @@ def sweep_snapshots(db: Database, storage: Storage) -> int:
 
 
 def sweep_uploads(db: Database, storage: Storage) -> int:
-    """Delete the files that clients brought more than a day ago. Returns how many."""
+    """Delete uploads older than a day. Returns how many."""
     swept = 0
     while True:
         with db.transaction() as session:
-            over = uploads.expired(session)
-        storage.delete_all([upload_key(upload_id) for upload_id in over])
+            expired = uploads.expired(session)
+        storage.delete_all([upload_key(upload_id) for upload_id in expired])
         with db.transaction() as session:
-            uploads.forget(session, over)
-        swept += len(over)
-        if len(over) < uploads.FORGOTTEN_AT_ONCE:
+            uploads.forget(session, expired)
+        swept += len(expired)
+        if len(expired) < uploads.FORGOTTEN_AT_ONCE:
             return swept
 
 
 def sweep_inputs(db: Database, storage: Storage) -> int:
-    """Delete the pictures from which no job starts any more. Returns how many."""
+    """Delete input pictures that no job starts from any more. Returns how many."""
     swept = 0
     while True:
         with db.transaction() as session:  # open while objects go: who stores the same picture again waits for its end
             due = inputs.due(session)
-            gone = inputs.unused(session, due)
-            storage.delete_all(gone)
-            inputs.settle(session, due, gone)
-        swept += len(gone)
+            unused = inputs.unused(session, due)
+            storage.delete_all(unused)
+            inputs.settle(session, due, unused)
+        swept += len(unused)
         if len(due) < inputs.JUDGED_AT_ONCE:
             return swept
 
 
 def sweep_orphans(db: Database, storage: Storage, places: dict[str, str]) -> int:
-    """Go on walking the bucket, and delete what stale attempts wrote after their jobs were swept. Returns how many objects.
+    """Walk on through the bucket and delete objects that stale attempts wrote after their jobs were swept. Returns how many.
 
-    `places` says by prefix after which key to go on, and is kept up to date.
+    `places` holds the last key of the walk by prefix, and is updated.
     """
     return sum(_walk(db, storage, prefix, places) for prefix in (IMAGES, SNAPSHOTS))
 

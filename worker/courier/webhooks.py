@@ -1,4 +1,4 @@
-"""The courier's round: take deliveries that are due, send them signed, write down what became of them.
+"""Webhook delivery: claim due deliveries, send them signed, record their outcomes.
 
 Any number of couriers may run. A slow or dead receiver holds only its own few places: each has at most `PER_LANE`, and those
 whose last delivery failed share `AILING_PLACES`, so that receivers that work always find a place free.
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class Courier:
-    """Delivers until stopped. `clock` replaces the database's in tests."""
+    """Delivers webhooks until stopped. `clock` replaces the database's in tests."""
 
     def __init__(
         self,
@@ -67,15 +67,14 @@ class Courier:
         self._thread = Thread(target=self._run, name="courier", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Look now for what is due, instead of at the next sweep."""
+        """Claim due deliveries now, instead of at the next sweep."""
         self._awake.set()
 
     def stop(self) -> None:
-        """Take nothing more and let what is under way end."""
+        """Claim nothing more, and wait for the deliveries under way."""
         self._stopped.set()
         self._awake.set()
         if self._thread.is_alive():
@@ -83,7 +82,7 @@ class Courier:
         self._pool.shutdown(cancel_futures=True)
 
     def hand_out(self) -> int:
-        """Claim what is due and there is room for, and send it on threads of their own. Returns how many."""
+        """Claim due deliveries for the free places, and send each on a thread. Returns how many."""
         with self._lock:
             busy = dict(self._lanes)
             free, free_ailing = PLACES - sum(busy.values()), AILING_PLACES - self._ailing
@@ -156,7 +155,7 @@ class Courier:
 
 
 def send(outside: OutboundHttp, due: Due) -> Outcome:
-    """Make one attempt. Whatever goes wrong is an outcome."""
+    """Make one attempt. An error is an outcome, too."""
     started = time.monotonic()
     try:
         reply = outside.post(
@@ -179,7 +178,7 @@ def signed(due: Due, at: datetime) -> dict[str, str]:
 
 
 def backoff_s(tries: int, rng: Random) -> float | None:
-    """Return how long to wait after so many failed attempts and one more; None when enough have failed."""
+    """Return the seconds until the next attempt, after `tries` failed ones and one more; None to give up."""
     if tries >= len(BACKOFF_S):
         return None
     return BACKOFF_S[tries] * rng.uniform(1 - JITTER, 1 + JITTER)

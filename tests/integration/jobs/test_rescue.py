@@ -198,12 +198,12 @@ def test_a_job_expires_in_the_queue_only(db: Database, redis: Redis) -> None:
     started = submit(db, expires_in_s=60)
     taken = claimed(db)
     late, patient = submit(db, expires_in_s=60), submit(db)
-    assert maintenance.call_time(db, redis) == []
+    assert maintenance.end_overdue_jobs(db, redis) == []
     age(db, 61, "expires_at")
     with db.transaction() as session:
         assert rescue.backlog(session) == {DEMO: 1}
     assert claimed(db).job_id == patient
-    assert maintenance.call_time(db, redis) == [JobState.EXPIRED]
+    assert maintenance.end_overdue_jobs(db, redis) == [JobState.EXPIRED]
     assert row(db, late).state == JobState.EXPIRED
     assert row(db, late).finished_at is not None
     with db.transaction() as session:
@@ -215,9 +215,9 @@ def test_an_attempt_beyond_its_time_is_failed(db: Database, redis: Redis) -> Non
     slow, endless = submit(db, timeout_s=30), submit(db)
     taken = claimed(db)
     claimed(db)
-    assert maintenance.call_time(db, redis) == []
+    assert maintenance.end_overdue_jobs(db, redis) == []
     age(db, 31, "started_at")
-    assert maintenance.call_time(db, redis) == [JobState.FAILED]
+    assert maintenance.end_overdue_jobs(db, redis) == [JobState.FAILED]
     ended = row(db, slow)
     assert (ended.state, ended.error_code, ended.error_retryable) == (JobState.FAILED, "run_timeout", False)
     with db.transaction() as session:

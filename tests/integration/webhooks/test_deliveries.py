@@ -320,7 +320,7 @@ def test_progress_is_not_tried_twice(db: Database, receiver: Receiver, round_of:
         run = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
         assert run is not None
         lifecycle.heartbeat(session, [lifecycle.Beat(run.job_id, run.attempt, 2)], lease_s=20)
-    assert maintenance.tell_progress(db, every_s=5) == 1
+    assert maintenance.record_progress(db, every_s=5) == 1
     receiver.answers = [(500, {})]
     assert round_of() == 1
     assert only(db).state == DeliveryState.FAILED
