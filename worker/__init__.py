@@ -1,1 +1,1 @@
-"""The floor: Celery workers. `gpu` renders, `cpu` keeps house; neither is imported by the api."""
+"""Celery workers: `gpu` renders jobs, `cpu` is the courier. The api imports neither."""

@@ -155,19 +155,19 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int) -> 
 
 def chosen_checkpoint(settings: Settings) -> CheckpointFile:
     """Find the checkpoint that this worker serves: a path, a name in the checkpoint folder, or the only one in it."""
-    wanted, folder = settings.checkpoint, settings.checkpoint_dir
-    if wanted is not None and (Path(wanted).exists() or folder is None):
-        return checkpoints.inspect(Path(wanted))
+    name, folder = settings.checkpoint, settings.checkpoint_dir
+    if name is not None and (Path(name).exists() or folder is None):
+        return checkpoints.inspect(Path(name))
     if folder is None:
         raise BadCheckpoint(
             "No checkpoint to serve: set FARM_CHECKPOINT to a file, or FARM_CHECKPOINT_DIR to a folder of them."
         )
-    found, _refused = checkpoints.scan(folder)
-    named = [file for file in found if wanted in {None, file.name}]
-    if len(named) != 1:
-        names = ", ".join(file.name for file in found) or "no checkpoint at all"
-        raise BadCheckpoint(f"FARM_CHECKPOINT={wanted or ''} does not pick one of {folder}: it holds {names}.")
-    return named[0]
+    files, _refused = checkpoints.scan(folder)
+    matches = [file for file in files if name in {None, file.name}]
+    if len(matches) != 1:
+        names = ", ".join(file.name for file in files) or "no checkpoint at all"
+        raise BadCheckpoint(f"FARM_CHECKPOINT={name or ''} does not pick one of {folder}: it holds {names}.")
+    return matches[0]
 
 
 def _start(opened: ExitStack, part: Engine[Any, Any] | Leases | Listener | Periodic) -> None:

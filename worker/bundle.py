@@ -1,4 +1,4 @@
-"""What a floor is given to render with. No torch: what brings it is `device`."""
+"""The device bundle: engine, weight folders and facts of the device. No torch here: `device` loads it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeviceBundle:
-    """The engine has not been started. `memory` is the device's, in bytes by kind. Without a `proof` nothing is examined."""
+    """Has an engine that is not started. `memory` returns bytes by kind. Without a `proof` the worker is not examined."""
 
     engine: Engine[Any, Any]
     shelves: Shelves

@@ -1,4 +1,4 @@
-"""What a gpu worker renders with: the checkpoint in memory, its engine and limits. The floor's only door to torch."""
+"""Loads a gpu worker's device bundle: checkpoint, engine, batch limits. Only this and what it loads import torch."""
 
 import os
 from pathlib import Path
@@ -69,7 +69,7 @@ def load(settings: Settings, file: CheckpointFile) -> DeviceBundle:
 
 
 def proof(weights: str, loaded: LoadedCheckpoint) -> Proof:
-    """Return what a worker with these weights is examined by. The key names all that a picture depends on beyond the code."""
+    """Return the proof of a worker with these weights. Its key names all that a picture depends on beyond the code."""
     kind = f"{device_name(loaded.device)} {loaded.dtype} torch {torch.__version__}"
     modules = (loaded.unet, loaded.vae, loaded.text_encoder)
     return Proof(f"{weights} {kind}", lambda: fingerprint(modules))
@@ -93,7 +93,7 @@ def is_channels_last(settings: Settings, checkpoint: LoadedCheckpoint) -> bool:
 
 
 def open_limits(settings: Settings, checkpoint: LoadedCheckpoint) -> BatchLimits:
-    """Return what is known of batch sizes on this device, with this kind of weights."""
+    """Return the batch limits remembered for this device and this kind of weights."""
     folder = settings.cache_dir or DEFAULT_CACHE_DIR
     channels = "-".join(str(channels) for channels in checkpoint.unet.config.block_out_channels)
     if checkpoint.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
@@ -134,7 +134,7 @@ def lora_memory(settings: Settings, device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """Name a device as people know it."""
+    """Return a device's name for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {os.cpu_count()} cores"
@@ -149,7 +149,7 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 def _spare_a_core() -> None:
-    """Leave a core to what else a worker does, unless told how many threads to use.
+    """Leave a core to the worker's other threads, unless the environment sets the number of torch's.
 
     Torch's threads wait for each other by spinning: while one of them is kept from its core, the others keep theirs busy.
     """
@@ -163,7 +163,7 @@ def cores() -> int:
 
 
 def _promise_bits(device: torch.device) -> None:
-    """Have the libraries add up the same numbers in the same order each time. Before they are first used."""
+    """Make torch's libraries deterministic. Call it before their first use."""
     torch.backends.cudnn.deterministic = True
     # Without a workspace of its own a cuBLAS call may be split differently, by what other threads do.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

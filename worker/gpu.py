@@ -33,7 +33,7 @@ worker: GpuWorker | None = None
 
 @app.task(name=broker.RENDER_TASK)
 def answer() -> None:
-    """Answer one doorbell. One that could not be answered is forgotten: the courier rings again for every waiting row."""
+    """Answer one doorbell. On an error the doorbell is dropped: the courier rings again for every waiting row."""
     try:
         if worker is not None:
             worker.answer()

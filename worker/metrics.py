@@ -1,4 +1,4 @@
-"""The numbers of one gpu worker for Prometheus: read from the engine and the leases at each scrape, counted where jobs end."""
+"""Prometheus metrics of a gpu worker: engine and leases are read at each scrape, attempts are counted as they end."""
 
 from collections.abc import Callable, Iterator, Mapping, Sized
 
@@ -10,7 +10,7 @@ from worker.engine.pace import Pace
 
 
 class WorkerMetrics:
-    """What the engine has done so far, what the device has left and how the worker's jobs ended."""
+    """The engine's ticks, steps and cost, the jobs in flight, the device's memory, and the attempts that ended."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class WorkerMetrics:
         self._images.labels(self._checkpoint).inc(images)
 
     def families(self) -> Iterator[Family]:
-        """Read what is read, not counted."""
+        """Yield the metrics that are read at each scrape."""
         pace, mine = self._pace(), (self._checkpoint,)
         yield metrics.TICKS.of([(mine, pace.ticks)])
         yield metrics.BUSY_S.of([(mine, pace.busy_s)])

@@ -1,4 +1,4 @@
-"""A thread that does one thing again and again, and lives on whatever becomes of it once."""
+"""A thread that calls a function at an interval and outlives its errors."""
 
 from collections.abc import Callable
 from threading import Event, Thread
@@ -9,17 +9,16 @@ log = structlog.get_logger(__name__)
 
 
 class Periodic:
-    """Calls `act` every `every_s` seconds, the first time at once."""
+    """Calls `call` every `every_s` seconds, the first time at once."""
 
-    def __init__(self, name: str, act: Callable[[], object], *, every_s: float) -> None:
+    def __init__(self, name: str, call: Callable[[], object], *, every_s: float) -> None:
         self._name = name
-        self._act = act
+        self._call = call
         self._every_s = every_s
         self._stopped = Event()
         self._thread = Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -30,7 +29,7 @@ class Periodic:
     def _run(self) -> None:
         while True:
             try:
-                self._act()
+                self._call()
             except Exception:  # whatever it was, the next time may do
                 log.exception("periodic.crashed", act=self._name)
             if self._stopped.wait(self._every_s):

@@ -1,4 +1,4 @@
-"""What a process cannot start with ends it: Celery logs and swallows the errors of signal handlers, but lets SystemExit pass."""
+"""Ends a process that cannot start. Celery logs and swallows the errors of signal handlers, but lets SystemExit pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

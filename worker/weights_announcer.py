@@ -1,4 +1,4 @@
-"""The LoRAs, embeddings and VAEs in this worker's folders, told to the fleet so that jobs may name them."""
+"""Announces the LoRAs, embeddings and VAEs of a worker to the fleet, so that jobs may name them."""
 
 from itertools import chain
 
@@ -16,14 +16,14 @@ log = structlog.get_logger(__name__)
 
 
 class WeightsAnnouncer:
-    """What this worker has on its shelves."""
+    """Announces the files in a worker's weight folders."""
 
     def __init__(self, db: Database, shelves: Shelves) -> None:
         self._db = db
         self._shelves = shelves
 
     def announce(self) -> None:
-        """Look through the folders and say what is there now."""
+        """Scan the folders and announce their files."""
         files = list(chain.from_iterable(shelf.files().values() for shelf in self._shelves))
         try:
             with self._db.transaction() as session:
