@@ -49,7 +49,7 @@ def engine() -> Iterator[DemoEngine]:
         yield engine
 
 
-class Floor:
+class Worker:
     """One worker without Celery."""
 
     def __init__(self, settings: Settings, db: Database, redis: Redis, celery: Celery, engine: DemoEngine) -> None:
@@ -81,69 +81,69 @@ class Floor:
 
 
 @pytest.fixture
-def floor(settings: Settings, db: Database, redis: Redis, celery: Celery, engine: DemoEngine) -> Floor:
-    return Floor(settings, db, redis, celery, engine)
+def worker(settings: Settings, db: Database, redis: Redis, celery: Celery, engine: DemoEngine) -> Worker:
+    return Worker(settings, db, redis, celery, engine)
 
 
-def test_one_doorbell_renders_one_job(floor: Floor, storage: Storage) -> None:
-    job_id, waiting = floor.submit(num_images=2, seed=7), floor.submit()
-    floor.renderer.answer()
-    done = floor.row(job_id)
+def test_one_doorbell_renders_one_job(worker: Worker, storage: Storage) -> None:
+    job_id, waiting = worker.submit(num_images=2, seed=7), worker.submit()
+    worker.renderer.answer()
+    done = worker.row(job_id)
     assert done.state == JobState.SUCCEEDED
     assert [(image.index, image.seed) for image in done.images] == [(0, 7), (1, 8)]
-    assert floor.row(waiting).state == JobState.QUEUED
+    assert worker.row(waiting).state == JobState.QUEUED
     picture = Image.open(io.BytesIO(storage.get(done.images[1].key)))
     assert (picture.size, picture.format) == ((64, 64), "PNG")
     assert "Seed: 8" in picture.info["parameters"]
 
 
-def test_a_stale_doorbell_is_ignored(floor: Floor) -> None:
-    floor.renderer.answer()
+def test_a_stale_doorbell_is_ignored(worker: Worker) -> None:
+    worker.renderer.answer()
 
 
-def test_the_same_seed_gives_the_same_bytes(floor: Floor) -> None:
-    ids = [floor.submit(seed=3) for _ in range(2)]
+def test_the_same_seed_gives_the_same_bytes(worker: Worker) -> None:
+    ids = [worker.submit(seed=3) for _ in range(2)]
     for _ in ids:
-        floor.renderer.answer()
-    assert len({floor.row(job_id).images[0].sha256 for job_id in ids}) == 1
+        worker.renderer.answer()
+    assert len({worker.row(job_id).images[0].sha256 for job_id in ids}) == 1
 
 
-def test_a_canceled_job_stops_at_the_next_step(floor: Floor) -> None:
-    job_id = floor.submit(steps=150, width=512, height=512)
-    slot = floor.answer_in_background()
-    floor.beat_until(job_id, 1)
-    with floor.db.transaction() as session:
+def test_a_canceled_job_stops_at_the_next_step(worker: Worker) -> None:
+    job_id = worker.submit(steps=150, width=512, height=512)
+    slot = worker.answer_in_background()
+    worker.beat_until(job_id, 1)
+    with worker.db.transaction() as session:
         lifecycle.cancel(session, job_id)
-    floor.leases.hear(JobEvent(job_id, JobState.CANCELED))
+    worker.leases.hear(JobEvent(job_id, JobState.CANCELED))
     slot.join(timeout=30)
     assert not slot.is_alive()
-    ended = floor.row(job_id)
+    ended = worker.row(job_id)
     assert ended.state == JobState.CANCELED
     assert ended.steps_done < 150
     assert ended.images == []
 
 
-def test_a_cancel_that_nobody_told_is_found_by_the_heartbeat(floor: Floor) -> None:
-    job_id = floor.submit(steps=150, width=512, height=512)
-    slot = floor.answer_in_background()
-    floor.beat_until(job_id, 1)
-    with floor.db.transaction() as session:
+def test_a_cancel_that_nobody_told_is_found_by_the_heartbeat(worker: Worker) -> None:
+    job_id = worker.submit(steps=150, width=512, height=512)
+    slot = worker.answer_in_background()
+    worker.beat_until(job_id, 1)
+    with worker.db.transaction() as session:
         lifecycle.cancel(session, job_id)
     while slot.is_alive():
-        floor.leases.beat()
+        worker.leases.beat()
         slot.join(timeout=0.05)
-    assert floor.row(job_id).state == JobState.CANCELED
+    assert worker.row(job_id).state == JobState.CANCELED
 
 
-def test_events_reach_listeners(floor: Floor, redis: Redis) -> None:
+def test_events_reach_listeners(worker: Worker, redis: Redis) -> None:
     heard: list[JobEvent] = []
     listener = Listener(redis, heard.append)
     listener.start()
     try:
         while not redis.pubsub_numsub("farm:events")[0][1]:
             pass
-        job_id = floor.submit()
-        floor.renderer.answer()
+        job_id = worker.submit()
+        worker.renderer.answer()
         while len(heard) < 2:
             pass
     finally:
@@ -154,25 +154,25 @@ def test_events_reach_listeners(floor: Floor, redis: Redis) -> None:
     ]
 
 
-def test_draining_hands_the_job_back(floor: Floor) -> None:
-    job_id = floor.submit(steps=150, width=512, height=512)
-    slot = floor.answer_in_background()
-    floor.beat_until(job_id, 1)
-    floor.renderer.drain()
-    floor.leases.drain()
+def test_draining_hands_the_job_back(worker: Worker) -> None:
+    job_id = worker.submit(steps=150, width=512, height=512)
+    slot = worker.answer_in_background()
+    worker.beat_until(job_id, 1)
+    worker.renderer.drain()
+    worker.leases.drain()
     slot.join(timeout=30)
-    back = floor.row(job_id)
+    back = worker.row(job_id)
     assert (back.state, back.faults, back.steps_done) == (JobState.QUEUED, 0, 0)
-    floor.renderer.answer()
-    assert floor.row(job_id).state == JobState.QUEUED  # a draining worker claims nothing
+    worker.renderer.answer()
+    assert worker.row(job_id).state == JobState.QUEUED  # a draining worker claims nothing
 
 
-def test_a_storage_failure_is_retried_later(settings: Settings, floor: Floor) -> None:
+def test_a_storage_failure_is_retried_later(settings: Settings, worker: Worker) -> None:
     away = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1", "upload_seconds": 0})
-    floor.images._storage, floor.images._settings = Storage(away), away
-    job_id = floor.submit()
-    floor.renderer.answer()
-    back = floor.row(job_id)
+    worker.images._storage, worker.images._settings = Storage(away), away
+    job_id = worker.submit()
+    worker.renderer.answer()
+    back = worker.row(job_id)
     assert (back.state, back.error_code, back.faults) == (JobState.QUEUED, "storage_unavailable", 1)
 
 
@@ -192,63 +192,63 @@ class Shaky(Storage):
         super().put(key, data, content_type=content_type)
 
 
-def test_what_is_rendered_outlives_a_storage_that_is_away_for_a_while(settings: Settings, floor: Floor) -> None:
-    floor.images._storage = Shaky(settings, failures=2)
-    job_id = floor.submit()
-    floor.renderer.answer()
-    done = floor.row(job_id)
+def test_what_is_rendered_outlives_a_storage_that_is_away_for_a_while(settings: Settings, worker: Worker) -> None:
+    worker.images._storage = Shaky(settings, failures=2)
+    job_id = worker.submit()
+    worker.renderer.answer()
+    done = worker.row(job_id)
     assert (done.state, done.attempt, done.faults) == (JobState.SUCCEEDED, 1, 0)
 
 
-def test_a_worker_that_cannot_store_drains_all_the_same(settings: Settings, floor: Floor) -> None:
+def test_a_worker_that_cannot_store_drains_all_the_same(settings: Settings, worker: Worker) -> None:
     storage = Shaky(settings, failures=10**9)
-    floor.images._storage = storage
-    job_id = floor.submit()
-    slot = floor.answer_in_background()
+    worker.images._storage = storage
+    job_id = worker.submit()
+    slot = worker.answer_in_background()
     assert storage.refused.wait(30)
-    floor.leases.beat()
-    floor.leases.drain()
+    worker.leases.beat()
+    worker.leases.drain()
     slot.join(timeout=30)
-    assert (floor.row(job_id).state, floor.row(job_id).faults) == (JobState.QUEUED, 0)
+    assert (worker.row(job_id).state, worker.row(job_id).faults) == (JobState.QUEUED, 0)
 
 
-def test_a_finished_job_waits_for_the_database(settings: Settings, floor: Floor) -> None:
+def test_a_finished_job_waits_for_the_database(settings: Settings, worker: Worker) -> None:
     """The first answers of the database are lost before, the next after the commit: the pictures are published once."""
     away = Away(settings, before=1, after=1)
-    job_id = floor.submit()
-    claim = floor.attempts.claim()
+    job_id = worker.submit()
+    claim = worker.attempts.claim()
     assert claim is not None
-    floor.attempts._db = away
-    floor.renderer._run(claim)
+    worker.attempts._db = away
+    worker.renderer._run(claim)
     away.close()
-    assert (floor.row(job_id).state, len(floor.row(job_id).images)) == (JobState.SUCCEEDED, 1)
+    assert (worker.row(job_id).state, len(worker.row(job_id).images)) == (JobState.SUCCEEDED, 1)
     assert (away.before, away.after) == (0, 0)
 
 
-def test_what_a_late_attempt_writes_is_superseded(floor: Floor) -> None:
-    job_id = floor.submit()
-    claim = floor.attempts.claim()
+def test_what_a_late_attempt_writes_is_superseded(worker: Worker) -> None:
+    job_id = worker.submit()
+    claim = worker.attempts.claim()
     assert claim is not None
-    with floor.db.transaction() as session:
+    with worker.db.transaction() as session:
         lifecycle.cancel(session, job_id)
     late = RunningJob(claim)
-    assert floor.attempts.succeed(late, []) == Superseded()
-    assert floor.attempts.fail(late, RenderFailed()) == Superseded()
-    floor.attempts.release(late)
-    assert floor.row(job_id).state == JobState.CANCELED
+    assert worker.attempts.succeed(late, []) == Superseded()
+    assert worker.attempts.fail(late, RenderFailed()) == Superseded()
+    worker.attempts.release(late)
+    assert worker.row(job_id).state == JobState.CANCELED
 
 
-def test_an_attempt_that_failed_says_whether_another_follows(floor: Floor) -> None:
+def test_an_attempt_that_failed_says_whether_another_follows(worker: Worker) -> None:
     outcomes = []
-    job_id = floor.submit()
+    job_id = worker.submit()
     for error in (StorageUnavailable(), RenderFailed()):
-        with floor.db.transaction() as session:
+        with worker.db.transaction() as session:
             session.execute(update(JobRow).values(not_before=None))
-        claim = floor.attempts.claim()
+        claim = worker.attempts.claim()
         assert claim is not None
-        outcomes.append(floor.attempts.fail(RunningJob(claim), error))
+        outcomes.append(worker.attempts.fail(RunningJob(claim), error))
     assert [outcome.label for outcome in outcomes] == ["retried", "failed"]
-    assert floor.row(job_id).state == JobState.FAILED
+    assert worker.row(job_id).state == JobState.FAILED
 
 
 class Away(Database):
@@ -270,29 +270,29 @@ class Away(Database):
             raise DatabaseUnavailable
 
 
-def test_a_suspect_waits_until_it_is_alone(floor: Floor) -> None:
-    companion = floor.submit(steps=150, width=512, height=512)
-    beside = floor.answer_in_background()
-    floor.beat_until(companion, 1)
-    suspect, later = floor.submit(), floor.submit()
-    with floor.db.transaction() as session:
+def test_a_suspect_waits_until_it_is_alone(worker: Worker) -> None:
+    companion = worker.submit(steps=150, width=512, height=512)
+    beside = worker.answer_in_background()
+    worker.beat_until(companion, 1)
+    suspect, later = worker.submit(), worker.submit()
+    with worker.db.transaction() as session:
         session.execute(update(JobRow).where(JobRow.id == suspect).values(suspect=True))
-    slots = [floor.answer_in_background()]
-    while floor.row(suspect).state != JobState.RUNNING:
+    slots = [worker.answer_in_background()]
+    while worker.row(suspect).state != JobState.RUNNING:
         pass
-    slots.append(floor.answer_in_background())
-    while not (held := [one for one in floor.leases.running() if one.claim.job_id == suspect]):
+    slots.append(worker.answer_in_background())
+    while not (held := [one for one in worker.leases.running() if one.claim.job_id == suspect]):
         pass  # the row is written first
     (waiting,) = held
-    floor.beat_until(companion, floor.row(companion).steps_done + 1)
+    worker.beat_until(companion, worker.row(companion).steps_done + 1)
     assert waiting.requests == []
-    assert floor.row(later).state == JobState.QUEUED
-    with floor.db.transaction() as session:
+    assert worker.row(later).state == JobState.QUEUED
+    with worker.db.transaction() as session:
         lifecycle.cancel(session, companion)
-    floor.leases.hear(JobEvent(companion, JobState.CANCELED))
+    worker.leases.hear(JobEvent(companion, JobState.CANCELED))
     for slot in (beside, *slots):
         slot.join(timeout=30)
-    assert {floor.row(one).state for one in (suspect, later)} == {JobState.SUCCEEDED}
+    assert {worker.row(one).state for one in (suspect, later)} == {JobState.SUCCEEDED}
 
 
 def test_a_garbled_event_does_not_deafen_the_listener(redis: Redis) -> None:
@@ -310,7 +310,7 @@ def test_a_garbled_event_does_not_deafen_the_listener(redis: Redis) -> None:
     assert heard[0] == event
 
 
-def test_img2img_inpainting_and_hires_through_the_whole_slot(floor: Floor, storage: Storage) -> None:
+def test_img2img_inpainting_and_hires_through_the_whole_slot(worker: Worker, storage: Storage) -> None:
     """Init image and mask come from the storage; sizes, seeds and progress of what comes back are the job's."""
     noise = np.random.default_rng(2).integers(0, 255, (96, 80, 3), dtype=np.uint8)
     half = np.zeros((96, 80), dtype=np.uint8)
@@ -332,13 +332,13 @@ def test_img2img_inpainting_and_hires_through_the_whole_slot(floor: Floor, stora
     )
     init = {"kind": "img2img", "init_image": "inputs/noise.png", "strength": 0.6}
     jobs_asked = [
-        floor.submit(**init, upscale=2.0),
-        floor.submit(**init, mask_image="inputs/half.png", inpaint=painting),
-        floor.submit(hires=hires),
+        worker.submit(**init, upscale=2.0),
+        worker.submit(**init, mask_image="inputs/half.png", inpaint=painting),
+        worker.submit(hires=hires),
     ]
     for _ in jobs_asked:
-        floor.renderer.answer()
-    done = [floor.row(job_id) for job_id in jobs_asked]
+        worker.renderer.answer()
+    done = [worker.row(job_id) for job_id in jobs_asked]
     assert [row.state for row in done] == [JobState.SUCCEEDED] * 3, [row.error_message for row in done]
     assert [(row.images[0].width, row.images[0].height) for row in done] == [(128, 128), (80, 96), (128, 96)]
     assert [(row.steps_done, row.steps_total) for row in done] == [(3, 3), (3, 3), (7, 7)]
@@ -347,38 +347,38 @@ def test_img2img_inpainting_and_hires_through_the_whole_slot(floor: Floor, stora
     assert (painted[:, :40] != noise[:, :40]).any()
 
 
-def test_an_init_image_that_is_gone_fails_the_job(floor: Floor) -> None:
-    job_id = floor.submit(kind="img2img", init_image="inputs/nowhere.png", strength=0.5)
-    floor.renderer.answer()
-    assert floor.row(job_id).error_code == "object_missing"
+def test_an_init_image_that_is_gone_fails_the_job(worker: Worker) -> None:
+    job_id = worker.submit(kind="img2img", init_image="inputs/nowhere.png", strength=0.5)
+    worker.renderer.answer()
+    assert worker.row(job_id).error_code == "object_missing"
 
 
-def test_a_lora_that_this_worker_does_not_have_is_another_workers(floor: Floor) -> None:
-    job_id = floor.submit(loras=(Lora(name="gone", weight=1.0, text_encoder_weight=1.0),))
-    floor.renderer.answer()
-    back = floor.row(job_id)
+def test_a_lora_that_this_worker_does_not_have_is_another_workers(worker: Worker) -> None:
+    job_id = worker.submit(loras=(Lora(name="gone", weight=1.0, text_encoder_weight=1.0),))
+    worker.renderer.answer()
+    back = worker.row(job_id)
     assert (back.state, back.error_code) == (JobState.QUEUED, "weights_missing")
     assert "gone" in (back.error_message or "")
 
 
-def test_previews_of_a_running_job_are_shown(floor: Floor, redis: Redis) -> None:
-    job_id = floor.submit(steps=150, width=512, height=512)
-    slot = floor.answer_in_background()
-    showing = PreviewPublisher(redis, floor.leases.running)
+def test_previews_of_a_running_job_are_shown(worker: Worker, redis: Redis) -> None:
+    job_id = worker.submit(steps=150, width=512, height=512)
+    slot = worker.answer_in_background()
+    showing = PreviewPublisher(redis, worker.leases.running)
     while (jpeg := previews.get(redis, job_id, 0)) is None:
         showing.renew()
-    with floor.db.transaction() as session:
+    with worker.db.transaction() as session:
         lifecycle.cancel(session, job_id)
-    floor.leases.hear(JobEvent(job_id, JobState.CANCELED))
+    worker.leases.hear(JobEvent(job_id, JobState.CANCELED))
     slot.join(timeout=30)
     assert Image.open(io.BytesIO(jpeg)).size == (256, 256)
 
 
-def test_a_flagged_picture_is_delivered_black_and_marked(floor: Floor, storage: Storage) -> None:
-    floor.images._safety = Wary()
-    job_id = floor.submit()
-    floor.renderer.answer()
-    (image,) = floor.row(job_id).images
+def test_a_flagged_picture_is_delivered_black_and_marked(worker: Worker, storage: Storage) -> None:
+    worker.images._safety = Wary()
+    job_id = worker.submit()
+    worker.renderer.answer()
+    (image,) = worker.row(job_id).images
     assert image.flagged
     assert Image.open(io.BytesIO(storage.get(image.key))).getextrema() == ((0, 0),) * 3
 
