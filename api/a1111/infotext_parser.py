@@ -57,6 +57,8 @@ _FIELDS = {
     "Hires upscale": "hr_scale",
     "Hires steps": "hr_second_pass_steps",
     "Hires upscaler": "hr_upscaler",
+    "Hires sampler": "hr_sampler_name",
+    "Hires schedule type": "hr_scheduler",
     "Hires resize-1": "hr_resize_x",
     "Hires resize-2": "hr_resize_y",
     "Hires prompt": "hr_prompt",
