@@ -12,13 +12,11 @@ export function body(params, seed = params.seed) {
     delete found.strength;
     delete found.resize_mode;
   }
-  if (params.loras?.length) found.loras = params.loras.map(({ name, weight }) => ({ name, weight }));
-  if (params.hires) found.hires = pick(params.hires, ["width", "height", "upscaler", "steps", "strength"]);
+  if (params.hires) {
+    found.hires = { ...params.hires };
+    delete found.hires.loras; // they follow from the job's own
+  }
   return found;
-}
-
-function pick(from, names) {
-  return Object.fromEntries(names.map((name) => [name, from[name]]));
 }
 
 /** A command line. */
