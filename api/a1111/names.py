@@ -59,7 +59,7 @@ _HASH = re.compile(r"\s*\[([0-9a-f]{8,64})\]\s*$", re.IGNORECASE)
 _SAMPLERS = {
     name.casefold(): sampler
     for sampler, label in SAMPLER_LABELS.items()
-    for name in (label, sampler.value, *ALIASES[sampler])
+    for name in (label, sampler.value, *ALIASES.get(sampler, ()))
 }
 _SCHEDULES: dict[str, Schedule | None] = {
     **dict.fromkeys((AUTOMATIC, *OTHER_SCHEDULES)),
