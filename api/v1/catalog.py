@@ -63,7 +63,7 @@ class Samplers(BaseModel):
     samplers: list[SamplerChoice]
 
 
-@router.get("/checkpoints", responses=documented(503))
+@router.get("/checkpoints", summary="List checkpoints", responses=documented(503))
 def checkpoints(desk: DeskDep) -> Checkpoints:
     """List the checkpoints that workers serve or have served."""
     with desk.db.transaction() as session:
@@ -71,25 +71,25 @@ def checkpoints(desk: DeskDep) -> Checkpoints:
     return Checkpoints(checkpoints=[Checkpoint.model_validate(one, from_attributes=True) for one in served])
 
 
-@router.get("/loras", responses=documented(503))
+@router.get("/loras", summary="List LoRAs", responses=documented(503))
 def loras(desk: DeskDep) -> WeightsList:
     """List the LoRAs, for the `loras` field and `<lora:name:weight>` in prompts."""
     return _weights(desk, Kind.LORA)
 
 
-@router.get("/embeddings", responses=documented(503))
+@router.get("/embeddings", summary="List embeddings", responses=documented(503))
 def embeddings(desk: DeskDep) -> WeightsList:
     """List the textual-inversion embeddings. Write the name of one into a prompt to use it."""
     return _weights(desk, Kind.EMBEDDING)
 
 
-@router.get("/vaes", responses=documented(503))
+@router.get("/vaes", summary="List VAEs", responses=documented(503))
 def vaes(desk: DeskDep) -> WeightsList:
     """List the VAEs, for the `vae` field."""
     return _weights(desk, Kind.VAE)
 
 
-@router.get("/samplers")
+@router.get("/samplers", summary="List samplers")
 def samplers() -> Samplers:
     """List the samplers with their schedules."""
     return Samplers(
