@@ -14,7 +14,7 @@ import typer
 from api.admission.submissions import Submission
 from api.cli import main
 from api.cli.app import app
-from api.v1 import choices
+from api.v1 import catalog
 from api.web import console
 from shared.vocabulary import infotext
 from shared.vocabulary.params import GenerationParams
@@ -174,7 +174,7 @@ def consoles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[type[Generat
     limits = {**console.limits(), "search": {}, "body": {}}
     (scripts / "limits.js").write_text(f"export const limits = {json.dumps(limits)};")
     (scripts / "package.json").write_text('{"type": "module"}')
-    samplers = json.loads(choices.samplers().model_dump_json())["samplers"]
+    samplers = json.loads(catalog.samplers().model_dump_json())["samplers"]
 
     def asked(model: type[GenerationParams]) -> dict[str, Any]:
         pairs = [(path, job, other) for path in leaves(model) for job in jobs(model) for other in changes(job, path)]

@@ -50,7 +50,7 @@ def test_the_text_tells_of_every_parameter() -> None:
 
 def unread(model: type[GenerationParams]) -> list[str]:
     given = jobs(model)
-    place = "told, but not read back; _FIELDS of api/a1111/generation_text.py"
+    place = "told, but not read back; _FIELDS of api/a1111/infotext_parser.py"
     return forgotten(model, lambda path: differs(given, path, read), place, UNREAD)
 
 

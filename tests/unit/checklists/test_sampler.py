@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 import pytest
 
 from api.a1111 import names
-from api.a1111.generation_text import stated
+from api.a1111.infotext_parser import stated
 from shared.vocabulary import infotext
 from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, Sampler, Schedule, unet_calls
 from tests.support.factories import params

@@ -13,7 +13,13 @@ from tests.support.table_writers import UNKNOWN, Values, concerns_tables, return
 
 # Which modules insert, change or delete rows of which table. Nothing else does, but the migrations.
 WRITERS = {
-    "jobs": {"shared.jobs.lifecycle", "shared.jobs.rescue", "shared.jobs.removal", "shared.jobs.fair_queue"},
+    "jobs": {
+        "shared.jobs.lifecycle",
+        "shared.jobs.claims",
+        "shared.jobs.rescue",
+        "shared.jobs.removal",
+        "shared.jobs.fair_queue",
+    },
     "images": {"shared.jobs.lifecycle"},
     "batches": {"shared.jobs.batches"},
     "promises": {"shared.jobs.idempotency"},
@@ -21,9 +27,14 @@ WRITERS = {
     "inputs": {"shared.jobs.inputs"},
     "removed_jobs": {"shared.jobs.removal"},
     "shares": {"shared.jobs.fair_queue"},
-    "clocks": {"shared.jobs.fair_queue"},
+    "clocks": {"shared.jobs.claims", "shared.jobs.fair_queue"},
     "events": {"shared.jobs.outbox"},
-    "deliveries": {"shared.jobs.outbox", "shared.webhooks.deliveries", "shared.webhooks.endpoints"},
+    "deliveries": {
+        "shared.jobs.outbox",
+        "shared.webhooks.claims",
+        "shared.webhooks.deliveries",
+        "shared.webhooks.endpoints",
+    },
     "webhook_endpoints": {
         *("shared.jobs.outbox", "shared.webhooks.deliveries", "shared.webhooks.endpoints"),
         "api.v1.webhooks",  # what an owner changes of a receiver, and its deletion
