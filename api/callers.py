@@ -18,7 +18,7 @@ from api.auth.key_cache import CachedKey
 from api.auth.keys import Scope, Token
 from api.desk import Desk, DeskDep
 from shared.errors import PriorityTooHigh, ScopeMissing, Unauthenticated
-from shared.infra.db import KeyRow
+from shared.infra.tables import KeyRow
 from shared.vocabulary.params import MAX_PRIORITY
 
 ANONYMOUS = "anonymous"

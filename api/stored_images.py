@@ -4,7 +4,7 @@ import structlog
 
 from api.desk import Desk
 from shared.errors import Gone, ObjectMissing
-from shared.infra.db import ImageRow
+from shared.infra.tables import ImageRow
 from shared.jobs import lifecycle
 
 log = structlog.get_logger(__name__)

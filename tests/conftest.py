@@ -13,8 +13,9 @@ from deploy.standalone.farm import engines_only
 from shared import migrations
 from shared.fleet import registry
 from shared.infra import broker
-from shared.infra.db import Base, Database
+from shared.infra.db import Database
 from shared.infra.storage import Storage
+from shared.infra.tables import Base
 from shared.settings import Settings
 from tests.support import buckets
 from tests.support.factories import DEMO

@@ -17,7 +17,7 @@ from api import stored_images
 from api.a1111.calls import A1111Call
 from api.desk import Desk
 from shared.infra import previews
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 from shared.vocabulary import infotext
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.samplers import SAMPLER_LABELS

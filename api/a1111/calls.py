@@ -15,8 +15,8 @@ from api.desk import Desk
 from api.jobs import queries
 from shared.errors import JobAlreadyFinal
 from shared.infra import events
-from shared.infra.db import CallRow, JobRow
 from shared.infra.events import JobEvent
+from shared.infra.tables import CallRow, JobRow
 from shared.jobs import lifecycle
 from shared.jobs.idempotency import Digests
 from shared.vocabulary.states import JobState

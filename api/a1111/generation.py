@@ -29,7 +29,7 @@ from api.callers import Caller, Submitter
 from api.desk import Desk, DeskDep
 from api.waiting.disconnect import while_connected
 from shared.errors import FarmError, InvalidRequest, OutOfMemory, RenderFailed, UnknownCheckpoint
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 from shared.jobs.idempotency import Digests
 from shared.vocabulary.states import JobState
 

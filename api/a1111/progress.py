@@ -7,7 +7,7 @@ from typing import Any
 
 from api.a1111.answers import stamp
 from api.a1111.calls import A1111Call
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState
 

@@ -18,7 +18,7 @@ from api.callers import Reader, Submitter
 from api.desk import Desk, DeskDep
 from shared.errors import BrokerUnavailable
 from shared.infra import previews
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 from shared.vocabulary.states import JobState
 
 router = APIRouter(strict_content_type=False)

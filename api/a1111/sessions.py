@@ -15,7 +15,7 @@ from api.a1111.options import CHECKPOINT
 from api.callers import ANONYMOUS, Reader
 from api.desk import Desk
 from shared.fleet import registry
-from shared.infra.db import SessionRow
+from shared.infra.tables import SessionRow
 
 KEPT_DAYS = 90
 

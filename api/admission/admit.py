@@ -18,7 +18,7 @@ from api.desk import Desk
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.infra import broker, tracing
-from shared.infra.db import BatchRow, JobRow
+from shared.infra.tables import BatchRow, JobRow
 from shared.jobs import batches, idempotency, lifecycle
 from shared.jobs.idempotency import Digests
 from shared.jobs.lifecycle import NewJob

@@ -7,7 +7,8 @@ from datetime import datetime
 
 from api.auth import keys
 from api.auth.keys import Token
-from shared.infra.db import Database, KeyRow
+from shared.infra.db import Database
+from shared.infra.tables import KeyRow
 
 REMEMBER_S = 5.0
 # A token that is unknown is asked for again this soon, so that a key works the moment it is made known.

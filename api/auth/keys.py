@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from shared.errors import KeyNotFound
-from shared.infra.db import KeyRow
+from shared.infra.tables import KeyRow
 from shared.vocabulary.params import MAX_PRIORITY, MIN_PRIORITY, reject_nul
 
 USED_WITHIN = timedelta(minutes=1)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Float, case, cast, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from shared.infra.db import JobRow, WorkerRow
+from shared.infra.tables import JobRow, WorkerRow
 from shared.vocabulary.forecast import Ahead, Load
 from shared.vocabulary.states import JobState
 

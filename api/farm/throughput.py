@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Float, Integer, Select, cast, extract, func, select
 from sqlalchemy.orm import Session
 
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 from shared.vocabulary.states import JobState
 
 MINUTES = 60

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Select, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 from shared.vocabulary.states import JobState
 
 

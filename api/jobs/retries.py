@@ -9,7 +9,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
 from shared.errors import NothingToRetry
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 from shared.jobs import lifecycle
 from shared.jobs.lifecycle import NewJob
 from shared.vocabulary.params import GenerationParams

@@ -26,7 +26,7 @@ from api.v1.images import shrunk
 from api.v1.jobs import ClientsKey
 from shared.errors import BatchNotFound, Gone, ImagesNotReady
 from shared.infra import events
-from shared.infra.db import BatchRow, JobRow
+from shared.infra.tables import BatchRow, JobRow
 from shared.jobs import batches, lifecycle
 from shared.jobs.wire import Batch, Job
 from shared.vocabulary.states import JobState

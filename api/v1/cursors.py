@@ -9,7 +9,7 @@ from uuid import UUID
 
 from api.jobs.queries import ListPosition
 from shared.errors import BadCursor
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 from shared.jobs.outbox import Position
 
 

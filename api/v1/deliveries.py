@@ -12,7 +12,7 @@ from api.desk import DeskDep
 from api.problems import documented
 from api.v1 import cursors
 from shared.errors import DeliveryNotFound
-from shared.infra.db import DeliveryRow
+from shared.infra.tables import DeliveryRow
 from shared.jobs.outbox import EventType
 from shared.webhooks import deliveries
 from shared.webhooks.deliveries import DeliveryState, Filter

@@ -11,7 +11,7 @@ from api.callers import Reader
 from api.desk import DeskDep
 from api.problems import documented
 from api.v1 import cursors
-from shared.infra.db import EventRow
+from shared.infra.tables import EventRow
 from shared.jobs import outbox
 from shared.jobs.outbox import EventType
 from shared.webhooks.deliveries import message_id

@@ -21,8 +21,8 @@ from api.problems import documented
 from api.v1.jobs import visible_row
 from shared.errors import BrokerUnavailable
 from shared.infra import previews
-from shared.infra.db import JobRow
 from shared.infra.events import JobEvent
+from shared.infra.tables import JobRow
 from shared.jobs.wire import Job, Preview, Steps
 from shared.vocabulary.states import JobState
 

@@ -15,7 +15,7 @@ from api.desk import Desk, DeskDep, JobId
 from api.problems import documented
 from shared.errors import ImageNotFound, ImagesNotReady
 from shared.infra import previews
-from shared.infra.db import ImageRow, JobRow
+from shared.infra.tables import ImageRow, JobRow
 from shared.jobs import lifecycle
 from shared.vocabulary.params import MAX_IMAGES
 from shared.vocabulary.states import JobState

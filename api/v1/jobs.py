@@ -22,7 +22,7 @@ from api.v1.queue import outlook
 from api.waiting.disconnect import while_connected
 from shared.errors import DatabaseUnavailable
 from shared.infra import events
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 from shared.jobs import lifecycle
 from shared.jobs.wire import Job
 from shared.vocabulary.params import reject_nul

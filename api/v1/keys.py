@@ -11,7 +11,7 @@ from api.auth.keys import KeyLimits, NewKey, Scope
 from api.callers import Caller, Reader, admin
 from api.desk import DeskDep
 from api.problems import documented
-from shared.infra.db import KeyRow
+from shared.infra.tables import KeyRow
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=documented(401, 403, 422, 429, 503))
 for_admins = [Depends(admin)]

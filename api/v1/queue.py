@@ -13,7 +13,7 @@ from api.desk import Desk, DeskDep
 from api.farm import queue_stats, throughput
 from api.farm.throughput import MINUTES, Minute
 from api.problems import documented
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 from shared.jobs import fair_queue
 from shared.vocabulary import forecast
 from shared.vocabulary.forecast import Ahead, Forecast, Load

@@ -12,8 +12,8 @@ from api.callers import Caller, Submitter
 from api.desk import Desk, DeskDep
 from api.problems import documented
 from shared.errors import InvalidRequest, UploadNotFound
-from shared.infra.db import UploadRow
 from shared.infra.storage import upload_key
+from shared.infra.tables import UploadRow
 from shared.jobs import uploads
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"], responses=documented(401, 403, 422, 429, 503))

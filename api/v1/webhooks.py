@@ -14,7 +14,7 @@ from api.desk import DeskDep
 from api.problems import documented
 from shared.errors import EndpointNotFound
 from shared.infra import url_guard
-from shared.infra.db import EndpointRow, OwnerSecretRow
+from shared.infra.tables import EndpointRow, OwnerSecretRow
 from shared.jobs.outbox import EventType
 from shared.webhooks import endpoints
 from shared.webhooks.endpoints import EndpointState

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from starlette.concurrency import run_in_threadpool
 
-from shared.infra.db import JobRow
+from shared.infra.tables import JobRow
 
 # Bounds what one query holds up: the first of a crowd are answered while the rest are read.
 MAX_ROWS = 200

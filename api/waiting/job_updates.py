@@ -22,8 +22,9 @@ from api.jobs import queries
 from api.waiting.batched_reads import BatchedReader
 from shared.errors import DatabaseUnavailable
 from shared.infra import events
-from shared.infra.db import Database, JobRow
+from shared.infra.db import Database
 from shared.infra.events import JobEvent
+from shared.infra.tables import JobRow
 from shared.vocabulary.states import JobState
 
 POLL_S = 3.0

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import InvalidRequest, UnknownCheckpoint, UnknownWeights, WorkerNotFound
 from shared.files.weights import Kind, WeightsFile
-from shared.infra.db import CheckpointRow, JobRow, WeightsRow, WorkerRow
+from shared.infra.tables import CheckpointRow, JobRow, WeightsRow, WorkerRow
 from shared.vocabulary.states import JobState
 
 FORGET_AFTER = timedelta(days=1)

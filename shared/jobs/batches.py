@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from shared.errors import BatchNotFound
-from shared.infra.db import BatchRow, JobRow
+from shared.infra.tables import BatchRow, JobRow
 from shared.vocabulary.states import JobState
 
 

@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import CursorResult, Select, bindparam, select, text
 from sqlalchemy.orm import Session
 
-from shared.infra.db import KeyRow
+from shared.infra.tables import KeyRow
 from shared.jobs import claims
 from shared.vocabulary.forecast import Reason
 

@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from shared.errors import JobNotFound, KeyReused, SubmissionInFlight
-from shared.infra.db import JobRow, PromiseRow, RemovedJobRow
+from shared.infra.tables import JobRow, PromiseRow, RemovedJobRow
 from shared.jobs import lifecycle
 
 KEPT_S = 48 * 3600.0

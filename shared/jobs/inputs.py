@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, String, delete, exists, func, literal_colu
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.infra.db import InputRow, JobRow
+from shared.infra.tables import InputRow, JobRow
 
 # From the moment it came: its job is written well within that. It is also how often a picture in use is looked at again.
 KEPT = timedelta(days=1)

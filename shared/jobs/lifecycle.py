@@ -32,7 +32,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from uuid_utils.compat import uuid7
 
 from shared.errors import FarmError, Gone, JobAlreadyFinal, JobNotFound
-from shared.infra.db import ImageRow, JobRow, RemovedJobRow
+from shared.infra.tables import ImageRow, JobRow, RemovedJobRow
 from shared.jobs import claims, fair_queue, outbox
 from shared.jobs.fair_queue import Lane, Turn
 from shared.vocabulary.params import GenerationParams

@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 from uuid_utils.compat import uuid7
 
-from shared.infra.db import BatchRow, DeliveryRow, EndpointRow, EventRow, JobRow
+from shared.infra.tables import BatchRow, DeliveryRow, EndpointRow, EventRow, JobRow
 from shared.jobs import batches
 from shared.jobs.wire import Batch, Job
 from shared.vocabulary.states import JobState

@@ -12,8 +12,8 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from shared.errors import JobNotFinal
-from shared.infra.db import ImageRow, JobRow, RemovedJobRow
 from shared.infra.storage import image_key, job_of, snapshot_key
+from shared.infra.tables import ImageRow, JobRow, RemovedJobRow
 from shared.jobs import batches, lifecycle
 from shared.jobs.rescue import LATE_WRITE
 from shared.vocabulary.states import JobState

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Row, Select, case, exists, func, literal, 
 from sqlalchemy.orm import Session
 
 from shared.errors import RunTimeout, WorkerLost
-from shared.infra.db import JobRow, WorkerRow
+from shared.infra.tables import JobRow, WorkerRow
 from shared.jobs import claims, fair_queue, lifecycle, outbox
 from shared.jobs.lifecycle import Attempt
 from shared.vocabulary.states import JobState

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from shared.errors import TooManyUploads, UploadNotFound
-from shared.infra.db import UploadRow
+from shared.infra.tables import UploadRow
 
 KEPT = timedelta(days=1)
 MAX_KEPT = 500  # of one owner

@@ -11,7 +11,7 @@ from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState
 
 if TYPE_CHECKING:  # clients read jobs without a database
-    from shared.infra.db import BatchRow, ImageRow, JobRow
+    from shared.infra.tables import BatchRow, ImageRow, JobRow
     from shared.jobs.batches import Tally
 
 EXAMPLE: dict[str, JsonValue] = {

@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import create_engine, text
 
-from shared.infra.db import Base
+from shared.infra.tables import Base
 
 # Any constant that no other advisory lock of the farm uses; two migrators started together then run one after the other.
 MIGRATION_LOCK = 0x6661726D

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from shared.errors import DeliveryNotFound, EndpointIsGone
-from shared.infra.db import DeliveryRow, EndpointRow, EventRow, OwnerSecretRow
+from shared.infra.tables import DeliveryRow, EndpointRow, EventRow, OwnerSecretRow
 from shared.jobs.outbox import EventType
 from shared.webhooks import claims, endpoints
 from shared.webhooks.endpoints import EndpointState

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import EndpointNotFound, InvalidRequest, TooManyEndpoints
 from shared.infra import url_guard
-from shared.infra.db import DeliveryRow, EndpointRow, OwnerSecretRow
+from shared.infra.tables import DeliveryRow, EndpointRow, OwnerSecretRow
 
 MAX_REGISTERED = 20  # per owner; every event is written once for each that hears it
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with, by the standard

@@ -31,7 +31,8 @@ from deploy.standalone.farm import engines_only
 from deploy.standalone.program import Program, python_module
 from deploy.standalone.serving import PlannedWorker
 from deploy.standalone.supervisor import Supervisor
-from shared.infra.db import CheckpointRow, Database
+from shared.infra.db import Database
+from shared.infra.tables import CheckpointRow
 from shared.settings import Settings
 from tests.bench.noop import STEPS_VARIABLE
 from tests.bench.pour import Poured, pour

@@ -26,7 +26,8 @@ import psutil
 from deploy.standalone import ports
 from deploy.standalone.farm import engines_only
 from shared import migrations
-from shared.infra.db import CheckpointRow, Database
+from shared.infra.db import Database
+from shared.infra.tables import CheckpointRow
 from shared.settings import Settings
 from tests.bench.pour import Poured, pour
 from tests.chaos import sketch

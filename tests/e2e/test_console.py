@@ -45,9 +45,10 @@ from api.auth.keys import NewKey, Scope
 from shared.errors import InvalidRequest
 from shared.files.weights import Shelves
 from shared.fleet import registry
-from shared.infra.db import Base, Database, ImageRow, JobRow, KeyRow
+from shared.infra.db import Database
 from shared.infra.outbound_http import OutboundHttp
 from shared.infra.storage import Storage
+from shared.infra.tables import Base, ImageRow, JobRow, KeyRow
 from shared.jobs import lifecycle
 from shared.jobs.lifecycle import FinishedImage
 from shared.jobs.outbox import ENDINGS

@@ -12,7 +12,8 @@ import httpx
 from sqlalchemy import text
 
 from deploy.standalone import ports
-from shared.infra.db import Base, Database
+from shared.infra.db import Database
+from shared.infra.tables import Base
 from shared.settings import Settings
 from tests.chaos import sketch
 from tests.chaos.farm import until

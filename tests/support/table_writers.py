@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from shared.infra import db
+from shared.infra import tables
 
 UNKNOWN = "UNKNOWN"
-_CLASSES = {f"{db.__name__}.{one.class_.__name__}": one for one in db.Base.registry.mappers}
+_CLASSES = {f"{tables.__name__}.{one.class_.__name__}": one for one in tables.Base.registry.mappers}
 _TABLE_OF = {name: str(one.class_.__tablename__) for name, one in _CLASSES.items()}
 COLUMNS = {_TABLE_OF[name]: frozenset(one.attrs.keys()) for name, one in _CLASSES.items()}
 _VERBS = frozenset({"insert", "update", "delete"})

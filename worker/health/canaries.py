@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.infra.db import CanaryRow
+from shared.infra.tables import CanaryRow
 
 FORGET_AFTER = timedelta(days=30)
 

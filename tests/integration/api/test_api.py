@@ -17,8 +17,9 @@ from sqlalchemy import text
 from api.main import create_app
 from shared.files.weights import Kind
 from shared.infra import broker, previews
-from shared.infra.db import Database, WeightsRow
+from shared.infra.db import Database
 from shared.infra.storage import Storage, image_key
+from shared.infra.tables import WeightsRow
 from shared.jobs import lifecycle
 from shared.settings import Settings
 from tests.support.factories import DEMO

@@ -14,8 +14,9 @@ from sqlalchemy import func, update
 from api.main import create_app
 from deploy.standalone import ports
 from shared.fleet import registry
-from shared.infra.db import Database, DeliveryRow, EndpointRow, JobRow
+from shared.infra.db import Database
 from shared.infra.metrics import Board, PortTaken
+from shared.infra.tables import DeliveryRow, EndpointRow, JobRow
 from shared.jobs import lifecycle
 from shared.jobs.outbox import ENDINGS
 from shared.settings import Settings

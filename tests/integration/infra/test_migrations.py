@@ -5,7 +5,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from shared import migrations
-from shared.infra.db import Base, Database
+from shared.infra.db import Database
+from shared.infra.tables import Base
 from shared.settings import Settings
 
 

@@ -17,8 +17,9 @@ from sqlalchemy import func, select, update
 from api.main import create_app
 from shared.errors import EngineStopped, RenderFailed
 from shared.infra import broker
-from shared.infra.db import BatchRow, Database, DeliveryRow, EventRow, JobRow, KeyRow
+from shared.infra.db import Database
 from shared.infra.storage import Storage, image_key
+from shared.infra.tables import BatchRow, DeliveryRow, EventRow, JobRow, KeyRow
 from shared.jobs import fair_queue, lifecycle, removal, rescue
 from shared.jobs.lifecycle import Attempt, FinishedImage, NewJob
 from shared.settings import Settings

@@ -7,7 +7,8 @@ from sqlalchemy import text
 
 from api.auth import keys
 from api.auth.keys import NewKey
-from shared.infra.db import ClockRow, Database
+from shared.infra.db import Database
+from shared.infra.tables import ClockRow
 from shared.jobs import claims, lifecycle
 from tests.support.factories import DEMO, params
 from tests.support.plans import explained

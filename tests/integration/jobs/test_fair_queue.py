@@ -11,7 +11,8 @@ from sqlalchemy import text
 
 from api.auth import keys
 from api.auth.keys import KeyLimits, NewKey
-from shared.infra.db import Database, JobRow
+from shared.infra.db import Database
+from shared.infra.tables import JobRow
 from shared.jobs import fair_queue, lifecycle
 from shared.vocabulary.forecast import Reason
 from tests.support.factories import DEMO, params

@@ -9,7 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
 
-from shared.infra.db import Database, JobRow, PromiseRow
+from shared.infra.db import Database
+from shared.infra.tables import JobRow, PromiseRow
 from shared.jobs import idempotency
 from tests.integration.api.test_api import BODY, problem
 

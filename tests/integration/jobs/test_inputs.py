@@ -11,8 +11,9 @@ from sqlalchemy import select, text, update
 from sqlalchemy.dialects import postgresql
 
 from shared.errors import ObjectMissing, StorageUnavailable
-from shared.infra.db import Database, InputRow
+from shared.infra.db import Database
 from shared.infra.storage import Storage
+from shared.infra.tables import InputRow
 from shared.jobs import inputs
 from tests.integration.api.test_api import BODY
 from tests.integration.jobs.test_batches import png

@@ -10,7 +10,8 @@ from sqlalchemy import func, update
 
 from api.jobs import queries
 from shared.errors import JobAlreadyFinal, JobNotFound, OutOfMemory, RenderFailed
-from shared.infra.db import Database, JobRow
+from shared.infra.db import Database
+from shared.infra.tables import JobRow
 from shared.jobs import lifecycle, rescue
 from shared.vocabulary.states import JobState
 from tests.support.factories import DEMO, params

@@ -8,7 +8,8 @@ from sqlalchemy import func, select, update
 
 from shared.fleet import registry
 from shared.infra import broker
-from shared.infra.db import CanaryRow, Database, JobRow, PromiseRow, WorkerRow
+from shared.infra.db import Database
+from shared.infra.tables import CanaryRow, JobRow, PromiseRow, WorkerRow
 from shared.jobs import idempotency, lifecycle
 from shared.vocabulary.states import JobState
 from tests.support.factories import DEMO, params

@@ -11,7 +11,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.errors import OutOfMemory, WorkerLost
-from shared.infra.db import Database, DeliveryRow, EndpointRow, EventRow, JobRow
+from shared.infra.db import Database
+from shared.infra.tables import DeliveryRow, EndpointRow, EventRow, JobRow
 from shared.jobs import lifecycle, outbox, rescue
 from shared.jobs.outbox import EventType, Position
 from tests.support.factories import DEMO, params

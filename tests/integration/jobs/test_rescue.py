@@ -12,7 +12,8 @@ from sqlalchemy import ColumnElement, func, select, update
 
 from shared.errors import OutOfMemory
 from shared.fleet import registry
-from shared.infra.db import Database, JobRow
+from shared.infra.db import Database
+from shared.infra.tables import JobRow
 from shared.jobs import lifecycle, rescue
 from shared.vocabulary.states import JobState
 from tests.support.factories import DEMO, params

@@ -16,8 +16,9 @@ from api.cli.app import app as farm
 from api.main import create_app
 from shared.errors import ObjectMissing, OutOfMemory, RenderFailed
 from shared.infra import storage as storages
-from shared.infra.db import Database, JobRow
+from shared.infra.db import Database
 from shared.infra.storage import IMAGES, Storage, image_key, snapshot_key
+from shared.infra.tables import JobRow
 from shared.jobs import lifecycle, removal
 from shared.jobs.lifecycle import FinishedImage
 from shared.settings import Settings

@@ -10,8 +10,9 @@ from sqlalchemy import update
 
 from api.main import create_app
 from shared.errors import ObjectMissing
-from shared.infra.db import Database, UploadRow
+from shared.infra.db import Database
 from shared.infra.storage import Storage, upload_key
+from shared.infra.tables import UploadRow
 from shared.jobs import uploads
 from shared.settings import Settings
 from tests.integration.api.test_api import BODY, problem

@@ -7,7 +7,8 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from shared.infra.db import Database, DeliveryRow, EndpointRow, EventRow
+from shared.infra.db import Database
+from shared.infra.tables import DeliveryRow, EndpointRow, EventRow
 from shared.webhooks import claims, deliveries
 from tests.support.plans import explained
 

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import func, select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from shared.infra.db import Database, DeliveryRow, EndpointRow
+from shared.infra.db import Database
 from shared.infra.outbound_http import OutboundHttp
+from shared.infra.tables import DeliveryRow, EndpointRow
 from shared.jobs import lifecycle
 from shared.jobs.outbox import ENDINGS, EventType
 from shared.settings import Settings

@@ -14,8 +14,9 @@ from standardwebhooks import Webhook
 from api.auth import keys
 from api.auth.keys import NewKey, Scope
 from api.main import create_app
-from shared.infra.db import Database, DeliveryRow, EndpointRow
+from shared.infra.db import Database
 from shared.infra.outbound_http import OutboundHttp
+from shared.infra.tables import DeliveryRow, EndpointRow
 from shared.settings import Settings
 from shared.webhooks.endpoints import MAX_REGISTERED
 from tests.support.receiver import Receiver, receiving

@@ -16,8 +16,9 @@ from sqlalchemy import func, select, update
 import worker as package
 from deploy.standalone import ports
 from shared.errors import FarmError, WorkerUnfit
-from shared.infra.db import Database, JobRow, WorkerRow
+from shared.infra.db import Database
 from shared.infra.metrics import Board, PortTaken
+from shared.infra.tables import JobRow, WorkerRow
 from shared.jobs import lifecycle
 from shared.settings import Settings
 from shared.vocabulary.states import JobState

@@ -20,8 +20,9 @@ from sqlalchemy import select
 from api.v1.workers import Workers, listing
 from shared.errors import WorkerUnfit
 from shared.fleet import registry
-from shared.infra.db import CanaryRow, Database, JobRow
+from shared.infra.db import Database
 from shared.infra.storage import Storage
+from shared.infra.tables import CanaryRow, JobRow
 from shared.jobs import lifecycle
 from shared.settings import Settings
 from shared.vocabulary.states import JobState

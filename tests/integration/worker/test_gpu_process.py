@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import select
 
 from shared.infra import broker
-from shared.infra.db import Database, JobRow, WorkerRow
+from shared.infra.db import Database
+from shared.infra.tables import JobRow, WorkerRow
 from shared.jobs import lifecycle, rescue
 from shared.settings import Settings
 from shared.vocabulary.states import JobState

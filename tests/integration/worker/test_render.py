@@ -17,9 +17,10 @@ from sqlalchemy.orm import Session
 from shared.errors import DatabaseUnavailable, RenderFailed, StorageUnavailable
 from shared.files import pictures
 from shared.infra import previews
-from shared.infra.db import Database, JobRow
+from shared.infra.db import Database
 from shared.infra.events import JobEvent, Listener, publish
 from shared.infra.storage import Storage
+from shared.infra.tables import JobRow
 from shared.jobs import lifecycle
 from shared.settings import Settings
 from shared.vocabulary.params import Hires, Inpaint, Lora, MaskFill, Upscaler

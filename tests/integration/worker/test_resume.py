@@ -11,8 +11,9 @@ from celery import Celery
 from redis import Redis
 
 from shared.errors import ObjectMissing
-from shared.infra.db import Database, JobRow
+from shared.infra.db import Database
 from shared.infra.storage import Storage, snapshot_key
+from shared.infra.tables import JobRow
 from shared.jobs import lifecycle, rescue
 from shared.settings import Settings
 from shared.vocabulary.params import GenerationParams, Hires, Upscaler

@@ -7,7 +7,7 @@ from textwrap import dedent
 
 import pytest
 
-from shared.infra.db import Base
+from shared.infra.tables import Base
 from tests.support.parts import ROOT
 from tests.support.table_writers import UNKNOWN, Values, concerns_tables, returned_rows, tables_in, writes
 
@@ -91,10 +91,10 @@ IMPORTS = """
     from sqlalchemy.dialects import postgresql
     from sqlalchemy.dialects.postgresql import insert as upsert
     from sqlalchemy.orm import Session, aliased
-    import shared.infra.db
-    from shared.infra import db
-    from shared.infra.db import Base, ImageRow, JobRow
-    from shared.infra.db import JobRow as Job
+    import shared.infra.tables
+    from shared.infra import tables
+    from shared.infra.tables import Base, ImageRow, JobRow
+    from shared.infra.tables import JobRow as Job
     from shared.jobs import lifecycle
 """
 
@@ -106,8 +106,8 @@ IMPORTS = """
         "insert(JobRow)",
         "delete(JobRow)",
         "delete(Job)",
-        "delete(db.JobRow)",
-        "delete(shared.infra.db.JobRow)",
+        "delete(tables.JobRow)",
+        "delete(shared.infra.tables.JobRow)",
         "delete(table=JobRow)",
         "change(JobRow)",
         "upsert(JobRow)",
