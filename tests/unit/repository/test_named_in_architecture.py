@@ -3,10 +3,14 @@
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
+
+import pytest
 
 from tests.support.parts import ROOT
 
 PAGE = (ROOT / "ARCHITECTURE.md").read_text()
+CHECKLISTS = sorted((ROOT / "tests/unit/checklists").glob("test_*.py"))
 FOLDERS = ("api", "worker", "shared", "deploy", "tests", "docs")
 
 
@@ -23,6 +27,12 @@ def test_a_name_that_leads_nowhere_is_noticed() -> None:
     )
     gone = ["test_that_nobody_wrote", "shared/jobs/gone", "shared/jobs/lifecycle.gone", "api/v1/jobs.py::gone"]
     assert list(astray(" ".join(f"`{name}`" for name in gone) + ' contract "no news"')) == [*gone, 'contract "no news"']
+
+
+@pytest.mark.parametrize("test", CHECKLISTS, ids=lambda test: test.stem)
+def test_the_places_that_a_checklist_names_are_there(test: Path) -> None:
+    for place in re.findall(r"\b(?:api|worker|shared|deploy|docs|tests)/[\w/.-]+\.\w+", test.read_text()):
+        assert (ROOT / place).exists(), f"{test.name} names {place}, which is not there"
 
 
 def astray(text: str) -> Iterator[str]:
