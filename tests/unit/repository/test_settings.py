@@ -13,7 +13,9 @@ def documented() -> dict[str, str]:
 
 
 def test_every_setting_is_documented_and_nothing_else() -> None:
-    assert set(documented()) == {f"FARM_{name.upper()}" for name in Settings.model_fields}
+    fields = {f"FARM_{name.upper()}" for name in Settings.model_fields}
+    assert not fields - set(documented()), ".env.example lacks a setting"
+    assert not set(documented()) - fields, ".env.example has a setting that there is not"
 
 
 def test_the_documented_values_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +24,7 @@ def test_the_documented_values_are_the_defaults(monkeypatch: pytest.MonkeyPatch)
     defaults = Settings()
     for name, value in documented().items():
         monkeypatch.setenv(name, value)
-    assert Settings() == defaults
+    assert Settings() == defaults, ".env.example shows another default"
 
 
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
