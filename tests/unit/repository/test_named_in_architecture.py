@@ -35,6 +35,20 @@ def test_the_places_that_a_checklist_names_are_there(test: Path) -> None:
         assert (ROOT / place).exists(), f"{test.name} names {place}, which is not there"
 
 
+def test_every_module_is_in_the_codemap() -> None:
+    codemap = PAGE.partition("## Codemap")[2].partition("## Words")[0]
+    for package in ("shared", "api", "worker", "deploy"):
+        (table,) = re.findall(rf"^### {package}:.*?(?=^### )", codemap, re.M | re.S)
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path.stem == "__init__" or {"migrations", "training"} & set(path.parts):
+                continue
+            assert re.search(rf"`(\w+/)?{path.stem}`", table), f"{path.relative_to(ROOT)} is not in the codemap"
+
+
+def test_the_page_is_readable_at_120_columns() -> None:
+    assert not [line for line in PAGE.splitlines() if len(line) > 120]
+
+
 def astray(text: str) -> Iterator[str]:
     """Yield the names in a text that lead nowhere."""
     yield from (name for name in named(text) if not _is_there(name))
