@@ -40,6 +40,7 @@ from worker.slots.leases import Leases
 from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
+from worker.startup import without_full_collections
 from worker.weights_announcer import RESCAN_S, WeightsAnnouncer
 
 WATCH_S = 1.0
@@ -187,9 +188,10 @@ def _open_storage(settings: Settings) -> Storage:
 
 def _load_device(settings: Settings, file: CheckpointFile) -> DeviceBundle:
     # Not at the top: torch takes seconds to load. Before, jobs of a former process are put back, and what is wrong is said.
-    from worker import device
+    with without_full_collections():
+        from worker import device
 
-    return device.load(settings, file)
+        return device.load(settings, file)
 
 
 def _leases(
