@@ -115,9 +115,7 @@ def test_a_file_that_changed_after_it_was_inspected_is_refused(tmp_path: Path, c
 def test_loading_says_nothing(tmp_path: Path) -> None:
     """In a fresh process, because the libraries' notices come with their first import; no network is there to be asked."""
     program = (
-        "import sys, pathlib, torch\n"
-        "from shared.files import checkpoints\n"
-        "from worker.diffusion import checkpoint_loader\n"
+        "import sys, pathlib, torch; from shared.files import checkpoints; from worker.diffusion import checkpoint_loader\n"
         "for path in sys.argv[1:]:\n"
         "    checkpoint_loader.load(checkpoints.inspect(pathlib.Path(path)), torch.device('cpu'), torch.float32)"
     )
