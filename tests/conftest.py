@@ -1,6 +1,8 @@
 """The real engines, started once per test run; each test gets them empty."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -22,6 +24,9 @@ from tests.support import buckets
 from tests.support.factories import DEMO
 from worker.startup import without_full_collections
 
+TEMPORARY = "PYTEST_DEBUG_TEMPROOT"  # where pytest makes its folder
+
+_OWN = pytest.StashKey[str]()
 _COLLECTING = ExitStack()
 
 # How long an example takes is the machine's affair, not a property of the code.
@@ -29,18 +34,28 @@ hypothesis.settings.register_profile("farm", deadline=None)
 hypothesis.settings.load_profile("farm")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """One thread of torch's per process, before it is imported. Several wait for each other by spinning.
 
     With two on cores that other tests or a compiler want too, a picture of 0.1 s takes up to 20.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if TEMPORARY not in os.environ:
+        # Each session closes pytest's usual folder to other users, and with it the way of an earlier session's Postgres to its
+        # files, which from root runs as another user: at its next checkpoint it would end, and not come back.
+        config.stash[_OWN] = os.environ[TEMPORARY] = tempfile.mkdtemp(prefix="farm-tests-")
     _COLLECTING.enter_context(without_full_collections())
 
 
 def pytest_collection_finish() -> None:
     """Keep libraries and tests out of garbage collection: walking over a million objects takes half a second each time."""
     _COLLECTING.close()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remove what tests have written, unless one of them failed."""
+    if (own := session.config.stash.get(_OWN, None)) and exitstatus == pytest.ExitCode.OK:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
