@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import hypothesis
 import pytest
+import structlog
 from celery import Celery
 from redis import Redis
 from sqlalchemy import text
@@ -44,6 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # Each session closes pytest's usual folder to other users, and with it the way of an earlier session's Postgres to its
         # files, which from root runs as another user: at its next checkpoint it would end, and not come back.
         config.stash[_OWN] = os.environ[TEMPORARY] = tempfile.mkdtemp(prefix="farm-tests-")
+    # Unless told otherwise, structlog shows an error with all variables of all frames: tensors, for seconds each.
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[structlog.processors.add_log_level, renderer])
     _COLLECTING.enter_context(without_full_collections())
 
 
