@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import structlog
+from pydantic import ValidationError
 from sqlalchemy import (
     ColumnElement,
     CursorResult,
@@ -39,6 +41,10 @@ from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState, sources
 
 MAX_RETRY_S = 300.0
+# How long a job of a later release is left to workers of that release before this one looks at it again.
+UNREADABLE_S = 10.0
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +150,9 @@ def _columns(order: NewJob, turn: Turn, now: datetime | None) -> Mapping[str, An
         "virtual_start": turn.start,
         "virtual_finish": turn.finish,
         "parked": turn.is_parked,
-        "params": order.params.model_dump(mode="json"),
+        # Without defaults, which are what a job without the field means: a worker of the release before, which lacks the newest
+        # field and forbids what it does not know, can claim every job that does not use it.
+        "params": order.params.model_dump(mode="json", exclude_defaults=True),
         "max_attempts": order.max_attempts,
         "steps_total": order.params.unet_calls,
         "cost": order.params.cost,
@@ -181,15 +189,22 @@ def claim_next(
     """Claim the first queued job of a checkpoint: by priority, then fair share, then id. None when no job may run.
 
     `oldest_level` prefers the priority of the job that waits longest: workers set it now and then, so that the lowest priority
-    moves too. `shared.jobs.claims` has the statement; concurrent claims never wait for each other nor take the same job.
+    moves too. A job with parameters unknown here is put back for later. `shared.jobs.claims` has the statement; concurrent
+    claims never wait for each other nor take the same job.
     """
     statement = claims.OLDEST_LEVEL if oldest_level else claims.FIRST
     about = {"checkpoint": checkpoint, "worker_id": worker_id, "lease_s": lease_s}
     taken = session.execute(statement, about).one_or_none()
     if taken is None:
         return None
+    try:
+        params = GenerationParams.model_validate(taken.params)
+    except ValidationError as error:
+        # A job of a later release, in the middle of a rolling upgrade: a worker of that release takes it.
+        log.warning("job.unreadable", job_id=str(taken.id), error=str(error))
+        _requeue(session, Attempt(taken.id, taken.attempt), not_before=_from_now(UNREADABLE_S))
+        return None
     outbox.record(session, taken.id)
-    params = GenerationParams.model_validate(taken.params)
     return Claim(taken.id, taken.attempt, params, taken.is_limited, taken.suspect, taken.snapshot_attempt)
 
 

@@ -13,6 +13,7 @@ from shared.errors import JobAlreadyFinal, JobNotFound, OutOfMemory, RenderFaile
 from shared.infra.db import Database
 from shared.infra.tables import JobRow
 from shared.jobs import lifecycle, rescue
+from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState
 from tests.support.factories import DEMO, params
 
@@ -91,6 +92,25 @@ def test_concurrent_claims_never_share_a_job(db: Database) -> None:
     ids = [one.job_id for one in taken if one is not None]
     assert len(ids) == len(set(ids)) == 40
     assert set(ids) == submitted
+
+
+def test_a_row_holds_no_defaults(db: Database) -> None:
+    job_id = submit(db, clip_skip=2)
+    stored = row(db, job_id).params
+    defaults = {name for name, field in GenerationParams.model_fields.items() if not field.is_required()}
+    assert defaults & set(stored) == {"clip_skip"}
+    assert claimed(db).params == params(clip_skip=2)
+
+
+def test_a_job_of_a_later_release_waits_for_its_workers_and_holds_up_no_other(db: Database) -> None:
+    later, ours = submit(db), submit(db)
+    with db.transaction() as session:
+        session.execute(update(JobRow).where(JobRow.id == later).values(params=JobRow.params.op("||")({"of_late": 1})))
+    assert claim(db) is None
+    assert claimed(db).job_id == ours
+    put_back = row(db, later)
+    assert (put_back.state, put_back.faults, put_back.worker_id) == (JobState.QUEUED, 0, None)
+    assert put_back.not_before is not None
 
 
 def test_a_zombie_changes_nothing(db: Database) -> None:
