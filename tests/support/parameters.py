@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, TypeVar, get_args
 
+import pytest
 from pydantic import BaseModel, ValidationError
 
 from api.admission.resolution import StoredInputs, resolve
@@ -136,3 +137,9 @@ def forgotten(model: type[M], tells: Callable[[str], bool], place: str, excuses:
 def differs(given: Iterable[M], path: str, of: Callable[[M], Any]) -> bool:
     """Say whether what is made of a job is another for another value at the path."""
     return any(of(other) != of(one) for one in given for other in changes(one, path))
+
+
+def fail_if_any(lines: Iterable[str]) -> None:
+    """Fail a test with the sentences that say what is forgotten."""
+    if found := list(lines):
+        pytest.fail("\n".join(found), pytrace=False)

@@ -24,6 +24,7 @@ from tests.support.parameters import (
     Excuses,
     changes,
     differs,
+    fail_if_any,
     forgotten,
     jobs,
     leaves,
@@ -78,6 +79,11 @@ class DemandingParams(GenerationParams):
     glow: float
 
 
+def assert_glow(lines: list[str], said: str) -> None:
+    """What is said of the parameter that nobody has heard of."""
+    assert [line for line in lines if line.startswith(f"glow: {said}")]
+
+
 def unresolved(model: type[Submission]) -> list[str]:
     given = submissions(model)
     place = "changes nothing in GenerationParams; api/admission/resolution.py passes it on"
@@ -85,7 +91,7 @@ def unresolved(model: type[Submission]) -> list[str]:
 
 
 def test_what_is_submitted_is_resolved() -> None:
-    assert unresolved(Submission) == []
+    fail_if_any(unresolved(Submission))
 
 
 def test_what_is_stored_or_sent_already_can_still_be_read() -> None:
@@ -102,7 +108,7 @@ def undocumented(model: type[GenerationParams]) -> list[str]:
 
 
 def test_the_documented_job_shows_every_parameter() -> None:
-    assert undocumented(GenerationParams) == []
+    fail_if_any(undocumented(GenerationParams))
 
 
 PIXELS = np.random.default_rng(1).integers(0, 255, (64, 96, 3), dtype=np.uint8)
@@ -142,7 +148,7 @@ def unrendered(model: type[GenerationParams]) -> list[str]:
 
 
 def test_what_is_resolved_reaches_the_engine() -> None:
-    assert unrendered(GenerationParams) == []
+    fail_if_any(unrendered(GenerationParams))
 
 
 def left_behind(model: type[Submission], specs: Any = specs_of) -> Iterator[str]:
@@ -160,7 +166,7 @@ def left_behind(model: type[Submission], specs: Any = specs_of) -> Iterator[str]
 
 
 def test_what_acts_on_the_first_pass_acts_on_the_second() -> None:
-    assert list(left_behind(Submission)) == []
+    fail_if_any(left_behind(Submission))
 
 
 def unmarked(model: type[GenerationParams], mark: Any) -> list[str]:
@@ -171,15 +177,15 @@ def unmarked(model: type[GenerationParams], mark: Any) -> list[str]:
 def test_a_snapshot_of_other_parameters_is_another() -> None:
     settings = Settings()
     snapshots = Snapshots(Database(settings), settings, weights="")
-    assert unmarked(GenerationParams, lambda job: snapshots._mark(Claim(UUID(int=1), 1, job))) == []
+    fail_if_any(unmarked(GenerationParams, lambda job: snapshots._mark(Claim(UUID(int=1), 1, job))))
 
 
 def test_a_forgotten_parameter_is_named_by_each_check() -> None:
-    assert unresolved(GlowingSubmission)[0].startswith("glow: changes nothing in GenerationParams")
-    assert set(required(DemandingParams)) - ALWAYS_STORED == {"glow"}
-    assert undocumented(GlowingParams) == ["glow: not in EXAMPLE of shared/jobs/wire.py"]
-    assert unrendered(GlowingParams)[0].startswith("glow: changes nothing that the engine is asked for")
-    assert unmarked(GlowingParams, lambda job: job.model_dump_json(exclude={"glow"}))[0].startswith("glow: ")
+    assert_glow(unresolved(GlowingSubmission), "changes nothing in GenerationParams")
+    assert "glow" in set(required(DemandingParams)) - ALWAYS_STORED
+    assert_glow(undocumented(GlowingParams), "not in EXAMPLE of shared/jobs/wire.py")
+    assert_glow(unrendered(GlowingParams), "changes nothing that the engine is asked for")
+    assert_glow(unmarked(GlowingParams, lambda job: job.model_dump_json(exclude={"glow"})), "")
 
 
 def test_a_second_pass_that_stays_as_it_was_is_noticed() -> None:
@@ -187,4 +193,4 @@ def test_a_second_pass_that_stays_as_it_was_is_noticed() -> None:
         assert job.hires is not None
         return specs_of(job.model_copy(update={"hires": job.hires.model_copy(update={"guidance_scale": 7.0})}))
 
-    assert {line.split(":")[0] for line in left_behind(Submission, forgetful)} == {"guidance_scale"}
+    assert "guidance_scale" in {line.split(":")[0] for line in left_behind(Submission, forgetful)}

@@ -18,9 +18,9 @@ from api.v1 import catalog
 from api.web import console
 from shared.vocabulary import infotext
 from shared.vocabulary.params import GenerationParams
-from tests.support.parameters import Excuses, at, changes, forgotten, jobs, leaves
+from tests.support.parameters import Excuses, at, changes, fail_if_any, forgotten, jobs, leaves
 from tests.support.servers import Handler, Server
-from tests.unit.checklists.test_parameter import GlowingParams, GlowingSubmission
+from tests.unit.checklists.test_parameter import GlowingParams, GlowingSubmission, assert_glow
 from tests.unit.checklists.test_parameter_texts import UNTOLD
 
 PICTURE = "picture.png"
@@ -67,7 +67,7 @@ def without_option(model: type[Submission]) -> list[str]:
 
 
 def test_the_command_line_has_every_parameter() -> None:
-    assert without_option(Submission) == []
+    fail_if_any(without_option(Submission))
 
 
 class Refusing(Handler):
@@ -225,28 +225,30 @@ def not_read(model: type[GenerationParams], told: dict[str, Any]) -> list[str]:
 
 
 def test_the_form_sends_every_parameter(told: dict[str, Any]) -> None:
-    assert not_in_the_form(Submission, told) == []
+    fail_if_any(not_in_the_form(Submission, told))
 
 
 def test_reused_settings_are_those_of_the_job(told: dict[str, Any]) -> None:
-    assert not_reused(GenerationParams, told) == []
+    fail_if_any(not_reused(GenerationParams, told))
 
 
 def test_a_copied_job_is_the_same_job(told: dict[str, Any]) -> None:
-    assert not_in_a_recipe(GenerationParams, told) == []
+    fail_if_any(not_in_a_recipe(GenerationParams, told))
 
 
 def test_the_console_reads_what_pictures_tell(told: dict[str, Any]) -> None:
-    assert not_read(GenerationParams, told) == []
+    fail_if_any(not_read(GenerationParams, told))
 
 
 def test_a_forgotten_parameter_is_named_by_each_check(
     told: dict[str, Any], consoles: Callable[[type[GenerationParams]], dict[str, Any]]
 ) -> None:
-    assert without_option(GlowingSubmission)[0].startswith("glow: farm render has no option for it")
-    assert not_in_the_form(GlowingSubmission, told)[0].startswith("glow: the console's form does not send it")
+    assert_glow(without_option(GlowingSubmission), "farm render has no option for it")
+    assert_glow(not_in_the_form(GlowingSubmission, told), "the console's form does not send it")
     glowing = consoles(GlowingParams)
-    assert not_reused(GlowingParams, glowing)[0].startswith("glow: settings that are reused lose it")
-    assert not_read(GlowingParams, glowing)[0].startswith("glow: the console does not read it")
-    assert not_in_a_recipe(GlowingParams, glowing) == []  # recipes take along whatever there is
-    assert not_in_a_recipe(GlowingParams, told)[0].startswith("glow: a job copied")
+    assert_glow(not_reused(GlowingParams, glowing), "settings that are reused lose it")
+    assert_glow(not_read(GlowingParams, glowing), "the console does not read it")
+    assert not [
+        line for line in not_in_a_recipe(GlowingParams, glowing) if line.startswith("glow")
+    ]  # recipes take along whatever there is
+    assert_glow(not_in_a_recipe(GlowingParams, told), "a job copied")

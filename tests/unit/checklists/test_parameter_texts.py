@@ -11,8 +11,8 @@ from api.admission.submissions import Submission
 from shared.vocabulary import infotext
 from shared.vocabulary.params import GenerationParams
 from tests.support.factories import DEMO
-from tests.support.parameters import Excuses, at, differs, forgotten, jobs, leaves
-from tests.unit.checklists.test_parameter import GlowingParams, GlowingSubmission
+from tests.support.parameters import Excuses, at, differs, fail_if_any, forgotten, jobs, leaves
+from tests.unit.checklists.test_parameter import GlowingParams, GlowingSubmission, assert_glow
 
 FARM = FarmFacts(
     options={options.CHECKPOINT: DEMO}, checkpoints=dict.fromkeys((DEMO, f"{DEMO}s", "other")), styles={}, draw=int
@@ -45,7 +45,7 @@ def untold(model: type[GenerationParams]) -> list[str]:
 
 
 def test_the_text_tells_of_every_parameter() -> None:
-    assert untold(GenerationParams) == []
+    fail_if_any(untold(GenerationParams))
 
 
 def unread(model: type[GenerationParams]) -> list[str]:
@@ -65,7 +65,7 @@ def read(job: GenerationParams) -> tuple[Submission, ...]:
 
 
 def test_what_the_text_tells_is_read_back() -> None:
-    assert unread(GenerationParams) == []
+    fail_if_any(unread(GenerationParams))
 
 
 # What each kind of request says anyway, and how it asks for each parameter.
@@ -141,7 +141,7 @@ def unasked(model: type[Submission]) -> list[str]:
 
 
 def test_the_dialect_can_ask_for_every_parameter() -> None:
-    assert unasked(Submission) == []
+    fail_if_any(unasked(Submission))
     assert set(leaves(Submission)) >= ASKABLE
 
 
@@ -153,6 +153,6 @@ def test_what_the_dialect_asks_for_is_submitted(kind: str, path: str) -> None:
 
 
 def test_a_forgotten_parameter_is_named_by_each_check() -> None:
-    assert untold(GlowingParams)[0].startswith("glow: not told by the PNG's text")
-    assert unread(GlowingParams)[0].startswith("glow: told, but not read back")
-    assert unasked(GlowingSubmission)[0].startswith("glow: no request of the A1111 dialect asks for it")
+    assert_glow(untold(GlowingParams), "not told by the PNG's text")
+    assert_glow(unread(GlowingParams), "told, but not read back")
+    assert_glow(unasked(GlowingSubmission), "no request of the A1111 dialect asks for it")

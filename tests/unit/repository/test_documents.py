@@ -61,7 +61,7 @@ def test_every_parameter_of_a_job_is_on_the_page_about_jobs() -> None:
     described = {
         word for row in re.findall(r"^\|([^|]*)\|", section, re.MULTILINE) for word in re.findall(r"`(\w+)`", row)
     }
-    assert described == set(Submission.model_fields)
+    assert described == set(Submission.model_fields), "the table of parameters in docs/jobs.md"
 
 
 @pytest.mark.parametrize("page", FOR_USERS, ids=name)
