@@ -5,8 +5,9 @@ reason why not stands here.
 """
 
 import io
+import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 from uuid import UUID
 
@@ -32,7 +33,8 @@ from tests.support.parameters import (
     resolved,
     submissions,
 )
-from worker.engine.request import ImageSpec
+from tests.support.parts import ROOT
+from worker.engine.request import ImageSpec, Pass
 from worker.slots.engine_specs import EngineSpecs
 from worker.slots.snapshots import Snapshots
 
@@ -149,6 +151,14 @@ def unrendered(model: type[GenerationParams]) -> list[str]:
 
 def test_what_is_resolved_reaches_the_engine() -> None:
     fail_if_any(unrendered(GenerationParams))
+
+
+def test_the_engine_reads_all_that_it_is_asked_for() -> None:
+    files = [path for path in (ROOT / "worker/engine").glob("*.py") if path.name != "request.py"]
+    code = "\n".join(path.read_text() for path in files)
+    for asked in (ImageSpec, Pass):
+        for one in fields(asked):
+            assert re.search(rf"\.{one.name}\b", code), f"worker/engine never reads {one.name} of {asked.__name__}"
 
 
 def left_behind(model: type[Submission], specs: Any = specs_of) -> Iterator[str]:
