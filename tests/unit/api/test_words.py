@@ -61,12 +61,14 @@ def test_schedules_and_upscalers_are_called_as_in_parameter_texts() -> None:
 
 
 def test_every_parameter_of_an_image_has_a_label() -> None:
-    assert set(GenerationParams.model_fields) - {"prompt"} <= set(said("fields")) | set(said("labels"))
+    unnamed = set(GenerationParams.model_fields) - {"prompt"} - set(said("fields")) - set(said("labels"))
+    assert not unnamed, "words.js has no label for a parameter that the viewer shows"
 
 
 def test_every_field_of_the_form_has_words_and_no_other() -> None:
     (block,) = re.findall(r"export const FIELDS = \{(.*?)\n\};", (SCRIPTS / "fields.js").read_text(), re.DOTALL)
-    assert set(said("fields")) == set(re.findall(r"^  (\w+):", block, re.MULTILINE))
+    fields = set(re.findall(r"^  (\w+):", block, re.MULTILINE))
+    assert set(said("fields")) == fields, "words.fields of words.js and FIELDS of fields.js are not of the same fields"
 
 
 def codes(error: type[FarmError] = FarmError) -> Iterator[str]:
