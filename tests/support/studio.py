@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from shared.files import checkpoints
 from shared.vocabulary.samplers import Sampler, Schedule
@@ -50,6 +51,23 @@ def doubled(checkpoint: LoadedCheckpoint) -> LoadedCheckpoint:
     """Return a copy in float64, to be run under `walking.DoublePrecision`."""
     parts = {part: copy.deepcopy(getattr(checkpoint, part)).double() for part in ("unet", "vae", "text_encoder")}
     return replace(checkpoint, dtype=torch.float64, **parts)
+
+
+@cache
+def small() -> LoadedCheckpoint:
+    """The demo checkpoint with a UNet of few layers and random weights: its pictures show nothing, and it is traced soon."""
+    torch.manual_seed(0)
+    unet: Any = UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=demo().unet.config.cross_attention_dim,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+    return replace(demo(), unet=unet.eval().requires_grad_(False))
 
 
 def spec(*more_passes: Pass, seed: int = 42, **changes: Any) -> ImageSpec:

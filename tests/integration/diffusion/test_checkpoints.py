@@ -1,6 +1,7 @@
 """Loading weights: the original single-file layout at full size, half precision, diffusers folders, and what must be refused."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from worker.engine.runner import DiffusionRunner
 
 DEMO = Path(__file__).parents[3] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 CPU = torch.device("cpu")
+NOISE = 2**20 - 3  # numbers; a billion take long to draw. A prime, so that no row of a tensor is another's
 TINY = spec(prompt="a red circle", steps=1, width=64, height=64, sampler=Sampler.EULER_A, schedule=Schedule.UNIFORM)
 
 
@@ -194,8 +196,15 @@ def same_as_written(loaded: checkpoint_loader.LoadedCheckpoint, path: Path) -> b
 
 
 def random_weights() -> dict[str, torch.Tensor]:
-    """SD1.5's tensors under their original names."""
-    return {name: torch.empty(shape, dtype=torch.float16).normal_(std=0.02) for name, shape in sd15_shapes().items()}
+    """SD1.5's tensors under their original names. Each begins elsewhere in the same random numbers."""
+    noise = torch.empty(NOISE).normal_(std=0.02).half()
+    return {name: cut(noise, start, shape) for start, (name, shape) in enumerate(sd15_shapes().items())}
+
+
+def cut(noise: torch.Tensor, start: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return so many of the numbers from `start`, over and over."""
+    times = -(-math.prod(shape) // len(noise))
+    return noise.roll(-start).repeat(times)[: math.prod(shape)].reshape(shape)
 
 
 def sd15_shapes() -> dict[str, tuple[int, ...]]:

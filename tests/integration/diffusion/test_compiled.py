@@ -8,20 +8,19 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch._inductor.loop_body import InterpreterShim
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from shared.files import checkpoints
 from shared.settings import Settings
-from tests.support import studio
+from tests.support import adapters, studio
 from tests.support.walking import SAME, distance
 from worker import device
 from worker.diffusion.compiled import MAX_SHAPES, ROWS, CompiledUNet
 from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
 
-TOKENS, WIDTH = 7, 32
+TOKENS, WIDTH = 7, adapters.WIDTH
 
 
 @pytest.fixture(autouse=True)
@@ -30,20 +29,9 @@ def _inference() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def unet() -> Any:
-    torch.manual_seed(0)
-    tiny: Any = UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=8,
-        norm_num_groups=8,
-    )
-    return tiny.eval().requires_grad_(False).double()
+    return studio.doubled(studio.small()).unet
 
 
 def call(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -234,10 +222,10 @@ def test_the_number_of_shapes_is_bounded(unet: Any) -> None:
 
 
 def test_an_engine_goes_over_to_the_twin_and_draws_the_same_picture() -> None:
-    compiled = CompiledUNet(studio.demo().unet, backend="eager")
-    runner = DiffusionRunner.of(studio.demo(), compiled=compiled)
+    compiled = CompiledUNet(studio.small().unet, backend="eager")
+    runner = DiffusionRunner.of(studio.small(), compiled=compiled)
     spec = studio.spec(width=64, height=64, steps=2)
-    alone = run_alone(DiffusionRunner.of(studio.demo()), spec)
+    alone = run_alone(DiffusionRunner.of(studio.small()), spec)
     with studio.running(runner) as engine:
         for _ in range(2):
             drawn = engine.submit(spec).result(None)

@@ -13,7 +13,7 @@ import torch
 
 from tests.bench import measure, report
 from tests.bench.measure import COMPILED, Bench, Setting, unet_flops
-from tests.support.studio import CPU, demo
+from tests.support.studio import CPU, demo, small
 from worker.diffusion.checkpoint_loader import SD15_DIR
 from worker.diffusion.compiled import CompiledUNet
 
@@ -27,8 +27,9 @@ def test_the_report_has_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
         compilers.add(current_thread().name)
         return graph
 
+    monkeypatch.setitem(measure.MATMUL_SIDE, "cpu", 128)
     monkeypatch.setattr(measure, "CompiledUNet", partial(CompiledUNet, backend=backend))
-    row = {"checkpoint": "demo", **Bench(demo(), replace(SETTING, compiled=True)).run()}
+    row = {"checkpoint": "demo", **Bench(small(), replace(SETTING, compiled=True)).run()}
     assert compilers == {"compiler"}  # else a measurement has waited for it
     result = report.summary([row], CPU)
     assert result["rows"] == [row]
@@ -55,13 +56,14 @@ def test_what_does_not_fit_into_memory_or_time_is_left_out(monkeypatch: pytest.M
         compilers.append(CompiledUNet(*args, **kwargs, backend=backend))
         return compilers[-1]
 
+    monkeypatch.setitem(measure.MATMUL_SIDE, "cpu", 128)
     monkeypatch.setattr(measure, "CompiledUNet", compiler)
 
     def full(_unet: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         if len(inputs[0]) > 4:
             raise torch.OutOfMemoryError("no more")
 
-    tight = replace(demo(), unet=copy.deepcopy(demo().unet))
+    tight = replace(small(), unet=copy.deepcopy(small().unet))
     tight.unet.register_forward_pre_hook(full)
     wanted = replace(SETTING, clients=4, images=6, repeats=50, batches=(1, 2, 4), compiled=True)
     row = {"checkpoint": "demo", **Bench(tight, wanted, until=0.0).run()}
