@@ -37,7 +37,8 @@ class DoublePrecision(TorchFunctionMode):
         if func is torch.randn:
             return func(*args, **{**options, "dtype": torch.float32}).double()
         if func is torch.as_tensor:  # the levels between which the library's Brownian path is scaled
-            return func(*args, **options).double()
+            made = func(*args, **options)
+            return made.double() if made.is_floating_point() else made
         if func is torch.zeros:
             options.setdefault("dtype", torch.float64)
         if func in (torch.Tensor.to, torch.Tensor.float) and args[0].dtype is torch.float64 and args[0].ndim == 4:

@@ -32,7 +32,6 @@ from worker.engine.runner import DiffusionRunner
 from worker.engine.snapshot import pack, unpack
 
 IMAGES = 16
-HALF_PRECISION_LEVELS = 6.0  # of gray, on average over a picture
 
 
 @pytest.fixture
@@ -213,8 +212,13 @@ def test_a_worker_gets_ready_on_a_gpu_and_renders(
     request = bundle.engine.submit(studio.spec(width=64, height=64, steps=4))
     while not request.is_done:
         bundle.engine.tick()
-    wanted = run_alone(DiffusionRunner.of(studio.demo()), studio.spec(width=64, height=64, steps=4)).astype(int)
-    assert np.abs(request.result(0) - wanted).mean() < HALF_PRECISION_LEVELS
+    halved = checkpoint_loader.load(checkpoints.inspect(studio.DEMO), studio.CPU, torch.float16)
+    wanted, rounded = (
+        run_alone(DiffusionRunner.of(checkpoint), studio.spec(width=64, height=64, steps=4)).astype(int)
+        for checkpoint in (studio.demo(), halved)
+    )
+    # In another order in memory it rounds otherwise than the processor does, but no worse.
+    assert np.abs(request.result(0) - wanted).mean() < 2 * np.abs(rounded - wanted).mean()
     if batching == "continuous":
         assert "channels-last" in (tmp_path / "limits.json").read_text()
 
