@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format gpu bench bench-api bench-flood bench-claims chaos fuzz simulate screenshots images audit clean
+.PHONY: help demo test up check format gpu bench bench-api bench-flood bench-claims chaos fuzz invariance simulate screenshots images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that
 
 fuzz: $(DEV_STAMP) ## Send 200 requests made up from the OpenAPI document to each operation; FUZZ=1000 for more
 	@FUZZ_EXAMPLES=$(or $(FUZZ),200) $(BIN)/python -m pytest -n 0 -o timeout=7200 tests/integration/api/test_fuzz.py
+
+invariance: $(DEV_STAMP) ## Render 400 images of every kind alone and in company, and compare them; INVARIANCE=1000 for more
+	@INVARIANCE_IMAGES=$(or $(INVARIANCE),400) $(BIN)/python -m pytest -n 0 -o timeout=7200 tests/integration/engine/test_invariance.py
 
 simulate: $(DEV_STAMP) ## Play a day of bursts and spot interruptions on up to 1,000 machines; SIMULATE="--seed 2"
 	@$(BIN)/python -m tests.simulate $(SIMULATE)

@@ -1,9 +1,12 @@
-"""An image is the same alone and in any company: 200 images of every kind, joining and leaving one engine at random.
+"""An image is the same alone and in any company: images of every kind, joining and leaving one engine at random.
+
+`make invariance` renders 400 of them; as many kinds come up among few.
 
 The noise is equal bit for bit. In continuous mode the latents differ by rounding in calls of different shapes, which the samplers
 carry on from step to step, so they are computed in float64 there; in strict mode they are equal bit for bit.
 """
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -24,8 +27,8 @@ from worker.engine.latents import Latents
 from worker.engine.request import ImageSpec, Pass, PendingPixels, Request, Start
 from worker.engine.runner import DiffusionRunner
 
-IMAGES = 200
-STRICT_IMAGES = 60
+IMAGES = int(os.environ.get("INVARIANCE_IMAGES", "80"))
+STRICT_IMAGES = IMAGES // 3
 SAMPLES = 12
 PROMPTS = (
     "a red circle on a blue background",
