@@ -21,7 +21,7 @@ from shared.infra.db import Database
 from shared.infra.storage import Storage
 from shared.infra.tables import Base
 from shared.settings import Settings
-from tests.support import buckets
+from tests.support import buckets, ordering
 from tests.support.factories import DEMO
 from worker.startup import without_full_collections
 
@@ -49,6 +49,14 @@ def pytest_configure(config: pytest.Config) -> None:
     renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[structlog.processors.add_log_level, renderer])
     _COLLECTING.enter_context(without_full_collections())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each of several processes its part of the long tests to begin with: one that comes last keeps the others waiting."""
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    if processes > 1:
+        items[:] = ordering.dealt(items, processes)
 
 
 def pytest_collection_finish() -> None:
