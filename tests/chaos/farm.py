@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -23,13 +22,13 @@ from shared.settings import Settings
 from tests.chaos import proxy, recorder, sketch
 from tests.chaos.proxy import Proxy
 from tests.chaos.recorder import Recorder
+from tests.support.waiting import until
 from worker.courier import maintenance
 
 HOST = "127.0.0.1"
 CHECKPOINT = "farm-demo"
 SLOTS = 4
 COURIERS = 2
-POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +144,6 @@ def running(data_dir: Path, shape: Shape, on_event: Callable[[Event], None] = la
         stage.recorder.install()
         supervisor.start(*_programs(env, shape, port, stage))
         yield stage
-
-
-def until(what: Callable[[], bool], timeout_s: float) -> bool:
-    """Wait until something is so; whether it was in time."""
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
 
 
 def _programs(env: Mapping[str, str], shape: Shape, port: int, stage: Stage) -> list[Program]:

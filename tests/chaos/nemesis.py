@@ -17,9 +17,10 @@ from pathlib import Path
 from uuid import UUID
 
 from shared.errors import FarmError
-from tests.chaos.farm import Stage, until
+from tests.chaos.farm import Stage
 from tests.chaos.history import Fault
 from tests.chaos.proxy import Mode
+from tests.support.waiting import until
 
 RESTART_S = 60.0  # a part that is gone for longer than this will not come back
 AMBUSH_S = 10.0

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import urllib3
 
 from tests.chaos.checker import Violation
-from tests.chaos.farm import SLOTS, Stage, until
+from tests.chaos.farm import SLOTS, Stage
+from tests.support.waiting import until
 
 WAIT_S = 60.0
 JOB_S = 2.0

@@ -9,9 +9,9 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from tests.chaos import proxy
-from tests.chaos.farm import until
 from tests.chaos.proxy import Mode, Proxy
 from tests.support.servers import Handler, Server
+from tests.support.waiting import until
 
 JOB = UUID(int=7)
 UPLOAD = f"/farm/jobs/{JOB}/1/0.png"

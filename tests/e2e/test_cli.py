@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.waiting import LIMIT_S
+
 ROOT = Path(__file__).parents[2]
 FARM = [sys.executable, "-c", "import sys; from api.cli import main; sys.exit(main())"]
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -62,7 +64,7 @@ def processes_of(folder: Path) -> list[list[str]]:
 
 def test_the_demo_ends_with_its_picture_and_leaves_no_process(tmp_path: Path) -> None:
     with farm("demo", "--data-dir", str(tmp_path), profile_s=20) as process:  # as a newcomer's is
-        out, err = process.communicate(timeout=150)
+        out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, err
     found = re.fullmatch(r"(\S+\.png) seed=\d+ took=[\d.]+s\n", out)
     assert found
@@ -76,7 +78,7 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, line: str) -> Non
         assert process.stderr
         wait_for(process.stderr, line)
         process.send_signal(signal.SIGINT)
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=LIMIT_S)[1]
     assert process.returncode == 130, err
     assert processes_of(tmp_path) == []
 
@@ -89,17 +91,17 @@ def test_up_prints_lines_that_work_and_every_command_speaks_to_it(tmp_path: Path
         job_id = json.loads(submitted.stdout)["id"]
         with farm("--url", url, "render", "a red circle on a blue background", "--size", "256", "--steps", "4", "-n", "2",
                   "-o", str(tmp_path / "pictures")) as rendering:  # fmt: skip
-            out, err = rendering.communicate(timeout=100)
+            out, err = rendering.communicate(timeout=LIMIT_S)
         assert rendering.returncode == 0, err
         assert [Path(line.split()[0]).read_bytes()[:8] for line in out.splitlines()] == [PNG_MAGIC, PNG_MAGIC]
         with farm("--url", url, "jobs") as jobs:
-            assert job_id in jobs.communicate(timeout=30)[0]
+            assert job_id in jobs.communicate(timeout=LIMIT_S)[0]
         with farm("--url", url, "doctor") as doctor:
-            assert "fail" not in doctor.communicate(timeout=90)[0]
+            assert "fail" not in doctor.communicate(timeout=LIMIT_S)[0]
         with farm("up", "--port", "0", "--data-dir", str(tmp_path / "data")) as second:
-            refusal = second.communicate(timeout=30)[1]
+            refusal = second.communicate(timeout=LIMIT_S)[1]
         assert (second.returncode, refusal.count("\n")) == (1, 1)
         up.send_signal(signal.SIGINT)
-        up.communicate(timeout=60)
+        up.communicate(timeout=LIMIT_S)
     assert up.returncode == 0
     assert processes_of(tmp_path) == []

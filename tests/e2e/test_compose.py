@@ -20,10 +20,10 @@ from deploy.standalone import ports, postgres
 from deploy.standalone.serving import DEMO
 from deploy.standalone.supervisor import Supervisor
 from tests import packages
-from tests.chaos.farm import until
 from tests.e2e.test_farm import ended, submit
 from tests.support import compose
 from tests.support.compose import Machine
+from tests.support.waiting import until
 
 ENV = {
     "FARM_REDIS_PASSWORD": "redis-password",
@@ -32,7 +32,6 @@ ENV = {
     "GRAFANA_PASSWORD": "unused-here",
     "FARM_ADMIN_KEY": "a-key-of-the-operator-with-32-characters",
 }
-WAIT_S = 30.0
 LISTENING = ("redis", "storage", "api", "courier", "cpu-worker", "prometheus")
 ENV_OF_PYTHON = {name: value for name, value in os.environ.items() if not name.startswith(("FARM_", "RCLONE_"))}
 
@@ -128,16 +127,16 @@ def test_prometheus_by_its_own_command_sees_every_process_and_keeps_its_rules(fa
     farm.supervisor.start(replace(program, argv=(*program.argv, listen)))
     with httpx.Client(base_url=farm.url("prometheus"), timeout=20) as http:
         ready = service["healthcheck"]["test"][-1].split(":9090")[1]
-        assert until(lambda: http.get(ready).is_success, WAIT_S)
+        assert until(lambda: http.get(ready).is_success)
 
         def value(query: str) -> float | None:
             found = http.get("/api/v1/query", params={"query": query}).json()["data"]["result"]
             return float(found[0]["value"][1]) if found else None
 
         for job in ("api", "courier", "workers"):
-            assert until(lambda job=job: value(f'up{{job="{job}"}}') == 1, WAIT_S), job  # type: ignore[misc]
-        assert until(lambda: value("max(farm_workers)") == 1, WAIT_S)
-        assert until(lambda: value("max(farm_engine_ticks_total)") is not None, WAIT_S)
+            assert until(lambda job=job: value(f'up{{job="{job}"}}') == 1), job  # type: ignore[misc]
+        assert until(lambda: value("max(farm_workers)") == 1)
+        assert until(lambda: value("max(farm_engine_ticks_total)") is not None)
         groups = http.get("/api/v1/rules").json()["data"]["groups"]
         known = yaml.safe_load((monitoring / "alerts.yml").read_text())["groups"]
         assert [rule["name"] for rule in groups[0]["rules"]] == [rule["alert"] for rule in known[0]["rules"]]

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from deploy.standalone.farm import EmbeddedFarm, UpOptions, engines_only
+from tests.support.waiting import LIMIT_S
 
 BODY = {"prompt": "a red circle on a blue background", "width": 128, "height": 128, "steps": 8}
-DEADLINE_S = 90.0
 TICK = Event()  # never set: `TICK.wait` is the polling interval of the things that only polling can see
 
 
@@ -34,11 +34,11 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedFarm]:
 
 @pytest.fixture
 def http(farm: EmbeddedFarm) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=farm.url, timeout=20) as client:
+    with httpx.Client(base_url=farm.url, timeout=LIMIT_S) as client:
         yield client
 
 
-def until(what: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
+def until(what: Callable[[], Any], deadline_s: float = LIMIT_S) -> Any:
     """Return the first true result; a part that is down while it restarts counts as not yet."""
     for _ in range(int(deadline_s / 0.1)):
         try:
@@ -107,7 +107,7 @@ def test_a_killed_part_comes_back_and_the_next_render_works(farm: EmbeddedFarm, 
 
 def test_a_job_survives_the_death_of_its_worker(farm: EmbeddedFarm, http: httpx.Client) -> None:
     # Surely not done when its worker dies, and made anew within the deadline.
-    job_id = submit(http, steps=150, width=256, height=256, num_images=2)
+    job_id = submit(http, steps=150, width=192, height=192, num_images=2)
     until(lambda: http.get(f"/v1/jobs/{job_id}").json()["progress"]["steps_done"] >= 1)
     (worker,) = (pid for name, pid in farm.pids().items() if name.startswith("gpu"))
     os.kill(worker, signal.SIGKILL)
@@ -120,12 +120,12 @@ def test_remote_parts_replace_the_embedded_ones(tmp_path: Path) -> None:
         asked = options(tmp_path / "farm")
         with EmbeddedFarm(replace(asked, environ={**asked.environ, **addresses})) as farm:
             assert {name.split(".")[0] for name in farm.pids()} == {"api", "courier", "gpu0"}
-            with httpx.Client(base_url=farm.url, timeout=20) as http:
+            with httpx.Client(base_url=farm.url, timeout=LIMIT_S) as http:
                 assert ended(http, submit(http))["state"] == "succeeded"
 
 
 def test_a_restart_keeps_jobs_and_images_and_leaves_no_process(tmp_path: Path) -> None:
-    with EmbeddedFarm(options(tmp_path)) as first, httpx.Client(base_url=first.url, timeout=20) as http:
+    with EmbeddedFarm(options(tmp_path)) as first, httpx.Client(base_url=first.url, timeout=LIMIT_S) as http:
         job_id = submit(http)
         job = ended(http, job_id)
         assert job["state"] == "succeeded"
@@ -135,7 +135,7 @@ def test_a_restart_keeps_jobs_and_images_and_leaves_no_process(tmp_path: Path) -
         (worker,) = http.get("/v1/workers").json()["workers"]
         assert http.post(f"/v1/workers/{worker['id']}/drain").is_success  # stays idle, and is no reason not to start
     assert not [one for one in mine if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    with EmbeddedFarm(options(tmp_path)) as second, httpx.Client(base_url=second.url, timeout=20) as http:
+    with EmbeddedFarm(options(tmp_path)) as second, httpx.Client(base_url=second.url, timeout=LIMIT_S) as http:
         assert http.get(f"/v1/jobs/{job_id}").json()["images"] == job["images"]
         picture = http.get(job["images"][0]["url"], follow_redirects=True)
         assert picture.content.startswith(b"\x89PNG")

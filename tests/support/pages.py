@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.parts import ROOT
+from tests.support.waiting import LIMIT_S
 
 PAGES = ROOT / "deploy/runbooks"
 COMMAND = f"""#!/bin/sh
@@ -27,6 +28,8 @@ def run(page: str, block: str, env: Mapping[str, str]) -> str:
     """Run a named block of a page; returns what it printed."""
     found = re.search(rf"^```sh {block}\n(.*?)^```", (PAGES / page).read_text(), re.MULTILINE | re.DOTALL)
     assert found is not None
-    done = subprocess.run(["bash", "-euc", found[1]], env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["bash", "-euc", found[1]], env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from tests.support.servers import Handler, Server
+from tests.support.waiting import LIMIT_S
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Hook(Handler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.got.put(Message(self.path, headers, body))
         if self.path in self.server.slow:
-            self.server.released.wait(60)
+            self.server.released.wait(LIMIT_S)
         status, more = self.server.answers.pop(0) if self.server.answers else (200, {})
         self.answer(status, **more)
 
@@ -45,7 +46,7 @@ class Receiver(Server):
         super().__init__(Hook)
 
     def next(self) -> Message:
-        return self.got.get(timeout=10)
+        return self.got.get(timeout=LIMIT_S)
 
 
 @contextmanager

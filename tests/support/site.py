@@ -16,14 +16,13 @@ from shared.infra.db import Database
 from shared.infra.tables import Base
 from shared.settings import Settings
 from tests.chaos import sketch
-from tests.chaos.farm import until
 from tests.support import pages, parts, studio
 from tests.support.factories import DEMO
+from tests.support.waiting import LIMIT_S, until
 from tests.support.workshop import serving
 
 Worker = AbstractContextManager["subprocess.Popen[bytes]"]
 
-WAIT_S = 60.0
 BODY = {"checkpoint": DEMO, "prompt": "a red circle", "width": 64, "height": 64, "steps": 4, "sampler": "euler"}
 STEP_S = 0.06
 LONG_STEPS = 150  # nine seconds: surely not done when a job of so many is interrupted
@@ -60,9 +59,9 @@ class Site:
         port = ports.pick("127.0.0.1")
         with (
             parts.running((*parts.API, str(port)), self._own(name), code=code),
-            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http,
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT_S) as http,
         ):
-            assert until(lambda: _is_ready(http), WAIT_S)
+            assert until(lambda: _is_ready(http))
             yield http
 
     def submit(self, **changes: Any) -> str:
@@ -74,7 +73,7 @@ class Site:
         """Return a long job that is being rendered by a certain worker; those that another one takes are canceled."""
         while True:
             job = self.submit(steps=LONG_STEPS)
-            assert until(lambda: self.job(job)["progress"]["steps_done"] > 0, WAIT_S)  # noqa: B023 - called at once
+            assert until(lambda: self.job(job)["progress"]["steps_done"] > 0)  # noqa: B023 - called at once
             if self.job(job)["worker"] == worker:
                 return job
             self.http.post(f"/v1/jobs/{job}/cancel")
@@ -84,7 +83,7 @@ class Site:
         return found
 
     def until(self, job: str, state: str) -> dict[str, Any]:
-        assert until(lambda: self.job(job).get("state") == state, WAIT_S), self.job(job)
+        assert until(lambda: self.job(job).get("state") == state), self.job(job)
         return self.job(job)
 
     def ready(self, checkpoint: str, workers: int) -> None:
@@ -93,7 +92,7 @@ class Site:
             ready = [one for one in listed if one["is_alive"] and not one["draining_at"]]
             return sum(one["checkpoint"] == checkpoint for one in ready)
 
-        assert until(lambda: count() == workers, WAIT_S)
+        assert until(lambda: count() == workers)
 
     def drain(self, worker: str) -> None:
         """Ask a worker to leave."""
@@ -122,7 +121,7 @@ def opened(settings: Settings, folder: Path, *, courier: Path = parts.ROOT) -> I
     with ExitStack() as open_:
         url = open_.enter_context(serving(settings))
         open_.enter_context(parts.running(parts.COURIER, folder / "courier", code=courier))
-        http = open_.enter_context(httpx.Client(base_url=url, timeout=20))
+        http = open_.enter_context(httpx.Client(base_url=url, timeout=LIMIT_S))
         yield Site(url, http, folder)
 
 

@@ -17,6 +17,7 @@ from api.client import AsyncFarm, ClientError, Farm, Job, Preview, Steps
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
 from tests.integration.jobs.test_batches import png
+from tests.support.waiting import LIMIT_S
 from tests.support.workshop import serving, working
 
 SMALL: dict[str, Any] = {"prompt": "a red circle on a blue background", "width": 64, "height": 64, "steps": 1}
@@ -38,7 +39,7 @@ def farm(address: str, announced: str, redis: Redis) -> Iterator[Farm]:
 
 
 def test_a_job_and_its_picture(farm: Farm) -> None:
-    job = farm.wait(farm.submit(**SMALL, seed=7).id, timeout_s=60)
+    job = farm.wait(farm.submit(**SMALL, seed=7).id, timeout_s=LIMIT_S)
     assert (job.state, job.seeds) == ("succeeded", [7])
     with Image.open(io.BytesIO(farm.image(job))) as picture:
         assert picture.size == (64, 64)
@@ -57,14 +58,14 @@ def test_a_wait_may_end_between_two_seconds(farm: Farm) -> None:
 def test_a_sweep_over_an_uploaded_picture(farm: Farm, address: str) -> None:
     template = {**SMALL, "init_image": farm.upload(png("#0000ff")), "steps": 4}
     batch = farm.submit_batch(name="strengths", template=template, grid={"seed": [1, 2], "strength": [0.25, 1.0]})
-    done = farm.wait_batch(batch.id, timeout_s=120)
+    done = farm.wait_batch(batch.id, timeout_s=LIMIT_S)
     assert (done.state, done.counts[JobState.SUCCEEDED], done.removed) == ("finished", 4, 0)
     jobs = farm.batch_jobs(batch.id)
     assert [(job.params.seed, job.params.strength) for job in jobs] == [(1, 0.25), (1, 1.0), (2, 0.25), (2, 1.0)]
-    sheet = httpx.get(f"{address}/v1/batches/{batch.id}/sheet", timeout=60)
+    sheet = httpx.get(f"{address}/v1/batches/{batch.id}/sheet", timeout=LIMIT_S)
     with Image.open(io.BytesIO(sheet.content)) as picture:
         assert picture.format == "WEBP"
-    archive = httpx.get(f"{address}/v1/batches/{batch.id}/images.zip", timeout=60)
+    archive = httpx.get(f"{address}/v1/batches/{batch.id}/images.zip", timeout=LIMIT_S)
     with zipfile.ZipFile(io.BytesIO(archive.content)) as images:
         assert [images.read(name) for name in images.namelist()[:-1]] == [farm.image(job) for job in jobs]
 
@@ -83,7 +84,7 @@ def test_the_same_awaited(address: str, farm: Farm) -> None:
         async with AsyncFarm(address) as awaited:
             template = {**SMALL, "init_image": await awaited.upload(png("#00ff00"))}
             batch = await awaited.submit_batch(template=template, zip={"seed": [1, 2]})
-            done = await awaited.wait_batch(batch.id, timeout_s=60)
+            done = await awaited.wait_batch(batch.id, timeout_s=LIMIT_S)
             assert await awaited.cancel_batch(batch.id) == await awaited.batch(batch.id)
             return done, await awaited.batch_jobs(batch.id)
 

@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from api import serve
 from api.limits import bodies
 from api.limits.bodies import BodyLimit
+from tests.support.waiting import LIMIT_S
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 
@@ -53,7 +54,7 @@ def server() -> Iterator[Server]:
 
 def said(server: Server, *parts: bytes) -> bytes:
     """Send the parts and return all that comes until the server closes."""
-    with socket.create_connection(server.address, timeout=20) as connection:
+    with socket.create_connection(server.address, timeout=LIMIT_S) as connection:
         with suppress(BrokenPipeError, ConnectionResetError):
             for part in parts:
                 connection.sendall(part)

@@ -23,6 +23,7 @@ from shared.jobs import lifecycle
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
 from tests.support.factories import params
+from tests.support.waiting import LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def url(engines: Settings) -> Iterator[str]:
 def client(url: str, redis: Redis) -> Iterator[httpx.Client]:
     while not redis.pubsub_numsub(events.CHANNEL)[0][1]:
         pass  # what is told before anyone listens is lost
-    with httpx.Client(base_url=url, timeout=20) as client:
+    with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
         yield client
 
 

@@ -24,8 +24,8 @@ from shared.infra.events import JobEvent
 from shared.jobs import lifecycle
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
-from tests.chaos.farm import until
 from tests.support.factories import params
+from tests.support.waiting import LIMIT_S, until
 
 WAITERS = 300
 
@@ -39,7 +39,7 @@ def front(engines: Settings) -> Iterator[tuple[str, JobUpdates]]:
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        httpx.get(f"{url}/healthz", timeout=60)
+        httpx.get(f"{url}/healthz", timeout=LIMIT_S)
         yield url, app.state.desk.updates
         server.should_exit = True
         thread.join()
@@ -89,8 +89,8 @@ def test_nobody_waits_for_a_client_that_has_gone(front: tuple[str, JobUpdates], 
     url, updates = front
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
         client.sendall(f"GET /v1/jobs/{job_id}{path} HTTP/1.1\r\nHost: farm\r\n\r\n".encode())
-        assert until(lambda: updates.subscriber_count == 1, 20)
-    assert until(lambda: updates.subscriber_count == 0, 20)
+        assert until(lambda: updates.subscriber_count == 1)
+    assert until(lambda: updates.subscriber_count == 0)
 
 
 def test_a_crowd_that_leaves_is_not_looked_up(
@@ -104,9 +104,9 @@ def test_a_crowd_that_leaves_is_not_looked_up(
     with ExitStack() as crowd:
         for _ in range(20):
             crowd.enter_context(socket.create_connection(address)).sendall(request)
-        assert until(lambda: updates.subscriber_count == 20, 20)
-    assert until(lambda: updates.subscriber_count == 0, 20)
-    assert httpx.get(f"{url}/v1/jobs/{job_id}", timeout=60).is_success
+        assert until(lambda: updates.subscriber_count == 20)
+    assert until(lambda: updates.subscriber_count == 0)
+    assert httpx.get(f"{url}/v1/jobs/{job_id}", timeout=LIMIT_S).is_success
     assert looked_up == [job_id]
 
 
@@ -119,7 +119,7 @@ def test_hundreds_wait_at_once_and_submits_go_on(
 
     async def waited() -> list[str]:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=LIMIT_S) as http:
             asked = [asyncio.create_task(http.get(f"/v1/jobs/{job_id}?wait=60")) for _ in range(WAITERS)]
             while updates.subscriber_count < WAITERS:
                 await asyncio.sleep(0.01)
@@ -136,7 +136,7 @@ def test_a_quiet_stream_is_kept_alive(
     front: tuple[str, JobUpdates], job_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fastapi.routing, "_PING_INTERVAL", 0.05)
-    with httpx.stream("GET", f"{front[0]}/v1/jobs/{job_id}/events", timeout=20) as answer:
+    with httpx.stream("GET", f"{front[0]}/v1/jobs/{job_id}/events", timeout=LIMIT_S) as answer:
         lines = iter(answer.iter_lines())
         assert any(line.startswith(":") for line in lines)
 
@@ -180,7 +180,7 @@ def test_nonsense_is_refused(engines: Settings, job_id: UUID, path: str, code: s
 
 def test_a_wait_is_told_to_have_been_heard(front: tuple[str, JobUpdates], db: Database, job_id: UUID) -> None:
     canceled(db, job_id)
-    answer = httpx.get(f"{front[0]}/v1/jobs/{job_id}", headers={"Prefer": "wait=10"}, timeout=60)
+    answer = httpx.get(f"{front[0]}/v1/jobs/{job_id}", headers={"Prefer": "wait=10"}, timeout=LIMIT_S)
     assert answer.headers["Preference-Applied"] == "wait=10"
 
 

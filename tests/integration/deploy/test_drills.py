@@ -17,10 +17,10 @@ import pytest
 
 from shared import migrations
 from shared.settings import Settings
-from tests.chaos.farm import until
 from tests.support import pages
 from tests.support.factories import DEMO
-from tests.support.site import LONG_STEPS, WAIT_S, Site, opened, place
+from tests.support.site import LONG_STEPS, Site, opened, place
+from tests.support.waiting import LIMIT_S, until
 
 # What the next release might bring.
 NEWER = """
@@ -90,7 +90,7 @@ def test_a_drained_worker_leaves_and_its_job_goes_on(site: Site) -> None:
         job = site.submit(checkpoint="drained", steps=LONG_STEPS)
         first = site.until(job, "running")["worker"]
         pages.run("drain.md", "drain", site.env(WORKER=first))
-        assert workers.pop(first).wait(WAIT_S) == 0
+        assert workers.pop(first).wait(LIMIT_S) == 0
         done = site.until(job, "succeeded")
         assert done["worker"] == next(iter(workers))
         assert done["attempt"] == 2
@@ -100,7 +100,7 @@ def test_a_drained_worker_leaves_and_its_job_goes_on(site: Site) -> None:
         site.until(last, "running")
         (left,) = workers.values()
         left.send_signal(signal.SIGTERM)
-        assert left.wait(WAIT_S) == 0
+        assert left.wait(LIMIT_S) == 0
         assert site.job(last)["state"] == "queued"
     site.http.post(f"/v1/jobs/{last}/cancel")
 
@@ -109,7 +109,7 @@ def test_why_a_job_failed_is_found(site: Site) -> None:
     job = site.submit(steps=LONG_STEPS, timeout=1)
     site.until(job, "failed")
     courier = site.folder / "courier" / "stdout"
-    assert until(lambda: b"job.time_is_up" in courier.read_bytes(), WAIT_S)  # told after the row
+    assert until(lambda: b"job.time_is_up" in courier.read_bytes())  # told after the row
     logs = " ".join(str(site.folder / name / "stdout") for name in ("courier", "gpu0@here"))
     told = pages.run("failed.md", "failed", site.env(JOB=job))
     assert told.startswith("JOB\t")

@@ -35,13 +35,12 @@ from shared.infra.db import Database
 from shared.infra.storage import Storage
 from shared.jobs import lifecycle
 from shared.settings import Settings
-from tests.chaos.farm import until
 from tests.support import parts
 from tests.support.factories import DEMO, params
+from tests.support.waiting import LIMIT_S, until
 
 BODY = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 4}
 LARGE = 400_000
-WAIT_S = 60.0
 
 
 class Disk:
@@ -102,14 +101,14 @@ def test_engines_without_room_are_told_of_and_used_again(
             assert "no space left on its disk" in log.calls[0].kwargs["error"]
             with pytest.raises(StorageUnavailable, match="make room"):
                 storage.put("jobs/x/1/0.png", bytes(LARGE), content_type="image/png")
-            assert until(lambda: _is_full(redis), WAIT_S)
+            assert until(lambda: _is_full(redis))
             with pytest.raises(BrokerUnavailable, match="no space left on its disk"):
                 broker.ping(redis)
 
             small.clear()
-            assert until(lambda: client.post("/v1/jobs", json=BODY).status_code == 202, WAIT_S)
+            assert until(lambda: client.post("/v1/jobs", json=BODY).status_code == 202)
             storage.put("jobs/x/1/0.png", bytes(LARGE), content_type="image/png")
-            assert until(lambda: bool(client.get("/readyz").status_code == 200), WAIT_S)
+            assert until(lambda: bool(client.get("/readyz").status_code == 200))
         redis.close()
 
 
@@ -123,11 +122,11 @@ def test_processes_whose_logs_cannot_be_written_go_on(db: Database, tmp_path: Pa
         for name, argv in {"api": (*parts.API, str(port)), "courier": parts.COURIER, "gpu": parts.worker()}.items():
             (tmp_path / name).mkdir()
             farm.enter_context(parts.running(argv, tmp_path / name, stdout=Path("/dev/full")))
-        client = farm.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20))
-        assert until(lambda: _state(client, job) == "succeeded", WAIT_S)
+        client = farm.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT_S))
+        assert until(lambda: _state(client, job) == "succeeded")
         said = [tmp_path / name / "stderr" for name in ("api", "courier", "gpu")]
         # A line may be written after the state that it tells of.
-        assert until(lambda: all(lost in path.read_text() for path in said), WAIT_S)
+        assert until(lambda: all(lost in path.read_text() for path in said))
     for path in said:
         assert "Traceback" not in path.read_text()
         assert path.read_text().count("logs are lost") == 1
@@ -142,7 +141,7 @@ def test_a_farm_without_room_does_not_start(disk: Callable[[str], Disk]) -> None
         env={**environ, "PYTHONPATH": str(parts.ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
     )
     assert done.returncode == 1
@@ -158,7 +157,7 @@ def test_a_part_that_dies_on_a_full_disk_is_started_again(disk: Callable[[str], 
         first = supervisor.pids()["part"]
         small.fill()
         os.kill(first, signal.SIGKILL)
-        assert until(lambda: supervisor.pids().get("part", first) != first, WAIT_S)
+        assert until(lambda: supervisor.pids().get("part", first) != first)
 
 
 def _announce(settings: Settings) -> None:

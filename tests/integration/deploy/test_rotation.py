@@ -23,11 +23,10 @@ from shared.errors import StorageUnavailable
 from shared.infra.storage import Storage
 from shared.settings import Settings
 from tests.chaos import sketch
-from tests.chaos.farm import until
 from tests.support import pages, parts
 from tests.support.factories import DEMO
+from tests.support.waiting import LIMIT_S, until
 
-WAIT_S = 60.0
 HERE = "127.0.0.1"
 PASSWORDS = {"old": "o" * 40, "new": "n" * 40}
 BODY = {"checkpoint": DEMO, "prompt": "a red circle", "width": 64, "height": 64, "steps": 4, "sampler": "euler"}
@@ -52,7 +51,7 @@ class Store:
         env = {**os.environ, "RCLONE_CONFIG": "", "RCLONE_CACHE_DIR": str(self._folder.with_name("cache"))}
         self._process = subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL)
         storage = Storage(Settings(**self.settings(keys[0])))  # type: ignore[arg-type]
-        assert until(lambda: _goes(storage.ping), WAIT_S)
+        assert until(lambda: _goes(storage.ping))
 
     def settings(self, key: str) -> dict[str, str]:
         endpoint = {"s3_endpoint_url": f"http://{HERE}:{self._port}", "s3_region": s3.REGION, "s3_bucket": s3.BUCKET}
@@ -77,9 +76,9 @@ class Farm:
             self.processes[kind] = open_.enter_context(parts.running(argv, own, {**env, sketch.STEP_VARIABLE: "0.05"}))
         key = {"Authorization": f"Bearer {env['FARM_ADMIN_KEY']}"}
         self.http = open_.enter_context(
-            httpx.Client(base_url=f"http://{HERE}:{port}", headers=key, timeout=20, follow_redirects=True)
+            httpx.Client(base_url=f"http://{HERE}:{port}", headers=key, timeout=LIMIT_S, follow_redirects=True)
         )
-        assert until(self.serves, WAIT_S)
+        assert until(self.serves)
 
     def serves(self) -> bool:
         return _goes(self.http.get, "/readyz") and bool(self.http.get("/v1/checkpoints").json().get("checkpoints"))
@@ -90,7 +89,7 @@ class Farm:
         return str(answer.json()["id"])
 
     def until(self, job: str, state: str) -> dict[str, Any]:
-        assert until(lambda: self.http.get(f"/v1/jobs/{job}").json().get("state") == state, WAIT_S)
+        assert until(lambda: self.http.get(f"/v1/jobs/{job}").json().get("state") == state)
         found: dict[str, Any] = self.http.get(f"/v1/jobs/{job}").json()
         return found
 
@@ -98,7 +97,7 @@ class Farm:
         """Stop every process as its supervisor would; returns their statuses."""
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
-        return {kind: process.wait(WAIT_S) for kind, process in self.processes.items()}
+        return {kind: process.wait(LIMIT_S) for kind, process in self.processes.items()}
 
 
 def test_every_secret_is_changed_while_jobs_go_on(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from shared.infra.db import Database
 from shared.infra.storage import Storage
 from shared.settings import Settings
 from tests.chaos import sketch
-from tests.chaos.farm import until
 from tests.support import parts, studio
 from tests.support.servers import Handler, Server
+from tests.support.waiting import LIMIT_S, until
 
 CELERY = ("-m", "celery", "-A")
 SLOTS = ("worker", "--pool", "threads", "--concurrency", "1", "-n", "bad@here")
@@ -32,7 +32,6 @@ API = ("-m", "api.serve")
 MIGRATE = ("-c", "import sys; from api.cli import main; sys.exit(main(['migrate']))")
 KEYS = ("-c", "import sys; from api.cli import main; sys.exit(main(['keys', 'list']))")
 DOCTOR = ("-c", "import sys; from api.cli import main; sys.exit(main(['doctor']))")
-WAIT_S = 30.0
 NOWHERE = "postgresql://farm:s3same@127.0.0.1:9/farm"
 
 
@@ -84,7 +83,7 @@ def test_what_does_not_answer_at_the_start_is_told_and_waited_for(process: tuple
             told = [line for line in lines if line["event"] == "dependency.missing"]
             return {line["dependency"]: f"{line['error']} {line.get('fix', '')}" for line in told}
 
-        assert until(lambda: len(missing()) == 2, WAIT_S)
+        assert until(lambda: len(missing()) == 2)
         assert "check FARM_DATABASE_URL" in missing()["postgres"]
         assert "check FARM_S3_SECRET_ACCESS_KEY" in missing()["storage"]
         assert running.poll() is None
@@ -104,7 +103,7 @@ def test_a_wrong_password_of_redis_is_told_and_tried_again(settings: Settings, t
     """Without Redis the api goes on; its supervisor has nothing to do."""
     wrong = {"FARM_REDIS_URL": _mistaken(settings.redis_url)}
     with parts.running((*parts.API, str(ports.pick("127.0.0.1"))), tmp_path, wrong) as api:
-        assert until(lambda: "check FARM_REDIS_URL" in (tmp_path / "stdout").read_text(), WAIT_S)
+        assert until(lambda: "check FARM_REDIS_URL" in (tmp_path / "stdout").read_text())
         assert api.poll() is None
     said = (tmp_path / "stdout").read_text() + (tmp_path / "stderr").read_text()
     assert "invalid username-password pair" in said
@@ -203,5 +202,7 @@ def started(process: tuple[str, ...], **changes: str) -> tuple[int, str]:
         "FARM_CONNECT_SECONDS": "30",
         **changes,
     }
-    done = subprocess.run([sys.executable, *process], env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, *process], env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
     return done.returncode, done.stdout + done.stderr

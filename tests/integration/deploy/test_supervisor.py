@@ -17,8 +17,8 @@ from deploy.standalone.child import Event, Restarts
 from deploy.standalone.leftovers import FarmProcess
 from deploy.standalone.program import Program, StartFailed
 from deploy.standalone.supervisor import Supervisor
+from tests.support.waiting import LIMIT_S
 
-DEADLINE_S = 30.0
 EAGER = Restarts(pauses_s=(0.0, 0.0, 0.0), slow_s=0.0)
 
 # Prints its own pid and that of a grandchild to a file, in one move, then waits.
@@ -53,7 +53,7 @@ class Heard:
 
     def next(self, kind: str, name: str) -> Event:
         while True:
-            event = self._events.get(timeout=DEADLINE_S)
+            event = self._events.get(timeout=LIMIT_S)
             if (event.kind, event.name) == (kind, name):
                 return event
 
@@ -92,7 +92,7 @@ def members(folder: Path, name: str = "family") -> list[psutil.Process]:
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
-    return leftovers.wait_gone(processes, DEADLINE_S) == []
+    return leftovers.wait_gone(processes, LIMIT_S) == []
 
 
 def test_a_killed_child_comes_back_and_its_grandchild_is_gone(

@@ -22,10 +22,10 @@ from api.admission.submissions import HiresChoice, Submission
 from api.admission.sweeps import BatchSubmission
 from shared import migrations
 from shared.settings import Settings
-from tests.chaos.farm import until
 from tests.support import parts
 from tests.support.factories import DEMO
-from tests.support.site import BODY, WAIT_S, Site, opened
+from tests.support.site import BODY, Site, opened
+from tests.support.waiting import LIMIT_S, until
 
 EARLIER = "be8635428243091defb5b8deb2926c8d725e8963"
 ITS_SCHEMA = "0016"
@@ -73,7 +73,7 @@ def test_jobs_go_on_from_old_workers_to_new_ones_and_back(site: Site, earlier: P
         site.ready(DEMO, 2)
         long = site.begun("old@here")
         site.drain("old@here")
-        assert old.wait(WAIT_S) == 0
+        assert old.wait(LIMIT_S) == 0
         done = site.until(long, "succeeded")
         assert (done["worker"], done["attempt"]) == ("new@here", 2)
         assert bool(done["resumed_from_step"]) is goes_on
@@ -83,7 +83,7 @@ def test_jobs_go_on_from_old_workers_to_new_ones_and_back(site: Site, earlier: P
             site.ready(DEMO, 2)
             undone = site.begun("new@here")
             site.drain("new@here")
-            assert new.wait(WAIT_S) == 0
+            assert new.wait(LIMIT_S) == 0
             done = site.until(undone, "succeeded")
             assert (done["worker"], done["attempt"]) == ("back@here", 2)
             assert bool(done["resumed_from_step"]) is goes_on
@@ -97,7 +97,7 @@ def test_a_batch_ends_once_whoever_renders_it(site: Site, earlier: Path) -> None
         )
         assert asked.status_code == 202, asked.text
         batch = asked.json()["id"]
-        assert until(lambda: site.http.get(f"/v1/batches/{batch}").json()["state"] == "finished", WAIT_S)
+        assert until(lambda: site.http.get(f"/v1/batches/{batch}").json()["state"] == "finished")
         jobs = site.http.get(f"/v1/batches/{batch}/jobs").json()["jobs"]
         assert {job["worker"] for job in jobs} == {"older@here", "newer@here"}
 
@@ -105,7 +105,7 @@ def test_a_batch_ends_once_whoever_renders_it(site: Site, earlier: Path) -> None
             told = site.http.get("/v1/events", params={"limit": 1000}).json()["events"]
             return [one for one in told if one["type"] == "batch.finished"]
 
-        assert until(lambda: bool(finished()), WAIT_S)  # the feed ends where a transaction is still open
+        assert until(lambda: bool(finished()))  # the feed ends where a transaction is still open
         assert len(finished()) == 1
 
 

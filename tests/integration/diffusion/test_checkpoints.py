@@ -23,6 +23,7 @@ from shared.errors import BadCheckpoint
 from shared.files import checkpoints
 from shared.vocabulary.samplers import Sampler, Schedule
 from tests.support.studio import spec
+from tests.support.waiting import LIMIT_S
 from worker.diffusion import checkpoint_loader
 from worker.diffusion import plan as plans
 from worker.diffusion.checkpoint_loader import SD15_DIR
@@ -127,7 +128,7 @@ def test_loading_says_nothing(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(DEMO.parents[3]), "HTTPS_PROXY": "http://127.0.0.1:9"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
         check=True,
     )
     assert (done.stdout, done.stderr) == ("", "")

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from shared.files import checkpoints
 from shared.settings import Settings
 from tests.support import adapters, studio
+from tests.support.waiting import LIMIT_S
 from tests.support.walking import SAME, distance
 from worker import device
 from worker.diffusion.compiled import MAX_SHAPES, ROWS, CompiledUNet
@@ -149,7 +150,7 @@ def test_a_trace_on_one_thread_makes_no_other_compile() -> None:
 
     def hold(x: torch.Tensor) -> torch.Tensor:
         tracing.set()
-        seen.wait(5)
+        seen.wait(LIMIT_S)
         return x
 
     def backend(graph: Any, _examples: Any) -> Any:
@@ -161,7 +162,7 @@ def test_a_trace_on_one_thread_makes_no_other_compile() -> None:
     compiled = CompiledUNet(Guarded(), backend=backend)
     for rows in (2, 4):
         assert compiled.predict(*call(rows)) is None
-    assert tracing.wait(30)
+    assert tracing.wait(LIMIT_S)
     found = compiled.predict(*call(2))
     seen.set()
     assert compiled.settle()
@@ -201,7 +202,7 @@ def test_whoever_would_leave_learns_that_something_is_being_compiled() -> None:
     go_on = Event()
 
     def slow(graph: Any, _examples: Any) -> Any:
-        assert go_on.wait(30)
+        assert go_on.wait(LIMIT_S)
         return graph
 
     compiled = CompiledUNet(Toy(), backend=slow)

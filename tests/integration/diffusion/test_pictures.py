@@ -23,6 +23,7 @@ from shared.vocabulary.samplers import SCHEDULES, Sampler, Schedule, img2img_ste
 from tests.support import adapters, studio
 from tests.support.factories import params
 from tests.support.studio import DemoEngine, demo, spec
+from tests.support.waiting import LIMIT_S
 from worker.diffusion.lora import Mix
 from worker.engine.draft import Library
 from worker.engine.engine import run_alone
@@ -69,7 +70,7 @@ def test_pictures_follow_their_prompts_with_every_sampler(engine: DemoEngine) ->
         requests.append(engine.submit(spec(prompt=f"a {color} {shape} on a {ground} background", **how)))
     for number, (pair, request) in enumerate(zip(pairs, requests, strict=True)):
         color, _, ground = COLORS[number % len(COLORS)]
-        assert seen(request.result(120)) == (color, {ground}), pair
+        assert seen(request.result(LIMIT_S)) == (color, {ground}), pair
 
 
 def test_large_pictures_follow_their_prompts(engine: DemoEngine) -> None:
@@ -79,16 +80,16 @@ def test_large_pictures_follow_their_prompts(engine: DemoEngine) -> None:
         for seed, (color, shape, ground) in enumerate(COLORS[:2], start=1)
     ]
     for (color, _, ground), request in zip(COLORS, requests, strict=False):
-        assert seen(request.result(120)) == (color, {ground})
+        assert seen(request.result(LIMIT_S)) == (color, {ground})
 
 
 def test_little_strength_keeps_the_layout_and_much_changes_it(engine: DemoEngine) -> None:
-    before = engine.submit(spec(seed=1, steps=16)).result(60)
+    before = engine.submit(spec(seed=1, steps=16)).result(LIMIT_S)
     other = "a green square on a yellow background"
     changed = {
         strength: engine.submit(
             spec(prompt=other, seed=5, steps=20, last=img2img_steps(20, strength), start=Start(before))
-        ).result(60)
+        ).result(LIMIT_S)
         for strength in (0.3, 0.8)
     }
     assert seen(changed[0.3]) == seen(before) == ("red", {"blue"})
@@ -99,7 +100,7 @@ def test_little_strength_keeps_the_layout_and_much_changes_it(engine: DemoEngine
 
 @pytest.mark.parametrize("only_masked", [False, True])
 def test_inpainting_changes_only_what_is_masked(engine: DemoEngine, only_masked: bool) -> None:
-    before = engine.submit(spec(seed=1, steps=16)).result(60)
+    before = engine.submit(spec(seed=1, steps=16)).result(LIMIT_S)
     mask = np.zeros((128, 128), dtype=np.uint8)
     mask[:, 64:] = 255
     stored = {"init": png.encode(before, {}), "mask": pictures.to_png(Image.fromarray(mask))}
@@ -116,7 +117,7 @@ def test_inpainting_changes_only_what_is_masked(engine: DemoEngine, only_masked:
         height=128,
     )
     order = EngineSpecs.of(job, stored.__getitem__, PixelBudget(2**24))
-    after = order.finished(engine.submit(order.specs()[0]).result(60))
+    after = order.finished(engine.submit(order.specs()[0]).result(LIMIT_S))
     assert (after[:, :64] == before[:, :64]).all()
     assert float(np.abs(after[:, 64:].astype(int) - before[:, 64:]).mean()) > 60
 
@@ -124,7 +125,7 @@ def test_inpainting_changes_only_what_is_masked(engine: DemoEngine, only_masked:
 def test_a_second_pass_keeps_what_the_first_has_drawn(engine: DemoEngine) -> None:
     for upscaler in (Upscaler.LATENT, Upscaler.LANCZOS):
         second = replace(spec().passes[0], width=192, height=192, steps=16, last=8, upscaler=upscaler)
-        pixels = engine.submit(spec(second, seed=1, steps=12)).result(60)
+        pixels = engine.submit(spec(second, seed=1, steps=12)).result(LIMIT_S)
         assert pixels.shape == (192, 192, 3)
         assert seen(pixels) == ("red", {"blue"}), upscaler
 
@@ -140,7 +141,7 @@ def test_a_lora_does_its_work_beside_images_without_it(tmp_path: Path) -> None:
         requests = {
             weight: engine.submit(spec(prompt=prompt, seed=2, steps=16, loras=swap)) for weight, swap in swaps.items()
         }
-        drawn = {weight: request.result(60) for weight, request in requests.items()}
+        drawn = {weight: request.result(LIMIT_S) for weight, request in requests.items()}
     assert (seen(drawn[0.0]), seen(drawn[1.0])) == (("red", {"green"}), ("blue", {"green"}))
     plain = run_alone(runner, spec(prompt=prompt, seed=2, steps=16))
     assert (run_alone(runner, spec(prompt=prompt, seed=2, steps=16, loras=swaps[0.0])) == plain).all()
@@ -265,7 +266,7 @@ def test_running_out_of_memory_while_an_image_is_made_ready_is_told_as_such(monk
 
     monkeypatch.setattr(Mix, "of", full)
     with studio.running(DiffusionRunner.of(demo())) as engine, pytest.raises(OutOfMemory):
-        engine.submit(spec()).result(10)
+        engine.submit(spec()).result(LIMIT_S)
 
 
 def test_every_seed_is_another_picture() -> None:

@@ -16,6 +16,7 @@ from shared.infra.db import Database
 from shared.jobs import lifecycle
 from shared.settings import Settings
 from tests.support.factories import DEMO, params
+from tests.support.waiting import LIMIT_S
 from tests.support.workshop import serving
 
 FARM = [sys.executable, "-c", "import sys; from api.cli import main; sys.exit(main())"]
@@ -60,7 +61,7 @@ def test_live_it_fills_the_terminal_until_it_is_stopped(url: str) -> None:
         with suppress(OSError):  # the terminal's other end is closed
             while os.read(screen, 4096):
                 pass
-        assert farm.wait(20) == 0
+        assert farm.wait(LIMIT_S) == 0
     finally:
         farm.kill()
         farm.wait()

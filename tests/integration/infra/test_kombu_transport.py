@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from shared.infra import broker
 from tests.support.factories import DEMO
+from tests.support.waiting import LIMIT_S
 
 SLOTS = 2
 
@@ -30,7 +31,7 @@ def heard(connection: Connection, celery: Celery) -> list[Message]:
     messages: list[Message] = []
     with Consumer(connection, celery.conf.task_queues, callbacks=[lambda _body, message: messages.append(message)]):
         while connection.default_channel.qos.can_consume():
-            connection.drain_events(timeout=60)
+            connection.drain_events(timeout=LIMIT_S)
     return messages
 
 

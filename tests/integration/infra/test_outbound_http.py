@@ -13,6 +13,7 @@ import pytest
 from shared.errors import BlockedUrl, UrlUnreachable
 from shared.infra.outbound_http import OutboundHttp
 from tests.support.servers import Handler, Server
+from tests.support.waiting import LIMIT_S
 
 LOOPBACK = "127.0.0.1"
 
@@ -34,7 +35,7 @@ class Site(Handler):
             case "/trickle":
                 self.trickle()
             case "/silent":
-                self.server.released.wait(30)
+                self.server.released.wait(LIMIT_S)
             case _:
                 self.answer(404)
 
@@ -66,13 +67,13 @@ def open_door(**changes: Any) -> OutboundHttp:
 
 
 def test_a_file_is_fetched_and_redirects_are_followed(site: Server) -> None:
-    assert open_door().fetch(site.url + "/moved", max_bytes=100, deadline_s=10) == b"picture"
+    assert open_door().fetch(site.url + "/moved", max_bytes=100, deadline_s=LIMIT_S) == b"picture"
 
 
 @pytest.mark.parametrize("path", ["/inside", "/scheme"])
 def test_a_redirect_is_judged_like_the_first_url(site: Server, path: str) -> None:
     with pytest.raises(BlockedUrl):
-        open_door().fetch(site.url + path, max_bytes=100, deadline_s=10)
+        open_door().fetch(site.url + path, max_bytes=100, deadline_s=LIMIT_S)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_a_redirect_is_judged_like_the_first_url(site: Server, path: str) -> Non
 )
 def test_what_cannot_be_had_says_why(site: Server, path: str, words: str) -> None:
     with pytest.raises(UrlUnreachable, match=words):
-        open_door().fetch(site.url + path, max_bytes=6, deadline_s=10)
+        open_door().fetch(site.url + path, max_bytes=6, deadline_s=LIMIT_S)
 
 
 @pytest.mark.parametrize("path", ["/trickle", "/silent"])
@@ -90,14 +91,14 @@ def test_the_deadline_is_for_the_whole(site: Server, path: str) -> None:
 
 
 def test_a_post_follows_no_redirect(site: Server) -> None:
-    assert open_door().post(site.url + "/", b"x", headers={}, deadline_s=10).status == 302
+    assert open_door().post(site.url + "/", b"x", headers={}, deadline_s=LIMIT_S).status == 302
     assert [asked for asked, *_ in site.asked] == ["POST /"]
 
 
 def test_loopback_is_out_of_reach_unless_allowed(site: Server) -> None:
     for url in (site.url, f"http://localhost:{site.server_port}/", f"http://[::ffff:127.0.0.1]:{site.server_port}/"):
         with pytest.raises(BlockedUrl):
-            OutboundHttp(allow_private=False).fetch(url, max_bytes=100, deadline_s=10)
+            OutboundHttp(allow_private=False).fetch(url, max_bytes=100, deadline_s=LIMIT_S)
     assert site.asked == []
 
 
@@ -117,11 +118,11 @@ def test_a_name_that_changes_its_address_between_judging_and_dialling_gains_noth
     answers = [["93.184.216.34"], [LOOPBACK]]
     dialler = Dialler(site.server_port)
     outside = OutboundHttp(allow_private=False, resolve=lambda _host, _port: answers.pop(0), dial=dialler)
-    assert outside.fetch("http://rebind.example/picture", max_bytes=100, deadline_s=10) == b"picture"
+    assert outside.fetch("http://rebind.example/picture", max_bytes=100, deadline_s=LIMIT_S) == b"picture"
     assert dialler.dialled == ["93.184.216.34"]
     assert site.asked[0][1] == "rebind.example"
     with pytest.raises(BlockedUrl):
-        outside.fetch("http://rebind.example/picture", max_bytes=100, deadline_s=10)
+        outside.fetch("http://rebind.example/picture", max_bytes=100, deadline_s=LIMIT_S)
     assert dialler.dialled == ["93.184.216.34"]
 
 
@@ -132,21 +133,21 @@ def test_one_bad_address_spoils_a_name(addresses: Sequence[str], site: Server) -
     dialler = Dialler(site.server_port)
     outside = OutboundHttp(allow_private=False, resolve=lambda _host, _port: addresses, dial=dialler)
     with pytest.raises(BlockedUrl, match="not on the public internet"):
-        outside.fetch("http://mixed.example/picture", max_bytes=100, deadline_s=10)
+        outside.fetch("http://mixed.example/picture", max_bytes=100, deadline_s=LIMIT_S)
     assert dialler.dialled == []
 
 
 def test_a_resolver_that_hangs_or_knows_nothing_is_not_waited_for(site: Any) -> None:
     def hang(_host: str, _port: int) -> Sequence[str]:
-        site.released.wait(30)
+        site.released.wait(LIMIT_S)
         return []
 
     with pytest.raises(UrlUnreachable, match="in time"):
         open_door(resolve=hang).fetch("http://h.example/", max_bytes=100, deadline_s=0.1)
     with pytest.raises(UrlUnreachable, match="no address"):
-        open_door(resolve=lambda _host, _port: []).fetch("http://h.example/", max_bytes=100, deadline_s=10)
+        open_door(resolve=lambda _host, _port: []).fetch("http://h.example/", max_bytes=100, deadline_s=LIMIT_S)
     with pytest.raises(UrlUnreachable, match="could not be resolved"):
-        open_door().fetch("http://no-such-name.invalid/", max_bytes=100, deadline_s=10)
+        open_door().fetch("http://no-such-name.invalid/", max_bytes=100, deadline_s=LIMIT_S)
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_the_certificate_must_be_the_names_though_an_address_is_dialled(site: Se
         dial=Dialler(site.server_port),
         ssl_context=ssl.create_default_context(cafile=certificate),
     )
-    assert outside.fetch("https://good.example/picture", max_bytes=100, deadline_s=10) == b"picture"
+    assert outside.fetch("https://good.example/picture", max_bytes=100, deadline_s=LIMIT_S) == b"picture"
     with pytest.raises(UrlUnreachable, match="certificate"):
-        outside.fetch("https://evil.example/picture", max_bytes=100, deadline_s=10)
+        outside.fetch("https://evil.example/picture", max_bytes=100, deadline_s=LIMIT_S)
     assert names == ["good.example", "evil.example"]

@@ -17,9 +17,8 @@ from shared.infra.tables import InputRow
 from shared.jobs import inputs
 from tests.integration.api.test_api import BODY
 from tests.integration.jobs.test_batches import png
+from tests.support.waiting import LIMIT_S
 from worker.courier import maintenance
-
-WAIT_S = 20.0
 
 
 def submit(client: TestClient, colour: str = "#ff0000", **more: Any) -> dict[str, Any]:
@@ -113,7 +112,7 @@ def test_the_same_picture_sent_while_it_is_deleted_stays(
     with monkeypatch.context() as slow:
         slow.setattr(storage, "delete_all", meanwhile)
         assert maintenance.sweep_inputs(db, storage) == 1
-    sender.join(WAIT_S)
+    sender.join(LIMIT_S)
     assert is_stored(storage, again[0]["params"]["init_image"])
     a_day_later(db)
     assert maintenance.sweep_inputs(db, storage) == 0
@@ -138,7 +137,7 @@ def _until_someone_waits(db: Database) -> None:
     """Return once another connection waits for a lock."""
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     tick = threading.Event()
-    for _ in range(int(WAIT_S / 0.02)):
+    for _ in range(int(LIMIT_S / 0.02)):
         with db.transaction() as session:
             if session.scalar(waiting):
                 return

@@ -29,6 +29,7 @@ from shared.vocabulary.states import JobState
 from tests.support import studio
 from tests.support.factories import DEMO, params
 from tests.support.studio import DemoEngine
+from tests.support.waiting import LIMIT_S
 from worker import device
 from worker.assembly import UNFIT_EXIT_STATUS
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
@@ -66,7 +67,7 @@ def engine(loaded: LoadedCheckpoint) -> Iterator[DemoEngine]:
 
 @pytest.fixture
 def fitness(engine: DemoEngine, loaded: LoadedCheckpoint, db: Database) -> Fitness:
-    return Fitness(engine, proof(loaded), db, "w", condemned(db), timeout_s=60)
+    return Fitness(engine, proof(loaded), db, "w", condemned(db), timeout_s=LIMIT_S)
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def test_no_other_worker_goes_on_from_what_flipped_weights_made(
     if is_flipped:
         flip(loaded)
     leases.drain()
-    slot.join(60)
+    slot.join(LIMIT_S)
     with db.transaction() as session:
         assert lifecycle.get(session, job_id).state == JobState.QUEUED
     found = storage._client.list_objects_v2(Bucket=settings.s3_bucket, Prefix=f"snapshots/{job_id}").get("Contents", [])
@@ -260,7 +261,7 @@ def test_a_worker_that_is_outvoted_leaves_with_an_error(settings: Settings, db: 
             key = session.scalars(select(CanaryRow.key)).one()
             for other in ("a", "b"):
                 canaries.record(session, key, other, WRONG)
-        assert process.wait(60) == UNFIT_EXIT_STATUS
+        assert process.wait(LIMIT_S) == UNFIT_EXIT_STATUS
     finally:
         process.kill()
         process.wait()

@@ -23,8 +23,8 @@ from tests.chaos import proxy, sketch
 from tests.chaos.proxy import Mode
 from tests.support import studio
 from tests.support.factories import DEMO, params
+from tests.support.waiting import LIMIT_S
 
-DEADLINE_S = 90.0
 TICK_S = 0.1
 
 
@@ -60,24 +60,24 @@ def ring(settings: Settings) -> None:
 
 def until(db: Database, job_id: UUID, running: subprocess.Popen[bytes], what: Callable[[JobRow], bool]) -> JobRow:
     """Look until a job is so, while the process lives."""
-    for _ in range(int(DEADLINE_S / TICK_S)):
+    for _ in range(int(LIMIT_S / TICK_S)):
         with db.transaction() as session:
             row = lifecycle.get(session, job_id)
         if what(row):
             return row
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(TICK_S)
-    raise TimeoutError(f"after {DEADLINE_S:g} s the job is {row.state} at step {row.steps_done}")
+    raise TimeoutError(f"after {LIMIT_S:g} s the job is {row.state} at step {row.steps_done}")
 
 
 def until_logged(log: Path, event: bytes, running: subprocess.Popen[bytes]) -> None:
     """Look until a worker has logged something, while it lives."""
-    for _ in range(int(DEADLINE_S / TICK_S)):
+    for _ in range(int(LIMIT_S / TICK_S)):
         if event in log.read_bytes():
             return
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(TICK_S)
-    raise TimeoutError(f"after {DEADLINE_S:g} s there is no {event!r} in the log")
+    raise TimeoutError(f"after {LIMIT_S:g} s there is no {event!r} in the log")
 
 
 @pytest.mark.usefixtures("redis")
@@ -97,7 +97,7 @@ def test_a_render_outlives_its_workers(settings: Settings, db: Database, tmp_pat
         row = until(db, job_id, drained, lambda row: row.steps_done > row.resumed_from_step > 0)
         assert row.attempt == 2
         drained.send_signal(signal.SIGTERM)
-        assert drained.wait(DEADLINE_S) == 0
+        assert drained.wait(LIMIT_S) == 0
     with db.transaction() as session:
         row = lifecycle.get(session, job_id)
     assert (row.state, row.snapshot_attempt, row.faults) == (JobState.QUEUED, 2, 1)
@@ -107,7 +107,7 @@ def test_a_render_outlives_its_workers(settings: Settings, db: Database, tmp_pat
         told_twice.send_signal(signal.SIGTERM)
         until_logged(log, b"worker.draining", told_twice)
         told_twice.send_signal(signal.SIGTERM)
-        assert told_twice.wait(DEADLINE_S) != 0
+        assert told_twice.wait(LIMIT_S) != 0
     with db.transaction() as session:
         assert lifecycle.get(session, job_id).state == JobState.RUNNING  # until its lease is over
 
@@ -128,7 +128,7 @@ def test_a_silent_store_does_not_hold_up_a_drain(settings: Settings, db: Databas
                 ring(settings)
                 until(db, job_id, worker, lambda row: row.steps_done == row.steps_total)
                 worker.send_signal(signal.SIGTERM)
-                assert worker.wait(DEADLINE_S) == 0
+                assert worker.wait(LIMIT_S) == 0
     with db.transaction() as session:
         row = lifecycle.get(session, job_id)
         assert (row.state, row.attempt, row.faults, row.suspect) == (JobState.QUEUED, 1, 0, False)

@@ -22,6 +22,7 @@ from shared.vocabulary.states import JobState
 from tests.support import studio
 from tests.support.factories import DEMO, params
 from tests.support.studio import DemoEngine
+from tests.support.waiting import LIMIT_S
 from worker.courier import maintenance
 from worker.engine.runner import DiffusionRunner
 from worker.health.fitness import Unexamined
@@ -98,14 +99,14 @@ class Worker:
         """Begin the next job, and keep it from going on while the block lasts once so many of its steps are done."""
         with studio.held(self.engine, lambda: sum(one.steps_done for one in self.leases.running()) >= steps) as is_held:
             slot = self.begin()
-            assert is_held.wait(60)
+            assert is_held.wait(LIMIT_S)
             yield slot
 
     def drain_at(self, job_id: UUID, steps: int) -> JobRow:
         """Begin the job, which is next, and be drained once so many steps are done."""
         with self.held_at(steps) as slot:
             self.leases.drain()
-        slot.join(timeout=30)
+        slot.join(timeout=LIMIT_S)
         return self.row(job_id)
 
 
@@ -198,7 +199,7 @@ def test_a_lost_workers_job_goes_on_from_what_it_kept_meanwhile(parts: Parts, pa
         with one.db.transaction() as session:  # as when the process of worker a had been killed and came back
             assert rescue.take_over(session, "a") == [(job_id, JobState.QUEUED)]
     other.renderer.answer()  # beside the zombie
-    slot.join(timeout=30)
+    slot.join(timeout=LIMIT_S)
     done = other.row(job_id)
     assert digests(done) == expected
     assert done.attempt == 2

@@ -21,6 +21,7 @@ from api.cli import checks, main
 from api.cli.client import ClientError, FarmClient
 from api.cli.polling import Interrupted, pause_s, watch
 from tests.support.servers import Handler, Server
+from tests.support.waiting import LIMIT_S
 
 PNG = b"\x89PNG not really, but nobody here decodes it"
 FARM = [sys.executable, "-c", "import sys; from api.cli import main; sys.exit(main())"]
@@ -151,7 +152,7 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys; from api.cli import main; assert main(['--help']) == 0;"
         "sys.exit(str({'torch', 'sqlalchemy', 'deploy', 'huggingface_hub', 'celery', 'boto3'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.stderr == "set()\n"
     assert "render" in done.stdout
 
@@ -233,9 +234,9 @@ def test_only_what_is_safe_to_repeat_is_repeated(desk: Desk) -> None:
 def test_an_interrupt_cancels_what_was_submitted(desk: Desk, stop: signal.Signals) -> None:
     desk.ends = "never"
     with subprocess.Popen([*FARM, "render", "a", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert desk.looked.wait(30)
+        assert desk.looked.wait(LIMIT_S)
         process.send_signal(stop)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, err
     assert out == b""
     assert [job["state"] for job in desk.jobs.values()] == ["canceled", "canceled"]
@@ -246,7 +247,7 @@ def test_bars_are_drawn_on_the_terminal_and_results_go_to_the_pipe() -> None:
     ours, theirs = pty.openpty()
     with subprocess.Popen([*FARM, "render", "ä\x1b[2J"], stdout=subprocess.PIPE, stderr=theirs) as process:
         os.close(theirs)
-        out = process.communicate(timeout=30)[0].decode()
+        out = process.communicate(timeout=LIMIT_S)[0].decode()
     drawn = os.read(ours, 100_000).decode(errors="replace")
     os.close(ours)
     assert re.fullmatch(r"[0-9a-f-]{36}-0\.png seed=7\n", out)
@@ -258,7 +259,7 @@ def test_any_terminal_and_any_bytes_end_without_a_traceback(desk: Desk) -> None:
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     desk.add({"prompt": "grün", "width": 8, "height": 8})
     for arguments, code in ((["jobs"], 0), (["render", b"\xff\xfe"], 1)):
-        done = subprocess.run([*FARM, *arguments], env=env, capture_output=True, timeout=60, check=False)
+        done = subprocess.run([*FARM, *arguments], env=env, capture_output=True, timeout=LIMIT_S, check=False)
         assert done.returncode == code
         assert b"Traceback" not in done.stderr
     assert done.stderr.count(b"\n") == 1

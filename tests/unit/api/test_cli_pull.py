@@ -13,6 +13,7 @@ import pytest
 from api.cli import hub_download
 from api.cli.output import Failure
 from tests.support.servers import Handler, Server
+from tests.support.waiting import LIMIT_S
 
 WEIGHTS = bytes(range(256)) * 4096
 FARM = [sys.executable, "-c", "import sys; from api.cli import main; sys.exit(main())"]
@@ -69,7 +70,7 @@ class Hub(Server):
             "PYTHONPATH": str(Path(__file__).parents[3]),
         }
         command = [*FARM, "checkpoints", "pull", "--to", "weights", *arguments]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 @pytest.fixture

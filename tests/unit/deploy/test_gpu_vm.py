@@ -19,6 +19,7 @@ from shared.settings import Settings
 from tests import packages
 from tests.support.compose import ROOT
 from tests.support.servers import Handler, Server
+from tests.support.waiting import LIMIT_S
 
 FOLDER = ROOT / "deploy/gpu-vm"
 TERRAFORM = FOLDER / "terraform"
@@ -37,7 +38,9 @@ SCRIPTS = ("install.sh", "farm", "farm-notice", "farm-publish")
 
 def bash(script: str, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
     words = ["bash", str(FOLDER / script), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **env})
+    return subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=LIMIT_S, env={**os.environ, **env}
+    )
 
 
 def tree(root: Path) -> dict[str, tuple[int, str]]:
@@ -48,7 +51,7 @@ def tree(root: Path) -> dict[str, tuple[int, str]]:
 def test_the_scripts_are_clean() -> None:
     linter = Path(sys.executable).parent / "shellcheck"
     words = [str(linter), "--norc", *(str(FOLDER / script) for script in SCRIPTS)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout
 
 
@@ -140,7 +143,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=LIMIT_S,
     )
     complaints = [line for line in done.stderr.splitlines() if "farm-" in line and "is not executable" not in line]
     assert not complaints
@@ -270,7 +273,7 @@ def test_the_first_boot_fetches_settings_checkpoint_and_release_and_installs(tmp
     boot.write_text(script)
     boot.chmod(0o755)
     linter = Path(sys.executable).parent / "shellcheck"
-    done = subprocess.run([linter, "--norc", boot], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([linter, "--norc", boot], capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout
     archive = tmp_path / "farm.tar.gz"
     subprocess.run(["tar", "-czf", archive, "-C", ROOT, "deploy/gpu-vm", "constraints.txt"], check=True)
@@ -330,7 +333,7 @@ def test_terraform_plans_the_group(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=150,
+            timeout=LIMIT_S,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -344,7 +347,7 @@ def _noticed(tmp_path: Path, **env: str) -> tuple[list[str], str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stderr
     did = (tmp_path / "done").read_text().splitlines()
@@ -387,7 +390,7 @@ def _elsewhere(tmp_path: Path, script: str, path: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

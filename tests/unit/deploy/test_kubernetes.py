@@ -17,6 +17,7 @@ from shared.infra import metrics
 from shared.settings import Settings
 from tests.support import compose
 from tests.support.compose import ROOT
+from tests.support.waiting import LIMIT_S
 
 FOLDER = ROOT / "deploy/kubernetes"
 OVERLAYS = ("base", "overlays/cpu", "overlays/production")
@@ -30,7 +31,7 @@ Manifest = dict[str, Any]
 def rendered(overlay: str) -> tuple[Manifest, ...]:
     tool = Path(sys.executable).parent / "kubectl"
     words = [str(tool), "kustomize", str(FOLDER / overlay)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
 

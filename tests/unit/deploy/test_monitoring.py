@@ -15,6 +15,7 @@ from tests import packages
 from tests.support import compose
 from tests.support.compose import ROOT
 from tests.support.metrics import METRICS
+from tests.support.waiting import LIMIT_S
 
 FOLDER = ROOT / "deploy/monitoring"
 DASHBOARD = FOLDER / "grafana/dashboards/farm.json"
@@ -129,7 +130,9 @@ def test_panels_have_their_own_places_and_numbers() -> None:
     ids=" ".join,
 )
 def test_prometheus_agrees(arguments: tuple[str, ...]) -> None:
-    done = subprocess.run([PROMTOOL, *arguments], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [PROMTOOL, *arguments], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=LIMIT_S
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from shared.errors import Canceled, EngineStopped, NotANumber, OutOfMemory, RenderFailed
 from tests.support.ceiling import Ceiling
+from tests.support.waiting import LIMIT_S
 from worker.engine.engine import Engine, run_alone
 from worker.engine.preparation import Preparation, PreparationSteps
 from worker.engine.request import Pixels, Request
@@ -186,7 +187,7 @@ def test_ragged_requests_in_one_batch_equal_each_alone(engine: Engine[Toy, Toy],
     requests = [engine.submit(spec) for spec in specs]
     engine.start()
     for request, spec in zip(requests, specs, strict=True):
-        assert (request.result(10) == run_alone(ToyDevice(), spec)).all()
+        assert (request.result(LIMIT_S) == run_alone(ToyDevice(), spec)).all()
         assert request.steps_done == spec.steps
     assert max(len(batch) for batch in device.batches) >= 4
 
@@ -201,7 +202,7 @@ def test_a_latecomer_joins_the_running_batch(engine: Engine[Toy, Toy], device: T
     device.before_call = submit_another
     engine.submit(replace(SPEC, seed=1, steps=6))
     engine.start()
-    joined.get(timeout=10).result(10)
+    joined.get(timeout=LIMIT_S).result(LIMIT_S)
     assert [1, 2] in device.batches
 
 
@@ -210,7 +211,7 @@ def test_a_canceled_request_makes_no_further_step(engine: Engine[Toy, Toy], devi
     long = engine.submit(replace(SPEC, steps=100))
     engine.start()
     with pytest.raises(Canceled):
-        long.result(10)
+        long.result(LIMIT_S)
     assert long.steps_done == 4  # the step that was under way, and none after it
 
 
@@ -219,7 +220,7 @@ def test_a_request_canceled_in_its_last_step_gives_no_picture(engine: Engine[Toy
     late = engine.submit(SPEC)
     engine.start()
     with pytest.raises(Canceled):
-        late.result(10)
+        late.result(LIMIT_S)
     assert late.steps_done == late.steps_total == SPEC.steps
 
 
@@ -228,7 +229,7 @@ def test_a_request_canceled_before_it_began(engine: Engine[Toy, Toy], device: To
     request.cancel()
     engine.start()
     with pytest.raises(Canceled):
-        request.result(10)
+        request.result(LIMIT_S)
     assert device.batches == []
 
 
@@ -237,8 +238,8 @@ def test_a_bad_request_fails_alone(engine: Engine[Toy, Toy], prompt: str) -> Non
     good, bad = engine.submit(SPEC), engine.submit(replace(SPEC, prompt=prompt))
     engine.start()
     with pytest.raises(RenderFailed):
-        bad.result(10)
-    assert good.result(10) is not None
+        bad.result(LIMIT_S)
+    assert good.result(LIMIT_S) is not None
 
 
 def test_out_of_memory_halves_the_batch_and_fails_nobody(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
@@ -250,7 +251,7 @@ def test_out_of_memory_halves_the_batch_and_fails_nobody(engine: Engine[Toy, Toy
     requests = [engine.submit(replace(SPEC, seed=seed)) for seed in range(4)]
     engine.start()
     for request in requests:
-        assert (request.result(10) == run_alone(ToyDevice(), request.spec)).all()
+        assert (request.result(LIMIT_S) == run_alone(ToyDevice(), request.spec)).all()
     assert max(len(batch) for batch in device.batches) == 2
 
 
@@ -263,8 +264,8 @@ def test_a_request_that_does_not_fit_alone_is_told_so(engine: Engine[Toy, Toy], 
     small, large = engine.submit(SPEC), engine.submit(replace(SPEC, width=1024))
     engine.start()
     with pytest.raises(OutOfMemory):
-        large.result(10)
-    assert small.result(10) is not None
+        large.result(LIMIT_S)
+    assert small.result(LIMIT_S) is not None
 
 
 def test_a_broken_call_fails_its_batch_and_the_engine_lives_on(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
@@ -276,8 +277,8 @@ def test_a_broken_call_fails_its_batch_and_the_engine_lives_on(engine: Engine[To
     broken = engine.submit(SPEC)
     engine.start()
     with pytest.raises(RenderFailed, match="ZeroDivisionError"):
-        broken.result(10)
-    assert engine.submit(SPEC).result(10) is not None
+        broken.result(LIMIT_S)
+    assert engine.submit(SPEC).result(LIMIT_S) is not None
 
 
 def test_stopping_fails_what_is_in_flight(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
@@ -286,7 +287,7 @@ def test_stopping_fails_what_is_in_flight(engine: Engine[Toy, Toy], device: ToyD
         waiting = engine.submit(SPEC)
     for request in (running, waiting):
         with pytest.raises(EngineStopped):
-            request.result(10)
+            request.result(LIMIT_S)
     assert len(device.batches) == 1
     assert not engine.is_alive
     assert engine.seconds_stuck == 0.0
@@ -300,7 +301,7 @@ def test_stopping_fails_who_is_on_the_way(engine: Engine[Toy, Toy], device: ToyD
     assert device.batches == [[1]]
     for request in requests:
         with pytest.raises(EngineStopped):
-            request.result(10)
+            request.result(LIMIT_S)
 
 
 @contextmanager
@@ -310,18 +311,18 @@ def stopped_in_a_call(engine: Engine[Toy, Toy], device: ToyDevice) -> Iterator[N
 
     def wait(_batch: Sequence[Toy]) -> None:
         under_way.set()
-        assert go_on.wait(10)
+        assert go_on.wait(LIMIT_S)
 
     device.before_call = wait
     engine.start()
-    assert under_way.wait(10)
+    assert under_way.wait(LIMIT_S)
     yield
     stopping = Thread(target=engine.stop)
     stopping.start()
     with pytest.raises(EngineStopped):
         submit_until_refused(engine)  # the stop closes the door before it waits for the tick under way
     go_on.set()
-    stopping.join(10)
+    stopping.join(LIMIT_S)
 
 
 def submit_until_refused(engine: Engine[Toy, Toy]) -> None:
@@ -334,17 +335,17 @@ def test_a_tick_that_hangs_shows(device: ToyDevice) -> None:
 
     def hang(_batch: Sequence[Toy]) -> None:
         under_way.set()
-        assert go_on.wait(10)
+        assert go_on.wait(LIMIT_S)
 
     device.before_call = hang
     engine = Engine(device, limits=Ceiling(8), clock=lambda: now)
     request = engine.submit(SPEC)
     engine.start()
-    assert under_way.wait(10)
+    assert under_way.wait(LIMIT_S)
     now = 13.0
     assert engine.seconds_stuck == 3.0
     go_on.set()
-    assert request.result(10) is not None
+    assert request.result(LIMIT_S) is not None
     engine.stop()
     assert engine.seconds_stuck == 0.0
 
@@ -363,7 +364,7 @@ def test_a_tick_that_gets_on_does_not_hang(device: ToyDevice, monkeypatch: pytes
     requests = [slow.submit(replace(SPEC, seed=seed)) for seed in range(3)]
     slow.start()
     for request in requests:
-        assert request.result(10) is not None
+        assert request.result(LIMIT_S) is not None
     slow.stop()
     assert silences == [0.0] * 3
 
@@ -373,13 +374,13 @@ def test_stopping_before_the_start_leaves_nobody_waiting(engine: Engine[Toy, Toy
     assert request.steps_total == SPEC.steps
     engine.stop()
     with pytest.raises(EngineStopped):
-        request.result(10)
+        request.result(LIMIT_S)
 
 
 def test_an_engine_without_work_is_alive_and_silent_for_no_time(engine: Engine[Toy, Toy]) -> None:
     assert not engine.is_alive
     engine.start()
-    assert engine.submit(SPEC).result(10) is not None
+    assert engine.submit(SPEC).result(LIMIT_S) is not None
     assert engine.is_alive
 
 
@@ -388,8 +389,8 @@ def test_a_second_pass_goes_on_in_another_bucket(engine: Engine[Toy, Toy], devic
     two = replace(SPEC, seed=1, passes=2)
     turned, stays = engine.submit(two), engine.submit(replace(SPEC, seed=2, steps=7))
     engine.start()
-    assert (turned.result(10) == run_alone(ToyDevice(), two)).all()
-    assert stays.result(10) is not None
+    assert (turned.result(LIMIT_S) == run_alone(ToyDevice(), two)).all()
+    assert stays.result(LIMIT_S) is not None
     assert (turned.steps_done, turned.steps_total) == (10, 10)
     assert device.batches[:5] == [[1, 2]] * 5
     assert all(len(batch) == 1 for batch in device.batches[5:])
@@ -399,8 +400,8 @@ def test_a_pass_that_cannot_begin_fails_alone(engine: Engine[Toy, Toy]) -> None:
     bad, good = engine.submit(replace(SPEC, prompt="unturnable", passes=2)), engine.submit(SPEC)
     engine.start()
     with pytest.raises(RenderFailed, match="too large"):
-        bad.result(10)
-    assert good.result(10) is not None
+        bad.result(LIMIT_S)
+    assert good.result(LIMIT_S) is not None
 
 
 def test_others_go_on_while_the_device_develops(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
@@ -410,8 +411,8 @@ def test_others_go_on_while_the_device_develops(engine: Engine[Toy, Toy], device
     developed_by_then: list[list[int]] = []
     device.before_call = lambda _batch: developed_by_then.append(list(device.developed))
     engine.start()
-    assert first.result(10) is not None
-    assert second.result(10) is not None
+    assert first.result(LIMIT_S) is not None
+    assert second.result(LIMIT_S) is not None
     assert developed_by_then == [[]] * 6
     assert device.developed == [1, 2]
 
@@ -430,8 +431,8 @@ def test_others_go_on_while_the_device_encodes(engine: Engine[Toy, Toy], device:
         engine.submit(replace(SPEC, seed=2, steps=3, passes=2)),
     )
     engine.start()
-    assert long.result(10) is not None
-    assert (short.result(10) == run_alone(ToyDevice(), short.spec)).all()
+    assert long.result(LIMIT_S) is not None
+    assert (short.result(LIMIT_S) == run_alone(ToyDevice(), short.spec)).all()
     assert device.waits == 1
     assert device.batches == [[1]] * 3 + [[1, 2]] * 3 + [[1]] * 4 + [[1], [2]] * 2 + [[2]]
 
@@ -442,9 +443,9 @@ def test_a_request_canceled_on_its_way_never_arrives(engine: Engine[Toy, Toy], d
     leaves = engine.submit(replace(SPEC, seed=2))
     device.before_call = lambda _batch: leaves.cancel()
     engine.start()
-    assert stays.result(10) is not None
+    assert stays.result(LIMIT_S) is not None
     with pytest.raises(Canceled):
-        leaves.result(10)
+        leaves.result(LIMIT_S)
     assert device.batches == [[1]] * 3
 
 
@@ -461,7 +462,7 @@ def test_an_arrival_is_awaited_from_stop_to_stop(engine: Engine[Toy, Toy], devic
     device.before_wait = submit_another
     engine.start()
     for request in slow:
-        assert (request.result(10) == run_alone(ToyDevice(), request.spec)).all()
+        assert (request.result(LIMIT_S) == run_alone(ToyDevice(), request.spec)).all()
     assert device.batches[:5] == [[3]] * 5
 
 
@@ -471,7 +472,7 @@ def test_a_request_canceled_while_it_is_awaited_makes_no_step(engine: Engine[Toy
     device.before_wait = request.cancel
     engine.start()
     with pytest.raises(Canceled):
-        request.result(10)
+        request.result(LIMIT_S)
     assert device.batches == []
 
 
@@ -490,9 +491,9 @@ def test_who_is_canceled_behind_its_last_step_is_in_no_batch_again(
     late = engine.submit(SPEC, Snapshot(0, SPEC.steps, SPEC.steps, {"value": np.float32(1)}))
     good = engine.submit(SPEC)
     engine.start()
-    assert good.result(10) is not None
+    assert good.result(LIMIT_S) is not None
     with pytest.raises(Canceled):
-        late.result(10)
+        late.result(LIMIT_S)
 
 
 def test_a_device_that_breaks_while_it_is_awaited_fails_the_request(
@@ -508,13 +509,13 @@ def test_a_device_that_breaks_while_it_is_awaited_fails_the_request(
     request = engine.submit(SPEC)
     engine.start()
     with pytest.raises(RenderFailed, match="ValueError"):
-        request.result(10)
-    assert engine.submit(SPEC).result(10) is not None
+        request.result(LIMIT_S)
+    assert engine.submit(SPEC).result(LIMIT_S) is not None
 
 
 def test_images_are_made_ready_by_whoever_submits_them(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
     engine.start()
-    engine.submit(SPEC).result(10)
+    engine.submit(SPEC).result(LIMIT_S)
     assert device.drafted_by == {current_thread().name}
 
 
@@ -523,7 +524,7 @@ def test_previews_are_made_when_asked_for(engine: Engine[Toy, Toy], device: ToyD
     shown: list[Any] = []
     device.before_call = lambda _batch: shown.append(request.take_preview())
     engine.start()
-    assert request.result(10) is not None
+    assert request.result(LIMIT_S) is not None
     assert shown[0] is None  # nothing had been made yet
     assert all(preview is not None for preview in shown[1:])
 
@@ -533,7 +534,7 @@ def test_a_preview_that_fails_costs_no_image(engine: Engine[Toy, Toy], device: T
     shown: list[Any] = []
     device.before_call = lambda _batch: shown.append(request.take_preview())
     engine.start()
-    assert request.result(10) is not None
+    assert request.result(LIMIT_S) is not None
     assert shown == [None] * SPEC.steps
 
 
@@ -543,5 +544,5 @@ def test_a_preview_that_is_not_ready_is_not_waited_for(engine: Engine[Toy, Toy],
     shown: list[Any] = []
     device.before_call = lambda _batch: shown.append(request.take_preview())
     engine.start()
-    assert request.result(10) is not None
+    assert request.result(LIMIT_S) is not None
     assert shown == [None] * SPEC.steps

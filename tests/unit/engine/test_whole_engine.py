@@ -15,6 +15,7 @@ from shared.vocabulary.params import GenerationParams, Hires, Inpaint, Lora, Mas
 from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests.support import adapters, studio
 from tests.support.factories import params
+from tests.support.waiting import LIMIT_S
 from worker.engine.draft import Library
 from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
@@ -179,7 +180,7 @@ def test_images_of_one_job_encode_their_picture_once(monkeypatch: pytest.MonkeyP
     runner = DiffusionRunner.of(studio.demo())
     with studio.running(runner) as engine:
         together = [engine.submit(spec) for spec in specs]
-        ours = [request.result(60) for request in together]
+        ours = [request.result(LIMIT_S) for request in together]
     assert len(pictures) == 1
     for spec, pixels in zip(specs, ours, strict=True):
         alone = run_alone(DiffusionRunner.of(studio.demo()), spec)

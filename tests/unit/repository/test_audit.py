@@ -7,6 +7,7 @@ from typing import Any
 
 from tests import audit
 from tests.support.parts import ROOT
+from tests.support.waiting import LIMIT_S
 
 ANSWERS: list[dict[str, Any]] = [
     {"name": "sound", "version": "1.0", "vulns": []},
@@ -20,7 +21,7 @@ def test_offline_it_says_so_and_succeeds() -> None:
     away = {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
     command = [sys.executable, "-m", "tests.audit"]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **away}, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=ROOT, env={**os.environ, **away}, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("audit: skipped")

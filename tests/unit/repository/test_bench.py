@@ -14,6 +14,7 @@ import torch
 from tests.bench import measure, report
 from tests.bench.measure import COMPILED, Bench, Setting, unet_flops
 from tests.support.studio import CPU, demo, small
+from tests.support.waiting import LIMIT_S
 from worker.diffusion.checkpoint_loader import SD15_DIR
 from worker.diffusion.compiled import CompiledUNet
 
@@ -49,7 +50,7 @@ def test_what_does_not_fit_into_memory_or_time_is_left_out(monkeypatch: pytest.M
     may_compile = Event()
 
     def backend(graph: Any, _inputs: Any) -> Any:
-        may_compile.wait(60)
+        may_compile.wait(LIMIT_S)
         return graph
 
     def compiler(*args: Any, **kwargs: Any) -> CompiledUNet:
