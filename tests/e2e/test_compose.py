@@ -20,9 +20,9 @@ from deploy.standalone import ports, postgres
 from deploy.standalone.serving import DEMO
 from deploy.standalone.supervisor import Supervisor
 from tests import packages
-from tests.e2e.test_farm import ended, submit
 from tests.support import compose
 from tests.support.compose import Machine
+from tests.support.farm import ended, submit
 from tests.support.waiting import until
 
 ENV = {

@@ -9,9 +9,9 @@ import torch
 
 from tests.bench.studio import full_size
 from tests.gpu.card import CONTEXT_BYTES, DEVICE, demo, limited, no_waiting
-from tests.integration.engine.test_phantom import beside_a_long_one, every_kind
 from tests.support import adapters, studio
 from tests.support.ceiling import Ceiling
+from tests.support.company import beside_a_long_one, every_kind
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.engine import profile
 from worker.engine.draft import ImageDraft, Library

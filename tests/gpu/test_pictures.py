@@ -18,8 +18,8 @@ from torch import Tensor
 
 from shared.files import checkpoints
 from tests.gpu.card import demo
-from tests.integration.engine.test_invariance import SAMPLES, Recording, anything, in_company
 from tests.support import studio
+from tests.support.company import SAMPLES, Recording, anything, in_company
 from tests.support.walking import SAME, DoublePrecision, distance
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.compiled import CompiledUNet

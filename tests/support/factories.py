@@ -1,11 +1,16 @@
 """Values that tests start from."""
 
+import io
 from typing import Any
+
+from PIL import Image
 
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.samplers import Sampler, Schedule
 
 DEMO = "farm-demo"
+# A small job as a client sends it.
+BODY: dict[str, Any] = {"prompt": "a red circle on a blue background", "width": 64, "height": 64, "steps": 4}
 
 
 def params(**changes: Any) -> GenerationParams:
@@ -24,3 +29,10 @@ def params(**changes: Any) -> GenerationParams:
         "schedule": Schedule.KARRAS,
     }
     return GenerationParams(**{**fields, **changes})
+
+
+def png(color: str) -> bytes:
+    """A picture of one colour, 64 px square."""
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(out, "PNG")
+    return out.getvalue()

@@ -1,6 +1,7 @@
 """The demo checkpoint, specs to start from, and engines on it."""
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from shared.files import checkpoints
 from shared.vocabulary.samplers import Sampler, Schedule
@@ -26,6 +28,7 @@ from worker.engine.runner import DiffusionRunner
 
 DEMO = Path(__file__).parents[2] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 CPU = torch.device("cpu")
+UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 
 DemoEngine = Engine[ImageDraft, Latents]
 
@@ -68,6 +71,20 @@ def small() -> LoadedCheckpoint:
         norm_num_groups=8,
     )
     return replace(demo(), unet=unet.eval().requires_grad_(False))
+
+
+def widened(tmp_path: Path, mask_weight: float, device: torch.device = CPU) -> LoadedCheckpoint:
+    """Write and load the demo with inputs for a mask and a masked picture; the mask's are all `mask_weight`."""
+    weights = load_file(DEMO)
+    four = weights[UNET_INPUT]
+    extra = four.new_zeros(four.shape[0], 5, *four.shape[2:])
+    extra[:, 0] = mask_weight
+    weights[UNET_INPUT] = torch.cat([four, extra], dim=1)
+    tmp_path.mkdir(exist_ok=True)
+    path = tmp_path / "inpainting.safetensors"
+    save_file(weights, path)
+    shutil.copytree(DEMO.with_suffix(".config"), path.with_suffix(".config"))
+    return checkpoint_loader.load(checkpoints.inspect(path), device, torch.float32)
 
 
 def spec(*more_passes: Pass, seed: int = 42, **changes: Any) -> ImageSpec:

@@ -22,10 +22,9 @@ from shared.infra.storage import Storage, image_key
 from shared.infra.tables import WeightsRow
 from shared.jobs import lifecycle
 from shared.settings import Settings
-from tests.support.factories import DEMO
-from tests.unit.api.test_submissions import BAD_FIELDS
-
-BODY = {"prompt": "a red circle on a blue background", "width": 64, "height": 64, "steps": 4}
+from tests.support.answers import problem
+from tests.support.bad_fields import BAD_FIELDS
+from tests.support.factories import BODY, DEMO
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +38,6 @@ def client(front: TestClient, announced: str, redis: Redis) -> TestClient:
     assert announced == DEMO
     assert redis.ping()
     return front
-
-
-def problem(response: Any, status: int, code: str) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body: dict[str, Any] = response.json()
-    assert (body["status"], body["code"]) == (status, code)
-    assert body["detail"]
-    return body
 
 
 def queued(client: TestClient) -> int:

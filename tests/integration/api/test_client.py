@@ -16,7 +16,7 @@ from api.cli.app import main
 from api.client import AsyncFarm, ClientError, Farm, Job, Preview, Steps
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
-from tests.integration.jobs.test_batches import png
+from tests.support.factories import png
 from tests.support.waiting import LIMIT_S
 from tests.support.workshop import serving, working
 

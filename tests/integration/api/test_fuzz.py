@@ -23,8 +23,7 @@ from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.infra.db import Database
 from shared.settings import Settings
-from tests.integration.api.test_api import BODY
-from tests.support.factories import DEMO
+from tests.support.factories import BODY, DEMO
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 HELD = {"/sdapi/v1/txt2img", "/sdapi/v1/img2img"}

@@ -26,7 +26,8 @@ from shared.errors import QueueFullForKey, RateLimited
 from shared.infra import broker
 from shared.infra.db import Database
 from shared.settings import Settings
-from tests.integration.api.test_api import BODY, problem
+from tests.support.answers import problem
+from tests.support.factories import BODY
 
 ADMIN_KEY = "the-operators-own-key-of-32-characters"
 

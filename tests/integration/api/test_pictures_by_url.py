@@ -15,9 +15,9 @@ from shared.errors import TooBusy
 from shared.files import pictures
 from shared.infra.outbound_http import OutboundHttp
 from shared.settings import Settings
+from tests.support.factories import BODY
 from tests.support.servers import Handler, Server
 
-BODY = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 4}
 RED = pictures.to_png(Image.new("RGB", (64, 48), "red"))
 
 

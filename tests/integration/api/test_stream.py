@@ -22,7 +22,7 @@ from shared.infra.events import JobEvent
 from shared.jobs import lifecycle
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
-from tests.support.factories import params
+from tests.support.jobs import submit
 from tests.support.waiting import LIMIT_S
 
 
@@ -45,18 +45,13 @@ def client(url: str, redis: Redis) -> Iterator[httpx.Client]:
         yield client
 
 
-def submitted(db: Database) -> UUID:
-    with db.transaction() as session:
-        return lifecycle.submit(session, params(), max_attempts=3).id
-
-
 def canceled(db: Database, job_id: UUID) -> None:
     with db.transaction() as session:
         lifecycle.cancel(session, job_id)
 
 
 def test_a_stream_tells_state_progress_and_the_end_and_ends(client: httpx.Client, db: Database, redis: Redis) -> None:
-    job_id = submitted(db)
+    job_id = submit(db)
     seen: list[ServerSentEvent] = []
     with connect_sse(client, "GET", f"/v1/jobs/{job_id}/events") as source:
         for event in source.iter_sse():
@@ -75,7 +70,7 @@ def test_a_stream_tells_state_progress_and_the_end_and_ends(client: httpx.Client
 
 
 def test_a_stream_with_previews_sends_each_once(client: httpx.Client, db: Database, redis: Redis) -> None:
-    job_id = submitted(db)
+    job_id = submit(db)
     with db.transaction() as session:
         run = lifecycle.claim_next(session, "farm-demo", "w", lease_s=20)
     assert run is not None
@@ -105,7 +100,7 @@ def test_a_stream_with_previews_sends_each_once(client: httpx.Client, db: Databa
 
 
 def test_a_stream_resumes_after_the_last_event_seen(client: httpx.Client, db: Database, redis: Redis) -> None:
-    job_id = submitted(db)
+    job_id = submit(db)
     with connect_sse(client, "GET", f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "1"}) as source:
         canceled(db, job_id)
         events.publish(redis, JobEvent(job_id, JobState.CANCELED, 2))

@@ -13,8 +13,7 @@ from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.infra.db import Database
 from shared.settings import Settings
-from tests.integration.api.test_api import BODY
-from tests.support.factories import DEMO
+from tests.support.factories import BODY, DEMO
 
 # What nobody but an admin may ask at all; and those of the farm, which are everyone's to see.
 OF_THE_FARM = ("/v1/keys/", "/v1/workers/")

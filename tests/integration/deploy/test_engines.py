@@ -24,7 +24,7 @@ from deploy.standalone.program import ROOT, Account
 from shared.errors import StorageUnavailable
 from shared.infra.storage import Storage
 from shared.settings import Settings
-from tests.integration.deploy.test_supervisor import Heard
+from tests.support.heard import Heard
 
 NOTHING_REMOTE = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
 ENGINES = ("postgres", "redis", "s3")

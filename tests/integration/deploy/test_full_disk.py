@@ -36,10 +36,9 @@ from shared.infra.storage import Storage
 from shared.jobs import lifecycle
 from shared.settings import Settings
 from tests.support import parts
-from tests.support.factories import DEMO, params
+from tests.support.factories import BODY, DEMO, params
 from tests.support.waiting import LIMIT_S, until
 
-BODY = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 4}
 LARGE = 400_000
 
 

@@ -24,13 +24,11 @@ from shared.infra.storage import Storage
 from shared.settings import Settings
 from tests.chaos import sketch
 from tests.support import pages, parts
-from tests.support.factories import DEMO
+from tests.support.site import BODY, LONG_STEPS
 from tests.support.waiting import LIMIT_S, until
 
 HERE = "127.0.0.1"
 PASSWORDS = {"old": "o" * 40, "new": "n" * 40}
-BODY = {"checkpoint": DEMO, "prompt": "a red circle", "width": 64, "height": 64, "steps": 4, "sampler": "euler"}
-LONG_STEPS = 150
 
 Env = dict[str, str]
 

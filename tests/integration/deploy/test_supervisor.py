@@ -7,30 +7,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
 
 import psutil
 import pytest
 
 from deploy.standalone import child, leftovers
-from deploy.standalone.child import Event, Restarts
+from deploy.standalone.child import Restarts
 from deploy.standalone.leftovers import FarmProcess
 from deploy.standalone.program import Program, StartFailed
 from deploy.standalone.supervisor import Supervisor
+from tests.support.heard import Heard, family, python
 from tests.support.waiting import LIMIT_S
 
 EAGER = Restarts(pauses_s=(0.0, 0.0, 0.0), slow_s=0.0)
 
-# Prints its own pid and that of a grandchild to a file, in one move, then waits.
-FAMILY = """
-import os, pathlib, signal, subprocess, sys
-if "stubborn" in sys.argv: signal.signal(signal.SIGTERM, signal.SIG_IGN)
-sleeper = subprocess.Popen(["sleep", "600"], start_new_session="detached" in sys.argv)
-pids = pathlib.Path(sys.argv[1])
-pids.with_suffix(".new").write_text(f"{os.getpid()} {sleeper.pid}")
-pids.with_suffix(".new").replace(pids)
-while True: signal.pause()
-"""
 
 # Serves once; when it is started again it finds its marker and gives up.
 PAINTER = """
@@ -40,22 +30,6 @@ if marker.exists(): sys.exit(print("no more paint") or 3)
 marker.touch()
 signal.pause()
 """
-
-
-class Heard:
-    """What a supervisor told, to be waited for in order."""
-
-    def __init__(self) -> None:
-        self._events: SimpleQueue[Event] = SimpleQueue()
-
-    def __call__(self, event: Event) -> None:
-        self._events.put(event)
-
-    def next(self, kind: str, name: str) -> Event:
-        while True:
-            event = self._events.get(timeout=LIMIT_S)
-            if (event.kind, event.name) == (kind, name):
-                return event
 
 
 @pytest.fixture
@@ -74,17 +48,6 @@ def supervise(tmp_path: Path, heard: Heard) -> Iterator[Callable[[Restarts | Non
     yield open_
     for supervisor in opened:
         supervisor.stop()
-
-
-def python(name: str, code: str, *args: str, **fields: object) -> Program:
-    return Program(name=name, argv=(sys.executable, "-c", code, *args), env=dict(os.environ), **fields)  # type: ignore[arg-type]
-
-
-def family(folder: Path, *flags: str, name: str = "family", **fields: object) -> Program:
-    pids = folder / f"{name}.pids"
-    return python(
-        name, FAMILY, str(pids), *flags, before=lambda: pids.unlink(missing_ok=True), ready=pids.exists, **fields
-    )
 
 
 def members(folder: Path, name: str = "family") -> list[psutil.Process]:
@@ -214,7 +177,7 @@ def test_a_long_log_is_put_aside_at_the_start(
 SUPERVISOR = """
 import pathlib, sys
 from deploy.standalone.supervisor import Supervisor
-from tests.integration.deploy.test_supervisor import family
+from tests.support.heard import family
 folder = pathlib.Path(sys.argv[1])
 with Supervisor(folder, folder / "run.json") as supervisor:
     supervisor.start(family(folder))

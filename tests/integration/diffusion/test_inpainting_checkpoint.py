@@ -1,39 +1,20 @@
 """A 9-channel inpainting checkpoint: the demo with five more inputs that do nothing, or let the mask through."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from shared.files import checkpoints
 from shared.vocabulary.params import Upscaler
-from tests.support.studio import CPU, DEMO, demo, spec
-from worker.diffusion import checkpoint_loader
-from worker.diffusion.checkpoint_loader import LoadedCheckpoint
+from tests.support.studio import demo, spec, widened
 from worker.engine.engine import run_alone
 from worker.engine.request import Start
 from worker.engine.runner import DiffusionRunner
 
-INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 4}
-
-
-def widened(tmp_path: Path, mask_weight: float, device: torch.device = CPU) -> LoadedCheckpoint:
-    """Write and load the demo with inputs for a mask and a masked picture; the mask's are all `mask_weight`."""
-    weights = load_file(DEMO)
-    four = weights[INPUT]
-    extra = four.new_zeros(four.shape[0], 5, *four.shape[2:])
-    extra[:, 0] = mask_weight
-    weights[INPUT] = torch.cat([four, extra], dim=1)
-    tmp_path.mkdir(exist_ok=True)
-    path = tmp_path / "inpainting.safetensors"
-    save_file(weights, path)
-    shutil.copytree(DEMO.with_suffix(".config"), path.with_suffix(".config"))
-    return checkpoint_loader.load(checkpoints.inspect(path), device, torch.float32)
 
 
 def start() -> Start:

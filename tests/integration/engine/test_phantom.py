@@ -1,8 +1,7 @@
 """What a worker does on a GPU, on one that is none: everything lies where it must, and no tick waits for the device."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +13,11 @@ from diffusers import AutoencoderTiny
 
 from shared.files import checkpoints
 from shared.settings import Settings
-from shared.vocabulary.params import Lora, MaskFill, Upscaler
-from shared.vocabulary.samplers import SCHEDULES, Sampler
-from tests.integration.diffusion.test_inpainting_checkpoint import widened
-from tests.integration.engine.test_invariance import SAMPLES, anything, start
+from shared.vocabulary.params import MaskFill
 from tests.support import adapters, phantom, studio
 from tests.support.ceiling import Ceiling
+from tests.support.company import IMAGES, SAMPLES, beside_a_long_one, every_kind, start
+from tests.support.studio import widened
 from worker import device
 from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
@@ -27,11 +25,8 @@ from worker.diffusion.preview import Previewer
 from worker.engine import profile
 from worker.engine.draft import Library
 from worker.engine.engine import Engine, run_alone
-from worker.engine.request import ImageSpec, Request
 from worker.engine.runner import DiffusionRunner
 from worker.engine.snapshot import pack, unpack
-
-IMAGES = 16
 
 
 @pytest.fixture
@@ -46,18 +41,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def loaded(dtype: torch.dtype = torch.float32) -> LoadedCheckpoint:
     return checkpoint_loader.load(checkpoints.inspect(studio.DEMO), phantom.PHANTOM, dtype)
-
-
-def every_kind() -> list[ImageSpec]:
-    """Images of every kind, with weights of their own here and there, and enlarged by way of pixels."""
-    chance = random.Random(5)
-    specs = [anything(chance, seed) for seed in range(IMAGES)]
-    enlarged = replace(specs[0].passes[0], width=96, height=96, last=1, upscaler=Upscaler.LANCZOS)
-    specs[0] = replace(specs[0], passes=(replace(specs[0].passes[0], width=64, height=64), enlarged))
-    lora = (Lora(name="one", weight=0.7, text_encoder_weight=0.7),)
-    specs[1] = replace(specs[1], vae="own", passes=tuple(replace(one, loras=lora) for one in specs[1].passes))
-    specs[2] = replace(specs[2], passes=tuple(replace(one, prompt="a word") for one in specs[2].passes))
-    return specs
 
 
 @pytest.mark.usefixtures("gpu")
@@ -93,32 +76,6 @@ def test_no_tick_waits_for_what_an_inpainting_checkpoint_reads(tmp_path: Path) -
     painted = replace(start(chance, 64, 64), mask=np.eye(64, dtype=np.float32), fill=MaskFill.NOISE)
     specs = [studio.spec(**small), studio.spec(start=painted, last=2, **small)]
     assert beside_a_long_one(runner, specs, quiet=phantom.no_waiting, meanwhile=phantom.finish)
-
-
-def beside_a_long_one(
-    runner: DiffusionRunner,
-    specs: Iterable[ImageSpec],
-    *,
-    quiet: Callable[[], AbstractContextManager[None]],
-    meanwhile: Callable[[], None],
-) -> int:
-    """Render one image after another while there is always one to denoise, tick by tick; returns how many previews were seen."""
-    engine = Engine(runner, limits=Ceiling(SAMPLES))
-    engine.submit(
-        studio.spec(width=64, height=64, steps=900, sampler=Sampler.DDIM, schedule=SCHEDULES[Sampler.DDIM][0])
-    )
-    engine.tick()
-    waiting, requests, shown = list(specs), list[Request](), 0
-    while waiting or not all(request.is_done for request in requests):
-        if waiting:
-            requests.append(engine.submit(waiting.pop(0)))
-        with quiet():
-            engine.tick()
-            shown += sum(request.take_preview() is not None for request in requests)
-        meanwhile()
-        for request in requests:
-            assert not request.is_done or request.result(0).std() > 0
-    return shown
 
 
 WAITS: dict[str, Callable[[Any], Any]] = {

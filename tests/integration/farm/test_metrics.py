@@ -22,6 +22,7 @@ from shared.jobs.outbox import ENDINGS
 from shared.settings import Settings
 from shared.webhooks import endpoints
 from tests.support.factories import DEMO, params
+from tests.support.jobs import submit_many
 from tests.support.metrics import METRICS
 from worker.engine.pace import Pace
 from worker.metrics import WorkerMetrics
@@ -44,15 +45,9 @@ def values(text: str) -> dict[tuple[str, ...], float]:
     }
 
 
-def submit(db: Database, count: int) -> None:
-    with db.transaction() as session:
-        for _ in range(count):
-            lifecycle.submit(session, params(), max_attempts=3)
-
-
 @pytest.mark.usefixtures("announced")
 def test_the_load_of_the_farm_is_shown(http: TestClient, db: Database) -> None:
-    submit(db, 5)
+    submit_many(db, 5)
     cost = params().cost
     with db.transaction() as session:
         registry.beat(session, "gpu0@test", speed=cost / 100)

@@ -15,8 +15,10 @@ from shared.jobs import lifecycle
 from shared.jobs.lifecycle import MAX_RETRY_S
 from shared.settings import Settings
 from tests.support.factories import DEMO, params
+from tests.support.jobs import claimed, submit, submit_many
 
 COST = params().cost
+WORKER = "gpu0@test"
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +31,6 @@ def front(engines: Settings) -> Iterator[TestClient]:
 def client(front: TestClient, announced: str) -> TestClient:
     assert announced == DEMO
     return front
-
-
-def submit(db: Database, times: int = 1) -> list[str]:
-    with db.transaction() as session:
-        return [str(lifecycle.submit(session, params(), max_attempts=2).id) for _ in range(times)]
-
-
-def claim(db: Database, times: int) -> list[lifecycle.Claim | None]:
-    with db.transaction() as session:
-        return [lifecycle.claim_next(session, DEMO, "gpu0@test", lease_s=20) for _ in range(times)]
 
 
 def measured(db: Database, speed: float) -> None:
@@ -55,8 +47,9 @@ def test_an_idle_farm_has_an_empty_queue(client: TestClient) -> None:
 
 
 def test_depth_wait_and_backlog_follow_what_was_measured(client: TestClient, db: Database) -> None:
-    submit(db, 10)
-    claim(db, 4)
+    submit_many(db, 10)
+    for _ in range(4):
+        claimed(db, WORKER)
     measured(db, speed=COST / 2)  # two seconds a job
     (only,) = client.get("/v1/queue").json()["checkpoints"]
     assert (only["queued"], only["running"]) == (6, 4)
@@ -66,8 +59,9 @@ def test_depth_wait_and_backlog_follow_what_was_measured(client: TestClient, db:
 
 
 def test_a_queued_job_knows_its_place_and_a_running_one_its_end(client: TestClient, db: Database) -> None:
-    ids = submit(db, 8)
-    claim(db, 4)
+    ids = submit_many(db, 8)
+    for _ in range(4):
+        claimed(db, WORKER)
     measured(db, speed=COST)
     outlooks = [client.get(f"/v1/jobs/{job_id}").json()["outlook"] for job_id in ids]
     assert [one["position"] for one in outlooks] == [None] * 4 + [0, 1, 2, 3]
@@ -77,9 +71,8 @@ def test_a_queued_job_knows_its_place_and_a_running_one_its_end(client: TestClie
 
 
 def test_a_running_jobs_end_comes_nearer_with_every_step(client: TestClient, db: Database) -> None:
-    (job_id,) = submit(db)
-    (taken,) = claim(db, 1)
-    assert taken is not None
+    job_id = submit(db)
+    taken = claimed(db, WORKER)
     measured(db, speed=COST)
     with db.transaction() as session:
         lifecycle.heartbeat(session, [lifecycle.Beat(taken.job_id, taken.attempt, steps_done=3)], lease_s=20)
@@ -87,7 +80,7 @@ def test_a_running_jobs_end_comes_nearer_with_every_step(client: TestClient, db:
 
 
 def test_a_job_that_nobody_serves_says_so(client: TestClient, db: Database) -> None:
-    (job_id,) = submit(db)
+    job_id = submit(db)
     with db.transaction() as session:
         registry.retire(session, "gpu0@test")
     outlook = client.get(f"/v1/jobs/{job_id}").json()["outlook"]
@@ -100,7 +93,7 @@ def test_a_job_that_nobody_serves_says_so(client: TestClient, db: Database) -> N
 
 
 def test_a_draining_worker_is_not_counted_on(client: TestClient, db: Database) -> None:
-    (job_id,) = submit(db)
+    job_id = submit(db)
     measured(db, speed=COST)
     with db.transaction() as session:
         registry.drain(session, "gpu0@test", is_draining=True)
@@ -120,9 +113,8 @@ def test_a_draining_worker_is_not_counted_on(client: TestClient, db: Database) -
 
 
 def test_a_job_that_is_tried_again_later_says_so(client: TestClient, db: Database) -> None:
-    (job_id,) = submit(db)
-    (taken,) = claim(db, 1)
-    assert taken is not None
+    job_id = submit(db)
+    taken = claimed(db, WORKER)
     measured(db, speed=COST)
     with db.transaction() as session:
         lifecycle.fail(session, taken, OutOfMemory(), retry_s=600)
@@ -133,14 +125,15 @@ def test_a_job_that_is_tried_again_later_says_so(client: TestClient, db: Databas
 
 
 def test_a_job_that_has_ended_has_no_outlook(client: TestClient, db: Database) -> None:
-    (job_id,) = submit(db)
+    job_id = submit(db)
     client.post(f"/v1/jobs/{job_id}/cancel")
     assert client.get(f"/v1/jobs/{job_id}").json()["outlook"] is None
 
 
 def test_workers_are_listed_with_what_they_do(client: TestClient, db: Database) -> None:
-    submit(db, 3)
-    claim(db, 3)
+    submit_many(db, 3)
+    for _ in range(3):
+        claimed(db, WORKER)
     measured(db, speed=1000.0)
     (worker,) = client.get("/v1/workers").json()["workers"]
     assert (worker["id"], worker["checkpoint"], worker["slots"], worker["running"]) == ("gpu0@test", DEMO, 4, 3)
@@ -149,17 +142,14 @@ def test_workers_are_listed_with_what_they_do(client: TestClient, db: Database) 
 
 
 def test_the_last_hour_is_told_minute_by_minute(client: TestClient, db: Database) -> None:
-    submit(db, 5)
-    good, many, bad, old, _running = claim(db, 5)
+    submit_many(db, 5)
+    good, many, bad, old, _running = [claimed(db, WORKER) for _ in range(5)]
     with db.transaction() as session:
         for run in (good, many, old):
-            assert run is not None
             lifecycle.succeed(session, run, [])
-        assert bad is not None
         lifecycle.fail(session, bad, InvalidRequest("no"))
         now = session.execute(text("SELECT date_trunc('minute', now())")).scalar_one()
         for run, minutes_ago, images in ((good, 3, 1), (many, 3, 4), (bad, 59, 1), (old, 60, 1)):
-            assert run is not None
             ended = now - timedelta(minutes=minutes_ago) + timedelta(seconds=30)
             session.execute(
                 text(

@@ -24,33 +24,21 @@ from shared.jobs import fair_queue, lifecycle, removal, rescue
 from shared.jobs.lifecycle import Attempt, FinishedImage, NewJob
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
-from tests.integration.api.test_api import BODY, problem
-from tests.support.factories import DEMO, params
+from tests.support.answers import problem
+from tests.support.factories import BODY, DEMO, params, png
+from tests.support.jobs import claimed
 
 GRID = {"template": BODY, "grid": {"guidance_scale": [5.0, 9.0], "steps": [1, 2]}}
 
 
-def submit(client: TestClient, **changes: Any) -> str:
+def submit_batch(client: TestClient, **changes: Any) -> str:
     answer = client.post("/v1/batches", json={**GRID, **changes})
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
 
 
-def claim(db: Database) -> lifecycle.Claim:
-    with db.transaction() as session:
-        taken = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
-    assert taken is not None
-    return taken
-
-
-def png(color: str) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (64, 64), color).save(out, "PNG")
-    return out.getvalue()
-
-
 def succeed(db: Database, storage: Storage, color: str = "#ff0000") -> UUID:
-    taken = claim(db)
+    taken = claimed(db)
     key = image_key(taken.job_id, taken.attempt, 0)
     storage.put(key, png(color), content_type="image/png")
     image = FinishedImage(0, 1, key, "image/png", 64, 64, 1, "0" * 64)
@@ -105,20 +93,20 @@ def test_a_key_of_its_own_makes_a_repeated_batch_one(client: TestClient) -> None
 
 
 def test_a_thousand_jobs_go_in_one_transaction(client: TestClient, db: Database) -> None:
-    batch_id = submit(client, grid={"steps": [*range(1, 51)], "seed": [*range(20)]})
+    batch_id = submit_batch(client, grid={"steps": [*range(1, 51)], "seed": [*range(20)]})
     with db.transaction() as session:
         rows = session.scalars(select(JobRow).order_by(JobRow.batch_index)).all()
     assert len({row.created_at for row in rows}) == 1
     assert [row.batch_index for row in rows] == [*range(1000)]
     turns = [(row.virtual_start, row.virtual_finish) for row in rows]
     assert all(before[1] == pytest.approx(after[0]) for before, after in pairwise(turns))
-    assert claim(db).job_id == rows[0].id
+    assert claimed(db).job_id == rows[0].id
     canceled = client.post(f"/v1/batches/{batch_id}/cancel").json()
     assert (canceled["state"], canceled["counts"]["canceled"]) == ("finished", 1000)
 
 
 def test_it_finishes_with_its_last_job_however_that_ends(client: TestClient, db: Database, storage: Storage) -> None:
-    batch_id = submit(client)
+    batch_id = submit_batch(client)
     succeed(db, storage)
     with db.transaction() as session:
         assert lifecycle.fail(session, claim_in(session), RenderFailed("no")) is JobState.FAILED
@@ -144,8 +132,8 @@ def claim_in(session: Any) -> lifecycle.Claim:
 
 def test_two_last_jobs_that_end_at_once_end_it_once(client: TestClient, db: Database) -> None:
     for _ in range(5):
-        batch_id = submit(client, grid={"steps": [*range(1, 9)]})
-        claims = [claim(db) for _ in range(8)]
+        batch_id = submit_batch(client, grid={"steps": [*range(1, 9)]})
+        claims = [claimed(db) for _ in range(8)]
 
         def end(taken: Attempt) -> None:
             with db.transaction() as session:
@@ -158,7 +146,7 @@ def test_two_last_jobs_that_end_at_once_end_it_once(client: TestClient, db: Data
 
 
 def test_expired_jobs_end_it_too(client: TestClient, db: Database) -> None:
-    batch_id = submit(client, template={**BODY, "expires_in": 1})
+    batch_id = submit_batch(client, template={**BODY, "expires_in": 1})
     with db.transaction() as session:
         session.execute(update(JobRow).values(expires_at=func.now()))
     with db.transaction() as session:
@@ -168,9 +156,9 @@ def test_expired_jobs_end_it_too(client: TestClient, db: Database) -> None:
 
 
 def test_cancel_ends_what_has_not_ended(client: TestClient, db: Database, storage: Storage) -> None:
-    batch_id = submit(client)
+    batch_id = submit_batch(client)
     succeed(db, storage)
-    running = claim(db)
+    running = claimed(db)
     for _ in range(2):
         batch = client.post(f"/v1/batches/{batch_id}/cancel").json()
         assert (batch["state"], batch["counts"]["canceled"], batch["counts"]["succeeded"]) == ("finished", 3, 1)
@@ -183,7 +171,7 @@ def test_its_webhook_hears_of_the_end_once(engines: Settings, client: TestClient
     url = "http://127.0.0.1:9/hook"
     problem(client.post("/v1/batches", json={**GRID, "webhook": {"url": url}}), 422, "url_blocked")
     with TestClient(create_app(engines.model_copy(update={"allow_private_urls": True}))) as open_:
-        batch_id = submit(open_, webhook={"url": url})
+        batch_id = submit_batch(open_, webhook={"url": url})
     client.post(f"/v1/batches/{batch_id}/cancel")
     with db.transaction() as session:
         delivery = session.scalars(select(DeliveryRow)).one()
@@ -203,10 +191,10 @@ def test_a_job_cannot_ask_for_a_batchs_event(client: TestClient) -> None:
 
 def test_a_batch_takes_its_fair_place(client: TestClient, db: Database) -> None:
     """Another owner's job that comes after a batch goes second."""
-    submit(client)
+    submit_batch(client)
     with db.transaction() as session:
         other = lifecycle.submit_all(session, [NewJob(params=params(), max_attempts=1, owner="other")])[0].id
-    claims = [claim(db).job_id for _ in range(2)]
+    claims = [claimed(db).job_id for _ in range(2)]
     assert other in claims
 
 
@@ -226,12 +214,12 @@ def test_a_limited_keys_batch_is_parked_beyond_its_limit(db: Database) -> None:
 def test_a_queue_with_too_little_room_takes_none_of_it(engines: Settings, client: TestClient) -> None:
     with TestClient(create_app(engines.model_copy(update={"max_queued": 3}))) as small:
         problem(small.post("/v1/batches", json=GRID), 503, "queue_full")
-        assert submit(small, grid={"steps": [1, 2, 3]})
+        assert submit_batch(small, grid={"steps": [1, 2, 3]})
     assert len(client.get("/v1/batches").json()["batches"]) == 1
 
 
 def test_the_sheet_and_the_zip(client: TestClient, db: Database, storage: Storage) -> None:
-    batch_id = submit(client)
+    batch_id = submit_batch(client)
     problem(client.get(f"/v1/batches/{batch_id}/images.zip"), 409, "images_not_ready")
     colors = ["#ff0000", "#00ff00", "#0000ff"]
     done = [succeed(db, storage, color) for color in colors]
@@ -251,7 +239,7 @@ def test_the_sheet_and_the_zip(client: TestClient, db: Database, storage: Storag
 
 
 def test_what_is_removed_while_it_is_packed_is_left_out(client: TestClient, db: Database, storage: Storage) -> None:
-    batch_id = submit(client)
+    batch_id = submit_batch(client)
     first, second = succeed(db, storage), succeed(db, storage, "#00ff00")
     storage.delete(image_key(first, 1, 0))
     assert client.get(f"/v1/batches/{batch_id}/sheet").headers["content-type"] == "image/webp"
@@ -262,7 +250,7 @@ def test_what_is_removed_while_it_is_packed_is_left_out(client: TestClient, db: 
 
 
 def test_removed_jobs_are_told_and_an_empty_batch_goes(client: TestClient, db: Database) -> None:
-    batch_id = submit(client)
+    batch_id = submit_batch(client)
     client.post(f"/v1/batches/{batch_id}/cancel")
     with db.transaction() as session:
         rows = session.scalars(select(JobRow)).all()

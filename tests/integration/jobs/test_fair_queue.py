@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +14,8 @@ from shared.infra.db import Database
 from shared.infra.tables import JobRow
 from shared.jobs import fair_queue, lifecycle
 from shared.vocabulary.forecast import Reason
-from tests.support.factories import DEMO, params
+from tests.support.factories import DEMO
+from tests.support.jobs import claim, submit, submit_many
 
 EMPTY = "TRUNCATE jobs, images, keys, shares, clocks"
 
@@ -23,19 +23,6 @@ EMPTY = "TRUNCATE jobs, images, keys, shares, clocks"
 def key(db: Database, **limits: object) -> str:
     with db.transaction() as session:
         return keys.create(session, NewKey.model_validate({"name": "k", **limits}))[0].id
-
-
-def submit(db: Database, owner: str, times: int = 1, *, priority: int = 0, **changes: object) -> list[UUID]:
-    with db.transaction() as session:
-        return [
-            lifecycle.submit(session, params(**changes), max_attempts=2, owner=owner, priority=priority).id
-            for _ in range(times)
-        ]
-
-
-def claim(db: Database, *, oldest_level: bool = False) -> lifecycle.Claim | None:
-    with db.transaction() as session:
-        return lifecycle.claim_next(session, DEMO, "w", lease_s=20, oldest_level=oldest_level)
 
 
 def served(db: Database, times: int, *, finish: bool = True) -> list[JobRow]:
@@ -60,7 +47,7 @@ def test_shares_are_as_the_weights(db: Database) -> None:
     """Three backlogged keys with jobs of different sizes get cost in proportion to their weights, to within 5 %."""
     weights = {key(db, weight=weight): weight for weight in (1.0, 2.0, 4.0)}
     for owner, steps in zip(weights, (4, 8, 3), strict=True):
-        submit(db, owner, 100, steps=steps)
+        submit_many(db, 100, owner=owner, steps=steps)
     got: Counter[str] = Counter()
     for row in served(db, 120):
         got[row.owner] += row.cost
@@ -70,28 +57,28 @@ def test_shares_are_as_the_weights(db: Database) -> None:
 
 
 def test_a_deep_queue_delays_another_key_by_no_more_than_one_job(db: Database) -> None:
-    submit(db, "hog", 400)
+    submit_many(db, 400, owner="hog")
     served(db, 5)
-    submit(db, "guest", 2)
+    submit_many(db, 2, owner="guest")
     order = owners(served(db, 4))
     assert order[0] == "guest"
     assert order.count("guest") == 2
 
 
 def test_who_comes_back_has_saved_nothing(db: Database) -> None:
-    submit(db, "absent")
-    submit(db, "steady", 30)
+    submit(db, owner="absent")
+    submit_many(db, 30, owner="steady")
     served(db, 21)
-    submit(db, "absent", 10)
+    submit_many(db, 10, owner="absent")
     order = owners(served(db, 10))
     assert 4 <= order.count("absent") <= 6
 
 
 def test_who_used_the_idle_farm_is_not_punished(db: Database) -> None:
-    submit(db, "busy", 20)
+    submit_many(db, 20, owner="busy")
     served(db, 20)
-    submit(db, "busy", 10)
-    submit(db, "other", 10)
+    submit_many(db, 10, owner="busy")
+    submit_many(db, 10, owner="other")
     assert 4 <= owners(served(db, 10)).count("busy") <= 6
 
 
@@ -102,7 +89,7 @@ def test_whatever_comes_nobody_waits_behind_later_work(db: Database, acts: list[
     with db.transaction() as session:
         session.execute(text(EMPTY))
     for owner, steps, claims in acts:
-        submit(db, owner, steps=steps)
+        submit(db, owner=owner, steps=steps)
         if claims:
             served(db, 1)
     rest = served(db, len(acts))
@@ -115,9 +102,9 @@ def test_whatever_comes_nobody_waits_behind_later_work(db: Database, acts: list[
 
 
 def test_priority_goes_first_and_yet_the_lowest_moves(db: Database) -> None:
-    [low] = submit(db, "a", priority=-5)
-    [middle] = submit(db, "a")
-    high = submit(db, "b", 3, priority=5)
+    low = submit(db, owner="a", priority=-5)
+    middle = submit(db, owner="a")
+    high = submit_many(db, 3, owner="b", priority=5)
     first = claim(db)
     assert first is not None
     assert first.job_id == high[0]
@@ -129,36 +116,36 @@ def test_priority_goes_first_and_yet_the_lowest_moves(db: Database) -> None:
 
 def test_the_oldest_level_falls_back_when_it_cannot_run(db: Database) -> None:
     paused = key(db, paused=True)
-    submit(db, paused, priority=-5)
-    [able] = submit(db, "a")
+    submit(db, owner=paused, priority=-5)
+    able = submit(db, owner="a")
     taken = claim(db, oldest_level=True)
     assert taken is not None
     assert taken.job_id == able
 
 
 def test_what_is_handed_back_is_next(db: Database) -> None:
-    submit(db, "a", 3)
+    submit_many(db, 3, owner="a")
     taken = claim(db)
     assert taken is not None
-    submit(db, "b", 3)
+    submit_many(db, 3, owner="b")
     with db.transaction() as session:
         assert lifecycle.release(session, taken)
     assert served(db, 1)[0].id == taken.job_id
 
 
 def test_canceled_turns_cost_nothing(db: Database) -> None:
-    for job_id in submit(db, "fickle", 50):
+    for job_id in submit_many(db, 50, owner="fickle"):
         with db.transaction() as session:
             lifecycle.cancel(session, job_id)
-    submit(db, "other", 10)
-    submit(db, "fickle", 5)
+    submit_many(db, 10, owner="other")
+    submit_many(db, 5, owner="fickle")
     assert owners(served(db, 4)).count("fickle") == 2
 
 
 def test_a_running_limit_holds_and_others_pass(db: Database) -> None:
     limited = key(db, max_running=2)
-    submit(db, limited, 20)
-    submit(db, "other", 3)
+    submit_many(db, 20, owner=limited)
+    submit_many(db, 3, owner="other")
     order = owners(served(db, 9, finish=False))
     assert order.count(limited) == 2
     assert order.count("other") == 3
@@ -168,7 +155,7 @@ def test_a_running_limit_holds_and_others_pass(db: Database) -> None:
 
 def test_a_limited_key_gets_all_its_jobs_done_in_order(db: Database) -> None:
     limited = key(db, max_running=3)
-    submitted = submit(db, limited, 20)
+    submitted = submit_many(db, 20, owner=limited)
     with db.transaction() as session:
         parked = session.scalar(text("SELECT count(*) FROM jobs WHERE parked"))
     assert parked == 17
@@ -177,15 +164,15 @@ def test_a_limited_key_gets_all_its_jobs_done_in_order(db: Database) -> None:
 
 def test_urgent_work_of_a_limited_key_is_not_parked(db: Database) -> None:
     limited = key(db, max_running=1, max_priority=5)
-    submit(db, limited, 5)
-    [urgent] = submit(db, limited, priority=5)
+    submit_many(db, 5, owner=limited)
+    urgent = submit(db, owner=limited, priority=5)
     assert served(db, 1)[0].id == urgent
 
 
 def test_parked_jobs_move_up_where_canceled_ones_left_room(db: Database, announced: str) -> None:
     assert announced
     limited = key(db, max_running=2)
-    submitted = submit(db, limited, 5)
+    submitted = submit_many(db, 5, owner=limited)
     with db.transaction() as session:
         for job_id in submitted[:2]:
             lifecycle.cancel(session, job_id)
@@ -198,7 +185,7 @@ def test_parked_jobs_move_up_where_canceled_ones_left_room(db: Database, announc
 def test_lifting_a_limit_frees_what_it_parked(db: Database, announced: str) -> None:
     assert announced
     limited = key(db, max_running=1)
-    submit(db, limited, 5)
+    submit_many(db, 5, owner=limited)
     with db.transaction() as session:
         keys.change(session, limited, KeyLimits(max_running=None))
     with db.transaction() as session:
@@ -208,7 +195,7 @@ def test_lifting_a_limit_frees_what_it_parked(db: Database, announced: str) -> N
 
 def test_a_paused_keys_jobs_wait(db: Database) -> None:
     paused = key(db, paused=True)
-    submitted = submit(db, paused, 2)
+    submitted = submit_many(db, 2, owner=paused)
     assert claim(db) is None
     with db.transaction() as session:
         assert fair_queue.block_reason(session, paused) is Reason.PAUSED

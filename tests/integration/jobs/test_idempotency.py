@@ -12,13 +12,14 @@ from sqlalchemy import func, select, update
 from shared.infra.db import Database
 from shared.infra.tables import JobRow, PromiseRow
 from shared.jobs import idempotency
-from tests.integration.api.test_api import BODY, problem
+from tests.support.answers import post_job, problem
+from tests.support.factories import BODY
 
 CHOSEN = "6f1f0f5e-7f54-4a0b-9f0e-2f6d7c1f4b11"  # of version 4: not ordered by time
 
 
 def submit(client: TestClient, key: str, **changes: Any) -> Any:
-    return client.post("/v1/jobs", json={**BODY, **changes}, headers={"Idempotency-Key": key})
+    return post_job(client, headers={"Idempotency-Key": key}, **changes)
 
 
 def put(client: TestClient, job_id: str, **changes: Any) -> Any:

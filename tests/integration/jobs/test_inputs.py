@@ -15,17 +15,14 @@ from shared.infra.db import Database
 from shared.infra.storage import Storage
 from shared.infra.tables import InputRow
 from shared.jobs import inputs
-from tests.integration.api.test_api import BODY
-from tests.integration.jobs.test_batches import png
+from tests.support.answers import accepted
+from tests.support.factories import png
 from tests.support.waiting import LIMIT_S
 from worker.courier import maintenance
 
 
 def submit(client: TestClient, colour: str = "#ff0000", **more: Any) -> dict[str, Any]:
-    answer = client.post("/v1/jobs", json={**BODY, "init_image": base64.b64encode(png(colour)).decode(), **more})
-    assert answer.status_code == 202, answer.text
-    job: dict[str, Any] = answer.json()
-    return job
+    return accepted(client, init_image=base64.b64encode(png(colour)).decode(), **more)
 
 
 def remove(client: TestClient, job: dict[str, Any]) -> None:

@@ -16,29 +16,7 @@ from shared.jobs import lifecycle, rescue
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState
 from tests.support.factories import DEMO, params
-
-LEASE_S = 20.0
-
-
-def submit(db: Database, **changes: object) -> UUID:
-    with db.transaction() as session:
-        return lifecycle.submit(session, params(**changes), max_attempts=2).id
-
-
-def claim(db: Database, worker: str = "w") -> lifecycle.Claim | None:
-    with db.transaction() as session:
-        return lifecycle.claim_next(session, DEMO, worker, lease_s=LEASE_S)
-
-
-def claimed(db: Database) -> lifecycle.Claim:
-    taken = claim(db)
-    assert taken is not None
-    return taken
-
-
-def row(db: Database, job_id: UUID) -> JobRow:
-    with db.transaction() as session:
-        return lifecycle.get(session, job_id)
+from tests.support.jobs import LEASE_S, claim, claimed, row, submit
 
 
 def expire_leases(db: Database) -> None:

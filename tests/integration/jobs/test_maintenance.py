@@ -12,20 +12,15 @@ from shared.infra.db import Database
 from shared.infra.tables import CanaryRow, JobRow, PromiseRow, WorkerRow
 from shared.jobs import idempotency, lifecycle
 from shared.vocabulary.states import JobState
-from tests.support.factories import DEMO, params
+from tests.support.factories import DEMO
+from tests.support.jobs import submit, submit_many
 from worker.courier import maintenance
 from worker.health import canaries
 from worker.health.canaries import CanaryResult
 
 
-def submit(db: Database, count: int = 1) -> None:
-    with db.transaction() as session:
-        for _ in range(count):
-            lifecycle.submit(session, params(), max_attempts=3)
-
-
 def test_lost_doorbells_ring_again_and_only_the_lost(db: Database, redis: Redis, celery: Celery) -> None:
-    submit(db, 5)
+    submit_many(db, 5)
     broker.ring(celery, DEMO, 2)
     assert maintenance.reconcile(db, redis, celery) == 3
     assert broker.waiting_doorbells(redis, DEMO) == 5
@@ -33,7 +28,7 @@ def test_lost_doorbells_ring_again_and_only_the_lost(db: Database, redis: Redis,
 
 
 def test_a_wiped_redis_is_rung_back(db: Database, redis: Redis, celery: Celery) -> None:
-    submit(db, 3)
+    submit_many(db, 3)
     broker.ring(celery, DEMO, 3)
     redis.flushall()
     assert maintenance.reconcile(db, redis, celery) == 3
@@ -67,9 +62,9 @@ def test_only_workers_that_fell_silent_long_ago_are_forgotten(db: Database, redi
 
 
 def test_only_idempotency_keys_that_have_run_out_are_forgotten(db: Database) -> None:
+    job_id = submit(db)
     with db.transaction() as session:
         for name in ("fresh", "old"):
-            job_id = lifecycle.submit(session, params(), max_attempts=3).id
             session.add(PromiseRow(owner="anonymous", key=name, digest="", job_id=job_id))
         session.flush()
         long_ago = func.now() - timedelta(seconds=idempotency.KEPT_S + 1)

@@ -15,18 +15,8 @@ from shared.infra.db import Database
 from shared.infra.tables import DeliveryRow, EndpointRow, EventRow, JobRow
 from shared.jobs import lifecycle, outbox, rescue
 from shared.jobs.outbox import EventType, Position
-from tests.support.factories import DEMO, params
-
-
-def submit(db: Database, owner: str = "anonymous", **changes: Any) -> UUID:
-    with db.transaction() as session:
-        return lifecycle.submit(session, params(**changes), max_attempts=2, owner=owner).id
-
-
-def claim(session: Session) -> lifecycle.Claim:
-    claimed = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
-    assert claimed is not None
-    return claimed
+from tests.support.factories import params
+from tests.support.jobs import claimed_in, submit
 
 
 def told(db: Database) -> list[str]:
@@ -70,7 +60,7 @@ def test_every_act_tells_what_it_did(
 ) -> None:
     submit(db)
     with db.transaction() as session:
-        run = claim(session)
+        run = claimed_in(session)
     with db.transaction() as session:
         act(session, run)
     assert told(db) == ["job.started", *types]
@@ -87,7 +77,7 @@ def test_an_event_is_as_durable_as_its_change(db: Database) -> None:
 def test_a_zombie_tells_nothing(db: Database) -> None:
     submit(db)
     with db.transaction() as session:
-        run = claim(session)
+        run = claimed_in(session)
     with db.transaction() as session:
         assert not lifecycle.succeed(session, lifecycle.Attempt(run.job_id, run.attempt + 1), [])
     assert told(db) == ["job.started"]
@@ -147,7 +137,7 @@ def test_nobody_listening_writes_no_delivery_and_no_body(db: Database) -> None:
     listen(db, EventType.SUCCEEDED, owner="someone else")
     submit(db)
     with db.transaction() as session:
-        assert lifecycle.succeed(session, claim(session), [])
+        assert lifecycle.succeed(session, claimed_in(session), [])
     assert deliveries(db) == []
     with db.transaction() as session:
         assert set(session.scalars(select(EventRow.body))) == {None}
@@ -159,7 +149,7 @@ def test_each_listener_gets_one_delivery_with_the_job_as_it_was(db: Database) ->
     with db.transaction() as session:
         lifecycle.submit(session, params(), max_attempts=1, endpoint_id=named)
     with db.transaction() as session:
-        run = claim(session)
+        run = claimed_in(session)
     image = lifecycle.FinishedImage(0, 1, "k", "image/png", 64, 64, 9, "ab")
     with db.transaction() as session:
         assert lifecycle.succeed(session, run, [image])
@@ -195,7 +185,7 @@ def test_long_prompts_are_cut_to_what_a_webhook_may_carry(db: Database) -> None:
 def test_progress_is_told_to_who_asked_and_not_too_often(db: Database) -> None:
     submit(db)
     with db.transaction() as session:
-        run = claim(session)
+        run = claimed_in(session)
 
     def progress(steps: int, every_s: float) -> int:
         with db.transaction() as session:

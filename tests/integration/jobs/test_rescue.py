@@ -16,31 +16,9 @@ from shared.infra.db import Database
 from shared.infra.tables import JobRow
 from shared.jobs import lifecycle, rescue
 from shared.vocabulary.states import JobState
-from tests.support.factories import DEMO, params
+from tests.support.factories import DEMO
+from tests.support.jobs import LEASE_S, claim, claimed, row, submit
 from worker.courier import maintenance
-
-LEASE_S = 20.0
-
-
-def submit(db: Database, *, max_attempts: int = 3, **limits: float) -> UUID:
-    with db.transaction() as session:
-        return lifecycle.submit(session, params(), max_attempts=max_attempts, **limits).id
-
-
-def claim(db: Database, worker: str = "w") -> lifecycle.Claim | None:
-    with db.transaction() as session:
-        return lifecycle.claim_next(session, DEMO, worker, lease_s=LEASE_S)
-
-
-def claimed(db: Database, worker: str = "w") -> lifecycle.Claim:
-    taken = claim(db, worker)
-    assert taken is not None
-    return taken
-
-
-def row(db: Database, job_id: UUID) -> JobRow:
-    with db.transaction() as session:
-        return lifecycle.get(session, job_id)
 
 
 def age(db: Database, by_s: float, *columns: str, where: ColumnElement[bool] | None = None) -> None:

@@ -23,8 +23,9 @@ from shared.jobs import lifecycle, removal
 from shared.jobs.lifecycle import FinishedImage
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
-from tests.integration.api.test_api import problem
-from tests.support.factories import DEMO, params
+from tests.support.answers import problem
+from tests.support.factories import DEMO
+from tests.support.jobs import claimed, submit
 from tests.support.workshop import serving
 from worker.courier import maintenance
 
@@ -47,18 +48,6 @@ def storage(settings: Settings) -> Storage:
     return Storage(settings)
 
 
-def submit(db: Database, **changes: object) -> UUID:
-    with db.transaction() as session:
-        return lifecycle.submit(session, params(), max_attempts=2, **changes).id
-
-
-def claim(db: Database) -> lifecycle.Claim:
-    with db.transaction() as session:
-        taken = lifecycle.claim_next(session, DEMO, "w", lease_s=20)
-    assert taken is not None
-    return taken
-
-
 def put(storage: Storage, run: lifecycle.Attempt) -> str:
     key = image_key(run.job_id, run.attempt, 0)
     storage.put(key, b"picture", content_type="image/png")
@@ -67,7 +56,7 @@ def put(storage: Storage, run: lifecycle.Attempt) -> str:
 
 def succeeded(db: Database, storage: Storage) -> UUID:
     job_id = submit(db)
-    taken = claim(db)
+    taken = claimed(db)
     image = FinishedImage(0, 7, put(storage, taken), "image/png", 64, 64, 7, "0" * 64)
     with db.transaction() as session:
         assert lifecycle.succeed(session, taken, [image])
@@ -173,7 +162,7 @@ def test_a_picture_asked_for_while_its_job_is_deleted_is_gone(
 def test_a_job_that_may_still_be_rendered_is_not_deleted(client: TestClient, db: Database) -> None:
     job_id = submit(db)
     problem(client.delete(f"/v1/jobs/{job_id}"), 409, "job_not_final")
-    claim(db)
+    claimed(db)
     problem(client.delete(f"/v1/jobs/{job_id}"), 409, "job_not_final")
 
 
@@ -203,10 +192,10 @@ def test_several_couriers_may_remove_at_once(db: Database, storage: Storage) -> 
 
 def test_objects_of_attempts_that_came_to_nothing_are_swept(db: Database, storage: Storage) -> None:
     submit(db)
-    lost = claim(db)
+    lost = claimed(db)
     with db.transaction() as session:
         assert lifecycle.release(session, lost)
-    kept = claim(db)
+    kept = claimed(db)
     keys = put(storage, lost), put(storage, kept)
     with db.transaction() as session:
         assert lifecycle.succeed(session, kept, [FinishedImage(0, 7, keys[1], "image/png", 64, 64, 7, "0" * 64)])
@@ -220,7 +209,7 @@ def test_objects_of_attempts_that_came_to_nothing_are_swept(db: Database, storag
 def test_what_a_stale_attempt_writes_after_the_sweep_is_found(db: Database, storage: Storage) -> None:
     done, removed, foreign = succeeded(db, storage), failed(db), uuid.uuid4()
     waiting = submit(db)
-    claim(db)
+    claimed(db)
     with db.transaction() as session:
         removal.remove(session, [lifecycle.get(session, removed)])
     late = [image_key(done, 2, 0), image_key(removed, 1, 0), snapshot_key(done, 1), snapshot_key(removed, 3)]

@@ -15,8 +15,8 @@ from shared.infra.storage import Storage, upload_key
 from shared.infra.tables import UploadRow
 from shared.jobs import uploads
 from shared.settings import Settings
-from tests.integration.api.test_api import BODY, problem
-from tests.integration.jobs.test_batches import png
+from tests.support.answers import post_job, problem
+from tests.support.factories import BODY, png
 from worker.courier import maintenance
 
 PICTURE = png("#ff0000")
@@ -37,13 +37,9 @@ def brought(client: TestClient, data: bytes = PICTURE) -> str:
     return str(upload["id"])
 
 
-def submit(client: TestClient, picture: str, **more: Any) -> Any:
-    return client.post("/v1/jobs", json={**BODY, "init_image": picture, **more})
-
-
 def test_an_upload_is_named_in_as_many_jobs_as_wanted(client: TestClient, storage: Storage) -> None:
     upload_id = brought(client)
-    made = [submit(client, upload_id, mask_image=upload_id).json() for _ in range(2)]
+    made = [post_job(client, init_image=upload_id, mask_image=upload_id).json() for _ in range(2)]
     assert {job["params"]["init_image"] for job in made} == {made[0]["params"]["init_image"]}
     assert made[0]["params"]["init_image"].startswith("inputs/")
     assert storage.get(made[0]["params"]["init_image"]).startswith(b"\x89PNG")
@@ -59,24 +55,24 @@ def test_a_batch_receives_it_once(client: TestClient) -> None:
 def test_the_storage_takes_what_was_announced_and_no_more(client: TestClient) -> None:
     upload = announce(client, 10)
     assert httpx.put(upload["upload_url"], content=b"x" * 11, timeout=60).status_code == 403
-    problem(submit(client, upload["id"]), 422, "invalid_request")
+    problem(post_job(client, init_image=upload["id"]), 422, "invalid_request")
 
 
 def test_what_has_not_come_yet_is_told(client: TestClient) -> None:
-    told = problem(submit(client, announce(client)["id"]), 422, "invalid_request")
+    told = problem(post_job(client, init_image=announce(client)["id"]), 422, "invalid_request")
     assert "PUT it to its upload_url" in told["detail"]
 
 
 def test_what_is_no_picture_is_refused(client: TestClient) -> None:
-    problem(submit(client, brought(client, b"not a picture")), 422, "bad_picture")
+    problem(post_job(client, init_image=brought(client, b"not a picture")), 422, "bad_picture")
 
 
 def test_unknown_ids_and_those_past_their_time(client: TestClient, db: Database, storage: Storage) -> None:
-    problem(submit(client, "6f1f0f5e-7f54-4a0b-9f0e-2f6d7c1f4b11"), 404, "upload_not_found")
+    problem(post_job(client, init_image="6f1f0f5e-7f54-4a0b-9f0e-2f6d7c1f4b11"), 404, "upload_not_found")
     upload_id = brought(client)
     with db.transaction() as session:
         session.execute(update(UploadRow).values(created_at=UploadRow.created_at - uploads.KEPT - timedelta(seconds=1)))
-    problem(submit(client, upload_id), 404, "upload_not_found")
+    problem(post_job(client, init_image=upload_id), 404, "upload_not_found")
     assert maintenance.sweep_uploads(db, storage) == 1
     with pytest.raises(ObjectMissing):
         storage.get(upload_key(upload_id))  # type: ignore[arg-type]
@@ -91,7 +87,7 @@ def test_where_clients_cannot_reach_the_storage_the_api_takes_it(engines: Settin
         assert upload["upload_url"] == f"/v1/uploads/{upload['id']}/content"
         problem(proxied.put(upload["upload_url"], content=PICTURE + b"more"), 422, "invalid_request")
         assert proxied.put(upload["upload_url"], content=PICTURE).status_code == 204
-        assert submit(proxied, upload["id"]).status_code == 202
+        assert post_job(proxied, init_image=upload["id"]).status_code == 202
 
 
 @pytest.mark.parametrize("size_bytes", [0, -1, 1.5, "10", None, 10**12])

@@ -19,10 +19,11 @@ from shared.infra.outbound_http import OutboundHttp
 from shared.infra.tables import DeliveryRow, EndpointRow
 from shared.settings import Settings
 from shared.webhooks.endpoints import MAX_REGISTERED
+from tests.support.answers import problem
+from tests.support.factories import BODY
 from tests.support.receiver import Receiver, receiving
 from worker.courier.webhooks import Courier
 
-BODY = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 4}
 ENDINGS = ["job.succeeded", "job.failed", "job.canceled", "job.expired"]
 
 
@@ -48,11 +49,6 @@ def client(front: TestClient, announced: str, redis: Redis) -> TestClient:
 def receiver() -> Iterator[Receiver]:
     with receiving() as opened:
         yield opened
-
-
-def problem(response: Any, status: int, code: str) -> str:
-    assert (response.status_code, response.json()["code"]) == (status, code), response.text
-    return str(response.json()["detail"])
 
 
 def register(client: TestClient, url: str, **more: Any) -> dict[str, Any]:
@@ -107,7 +103,7 @@ def test_an_endpoint_is_registered_shown_changed_and_deleted(client: TestClient)
     ],
 )
 def test_what_no_endpoint_can_be(client: TestClient, body: dict[str, Any], code: str) -> None:
-    detail = problem(client.post("/v1/webhooks/endpoints", json=body), 422, code)
+    detail = problem(client.post("/v1/webhooks/endpoints", json=body), 422, code)["detail"]
     assert "hunter2" not in detail
     if "url" in body and "color" not in body:
         problem(client.post("/v1/jobs", json={**BODY, "webhook": body}), 422, code)
@@ -118,7 +114,7 @@ def test_loopback_is_no_endpoint_unless_allowed(engines: Settings, announced: st
     assert announced
     with TestClient(create_app(engines)) as strict:
         refused = strict.post("/v1/webhooks/endpoints", json={"url": "http://127.0.0.1/"})
-        assert "FARM_ALLOW_PRIVATE_URLS" in problem(refused, 422, "url_blocked")
+        assert "FARM_ALLOW_PRIVATE_URLS" in problem(refused, 422, "url_blocked")["detail"]
 
 
 def test_no_owner_has_more_endpoints_than_its_jobs_can_bear(client: TestClient) -> None:

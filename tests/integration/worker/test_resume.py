@@ -20,7 +20,8 @@ from shared.vocabulary.params import GenerationParams, Hires, Upscaler
 from shared.vocabulary.samplers import Sampler, Schedule
 from shared.vocabulary.states import JobState
 from tests.support import studio
-from tests.support.factories import DEMO, params
+from tests.support.factories import DEMO
+from tests.support.jobs import row, submit
 from tests.support.studio import DemoEngine
 from tests.support.waiting import LIMIT_S
 from worker.courier import maintenance
@@ -91,8 +92,7 @@ class Worker:
         return slot
 
     def row(self, job_id: UUID) -> JobRow:
-        with self.db.transaction() as session:
-            return lifecycle.get(session, job_id)
+        return row(self.db, job_id)
 
     @contextmanager
     def held_at(self, steps: int) -> Iterator[Thread]:
@@ -124,9 +124,8 @@ Parts = tuple[Settings, Database, Redis, Celery]
 Engines = tuple[DemoEngine, DemoEngine]
 
 
-def submit(db: Database, **changes: object) -> UUID:
-    with db.transaction() as session:
-        return lifecycle.submit(session, params(**{**LONG, **changes}), max_attempts=3).id
+def submit_long(db: Database, **changes: object) -> UUID:
+    return submit(db, max_attempts=3, **{**LONG, **changes})
 
 
 def digests(row: JobRow) -> list[str]:
@@ -135,7 +134,7 @@ def digests(row: JobRow) -> list[str]:
 
 
 def undisturbed(worker: Worker, **changes: object) -> list[str]:
-    job_id = submit(worker.db, **changes)
+    job_id = submit_long(worker.db, **changes)
     worker.renderer.answer()
     return digests(worker.row(job_id))
 
@@ -143,7 +142,7 @@ def undisturbed(worker: Worker, **changes: object) -> list[str]:
 def test_a_drained_job_goes_on_elsewhere_and_ends_the_same(parts: Parts, pair: Engines) -> None:
     one, other = (Worker(name, engine, *parts) for name, engine in zip("ab", pair, strict=True))
     expected = undisturbed(other, hires=HIRES)
-    job_id = submit(one.db, hires=HIRES)
+    job_id = submit_long(one.db, hires=HIRES)
     back = one.drain_at(job_id, 12)
     assert (back.state, back.snapshot_attempt) == (JobState.QUEUED, 1)
     other.renderer.answer()
@@ -163,7 +162,7 @@ def test_a_job_goes_on_in_a_release_that_knows_a_parameter_more(
     parts: Parts, pair: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = (Worker(name, engine, *parts) for name, engine in zip("ab", pair, strict=True))
-    job_id = submit(one.db)
+    job_id = submit_long(one.db)
     one.drain_at(job_id, 12)
     monkeypatch.setattr(lifecycle, "GenerationParams", Later)
     other.renderer.answer()
@@ -176,7 +175,7 @@ def test_images_that_were_done_are_not_denoised_again(parts: Parts, pair: Engine
     one, other = (Worker(name, engine, *parts) for name, engine in zip("ab", pair, strict=True))
     expected = undisturbed(other, num_images=3, steps=16)
     before = sum(engine.pace.image_steps for engine in pair)
-    job_id = submit(one.db, num_images=3, steps=16)
+    job_id = submit_long(one.db, num_images=3, steps=16)
     assert one.drain_at(job_id, 36).state == JobState.QUEUED  # of 48, two images a call: the first two are done
     other.renderer.answer()
     done = other.row(job_id)
@@ -192,7 +191,7 @@ def test_a_lost_workers_job_goes_on_from_what_it_kept_meanwhile(parts: Parts, pa
     often = settings.model_copy(update={"snapshot_seconds": 0.001})
     one, other = (Worker(name, engine, often, *rest) for name, engine in zip("ab", pair, strict=True))
     expected = undisturbed(other)
-    job_id = submit(one.db)
+    job_id = submit_long(one.db)
     with one.held_at(8) as slot:
         while not storage.keys(snapshot_key(job_id, 1)):  # the row is written first
             pass
@@ -207,7 +206,7 @@ def test_a_lost_workers_job_goes_on_from_what_it_kept_meanwhile(parts: Parts, pa
 
 
 def test_a_stale_attempt_does_not_touch_a_newer_ones_snapshot(db: Database) -> None:
-    job_id = submit(db)
+    job_id = submit_long(db)
     with db.transaction() as session:
         old = lifecycle.claim_next(session, DEMO, "a", lease_s=20)
     assert old is not None
@@ -230,7 +229,7 @@ def test_what_cannot_be_trusted_is_rendered_anew(fault: str, parts: Parts, pair:
     one = Worker("a", pair[0], *parts)
     other = Worker("b", pair[1], *parts, weights="others" if fault == "other checkpoint" else "the same")
     expected = undisturbed(other, steps=10)
-    job_id = submit(one.db, steps=10)
+    job_id = submit_long(one.db, steps=10)
     one.drain_at(job_id, 2)
     key = snapshot_key(job_id, 1)
     data = storage.get(key)
@@ -241,7 +240,7 @@ def test_what_cannot_be_trusted_is_rendered_anew(fault: str, parts: Parts, pair:
     elif fault == "gone":
         storage.delete(key)
     elif fault == "other job":
-        foreign = submit(one.db, steps=10)
+        foreign = submit_long(one.db, steps=10)
         with one.db.transaction() as session:  # out of the way, so that the other one is next
             lifecycle.cancel(session, job_id)
         one.drain_at(foreign, 2)
@@ -259,7 +258,7 @@ def test_a_storage_that_is_away_costs_the_snapshot_and_not_the_job(parts: Parts,
     away = Storage(often.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1"}), tries=1)
     one, other = (Worker(name, engine, often, *rest, shelf=away) for name, engine in zip("ab", pair, strict=True))
     expected = undisturbed(other, steps=10)
-    job_id = submit(one.db, steps=10)
+    job_id = submit_long(one.db, steps=10)
     assert one.drain_at(job_id, 2).state == JobState.QUEUED
     other.renderer.answer()
     done = other.row(job_id)
@@ -269,7 +268,7 @@ def test_a_storage_that_is_away_costs_the_snapshot_and_not_the_job(parts: Parts,
 
 def test_what_was_kept_is_swept_after_the_end(parts: Parts, pair: Engines, storage: Storage) -> None:
     one = Worker("a", pair[0], *parts)
-    job_id = submit(one.db, steps=10)
+    job_id = submit_long(one.db, steps=10)
     one.drain_at(job_id, 2)
     storage.get(snapshot_key(job_id, 1))
     assert maintenance.sweep_snapshots(one.db, storage) == 0  # it has not ended
