@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared.infra import dependencies
+from shared.infra.collector import without_full_collections
 from shared.infra.logs import configure_logging
 from shared.settings import load
 
@@ -115,7 +116,10 @@ def main() -> None:
     settings = load()
     configure_logging(settings)
     dependencies.check(settings)
-    uvicorn.Server(config(arguments.host, arguments.port)).run()
+    serving = config(arguments.host, arguments.port)
+    with without_full_collections():
+        serving.load()
+    uvicorn.Server(serving).run()
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from deploy.standalone.farm import engines_only
 from shared import migrations
 from shared.fleet import registry
 from shared.infra import broker
+from shared.infra.collector import without_full_collections
 from shared.infra.db import Database
 from shared.infra.storage import Storage
 from shared.infra.tables import Base
 from shared.settings import Settings
 from tests.support import buckets, ordering
 from tests.support.factories import DEMO
-from worker.startup import without_full_collections
 
 TEMPORARY = "PYTEST_DEBUG_TEMPROOT"  # where pytest makes its folder
 

@@ -17,6 +17,7 @@ from shared.errors import BadCheckpoint, FarmError, StorageUnavailable, WorkerUn
 from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile
 from shared.infra import broker, events
+from shared.infra.collector import without_full_collections
 from shared.infra.db import Database
 from shared.infra.events import Listener
 from shared.infra.storage import Storage
@@ -40,7 +41,6 @@ from worker.slots.leases import Leases
 from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
-from worker.startup import without_full_collections
 from worker.weights_announcer import RESCAN_S, WeightsAnnouncer
 
 WATCH_S = 1.0
