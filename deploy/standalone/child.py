@@ -22,7 +22,9 @@ from deploy.standalone.leftovers import FarmProcess
 from deploy.standalone.program import ROOT, Program
 
 ROTATE_AT_BYTES = 10_000_000
-PROBE_S = 0.05
+PROBE_S, MAX_PROBE_S = 0.05, 1.0
+# Of the time that a start has taken so far: most probes are requests, and one of ten seconds need not answer two hundred.
+PROBE_SHARE = 0.05
 TAIL_LINES = 5
 TAIL_BYTES = 4096
 
@@ -145,13 +147,14 @@ class Child:
         return None
 
     def _until_ready(self) -> bool:
-        """Probe until the program is ready; False if it dies or is stopped first."""
-        process, program = self._process, self.program
+        """Probe until the program is ready; False when it died or is stopped first."""
+        process, program, began = self._process, self.program, time.monotonic()
         while process is not None and not program.once and process.poll() is None and not self._stopping.is_set():
             if program.ready():
                 self._on_event(Event("ready", program.name, f"{program.name} ready"))
                 return True
-            self._stopping.wait(PROBE_S)
+            taken_s = time.monotonic() - began
+            self._stopping.wait(min(max(PROBE_S, PROBE_SHARE * taken_s), MAX_PROBE_S))
         return False
 
     def _until_dead(self) -> str:
