@@ -33,6 +33,8 @@ def celery_app(settings: Settings) -> Celery:
     app = Celery("farm", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
         broker_transport="shared.infra.kombu_transport:Transport",
+        # Celery's default would fork: a worker's parts are open in the process that it was started as, and nowhere else.
+        worker_pool="threads",
         task_acks_late=True,
         task_ignore_result=True,
         task_create_missing_queues=True,

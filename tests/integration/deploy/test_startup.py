@@ -18,9 +18,12 @@ from shared.errors import NoBucket, StorageRefused, StorageUnavailable
 from shared.fleet import registry
 from shared.infra.db import Database
 from shared.infra.storage import Storage
+from shared.jobs import lifecycle
 from shared.settings import Settings
+from shared.vocabulary.states import JobState
 from tests.chaos import sketch
 from tests.support import parts, studio
+from tests.support.factories import DEMO, params
 from tests.support.servers import Handler, Server
 from tests.support.waiting import LIMIT_S, until
 
@@ -70,6 +73,21 @@ def test_a_port_that_is_taken_ends_a_process(process: tuple[str, ...], db: Datab
     assert "Traceback" not in said
     with db.transaction() as session:
         assert not registry.workers(session, silent_after_s=60)
+
+
+@pytest.mark.usefixtures("settings", "redis")
+def test_a_courier_works_whatever_pool_celery_would_choose(db: Database, tmp_path: Path) -> None:
+    """A pool of forked processes would answer each tick where no courier was opened, and do nothing."""
+    with db.transaction() as session:
+        job_id = lifecycle.submit(session, params(), max_attempts=3).id
+        assert lifecycle.claim_next(session, DEMO, "lost@here", lease_s=0)
+
+    def state() -> str:
+        with db.transaction() as session:
+            return lifecycle.get(session, job_id).state
+
+    with parts.running((*CELERY, "worker.cpu", "worker", "-n", "courier@here", "--beat"), tmp_path):
+        assert until(lambda: state() == JobState.QUEUED)
 
 
 @pytest.mark.parametrize("process", [(*parts.API, "0"), parts.COURIER], ids=["api", "courier"])
