@@ -97,61 +97,60 @@ class GpuWorker:
             os._exit(self.exit_status)
 
 
-def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int) -> GpuWorker:
-    """Load the checkpoint, start the engine and announce the worker. On an error, what was opened is closed again.
+def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, opened: ExitStack) -> GpuWorker:
+    """Load the checkpoint, start the engine and announce the worker. On an error, `opened` holds what the caller must close.
 
     Raises `WorkerUnfit` for a worker that fails its examination, after it was announced as unfit.
     """
-    with ExitStack() as opened:
-        file = chosen_checkpoint(settings)
-        db = Database(settings, pool_size=slots + 2)
-        opened.callback(db.close)
-        redis = broker.connect(settings)
-        opened.callback(redis.close)
-        attempts = Attempts(db, redis, celery, settings, checkpoint=file.name, worker_id=worker_id)
-        attempts.take_over()  # before the checkpoint is loaded: others may be idle
-        storage = _open_storage(settings)
-        bundle = _load_device(settings, file)
-        engine = bundle.engine
-        _start(opened, engine)
+    file = chosen_checkpoint(settings)
+    db = Database(settings, pool_size=slots + 2)
+    opened.callback(db.close)
+    redis = broker.connect(settings)
+    opened.callback(redis.close)
+    attempts = Attempts(db, redis, celery, settings, checkpoint=file.name, worker_id=worker_id)
+    attempts.take_over()  # before the checkpoint is loaded: others may be idle
+    storage = _open_storage(settings)
+    bundle = _load_device(settings, file)
+    engine = bundle.engine
+    _start(opened, engine)
 
-        claim_gate = ClaimGate()
-        departure = Departure(claim_gate)
-        gpu = monitor(bundle.gpu_uuid) if bundle.gpu_uuid else None
-        leases = _leases(db, redis, settings, worker_id, engine, departure, gpu)
-        registration = Registration(db, worker_id, file, bundle.sha256, bundle.device_name, slots)
-        fitness = _examined(opened, settings, bundle, registration, partial(_condemn, departure, leases, registration))
-        claim_gate.pause(True)  # until the first beat has told whether to work
-        _start(opened, leases)
-        _watch(opened, settings, engine, leases, departure)
-        if gpu:
-            _watch_gpu(opened, settings, gpu, fitness)
-        meters = WorkerMetrics(file.name, pace=lambda: engine.pace, running=leases.running, memory=bundle.memory)
-        _start(opened, Listener(redis, leases.hear))
-        renderer = Renderer(
-            attempts,
-            GuardedEngine(engine, Snapshots(db, settings, weights=bundle.sha256 or ""), fitness),
-            ImageStore(storage, settings, safety=bundle.safety, checkpoint_sha256=bundle.sha256),
-            leases,
-            claim_gate,
-            ended=meters.ended,
-        )
-        if settings.metrics_port:
-            opened.callback(meters.board.serve(settings.metrics_port))
-        _announce(opened, registration)
-        previews = PreviewPublisher(redis, leases.running)
-        _refresh(opened, settings, bundle, fitness, WeightsAnnouncer(db, bundle.shelves), previews)
-        return GpuWorker(
-            renderer=renderer,
-            attempts=attempts,
-            leases=leases,
-            engine=engine,
-            registration=registration,
-            departure=departure,
-            drain_s=settings.drain_seconds,
-            is_compiling=bundle.is_compiling,
-            opened=opened.pop_all(),
-        )
+    claim_gate = ClaimGate()
+    departure = Departure(claim_gate)
+    gpu = monitor(bundle.gpu_uuid) if bundle.gpu_uuid else None
+    leases = _leases(db, redis, settings, worker_id, engine, departure, gpu)
+    registration = Registration(db, worker_id, file, bundle.sha256, bundle.device_name, slots)
+    fitness = _examined(opened, settings, bundle, registration, partial(_condemn, departure, leases, registration))
+    claim_gate.pause(True)  # until the first beat has told whether to work
+    _start(opened, leases)
+    _watch(opened, settings, engine, leases, departure)
+    if gpu:
+        _watch_gpu(opened, settings, gpu, fitness)
+    meters = WorkerMetrics(file.name, pace=lambda: engine.pace, running=leases.running, memory=bundle.memory)
+    _start(opened, Listener(redis, leases.hear))
+    renderer = Renderer(
+        attempts,
+        GuardedEngine(engine, Snapshots(db, settings, weights=bundle.sha256 or ""), fitness),
+        ImageStore(storage, settings, safety=bundle.safety, checkpoint_sha256=bundle.sha256),
+        leases,
+        claim_gate,
+        ended=meters.ended,
+    )
+    if settings.metrics_port:
+        opened.callback(meters.board.serve(settings.metrics_port))
+    _announce(opened, registration)
+    previews = PreviewPublisher(redis, leases.running)
+    _refresh(opened, settings, bundle, fitness, WeightsAnnouncer(db, bundle.shelves), previews)
+    return GpuWorker(
+        renderer=renderer,
+        attempts=attempts,
+        leases=leases,
+        engine=engine,
+        registration=registration,
+        departure=departure,
+        drain_s=settings.drain_seconds,
+        is_compiling=bundle.is_compiling,
+        opened=opened.pop_all(),
+    )
 
 
 def chosen_checkpoint(settings: Settings) -> CheckpointFile:

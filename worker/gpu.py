@@ -5,6 +5,7 @@ Loads one checkpoint, keeps it resident and answers the doorbells of its queue.
 
 import os
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 import structlog
@@ -60,10 +61,12 @@ def _choose_queue(sender: str, instance: Any, **_: Any) -> None:
 def _open(sender: Any, **_: Any) -> None:
     global worker
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    with exit_on_error(CANNOT_START):
+    # Inside, so that the error is logged before the parts are closed: an engine whose device hangs never is. Outside, for an
+    # error of closing.
+    with exit_on_error(CANNOT_START), ExitStack() as opened, exit_on_error(CANNOT_START):
         # "auto" is resolved only later; one slot per core is what it means for threads.
         slots = sender.concurrency if isinstance(sender.concurrency, int) else os.cpu_count() or 1
-        worker = assemble(settings, app, sender.hostname, slots)
+        worker = assemble(settings, app, sender.hostname, slots, opened)
 
 
 @signals.worker_shutting_down.connect(weak=False)

@@ -75,6 +75,35 @@ def test_a_port_that_is_taken_ends_a_process(process: tuple[str, ...], db: Datab
         assert not registry.workers(session, silent_after_s=60)
 
 
+STUCK = """
+import threading
+
+from tests.chaos import sketch
+
+load = sketch.load
+
+
+def stuck(*parts):
+    bundle = load(*parts)
+    bundle.engine.stop = threading.Event().wait
+    return bundle
+
+
+sketch.load = stuck
+from tests.chaos.gpu import app
+"""
+
+
+@pytest.mark.usefixtures("settings", "redis")
+def test_a_worker_that_cannot_start_says_why_even_if_its_device_hangs(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK)
+    with socket.create_server(("", 0)) as taken:
+        changes = {"FARM_METRICS_PORT": str(taken.getsockname()[1]), "PYTHONPATH": f"{tmp_path}:{parts.ROOT}"}
+        with parts.running((*CELERY, "stuck", *SLOTS), tmp_path, changes) as running:
+            assert until(lambda: "worker.cannot_start" in (tmp_path / "stdout").read_text())
+            assert running.poll() is None
+
+
 @pytest.mark.usefixtures("settings", "redis")
 def test_a_courier_works_whatever_pool_celery_would_choose(db: Database, tmp_path: Path) -> None:
     """A pool of forked processes would answer each tick where no courier was opened, and do nothing."""

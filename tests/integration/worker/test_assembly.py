@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import FrozenInstanceError, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -65,6 +66,12 @@ def busy_port() -> Iterator[int]:
     stop()
 
 
+def assembled(settings: Settings, celery: Celery, slots: int = 1) -> GpuWorker:
+    """Assemble a worker as its process does: on an error, what was opened is closed."""
+    with ExitStack() as opened:
+        return assembly.assemble(settings, celery, NAME, slots, opened)
+
+
 def submit(db: Database) -> None:
     with db.transaction() as session:
         lifecycle.submit(session, params(), max_attempts=3)
@@ -84,7 +91,7 @@ def listed(db: Database) -> dict[str, str | None]:
 def test_an_assembled_worker_is_whole_and_answers_until_it_drains(
     settings: Settings, db: Database, celery: Celery
 ) -> None:
-    worker = assembly.assemble(settings, celery, NAME, 2)
+    worker = assembled(settings, celery, slots=2)
     try:
         assert listed(db) == {NAME: None}
         assert all(getattr(worker, part.name) is not None for part in fields(GpuWorker))
@@ -107,7 +114,7 @@ def test_a_worker_takes_over_what_its_former_process_held(settings: Settings, db
     submit(db)
     with db.transaction() as session:
         assert lifecycle.claim_next(session, DEMO, NAME, lease_s=60)
-    assembly.assemble(settings, celery, NAME, 1).close()
+    assembled(settings, celery).close()
     assert states(db) == [JobState.QUEUED]
 
 
@@ -115,7 +122,7 @@ def test_a_worker_that_cannot_open_a_part_closes_the_others(
     settings: Settings, db: Database, celery: Celery, busy_port: int
 ) -> None:
     with pytest.raises(PortTaken):
-        assembly.assemble(settings.model_copy(update={"metrics_port": busy_port}), celery, NAME, 1)
+        assembled(settings.model_copy(update={"metrics_port": busy_port}), celery)
     assert listed(db) == {}
 
 
@@ -130,7 +137,7 @@ def test_a_worker_is_taken_off_the_list_before_its_database_is_closed(
 
     monkeypatch.setattr(assembly, "WeightsAnnouncer", refuse)
     with pytest.raises(FarmError, match="no announcer"):
-        assembly.assemble(settings, celery, NAME, 1)
+        assembled(settings, celery)
     assert listed(db) == {}
 
 
@@ -143,7 +150,7 @@ def test_a_worker_that_fails_its_examination_is_listed_as_unfit(
     with db.transaction() as session:
         canaries.record(session, "key", "other", CanaryResult("weights", b""))
     with pytest.raises(WorkerUnfit):
-        assembly.assemble(settings, celery, NAME, 1)
+        assembled(settings, celery)
     assert listed(db) == {NAME: "The weights in memory are not those of the same file elsewhere."}
 
 
