@@ -69,8 +69,8 @@ class GpuWorker:
 
     def drain(self) -> None:
         """Claim no more; after the grace, hand back what still runs."""
+        self.departure.begin_drain()  # first: a second signal, which may come at any moment, must find the worker draining
         log.info("worker.draining", grace_s=self.drain_s)
-        self.departure.begin_drain()
         timer = Timer(self.drain_s, self._hand_over)
         timer.daemon = True
         timer.start()

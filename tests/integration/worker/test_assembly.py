@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack
 from dataclasses import FrozenInstanceError, fields, replace
 from datetime import timedelta
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from celery import Celery
 from redis import Redis
 from sqlalchemy import func, select, update
@@ -108,6 +109,27 @@ def test_an_assembled_worker_is_whole_and_answers_until_it_drains(
     finally:
         worker.close()
     assert listed(db) == {}
+
+
+@pytest.mark.usefixtures("db")
+def test_a_worker_drains_before_it_says_so(settings: Settings, celery: Celery) -> None:
+    """A second signal may interrupt the handler of the first anywhere: it must find the worker draining, and end it."""
+    worker = assembled(settings, celery)
+    found: list[bool] = []
+
+    def look(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if event["event"] == "worker.draining":
+            found.append(worker.is_draining)
+        raise structlog.DropEvent
+
+    former = structlog.get_config()["processors"]
+    structlog.configure(processors=[look])
+    try:
+        worker.drain()
+    finally:
+        structlog.configure(processors=former)
+        worker.close()
+    assert found == [True]
 
 
 def test_a_worker_takes_over_what_its_former_process_held(settings: Settings, db: Database, celery: Celery) -> None:
