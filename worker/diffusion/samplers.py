@@ -110,15 +110,28 @@ class DpmSde(_QuickConstructor, diffusers.DPMSolverSDEScheduler):
     """The library's, constructed quickly."""
 
 
+class Heun(_QuickConstructor, diffusers.HeunDiscreteScheduler):
+    """The library's, constructed quickly."""
+
+
+class Lms(diffusers.LMSDiscreteScheduler):
+    """The library's, constructed quickly."""
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Set the timesteps; do nothing for the constructor, which alone names no device."""
+        if device is not None:
+            super().set_timesteps(num_inference_steps, device)  # type: ignore[misc]
+
+
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _LEADING = {"timestep_spacing": "leading"}  # the others' own is linspace: all timesteps evenly, both ends included
 _CLASSES: Mapping[Sampler, tuple[Any, Mapping[str, Any]]] = {
     Sampler.EULER: (diffusers.EulerDiscreteScheduler, {}),
     Sampler.EULER_A: (EulerAncestral, {}),
-    Sampler.HEUN: (diffusers.HeunDiscreteScheduler, {}),
+    Sampler.HEUN: (Heun, {}),
     Sampler.DPM2: (Dpm2, {}),
     Sampler.DPM2_A: (Dpm2Ancestral, {}),
-    Sampler.LMS: (diffusers.LMSDiscreteScheduler, {}),
+    Sampler.LMS: (Lms, {}),
     Sampler.DPMPP_2M: (diffusers.DPMSolverMultistepScheduler, {}),
     Sampler.DPMPP_2M_SDE: (diffusers.DPMSolverMultistepScheduler, _SDE),
     Sampler.DPMPP_SDE: (DpmSde, {}),
@@ -162,7 +175,7 @@ def make(sampler: Sampler, schedule: Schedule, steps: int, config: Mapping[str, 
     """Return a fresh scheduler object with its timesteps set, on the CPU.
 
     `config` is the checkpoint's scheduler config, of which betas, their end and the prediction type are used, not the spacing.
-    For example Heun on Karras is `HeunDiscreteScheduler(use_karras_sigmas=True, …)`; Heun on SGM uniform is the same object, but
+    For example Heun on Karras is `Heun(use_karras_sigmas=True, …)`; Heun on SGM uniform is the same object, but
     its function for Karras' levels returns `_sgm_uniform`'s.
     """
     cls, own = _CLASSES[sampler]
