@@ -209,7 +209,7 @@ def test_no_other_worker_goes_on_from_what_flipped_weights_made(
     leases = Leases(db, settings, "w")
     worker = renderer(settings, db, redis, celery, storage, fitness, leases)
     with db.transaction() as session:
-        job_id = lifecycle.submit(session, params(steps=150, width=512, height=512), max_attempts=1).id
+        job_id = lifecycle.submit(session, params(steps=150, width=256, height=256), max_attempts=1).id
     fitness.open()
     slot = Thread(target=worker.answer)
     slot.start()

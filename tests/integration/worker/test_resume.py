@@ -35,10 +35,10 @@ from worker.slots.leases import Leases
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
 
-LONG = {"steps": 24, "width": 128, "height": 128, "sampler": Sampler.DPMPP_2M_SDE}
+LONG = {"steps": 24, "width": 64, "height": 64, "sampler": Sampler.DPMPP_2M_SDE}
 HIRES = Hires(
-    width=160,
-    height=160,
+    width=96,
+    height=96,
     upscaler=Upscaler.LATENT,
     steps=8,
     strength=0.6,
