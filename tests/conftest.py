@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import hypothesis
+import psycopg
 import pytest
 import structlog
 from celery import Celery
@@ -82,10 +83,19 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         # An engine that other tests starve is not down; one that is down refuses at once.
         patch.setenv("FARM_CONNECT_SECONDS", "30")
         settings = Settings(log_level="warning")
+        _write_lazily(settings.database_url.get_secret_value())
         migrations.upgrade(settings.database_url.get_secret_value())
         buckets.ensured(Storage(settings))
         yield settings
         patch.undo()
+
+
+def _write_lazily(url: str) -> None:
+    """Have Postgres wait for no disk: what it holds need not outlive the run."""
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("ALTER SYSTEM SET full_page_writes = off")
+        connection.execute("SELECT pg_reload_conf()")
 
 
 @pytest.fixture
