@@ -14,10 +14,10 @@ help: ## List the targets
 demo: $(STAMP) ## Install, start the embedded farm, render one picture, stop
 	@$(BIN)/farm demo
 
-# Three on two cores: a quarter of the time tests wait for other processes, and their cores for them.
+# Four on two cores: much of the time tests wait for other processes.
 test: $(DEV_STAMP) ## Install what tests need and run them all on the real engines
 	@$(BIN)/python -m tests.packages
-	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+	@$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 
 up: $(STAMP) ## Run the embedded farm until Ctrl-C
 	@$(BIN)/farm up
