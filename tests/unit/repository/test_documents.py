@@ -103,3 +103,8 @@ def _anchors(text: str) -> Iterator[str]:
 
 def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+
+
+def test_the_readme_waits_for_what_the_farm_says() -> None:
+    (line,) = re.findall(r"until it says `(.+?)`", (ROOT / "README.md").read_text())
+    assert f'"{line}"' in (ROOT / "api/cli/up.py").read_text()
