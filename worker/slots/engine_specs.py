@@ -6,7 +6,7 @@ from functools import partial
 
 from shared.files import pictures
 from shared.files.pictures import PixelBudget
-from shared.vocabulary.params import GenerationParams, Hires
+from shared.vocabulary.params import GenerationParams, Hires, Upscaler
 from shared.vocabulary.prompt_grammar import split_loras
 from worker.diffusion import canvas
 from worker.diffusion.canvas import Canvas
@@ -34,7 +34,7 @@ class EngineSpecs:
     def specs(self) -> list[ImageSpec]:
         """Return one engine spec per image. All start from the same picture, which is then encoded once."""
         params, start = self.params, self._start()
-        passes = (_first_pass(params), *([_second_pass(params.hires)] if params.hires else []))
+        passes = _passes(params)
         return [
             ImageSpec(
                 passes=passes,
@@ -77,32 +77,23 @@ def _canvas(params: GenerationParams, init: bytes, mask: bytes | None) -> Canvas
     )
 
 
-def _first_pass(params: GenerationParams) -> Pass:
+def _passes(params: GenerationParams) -> tuple[Pass, ...]:
+    first = _pass(params, steps=params.steps)
+    hires = params.hires
+    return (first, _pass(hires, steps=hires.schedule_steps, upscaler=hires.upscaler)) if hires else (first,)
+
+
+def _pass(params: GenerationParams | Hires, *, steps: int, upscaler: Upscaler | None = None) -> Pass:
     return Pass(
         prompt=split_loras(params.prompt)[0],
         negative_prompt=params.negative_prompt,
         width=params.width,
         height=params.height,
-        steps=params.steps,
+        steps=steps,
         last=params.last_steps,
         guidance_scale=params.guidance_scale,
         sampler=params.sampler,
         schedule=params.schedule,
         loras=params.loras,
-    )
-
-
-def _second_pass(hires: Hires) -> Pass:
-    return Pass(
-        prompt=split_loras(hires.prompt)[0],
-        negative_prompt=hires.negative_prompt,
-        width=hires.width,
-        height=hires.height,
-        steps=hires.schedule_steps,
-        last=hires.last_steps,
-        guidance_scale=hires.guidance_scale,
-        sampler=hires.sampler,
-        schedule=hires.schedule,
-        loras=hires.loras,
-        upscaler=hires.upscaler,
+        upscaler=upscaler,
     )

@@ -171,7 +171,7 @@ def left_behind(model: type[Submission], specs: Any = specs_of) -> Iterator[str]
             for other in changes(given, path) if f"hires.{path}" not in own else ():
                 (first, second), (first_then, second_then) = (specs(resolved(one))[0].passes for one in (given, other))
                 if first != first_then and second == second_then:
-                    yield f"{path}: leaves the second pass as it is; _hires (resolution.py), _second_pass (engine_specs.py)"
+                    yield f"{path}: leaves the second pass as it is; _hires (resolution.py), _passes (engine_specs.py)"
                     break
 
 
