@@ -1,8 +1,14 @@
 """Upkeep of jobs, by any courier at any time: rescue, timeouts, missing doorbells, retention, sweeps of the storage."""
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
+from uuid import UUID
+
 import structlog
 from celery import Celery
 from redis import Redis
+from sqlalchemy.orm import Session
 
 from shared.fleet import registry
 from shared.infra import broker, events
@@ -18,6 +24,7 @@ SWEPT_AT_ONCE = 200
 PAGES_AT_ONCE = 100  # of a thousand keys each: a courier walks past 14 million objects a day
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 def rescue_lost_jobs(db: Database, redis: Redis, *, lease_s: float) -> list[JobState]:
@@ -97,61 +104,59 @@ def forget_events(db: Database, *, older_than_s: float) -> int:
 
 
 def remove_aged(db: Database, storage: Storage, *, days: float) -> int:
-    """Remove the jobs that ended more than `days` ago, objects first, in small batches; 0 keeps all. Returns how many."""
-    removed = 0
-    while days:
-        with db.transaction() as session:
-            rows = removal.aged(session, days=days)
-        storage.delete_all([key for row in rows for key in removal.objects(row)])
-        with db.transaction() as session:
-            removal.remove(session, rows)
-        removed += len(rows)
-        if len(rows) < removal.BATCH:
-            break
-    return removed
+    """Remove the jobs that ended more than `days` ago; 0 keeps all. Returns how many."""
+    if not days:
+        return 0
+    return _sweep(db, storage, partial(removal.aged, days=days), removal.objects, removal.remove, at_once=removal.BATCH)
 
 
 def sweep_litter(db: Database, storage: Storage) -> int:
     """Delete the objects of unsuccessful attempts whose jobs have ended. Returns how many jobs."""
-    swept = 0
-    while True:
-        with db.transaction() as session:
-            rows = removal.littered(session)
-        storage.delete_all([key for row in rows for key in removal.litter(row)])
-        with db.transaction() as session:
-            removal.mark_swept(session, rows)
-        swept += len(rows)
-        if len(rows) < removal.BATCH:
-            return swept
+    return _sweep(db, storage, removal.littered, removal.litter, removal.mark_swept, at_once=removal.BATCH)
 
 
 def sweep_snapshots(db: Database, storage: Storage) -> int:
     """Delete the snapshots of jobs that have ended. Returns how many jobs."""
-    swept = 0
-    while True:
-        with db.transaction() as session:
-            ended = rescue.ended_with_snapshots(session, limit=SWEPT_AT_ONCE)
-        for job_id, last in ended:
-            for attempt in range(1, last + 1):
-                storage.delete(snapshot_key(job_id, attempt))
-        with db.transaction() as session:
-            rescue.forget_snapshots(session, [job_id for job_id, _ in ended])
-        swept += len(ended)
-        if len(ended) < SWEPT_AT_ONCE:
-            return swept
+
+    def keys(ended: tuple[UUID, int]) -> list[str]:
+        job_id, last = ended
+        return [snapshot_key(job_id, attempt) for attempt in range(1, last + 1)]
+
+    def forget(session: Session, ended: Sequence[tuple[UUID, int]]) -> None:
+        rescue.forget_snapshots(session, [job_id for job_id, _ in ended])
+
+    find = partial(rescue.ended_with_snapshots, limit=SWEPT_AT_ONCE)
+    return _sweep(db, storage, find, keys, forget, at_once=SWEPT_AT_ONCE)
 
 
 def sweep_uploads(db: Database, storage: Storage) -> int:
     """Delete uploads older than a day. Returns how many."""
+
+    def keys(upload_id: UUID) -> list[str]:
+        return [upload_key(upload_id)]
+
+    return _sweep(db, storage, uploads.expired, keys, uploads.forget, at_once=uploads.FORGOTTEN_AT_ONCE)
+
+
+def _sweep(
+    db: Database,
+    storage: Storage,
+    find: Callable[[Session], Sequence[T]],
+    keys: Callable[[T], Iterable[str]],
+    settle: Callable[[Session, Sequence[T]], None],
+    *,
+    at_once: int,
+) -> int:
+    """Delete objects batch by batch, then settle their rows: one that is interrupted is found again. Returns how many rows."""
     swept = 0
     while True:
         with db.transaction() as session:
-            expired = uploads.expired(session)
-        storage.delete_all([upload_key(upload_id) for upload_id in expired])
+            found = find(session)
+        storage.delete_all([key for one in found for key in keys(one)])
         with db.transaction() as session:
-            uploads.forget(session, expired)
-        swept += len(expired)
-        if len(expired) < uploads.FORGOTTEN_AT_ONCE:
+            settle(session, found)
+        swept += len(found)
+        if len(found) < at_once:
             return swept
 
 
