@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from shared.vocabulary.params import GenerationParams
+from shared.vocabulary.params import GenerationParams, Hires, Upscaler
 from shared.vocabulary.samplers import Sampler, Schedule
 
 DEMO = "farm-demo"
@@ -29,6 +29,23 @@ def params(**changes: Any) -> GenerationParams:
         "schedule": Schedule.KARRAS,
     }
     return GenerationParams(**{**fields, **changes})
+
+
+def hires(**changes: Any) -> Hires:
+    """A small, valid second pass; a test changes what it is about."""
+    fields: dict[str, Any] = {
+        "width": 128,
+        "height": 128,
+        "upscaler": Upscaler.LATENT,
+        "steps": 3,
+        "strength": 0.6,
+        "guidance_scale": 7.0,
+        "sampler": Sampler.EULER,
+        "schedule": Schedule.UNIFORM,
+        "prompt": "x",
+        "negative_prompt": "",
+    }
+    return Hires(**{**fields, **changes})
 
 
 def png(color: str) -> bytes:

@@ -23,10 +23,9 @@ from shared.infra.storage import Storage
 from shared.infra.tables import JobRow
 from shared.jobs import lifecycle
 from shared.settings import Settings
-from shared.vocabulary.params import Hires, Inpaint, Lora, MaskFill, Upscaler
-from shared.vocabulary.samplers import Sampler, Schedule
+from shared.vocabulary.params import Inpaint, Lora, MaskFill
 from shared.vocabulary.states import JobState
-from tests.support import studio
+from tests.support import factories, studio
 from tests.support.factories import DEMO, params
 from tests.support.studio import DemoEngine
 from worker.diffusion.safety import SafetyChecker
@@ -319,18 +318,7 @@ def test_img2img_inpainting_and_hires_through_the_whole_slot(worker: Worker, sto
     storage.put("inputs/noise.png", png.encode(noise, {}), content_type="image/png")
     storage.put("inputs/half.png", pictures.to_png(Image.fromarray(half)), content_type="image/png")
     painting = Inpaint(mask_blur=0, mask_fill=MaskFill.NOISE, mask_invert=False, only_masked=True, padding=4)
-    hires = Hires(
-        width=128,
-        height=96,
-        upscaler=Upscaler.LATENT,
-        steps=3,
-        strength=0.6,
-        guidance_scale=7.0,
-        sampler=Sampler.EULER,
-        schedule=Schedule.UNIFORM,
-        prompt="x",
-        negative_prompt="",
-    )
+    hires = factories.hires(height=96)
     init = {"kind": "img2img", "init_image": "inputs/noise.png", "strength": 0.6}
     jobs_asked = [
         worker.submit(**init, upscale=2.0),

@@ -16,11 +16,11 @@ from shared.infra.storage import Storage, snapshot_key
 from shared.infra.tables import JobRow
 from shared.jobs import lifecycle, rescue
 from shared.settings import Settings
-from shared.vocabulary.params import GenerationParams, Hires, Upscaler
+from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.samplers import Sampler, Schedule
 from shared.vocabulary.states import JobState
 from tests.support import studio
-from tests.support.factories import DEMO
+from tests.support.factories import DEMO, hires
 from tests.support.jobs import row, submit
 from tests.support.studio import DemoEngine
 from tests.support.waiting import LIMIT_S
@@ -36,18 +36,7 @@ from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
 
 LONG = {"steps": 24, "width": 64, "height": 64, "sampler": Sampler.DPMPP_2M_SDE}
-HIRES = Hires(
-    width=96,
-    height=96,
-    upscaler=Upscaler.LATENT,
-    steps=8,
-    strength=0.6,
-    guidance_scale=7.0,
-    sampler=Sampler.UNIPC,
-    schedule=Schedule.KARRAS,
-    prompt="a blue circle",
-    negative_prompt="",
-)
+HIRES = hires(width=96, height=96, steps=8, sampler=Sampler.UNIPC, schedule=Schedule.KARRAS, prompt="a blue circle")
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from api.a1111.styles import Style
 from api.a1111.translate import FarmFacts, Translation
 from shared.errors import FarmError
 from shared.vocabulary import infotext
-from shared.vocabulary.params import Hires, Inpaint, MaskFill, ResizeMode, Upscaler, Variation
+from shared.vocabulary.params import Inpaint, MaskFill, ResizeMode, Upscaler, Variation
 from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULES, Sampler, Schedule, hires_steps, img2img_steps
+from tests.support import factories
 from tests.support.factories import params
 
 FARM = FarmFacts(
@@ -337,13 +338,7 @@ def test_an_infotext_fills_what_is_left_open() -> None:
 
 
 def test_a_text_is_read_back_as_it_was_written() -> None:
-    hires = Hires(
-        width=128,
-        height=128,
-        upscaler=Upscaler.LATENT,
-        steps=3,
-        strength=0.6,
-        guidance_scale=7.0,
+    hires = factories.hires(
         sampler=Sampler.DPMPP_2M,
         schedule=Schedule.KARRAS,
         prompt='a "quoted": prompt, with commas',

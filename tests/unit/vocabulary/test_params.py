@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared.vocabulary.params import MAX_SEED, GenerationParams, Hires, Upscaler
+from shared.vocabulary.params import MAX_SEED, GenerationParams
 from shared.vocabulary.samplers import SCHEDULES, Sampler, Schedule
-from tests.support.factories import params
+from tests.support.factories import hires, params
 
 
 def test_every_sampler_has_a_default_schedule() -> None:
@@ -39,17 +39,6 @@ def test_cost_counts_latent_pixels_rows_calls_and_images() -> None:
     assert one.cost == 8 * 16 * 10
     guided = params(width=64, height=128, steps=10, guidance_scale=7.0, num_images=3, **EULER)
     assert guided.cost == 2 * 3 * one.cost
-    second = Hires(
-        width=128,
-        height=256,
-        upscaler=Upscaler.LATENT,
-        steps=5,
-        strength=0.5,
-        guidance_scale=7.0,
-        sampler=Sampler.EULER,
-        schedule=Schedule.UNIFORM,
-        prompt="",
-        negative_prompt="",
-    )
+    second = hires(height=256, steps=5, strength=0.5)
     enlarged = guided.model_copy(update={"hires": second})
     assert enlarged.cost == guided.cost + 2 * 3 * 16 * 32 * 5

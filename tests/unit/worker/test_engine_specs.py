@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image
 
 from shared.files.pictures import PixelBudget
-from shared.vocabulary.params import Hires, Inpaint, MaskFill, ResizeMode, Upscaler, Variation
-from shared.vocabulary.samplers import Sampler, Schedule
-from tests.support.factories import params
+from shared.vocabulary.params import Inpaint, MaskFill, ResizeMode, Variation
+from tests.support.factories import hires, params
 from worker.slots.engine_specs import EngineSpecs
 
 
@@ -26,18 +25,7 @@ LEFT[:, :32] = 255
 BUDGET = PixelBudget(2**24)
 STORED = {"init": png(NOISE), "mask": png(LEFT)}
 
-HIRES = Hires(
-    width=128,
-    height=128,
-    upscaler=Upscaler.LATENT,
-    steps=10,
-    strength=0.5,
-    guidance_scale=3.0,
-    sampler=Sampler.EULER,
-    schedule=Schedule.UNIFORM,
-    prompt="larger <lora:a:1>",
-    negative_prompt="no",
-)
+HIRES = hires(steps=10, strength=0.5, guidance_scale=3.0, prompt="larger <lora:a:1>", negative_prompt="no")
 
 
 def test_each_image_has_its_own_seed_and_the_same_passes() -> None:
