@@ -1,6 +1,7 @@
 """`python -m tests.packages`: brings what tests need of Debian's packages, or says what will be skipped.
 
-A browser is installed. Of a package that would start a service, or is here for one file, only the files are unpacked.
+A browser and the servers that stand between farm and world are installed, none of them started as a service; of a
+package that is here for one program or file, only the files are unpacked.
 """
 
 import os
@@ -13,6 +14,8 @@ from tempfile import TemporaryDirectory
 
 TIMEOUT_S = 300
 UNPACKED = Path(__file__).parents[1] / ".farm/packages"
+# Where programs lie that a shell of an ordinary account does not look for: servers, and what was unpacked.
+PLACES = ("/usr/sbin", str(UNPACKED / "usr/bin"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,9 @@ WANTED = (
         programs=("chromium", "chromium-browser", "google-chrome"),
         is_installed=True,
     ),
+    Wanted("nginx-light", "the farm behind a path prefix", programs=("nginx",), is_installed=True),
+    Wanted("pgbouncer", "the farm behind a connection pooler", programs=("pgbouncer",), is_installed=True),
+    Wanted("stunnel4", "Redis over TLS", programs=("stunnel4", "stunnel"), is_installed=True),
     Wanted("prometheus", "what Prometheus says of its rules and configuration", programs=("promtool",)),
     Wanted("cloud-init", "cloud-init's own schema on the user data", file=CLOUD_CONFIG),
 )
@@ -53,7 +59,7 @@ def main() -> int:
 
 def program(name: str) -> str | None:
     """Return the path of a program that is installed or unpacked."""
-    return shutil.which(name) or shutil.which(name, path=str(UNPACKED / "usr/bin"))
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(PLACES))
 
 
 def file(path: str) -> Path | None:
@@ -88,7 +94,9 @@ def _unpack(package: str) -> bool:
 
 def _succeeds(*command: str, cwd: str | None = None) -> bool:
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, timeout=TIMEOUT_S, check=False)
+        # Debian's scripts start no service in run level 1.
+        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+        done = subprocess.run(command, cwd=cwd, env=quiet, capture_output=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
