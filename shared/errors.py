@@ -17,6 +17,7 @@ FarmError
 │   ├── ImageNotFound
 │   ├── WorkerNotFound
 │   ├── Gone 410            a job that was deleted
+│   │   └── ImageLost       its job is there, and the storage has lost it
 │   ├── EndpointNotFound    a webhook endpoint
 │   └── DeliveryNotFound    a delivery of a webhook
 ├── Unauthenticated 401     no valid key came with the request
@@ -54,6 +55,7 @@ FarmError
     ├── DatabaseUnavailable
     ├── BrokerUnavailable
     ├── StorageUnavailable
+    │   └── ObjectDamaged   it gives back something else than was stored
     ├── TooBusy             the api handles no more such requests at once
     └── QueueFull
 
@@ -258,6 +260,12 @@ class Gone(NotFound):
     code = "gone"
 
 
+class ImageLost(Gone):
+    """The job succeeded, but the storage has lost this image. A retry of the job renders it again."""
+
+    code = "image_lost"
+
+
 class Conflict(FarmError):
     """The request conflicts with the current state."""
 
@@ -427,6 +435,13 @@ class StorageUnavailable(Unavailable):
 
     code = "storage_unavailable"
     fix = "start the object store, or check FARM_S3_*; farm doctor tests it"
+
+
+class ObjectDamaged(StorageUnavailable):
+    """The image storage does not give back what was stored. Try again soon."""
+
+    code = "object_damaged"
+    fix = "look at the store and at what lies between it and the farm; POST /v1/jobs/ID/retry renders a job again"
 
 
 class TooBusy(Unavailable):

@@ -1,5 +1,7 @@
 """S3-compatible object storage. All keys are built and parsed here; vendor errors become the farm's errors here."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,13 +13,14 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shared.errors import NoBucket, ObjectMissing, StorageRefused, StorageUnavailable
+from shared.errors import NoBucket, ObjectDamaged, ObjectMissing, StorageRefused, StorageUnavailable
 from shared.settings import Settings
 
 DELETED_AT_ONCE = 1000  # what S3 takes in one request
 LISTED_AT_ONCE = 1000  # what S3 answers at most
 # Refusals that no patience mends.
 UNBELIEVED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"}
+FORBIDDEN = {"403", "AccessDenied"}
 SKEW_S = 5 * 60  # stores refuse what was signed more than 15 minutes ago or ahead
 
 IMAGES = "jobs/"
@@ -62,6 +65,11 @@ def upload_key(upload_id: UUID) -> str:
     return f"uploads/{upload_id}"
 
 
+def input_digest(key: str) -> str:
+    """Return the sha256 of a client's picture, which is in its key."""
+    return key.removeprefix("inputs/").removesuffix(".png")
+
+
 def job_of(key: str) -> UUID | None:
     """Return the job id in the key of an image or snapshot; None for other keys."""
     found = _OF_A_JOB.fullmatch(key)
@@ -83,8 +91,26 @@ class Storage:
         self._public = _client(settings, public, tries, read_s) if public else self._client
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
-        """Store an object, replacing what was there."""
-        self._call("put_object", Key=key, Body=data, ContentType=content_type)
+        """Store an object, replacing what was there. The store is told its MD5, and refuses what arrives damaged."""
+        md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        self._call("put_object", Key=key, Body=data, ContentType=content_type, ContentMD5=md5)
+
+    def put_surely(self, key: str, data: bytes, *, content_type: str) -> None:
+        """Store an object and see that it is there. Raises `ObjectDamaged` if a store took it and did not keep it whole.
+
+        A key that may not read what it writes, as the worker's policy has it, takes the store's word.
+        """
+        self.put(key, data, content_type=content_type)
+        try:
+            kept = self.size(key)
+        except ObjectMissing:
+            kept = 0
+        except StorageUnavailable as error:
+            if _code(error.__cause__) not in FORBIDDEN:
+                raise
+            return
+        if kept != len(data):
+            raise ObjectDamaged(f"The image storage took {len(data)} bytes as {key} and keeps {kept} of them.")
 
     def get(self, key: str) -> bytes:
         """Return an object's bytes. Raises `ObjectMissing` when there is none."""
@@ -96,6 +122,17 @@ class Storage:
                 f"The connection to the image storage broke while it sent an object: {error}"
             ) from error
         return body
+
+    def get_whole(self, key: str, *, sha256: str) -> bytes:
+        """Return an object's bytes, whose digest is known; ask twice if they do not match.
+
+        Raises `ObjectMissing`, and `ObjectDamaged` if they do not match again.
+        """
+        for _ in range(2):
+            data = self.get(key)
+            if hashlib.sha256(data).hexdigest() == sha256:
+                return data
+        raise ObjectDamaged(f"The image storage gave back {key} damaged, twice.")
 
     def size(self, key: str) -> int:
         """Return an object's size in bytes. Raises `ObjectMissing` when there is none."""
@@ -163,7 +200,7 @@ class Storage:
             code = _code(error.__cause__)
             if code in {"404", "NoSuchBucket"}:
                 raise NoBucket(f"There is no bucket {self._bucket!r}: create it, or check FARM_S3_BUCKET.") from error
-            if code not in {"403", "AccessDenied"}:
+            if code not in FORBIDDEN:
                 raise
         else:
             return

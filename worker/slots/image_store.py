@@ -12,7 +12,7 @@ import structlog
 from shared.errors import Canceled, StorageUnavailable
 from shared.files.pictures import MAX_INPUT_PIXELS, PixelBudget
 from shared.infra import tracing
-from shared.infra.storage import Storage, image_key
+from shared.infra.storage import Storage, image_key, input_digest
 from shared.jobs.lifecycle import FinishedImage
 from shared.settings import Settings
 from shared.vocabulary import infotext
@@ -51,7 +51,7 @@ class ImageStore:
 
     def specs(self, running: RunningJob) -> EngineSpecs:
         """Return what to ask the engine for. Raises `Canceled`, `ObjectMissing` or `StorageUnavailable`."""
-        return self._persist(running, lambda: EngineSpecs.of(running.claim.params, self._storage.get, self._budget))
+        return self._persist(running, lambda: EngineSpecs.of(running.claim.params, self._input, self._budget))
 
     def put(self, running: RunningJob, index: int, pixels: Pixels) -> FinishedImage:
         """Store an image of a job. Raises `Canceled` or `StorageUnavailable`."""
@@ -62,7 +62,7 @@ class ImageStore:
         data = encode_png(pixels, claim.params, index, checkpoint_sha256=self._checkpoint_sha256)
         key = image_key(claim.job_id, claim.attempt, index)
         with tracing.span("image.store", index=index, bytes=len(data)):
-            self._persist(running, lambda: self._storage.put(key, data, content_type=PNG))
+            self._persist(running, lambda: self._storage.put_surely(key, data, content_type=PNG))
         height, width = pixels.shape[:2]
         return FinishedImage(
             index=index,
@@ -75,6 +75,9 @@ class ImageStore:
             sha256=hashlib.sha256(data).hexdigest(),
             flagged=flagged,
         )
+
+    def _input(self, key: str) -> bytes:
+        return self._storage.get_whole(key, sha256=input_digest(key))
 
     def _persist(self, running: RunningJob, call: Callable[[], T]) -> T:
         """Repeat a call while the storage is away, as long as the settings say and the job is ours. Its lease is kept."""

@@ -1,5 +1,6 @@
 """A worker's slot end to end: real database, Redis, storage and engine with the demo checkpoint; only Celery is left out."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +20,14 @@ from shared.files import pictures
 from shared.infra import previews
 from shared.infra.db import Database
 from shared.infra.events import JobEvent, Listener, publish
-from shared.infra.storage import Storage
+from shared.infra.storage import Storage, input_key
 from shared.infra.tables import JobRow
 from shared.jobs import lifecycle
 from shared.settings import Settings
 from shared.vocabulary.params import Inpaint, Lora, MaskFill
 from shared.vocabulary.states import JobState
 from tests.support import factories, studio
+from tests.support.bad_store import bad_store
 from tests.support.factories import DEMO, params
 from tests.support.studio import DemoEngine
 from worker.diffusion.safety import SafetyChecker
@@ -78,6 +80,13 @@ class Worker:
         while self.row(job_id).steps_done < steps:
             self.leases.beat()
             assert self.row(job_id).state in {JobState.QUEUED, JobState.RUNNING}
+
+
+def stored_input(storage: Storage, data: bytes) -> str:
+    """Store a client's picture and return its key."""
+    key = input_key(hashlib.sha256(data).hexdigest())
+    storage.put(key, data, content_type="image/png")
+    return key
 
 
 @pytest.fixture
@@ -165,6 +174,29 @@ def test_draining_hands_the_job_back(worker: Worker) -> None:
     assert (back.state, back.faults, back.steps_done) == (JobState.QUEUED, 0, 0)
     worker.renderer.answer()
     assert worker.row(job_id).state == JobState.QUEUED  # a draining worker claims nothing
+
+
+def test_nothing_succeeds_that_the_store_took_and_did_not_keep(settings: Settings, worker: Worker) -> None:
+    with bad_store(settings) as store:
+        store.keeps_nothing = True
+        worker.images._settings = settings.model_copy(update={"upload_seconds": 0})
+        worker.images._storage = Storage(store.settings)
+        job_id = worker.submit()
+        worker.renderer.answer()
+    back = worker.row(job_id)
+    assert (back.state, back.error_code, back.images) == (JobState.QUEUED, "object_damaged", [])
+
+
+def test_a_picture_that_is_damaged_on_its_way_is_stored_again(settings: Settings, worker: Worker) -> None:
+    with bad_store(settings) as store:
+        store.damages_puts = 1
+        worker.images._storage = Storage(store.settings)
+        job_id = worker.submit()
+        worker.renderer.answer()
+        assert store.damages_puts == 0
+    done = worker.row(job_id)
+    assert (done.state, done.attempt) == (JobState.SUCCEEDED, 1)
+    assert Storage(settings).get_whole(done.images[0].key, sha256=done.images[0].sha256)
 
 
 def test_a_storage_failure_is_retried_later(settings: Settings, worker: Worker) -> None:
@@ -315,14 +347,14 @@ def test_img2img_inpainting_and_hires_through_the_whole_slot(worker: Worker, sto
     noise = np.random.default_rng(2).integers(0, 255, (96, 80, 3), dtype=np.uint8)
     half = np.zeros((96, 80), dtype=np.uint8)
     half[:, :40] = 255
-    storage.put("inputs/noise.png", png.encode(noise, {}), content_type="image/png")
-    storage.put("inputs/half.png", pictures.to_png(Image.fromarray(half)), content_type="image/png")
+    init_image = stored_input(storage, png.encode(noise, {}))
+    mask_image = stored_input(storage, pictures.to_png(Image.fromarray(half)))
     painting = Inpaint(mask_blur=0, mask_fill=MaskFill.NOISE, mask_invert=False, only_masked=True, padding=4)
     hires = factories.hires(height=96)
-    init = {"kind": "img2img", "init_image": "inputs/noise.png", "strength": 0.6}
+    init = {"kind": "img2img", "init_image": init_image, "strength": 0.6}
     jobs_asked = [
         worker.submit(**init, upscale=2.0),
-        worker.submit(**init, mask_image="inputs/half.png", inpaint=painting),
+        worker.submit(**init, mask_image=mask_image, inpaint=painting),
         worker.submit(hires=hires),
     ]
     for _ in jobs_asked:
@@ -336,8 +368,20 @@ def test_img2img_inpainting_and_hires_through_the_whole_slot(worker: Worker, sto
     assert (painted[:, :40] != noise[:, :40]).any()
 
 
+def test_an_init_image_that_comes_damaged_is_asked_for_again(settings: Settings, worker: Worker) -> None:
+    noise = np.random.default_rng(2).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    init_image = stored_input(Storage(settings), png.encode(noise, {}))
+    job_id = worker.submit(kind="img2img", init_image=init_image, strength=0.5)
+    with bad_store(settings) as store:
+        store.cuts_gets, store.cut_prefix = 1, "inputs/"
+        worker.images._storage = Storage(store.settings)
+        worker.renderer.answer()
+        assert store.cuts_gets == 0
+    assert worker.row(job_id).state == JobState.SUCCEEDED
+
+
 def test_an_init_image_that_is_gone_fails_the_job(worker: Worker) -> None:
-    job_id = worker.submit(kind="img2img", init_image="inputs/nowhere.png", strength=0.5)
+    job_id = worker.submit(kind="img2img", init_image=input_key("0" * 64), strength=0.5)
     worker.renderer.answer()
     assert worker.row(job_id).error_code == "object_missing"
 
