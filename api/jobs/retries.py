@@ -31,15 +31,19 @@ class Dead:
     limit: int = RETRIED_AT_ONCE
 
 
-def lock(session: Session, job_id: UUID, *, owner: str | None) -> JobRow:
+def lock(session: Session, job_id: UUID, *, owner: str | None, is_lost: bool = False) -> JobRow:
     """Lock a job for a retry and return it, so that two concurrent retries make one new job.
 
-    Raises `JobNotFound`, `Gone`, and `NothingToRetry` for one that has not ended yet or has succeeded.
+    `is_lost` says that the storage has lost images of it. Raises `JobNotFound`, `Gone`, and `NothingToRetry` for one that has
+    not ended yet, or has succeeded and is not lost.
     """
     lifecycle.get(session, job_id, owner=owner)
     row = session.get_one(JobRow, job_id, with_for_update=True, populate_existing=True)
-    if row.state not in {*DEAD, JobState.CANCELED}:
-        raise NothingToRetry(f"Job {job_id} is {row.state}; only failed, expired or canceled jobs can be retried.")
+    if row.state not in {*DEAD, JobState.CANCELED} and not (is_lost and row.state == JobState.SUCCEEDED):
+        raise NothingToRetry(
+            f"Job {job_id} is {row.state}; only failed, expired or canceled jobs can be retried, "
+            "and those whose images the storage has lost."
+        )
     return row
 
 

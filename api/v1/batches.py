@@ -24,7 +24,7 @@ from api.v1 import contact_sheet, cursors, zip_stream
 from api.v1.contact_sheet import Edges, Tile
 from api.v1.images import shrunk
 from api.v1.jobs import ClientsKey
-from shared.errors import BatchNotFound, Gone, ImagesNotReady
+from shared.errors import BatchNotFound, Gone, ImageLost, ImagesNotReady, ObjectDamaged
 from shared.infra import events
 from shared.infra.tables import BatchRow, JobRow
 from shared.jobs import batches, lifecycle
@@ -146,7 +146,10 @@ def sheet(
     caller: Reader,
     start: Annotated[int, Query(ge=0, le=MAX_JOBS, description="Index of the first job on the sheet, from 0.")] = 0,
 ) -> Response:
-    """Draw the first image of up to 256 jobs as one WebP; a sweep has its values along the edges. Missing images stay empty."""
+    """Draw the first image of up to 256 jobs as one WebP; a sweep has its values along the edges.
+
+    Where there is no image, or it comes back damaged from the storage, a word says so.
+    """
     with desk.db.transaction() as session:
         batch = batches.get(session, batch_id, owner=caller.sees_only)
         rows = batches.jobs(session, batch_id, start=start, limit=ON_A_SHEET)
@@ -167,7 +170,8 @@ def sheet(
 def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingResponse:
     """Send all finished images as one zip, with `jobs.json`. File names begin with the job's index in the batch.
 
-    Jobs that are deleted during the download are left out.
+    Jobs that are deleted during the download are left out. Instead of an image that the storage has lost or gives back damaged
+    there is a text file of its name that says so.
     """
     with desk.db.transaction() as session:
         batch = batches.get(session, batch_id, owner=caller.sees_only)
@@ -199,6 +203,10 @@ def _tile(desk: Desk, px: int, row: JobRow) -> Tile:
         return Tile(None, row.state)
     try:
         data = stored_images.fetch(desk, row.images[0])
+    except ObjectDamaged:
+        return Tile(None, "damaged")
+    except ImageLost:
+        return Tile(None, "lost")
     except Gone:
         return Tile(None, "removed")
     with desk.intake.decoding():

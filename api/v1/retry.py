@@ -6,14 +6,17 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
+from api import stored_images
 from api.callers import Submitter
-from api.desk import DeskDep, JobId
+from api.desk import Desk, DeskDep, JobId
 from api.jobs import retries
 from api.jobs.retries import RETRIED_AT_ONCE, Dead
 from api.problems import documented
 from shared.infra import broker
+from shared.jobs import lifecycle
 from shared.jobs.wire import Job
 from shared.vocabulary.params import reject_nul
+from shared.vocabulary.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
@@ -55,10 +58,12 @@ def retry_many(wanted: RetryFilter, desk: DeskDep, caller: Submitter) -> Retried
 def retry(job_id: JobId, desk: DeskDep, caller: Submitter, response: Response) -> Job:
     """Queue a failed, expired or canceled job again, as a new job with the same parameters and seed.
 
+    A job that succeeded can be retried when the storage has lost one of its images or gives it back damaged.
     Idempotent: a second request answers with the same new job.
     """
+    is_lost = _is_lost(desk, job_id, owner=caller.sees_only)
     with desk.db.transaction() as session:
-        row = retries.lock(session, job_id, owner=caller.sees_only)
+        row = retries.lock(session, job_id, owner=caller.sees_only, is_lost=is_lost)
         again = retries.of(session, job_id)
         if again is None:
             desk.quota.admit(session, row.owner, caller.max_queued)
@@ -67,3 +72,14 @@ def retry(job_id: JobId, desk: DeskDep, caller: Submitter, response: Response) -
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     broker.ring(desk.celery, row.checkpoint)
     return job
+
+
+def _is_lost(desk: Desk, job_id: UUID, *, owner: str | None) -> bool:
+    """Whether a job has succeeded, and the storage has lost images of it, now or at an earlier retry.
+
+    Its images are read for that, outside of any transaction.
+    """
+    with desk.db.transaction() as session:
+        row = lifecycle.get(session, job_id, owner=owner)
+        was_lost = retries.of(session, job_id) is not None
+    return row.state == JobState.SUCCEEDED and (was_lost or not stored_images.all_there(desk, row.images))

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TypeAlias
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from shared.errors import Gone
+from shared.errors import Gone, ImageLost, ObjectDamaged
 
 ZIP = "application/zip"
 
@@ -38,13 +38,23 @@ class _Pipe(io.RawIOBase):
 def zipped(files: Iterable[File], *, at: datetime) -> Iterator[bytes]:
     """Yield the zip file by file. Files are stored uncompressed, because PNG is compressed already.
 
-    A file whose source raises `Gone` is left out. Any other error ends the zip before its directory, so that every reader
-    notices.
+    A file whose source raises `Gone` is left out. One that is lost or damaged becomes a text of that name, which says so. Any
+    other error ends the zip before its directory, so that every reader notices.
     """
     pipe = _Pipe()
     with ZipFile(pipe, "w", ZIP_STORED) as archive:
         for name, read in files:
             with suppress(Gone):
-                archive.writestr(ZipInfo(name, date_time=at.timetuple()[:6]), read())
+                entry, data = _entry(name, read)
+                archive.writestr(ZipInfo(entry, date_time=at.timetuple()[:6]), data)
             yield pipe.drain()
     yield pipe.drain()
+
+
+def _entry(name: str, read: Callable[[], bytes]) -> tuple[str, bytes]:
+    try:
+        return name, read()
+    except ObjectDamaged as error:
+        return f"{name}.damaged.txt", str(error).encode()
+    except ImageLost as error:
+        return f"{name}.lost.txt", str(error).encode()

@@ -1,5 +1,6 @@
 """Many jobs at once: stored together, told of together, canceled together, and never lost count of."""
 
+import hashlib
 import io
 import json
 import zipfile
@@ -40,8 +41,9 @@ def submit_batch(client: TestClient, **changes: Any) -> str:
 def succeed(db: Database, storage: Storage, color: str = "#ff0000") -> UUID:
     taken = claimed(db)
     key = image_key(taken.job_id, taken.attempt, 0)
-    storage.put(key, png(color), content_type="image/png")
-    image = FinishedImage(0, 1, key, "image/png", 64, 64, 1, "0" * 64)
+    data = png(color)
+    storage.put(key, data, content_type="image/png")
+    image = FinishedImage(0, 1, key, "image/png", 64, 64, len(data), hashlib.sha256(data).hexdigest())
     with db.transaction() as session:
         assert lifecycle.succeed(session, taken, [image])
     return taken.job_id
@@ -238,14 +240,14 @@ def test_the_sheet_and_the_zip(client: TestClient, db: Database, storage: Storag
     assert [job["state"] for job in told] == ["succeeded"] * 3 + ["queued"]
 
 
-def test_what_is_removed_while_it_is_packed_is_left_out(client: TestClient, db: Database, storage: Storage) -> None:
+def test_what_the_storage_has_lost_is_named_in_the_zip(client: TestClient, db: Database, storage: Storage) -> None:
     batch_id = submit_batch(client)
     first, second = succeed(db, storage), succeed(db, storage, "#00ff00")
     storage.delete(image_key(first, 1, 0))
     assert client.get(f"/v1/batches/{batch_id}/sheet").headers["content-type"] == "image/webp"
     answer = client.get(f"/v1/batches/{batch_id}/images.zip")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        assert archive.namelist() == ["0001-0-1.png", "jobs.json"]
+        assert archive.namelist() == ["0000-0-1.png.lost.txt", "0001-0-1.png", "jobs.json"]
         assert archive.read("0001-0-1.png") == storage.get(image_key(second, 1, 0))
 
 

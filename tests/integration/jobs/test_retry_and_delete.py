@@ -1,5 +1,6 @@
 """What becomes of jobs that have ended: rendered again, deleted, removed by age, swept of what nobody sees."""
 
+import hashlib
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,16 +49,23 @@ def storage(settings: Settings) -> Storage:
     return Storage(settings)
 
 
+PICTURE = b"picture"
+
+
+def finished(key: str) -> FinishedImage:
+    return FinishedImage(0, 7, key, "image/png", 64, 64, len(PICTURE), hashlib.sha256(PICTURE).hexdigest())
+
+
 def put(storage: Storage, run: lifecycle.Attempt) -> str:
     key = image_key(run.job_id, run.attempt, 0)
-    storage.put(key, b"picture", content_type="image/png")
+    storage.put(key, PICTURE, content_type="image/png")
     return key
 
 
 def succeeded(db: Database, storage: Storage) -> UUID:
     job_id = submit(db)
     taken = claimed(db)
-    image = FinishedImage(0, 7, put(storage, taken), "image/png", 64, 64, 7, "0" * 64)
+    image = finished(put(storage, taken))
     with db.transaction() as session:
         assert lifecycle.succeed(session, taken, [image])
     return job_id
@@ -155,7 +163,7 @@ def test_a_picture_asked_for_while_its_job_is_deleted_is_gone(
     with db.transaction() as session:
         row = lifecycle.get(session, job_id)
     storage.delete_all(removal.objects(row))  # its objects go first
-    told = problem(client.get(f"/v1/jobs/{job_id}/images/0{how}"), 410, "gone")
+    told = problem(client.get(f"/v1/jobs/{job_id}/images/0{how}"), 410, "image_lost")
     assert str(job_id) in told["detail"]
 
 
@@ -198,7 +206,7 @@ def test_objects_of_attempts_that_came_to_nothing_are_swept(db: Database, storag
     kept = claimed(db)
     keys = put(storage, lost), put(storage, kept)
     with db.transaction() as session:
-        assert lifecycle.succeed(session, kept, [FinishedImage(0, 7, keys[1], "image/png", 64, 64, 7, "0" * 64)])
+        assert lifecycle.succeed(session, kept, [finished(keys[1])])
     assert maintenance.sweep_litter(db, storage) == 0  # a late write may still be under way
     age(db, 1)
     assert maintenance.sweep_litter(db, storage) == 1
@@ -216,7 +224,7 @@ def test_what_a_stale_attempt_writes_after_the_sweep_is_found(db: Database, stor
     kept = [image_key(done, 1, 0), image_key(waiting, 1, 0), snapshot_key(waiting, 1), image_key(foreign, 1, 0)]
     strange = ["jobs/readme.txt", f"jobs/{done}/2/0.png.bak", f"jobs/{done}/0.png"]
     for key in (*late, *kept, *strange):
-        storage.put(key, b"picture", content_type="image/png")
+        storage.put(key, PICTURE, content_type="image/png")
     assert maintenance.sweep_orphans(db, storage, {}) >= len(late)  # other tests left some
     assert {key: has(storage, key) for key in (*late, *kept, *strange)} == {
         **dict.fromkeys(late, False),
@@ -228,7 +236,7 @@ def test_a_large_bucket_is_walked_bit_by_bit(db: Database, storage: Storage, mon
     dead = failed(db)
     late = [image_key(dead, attempt, 0) for attempt in range(1, 8)]
     for key in late:
-        storage.put(key, b"picture", content_type="image/png")
+        storage.put(key, PICTURE, content_type="image/png")
     monkeypatch.setattr(storages, "LISTED_AT_ONCE", 2)
     monkeypatch.setattr(maintenance, "PAGES_AT_ONCE", 2)
     places = {IMAGES: f"{IMAGES}{dead}"}
