@@ -109,7 +109,7 @@ async def _caller(
     # What these read is read by `identify`; here they tell the documentation how to authorize.
     _key: Annotated[object, Security(HTTPBearer(auto_error=False, scheme_name="key", description=_KEY))],
     _password: Annotated[
-        object, Security(_Basic(auto_error=False, scheme_name="key as password", description=_PASSWORD))
+        object, Security(_Basic(auto_error=False, scheme_name="keyAsPassword", description=_PASSWORD))
     ],
 ) -> Caller:
     identified: Caller | None = getattr(request.state, "caller", None)

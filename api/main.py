@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import health, problems
+from api import health, openapi, problems
 from api.a1111 import middleware, styles
 from api.a1111 import routes as a1111_routes
 from api.auth_middleware import AuthMiddleware
@@ -99,7 +99,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     # FastAPIOffline serves the docs' scripts itself: closed networks have no CDN.
     app: FastAPI = FastAPIOffline(
-        title="Render farm", version="1", description=DESCRIPTION, openapi_tags=TAGS, lifespan=lifespan
+        title="Render farm",
+        version="1",
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        generate_unique_id_function=openapi.operation_id,
+        lifespan=lifespan,
     )
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -116,6 +121,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in ROUTED:
         app.include_router(module.router)
 
-    problems.describe(app)
+    openapi.install(app)
     console.install(app)
     return app

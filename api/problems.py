@@ -9,7 +9,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -25,9 +25,6 @@ from shared.errors import (
 )
 
 RETRY_AFTER_SECONDS = 5
-# Statuses of authentication and rate limits, and of a body that is missing, slow, large, or encoded in an unknown way.
-GATE = (401, 403, 429, 503)
-BODY = (400, 408, 413, 415, 422)
 # Failures that an operator must fix; anything else unavailable is so by design.
 AWAY = (DatabaseUnavailable, BrokerUnavailable, StorageUnavailable)
 _CODES = {
@@ -53,21 +50,6 @@ class FieldError(BaseModel):
 
 class ProblemDetails(BaseModel):
     """An error. Programs should read `code`, which is stable; `detail` is for people."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "about:blank",
-                    "title": "Unprocessable Content",
-                    "status": 422,
-                    "detail": "steps: Input should be less than or equal to 150",
-                    "code": "invalid_request",
-                    "errors": [{"field": "steps", "message": "Input should be less than or equal to 150"}],
-                }
-            ]
-        }
-    )
 
     type: str = "about:blank"
     title: str
@@ -101,10 +83,14 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> ProblemResponse:
     """Build a problem response."""
-    details = ProblemDetails(
-        title=http.HTTPStatus(status).phrase, status=status, detail=detail, code=code, errors=list(errors)
-    )
+    details = problem_of(status, code, detail, errors=errors)
     return ProblemResponse(details.model_dump(), status_code=status, headers=dict(headers or {}))
+
+
+def problem_of(status: int, code: str, detail: str, *, errors: Sequence[FieldError] = ()) -> ProblemDetails:
+    """Build a problem document."""
+    phrase = http.HTTPStatus(status).phrase
+    return ProblemDetails(title=phrase, status=status, detail=detail, code=code, errors=list(errors))
 
 
 def of(_request: Request, error: FarmError) -> ProblemResponse:
@@ -116,28 +102,6 @@ def unexpected(request: Request, error: Exception) -> ProblemResponse:
     """Log an unexpected error and build a 500 response."""
     log.error("request.crashed", method=request.method, path=request.url.path, exc_info=error)
     return problem(500, "internal", "The api failed unexpectedly; its log has the details.")
-
-
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses for the problems of a route."""
-    schema = {"application/problem+json": {"schema": ProblemDetails.model_json_schema()}}
-    return {status: {"description": http.HTTPStatus(status).phrase, "content": schema} for status in statuses}
-
-
-def describe(app: FastAPI) -> None:
-    """Add to the OpenAPI document the problems that middleware may answer on any route of /v1."""
-    plain = app.openapi
-
-    def described() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            for path, item in plain()["paths"].items():
-                for operation in item.values() if path.startswith("/v1/") else ():
-                    statuses = (*GATE, *BODY) if "requestBody" in operation else GATE
-                    for status, response in documented(*statuses).items():
-                        operation["responses"].setdefault(str(status), response)
-        return plain()
-
-    app.openapi = described  # type: ignore[method-assign]  # the way that FastAPI's documentation shows
 
 
 def _farm_error(request: Request, error: Exception) -> ProblemResponse:

@@ -1,11 +1,16 @@
 """All A1111 routes in one router, with their errors for the OpenAPI document."""
 
+import re
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from api.a1111 import agent_scheduler, extras, generation, listings, options_routes, progress_routes
+from api.openapi import camel_case
+
+PREFIX = {"sdapi", "v1"}
 
 
 class Refusal(BaseModel):
@@ -40,6 +45,19 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     503: {"model": Refusal},
 }
 
-router = APIRouter(tags=["AUTOMATIC1111"], responses=RESPONSES, strict_content_type=False)
+
+def operation_id(route: APIRoute) -> str:
+    """Return the name by which generated clients call a route: its method and path, as `a1111PostTxt2img`."""
+    words = re.findall(r"[A-Za-z0-9]+", route.path)
+    (method,) = route.methods or {"GET"}
+    return camel_case("a1111", method.lower(), *(word for word in words if word not in PREFIX))
+
+
+router = APIRouter(
+    tags=["AUTOMATIC1111"],
+    responses=RESPONSES,
+    strict_content_type=False,
+    generate_unique_id_function=operation_id,
+)
 for part in (generation, progress_routes, options_routes, listings, extras, agent_scheduler):
     router.include_router(part.router)

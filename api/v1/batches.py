@@ -19,7 +19,7 @@ from api.admission.sent import SentDep
 from api.admission.sweeps import MAX_JOBS, BatchSubmission
 from api.callers import Caller, Reader, Submitter
 from api.desk import Desk, DeskDep
-from api.problems import documented
+from api.openapi import documented
 from api.v1 import contact_sheet, cursors, zip_stream
 from api.v1.contact_sheet import Edges, Tile
 from api.v1.images import shrunk

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from api.callers import reader
 from api.desk import Desk, DeskDep
-from api.problems import documented
+from api.openapi import documented
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULES, Sampler, Schedule

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from api.callers import Submitter
 from api.desk import DeskDep, JobId
-from api.problems import documented
+from api.openapi import documented
 from shared.jobs import removal
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.callers import Reader, Submitter
 from api.desk import DeskDep
-from api.problems import documented
+from api.openapi import documented
 from api.v1 import cursors
 from shared.errors import DeliveryNotFound
 from shared.infra.tables import DeliveryRow
@@ -123,7 +123,7 @@ def listing(
     )
 
 
-@router.post("/replay", status_code=202, summary="Replay a range", responses=documented(400))
+@router.post("/replay", status_code=202, summary="Replay a range of deliveries", responses=documented(400))
 def replay_range(wanted: Range, desk: DeskDep, caller: Submitter) -> Replayed:
     """Send the matching deliveries again; by default the failed ones."""
     conditions: dict[str, Any] = dict(wanted)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from api.callers import Reader
 from api.desk import DeskDep
-from api.problems import documented
+from api.openapi import documented
 from api.v1 import cursors
 from shared.infra.tables import EventRow
 from shared.jobs import outbox

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.callers import Reader
 from api.desk import DeskDep, JobId
-from api.problems import documented
+from api.openapi import documented
 from api.v1.jobs import visible_row
 from shared.errors import BrokerUnavailable
 from shared.infra import previews

@@ -12,7 +12,7 @@ from PIL.Image import Image as Picture
 from api import stored_images
 from api.callers import Caller, Reader
 from api.desk import Desk, DeskDep, JobId
-from api.problems import documented
+from api.openapi import documented
 from shared.errors import ImageNotFound, ImagesNotReady
 from shared.infra import previews
 from shared.infra.tables import ImageRow, JobRow
@@ -32,7 +32,13 @@ router = APIRouter(
 Index = Annotated[int, Path(ge=0, lt=MAX_IMAGES, description="Index of the image, from 0.")]
 
 
-@router.get("", status_code=307, summary="Fetch an image", response_class=RedirectResponse, responses=documented(409))
+@router.get(
+    "",
+    status_code=307,
+    summary="Fetch an image",
+    response_class=RedirectResponse,
+    responses={200: {"content": {"image/png": {}}, "description": "The image itself"}, **documented(409)},
+)
 def image(
     job_id: JobId,
     index: Index,

@@ -15,7 +15,7 @@ from api.admission.submissions import Submission
 from api.callers import Caller, Reader, Submitter
 from api.desk import Desk, DeskDep, JobId
 from api.jobs import queries
-from api.problems import documented
+from api.openapi import documented
 from api.v1 import cursors
 from api.v1.long_poll import WaitS
 from api.v1.queue import outlook

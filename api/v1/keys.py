@@ -10,7 +10,7 @@ from api.auth import keys
 from api.auth.keys import KeyLimits, NewKey, Scope
 from api.callers import Caller, Reader, admin
 from api.desk import DeskDep
-from api.problems import documented
+from api.openapi import documented
 from shared.infra.tables import KeyRow
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=documented(401, 403, 422, 429, 503))
@@ -85,7 +85,7 @@ async def me(caller: Reader) -> Me:
     return _me(caller)
 
 
-@router.patch("/{key_id}", summary="Change limits", dependencies=for_admins, responses=documented(400, 404))
+@router.patch("/{key_id}", summary="Change a key's limits", dependencies=for_admins, responses=documented(400, 404))
 def change(key_id: str, limits: KeyLimits, desk: DeskDep) -> Key:
     """Change the limits that the body contains. They take effect within seconds."""
     with desk.db.transaction() as session:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from fastapi import Depends, Header, Query, Response
+from fastapi import Depends, Header, Query, Request, Response
 
 MAX_WAIT_S = 60
 _WAIT = re.compile(r"\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?:;.*)?", re.IGNORECASE)
@@ -24,14 +24,16 @@ def _wait_s(
         Query(ge=0, le=MAX_WAIT_S, description="Seconds to hold the answer, at most, until the job is final."),
     ] = None,
     prefer: Annotated[
-        list[str] | None, Header(description="`wait=N` is the same as `?wait=N`.", examples=["wait=30"], max_length=20)
+        str | None, Header(description="`wait=N` is the same as `?wait=N`.", examples=["wait=30"])
     ] = None,
     *,
+    request: Request,
     response: Response,
 ) -> int:
     if wait is not None:
         return wait
-    wait_s = preferred_wait_s(prefer or [])
+    # Documented as one string, as generated clients send it; there may be several all the same (RFC 9110, 5.3).
+    wait_s = preferred_wait_s(request.headers.getlist("prefer")) if prefer else 0
     if wait_s:
         response.headers["Preference-Applied"] = f"wait={wait_s}"
     return wait_s

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from api.admission.submissions import Steps, Text
 from api.callers import Reader
 from api.desk import Desk, DeskDep
-from api.problems import documented
+from api.openapi import documented
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.vocabulary.params import reject_nul

@@ -12,7 +12,7 @@ from api.callers import Reader
 from api.desk import Desk, DeskDep
 from api.farm import queue_stats, throughput
 from api.farm.throughput import MINUTES, Minute
-from api.problems import documented
+from api.openapi import documented
 from shared.infra.tables import JobRow
 from shared.jobs import fair_queue
 from shared.vocabulary import forecast

@@ -11,7 +11,7 @@ from api.callers import Submitter
 from api.desk import Desk, DeskDep, JobId
 from api.jobs import retries
 from api.jobs.retries import RETRIED_AT_ONCE, Dead
-from api.problems import documented
+from api.openapi import documented
 from shared.infra import broker
 from shared.jobs import lifecycle
 from shared.jobs.wire import Job

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.callers import Caller, Submitter
 from api.desk import Desk, DeskDep
-from api.problems import documented
+from api.openapi import documented
 from shared.errors import InvalidRequest, UploadNotFound
 from shared.infra.storage import upload_key
 from shared.infra.tables import UploadRow

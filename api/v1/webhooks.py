@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from api.admission.submissions import WebhookChoice
 from api.callers import Reader, Submitter
 from api.desk import DeskDep
-from api.problems import documented
+from api.openapi import documented
 from shared.errors import EndpointNotFound
 from shared.infra import url_guard
 from shared.infra.tables import EndpointRow, OwnerSecretRow

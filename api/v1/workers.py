@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from api.callers import Admin
 from api.desk import DeskDep
-from api.problems import documented
+from api.openapi import documented
 from shared.fleet import registry
 
 router = APIRouter(prefix="/v1/workers", tags=["operations"], responses=documented(503))

@@ -196,7 +196,9 @@ def test_the_docs_need_no_network(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     assert "HTTPValidationError" not in schema["components"]["schemas"]
     assert schema["components"]["schemas"]["Submission"]["examples"]
-    assert "application/problem+json" in schema["paths"]["/v1/jobs"]["post"]["responses"]["422"]["content"]
+    refused = schema["paths"]["/v1/jobs"]["post"]["responses"]["422"]
+    assert refused == {"$ref": "#/components/responses/Problem422"}
+    assert "application/problem+json" in schema["components"]["responses"]["Problem422"]["content"]
 
 
 DOWN = "127.0.0.1:1"  # nothing listens on port 1
