@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format gpu bench bench-api bench-flood bench-claims chaos fuzz invariance simulate screenshots images audit clean
+.PHONY: help demo test up check format gpu bench bench-api bench-flood bench-claims bench-neighbours chaos fuzz invariance simulate screenshots images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-flood: $(DEV_STAMP) ## Pour 50,000 submits into a farm that renders; what 
 
 bench-claims: $(DEV_STAMP) ## Time claims, heartbeats and rescues with 1,000,000 queued rows and 1,000 workers; the plan of a claim
 	@$(BIN)/python -m tests.bench.claims $(BENCH)
+
+bench-neighbours: $(DEV_STAMP) ## Time one client's use of the farm beside another that misbehaves in every way
+	@$(BIN)/python -m tests.bench.neighbours $(BENCH)
 
 chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that nothing is lost; CHAOS="--seed 2"
 	@$(BIN)/python -m tests.chaos $(CHAOS)

@@ -14,11 +14,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -57,11 +58,12 @@ SETTLED_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where the farm and the minimal endpoint answer, and the file where first steps are noted."""
+    """Where the farm, the minimal endpoint and the database answer, and the file where first steps are noted."""
 
     farm: str
     minimal: str
     steps: Path
+    database_url: str
 
 
 def main() -> None:
@@ -218,15 +220,15 @@ async def waiting(url: str, waiters: int) -> AsyncIterator[None]:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Stage]:
+def running(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Stage]:
     """Run the engines, the api, a courier, a gpu worker that does nothing, and the minimal endpoint."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     steps, (port, other) = folder / "steps", (ports.pick(HOST), ports.pick(HOST))
-    stage = Stage(f"http://{HOST}:{port}", f"http://{HOST}:{other}", steps)
     with ExitStack() as stack:
         reached = stack.enter_context(engines_only(folder / "engines", environ))
         more = {"FARM_ALLOW_PRIVATE_URLS": "true", "FARM_CHECKPOINT": str(serving.DEMO.resolve())}
-        env = {**environ, **reached, **more, STEPS_VARIABLE: str(steps)}
+        env = {**environ, **reached, **more, **settings, STEPS_VARIABLE: str(steps)}
+        stage = Stage(f"http://{HOST}:{port}", f"http://{HOST}:{other}", steps, reached["FARM_DATABASE_URL"])
         (folder / "logs").mkdir()
         supervisor = stack.enter_context(Supervisor(folder / "logs", folder / "run.json", lambda _event: None))
         supervisor.start(processes.migration(env))
