@@ -64,8 +64,10 @@ def parts(text: str) -> tuple[tuple[str, float], ...]:
     return tuple(_weighted(part) for part in _AND.split(text))
 
 
-def timeline(text: str, steps: int, *, first_pass_steps: int | None = None) -> tuple[tuple[int, str], ...]:
+def timeline(text: str, steps: int, *, first_pass_steps: int | None = None) -> Iterator[tuple[int, str]]:
     """Unfold `[from:to:when]`, `[to:when]`, `[from::when]` and `[a|b]` into (last step of the text, text), steps counted from 1.
+
+    Texts are made one by one, so that a reader may stop at one that is too much.
 
     `when` counts steps, or is a share of them if it has a point. In the second pass of hires fix it counts on from the first:
     `first_pass_steps` are over, and shares begin at 1.0. Text that the grammar does not cover is taken literally as a whole.
@@ -73,8 +75,10 @@ def timeline(text: str, steps: int, *, first_pass_steps: int | None = None) -> t
     editing = _Editing(steps, first_pass_steps)
     tree = editing.parse(text)
     if tree is None:
-        return ((steps, text),)
-    return tuple((step, _render(tree, step)) for step in sorted(editing.changes))
+        yield steps, text
+        return
+    for step in sorted(editing.changes):
+        yield step, _render(tree, step)
 
 
 def segments(text: str) -> tuple[tuple[Segment, ...], ...]:

@@ -4,8 +4,9 @@ It parses with `prompt_grammar` and needs no checkpoint: the tokenizer is CLIP's
 files lie in `clip/`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Generic
 
@@ -85,11 +86,15 @@ class PromptReader(Generic[E]):
         guided = negative_prompt is not None or rows[0][1] != 1 or len(rows) > 1
         if guided:
             rows.insert(0, (negative_prompt or "", 1.0))
-        timelines = [grammar.timeline(text, steps, first_pass_steps=first_pass_steps) for text, _ in rows]
-        texts = self._texts({entry for timeline in timelines for _, entry in timeline}, self._triggers(embeddings))
-        read = (tuple((last_step, texts[entry]) for last_step, entry in timeline) for timeline in timelines)
+        # A text is read as soon as it is made: the first chunk too many ends both.
+        texts = _Texts(partial(self._chunks, triggers=self._triggers(embeddings)))
+        timelines = [
+            tuple((last_step, texts.read(entry)) for last_step, entry in unfolded)
+            for unfolded in (grammar.timeline(text, steps, first_pass_steps=first_pass_steps) for text, _ in rows)
+        ]
+        filled = (tuple((last_step, texts.filled(text)) for last_step, text in timeline) for timeline in timelines)
         weights = (weight for _, weight in rows)
-        return Script(tuple(map(Row, weights, read)), guided, clip_skip)
+        return Script(tuple(map(Row, weights, filled)), guided, clip_skip)
 
     def opening(self, chunk: Chunk[E], *, words: int) -> str:
         """Return the first `words` words of a chunk as the tokenizer spells them, embeddings by name."""
@@ -106,18 +111,6 @@ class PromptReader(Generic[E]):
                 found.append(decoders.ByteLevel().decode([pieces.removesuffix(WORD_END)]))
                 pieces = ""
         return " ".join(found)
-
-    def _texts(self, entries: set[str], triggers: Triggers[E]) -> dict[str, Text[E]]:
-        """Return the entries in chunks, the shorter ones filled up with empty chunks to the length of the longest."""
-        texts: dict[str, Text[E]] = {}
-        distinct: set[Chunk[E]] = set()
-        for entry in entries:
-            texts[entry] = self._chunks(entry, triggers)
-            distinct.update(texts[entry])
-            if len(distinct) > MAX_DISTINCT_CHUNKS:
-                raise InvalidRequest(f"The prompt needs more than {MAX_DISTINCT_CHUNKS} different chunks of tokens.")
-        length = max(map(len, texts.values()))
-        return {entry: text + (Chunk(),) * (length - len(text)) for entry, text in texts.items()}
 
     def _chunks(self, text: str, triggers: Triggers[E]) -> Text[E]:
         chunker: Chunker[E] = Chunker(self._comma_id)
@@ -152,6 +145,32 @@ class PromptReader(Generic[E]):
         for candidates in triggers.values():
             candidates.sort(key=lambda candidate: len(candidate[0]), reverse=True)
         return triggers
+
+
+class _Texts(Generic[E]):
+    """The texts of a script in chunks, each read once."""
+
+    def __init__(self, read: Callable[[str], Text[E]]) -> None:
+        self._read = read
+        self._texts: dict[str, Text[E]] = {}
+        self._distinct: set[Chunk[E]] = set()
+
+    def read(self, entry: str) -> Text[E]:
+        """Return an entry in chunks. Raises `InvalidRequest` for more different ones than a script may have."""
+        if entry not in self._texts:
+            self._texts[entry] = self._read(entry)
+            self._distinct.update(self._texts[entry])
+            if len(self._distinct) > MAX_DISTINCT_CHUNKS:
+                raise InvalidRequest(f"The prompt needs more than {MAX_DISTINCT_CHUNKS} different chunks of tokens.")
+        return self._texts[entry]
+
+    def filled(self, text: Text[E]) -> Text[E]:
+        """Return a text with as many empty chunks as it is shorter than the longest one."""
+        return text + (Chunk(),) * (self._longest - len(text))
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._texts.values()))
 
 
 @lru_cache(1)

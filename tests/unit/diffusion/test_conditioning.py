@@ -332,6 +332,21 @@ def test_what_would_fill_the_memory_is_refused(reader: PromptReader, text: str, 
         reader.read(text, None, steps=steps)
 
 
+def test_no_text_is_made_beyond_the_chunk_that_is_too_many(
+    reader: PromptReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, render = list[int](), grammar._render
+
+    def counted(tree: Any, step: int) -> str:
+        made.append(step)
+        return render(tree, step)
+
+    monkeypatch.setattr(grammar, "_render", counted)
+    with pytest.raises(InvalidRequest, match="different chunks"):
+        reader.read("".join(f"{n} [a|b] [a|b|c] [a|b|c|d|e] BREAK " for n in range(10)), None, steps=150)
+    assert len(made) < 50
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from([*"ab,()[]:|", "red ", ", ", " BREAK ", ":0.5]", "(x:1.3)"]), max_size=150).map("".join)
