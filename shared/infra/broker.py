@@ -3,6 +3,8 @@
 A lost doorbell loses no job: the courier rings again while rows wait (`worker.courier.maintenance`).
 """
 
+import time
+
 import structlog
 from celery import Celery
 from kombu.entity import Queue
@@ -11,7 +13,8 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - Redis's own
+from redis.retry import Retry as BlockingRetry
 
 from shared.errors import BrokerUnavailable
 from shared.settings import Settings
@@ -19,18 +22,26 @@ from shared.settings import Settings
 RENDER_TASK = "render.answer"
 COURIER_QUEUE = "courier"
 _KEY_PREFIX = "farm:"
+HASTE_S = 2.0
+SILENT_S = 2.0
 _NO_ROOM = "Redis has no space left on its disk. Make room there; meanwhile the farm goes on, more slowly."
 
 log = structlog.get_logger(__name__)
 
 
-def celery_app(settings: Settings) -> Celery:
-    """Return the farm's Celery application, without connecting.
+class _App(Celery):  # an untyped library
+    """A Celery application that remembers how long its broker is not to be rung."""
+
+    silent_until = 0.0
+
+
+def celery_app(settings: Settings, *, hasty: bool = False) -> Celery:
+    """Return the farm's Celery application, without connecting. A hasty one rings while a client waits.
 
     Acks are late and nothing is prefetched, so a doorbell never waits in a busy worker while another idles. A redelivered
     doorbell is harmless, hence the short restore intervals; results live in Postgres, so Celery stores none.
     """
-    app = Celery("farm", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app = _App("farm", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
         broker_transport="shared.infra.kombu_transport:Transport",
         # Celery's default would fork: a worker's parts are open in the process that it was started as, and nowhere else.
@@ -56,7 +67,7 @@ def celery_app(settings: Settings) -> Celery:
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 10,
-            "socket_timeout": 10,
+            "socket_timeout": HASTE_S if hasty else 10,
             "socket_connect_timeout": settings.connect_seconds,
             "socket_keepalive": True,
             "health_check_interval": 5,
@@ -79,34 +90,44 @@ def listen_for(app: Celery, checkpoint: str) -> None:
 
 
 def ring(app: Celery, checkpoint: str, times: int = 1) -> bool:
-    """Ring a checkpoint's doorbell. When Redis does not answer: False and a log line; the courier will ring again."""
+    """Ring a checkpoint's doorbell. When Redis does not answer: False and a log line; the courier will ring again.
+
+    After a Redis that kept its caller waiting, the next ones do not even ask for `SILENT_S`.
+    """
+    began_s = time.monotonic()
+    if began_s < app.silent_until:
+        return False
     try:
         for _ in range(times):
             app.send_task(RENDER_TASK, queue=render_queue(checkpoint), retry=False, ignore_result=True)
     except (OperationalError, RedisError, OSError) as error:
         log.warning("doorbell.lost", checkpoint=checkpoint, error=str(error))
+        if time.monotonic() - began_s > HASTE_S / 2:
+            app.silent_until = time.monotonic() + SILENT_S
         return False
     return True
 
 
-def connect(settings: Settings) -> Redis:
-    """Return a Redis client with bounded waits, without connecting."""
+def connect(settings: Settings, *, hasty: bool = False) -> Redis:
+    """Return a Redis client with bounded waits, without connecting. A hasty one is for calls that a client waits for."""
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
         socket_connect_timeout=settings.connect_seconds,
-        socket_timeout=10,
+        socket_timeout=HASTE_S if hasty else 10,
         socket_keepalive=True,
         health_check_interval=30,
         decode_responses=True,
+        # Once more on a new connection, for Redis may have been restarted; but whoever is silent is not asked again.
+        **({"retry": BlockingRetry(NoBackoff(), 1, supported_errors=(ConnectionError,))} if hasty else {}),
     )
 
 
-def connect_async(settings: Settings) -> AsyncRedis:
+def connect_async(settings: Settings, *, hasty: bool = False) -> AsyncRedis:
     """Return a Redis client for asyncio, without connecting. It never retries: its caller reconnects."""
     return AsyncRedis.from_url(
         settings.redis_url.get_secret_value(),
         socket_connect_timeout=settings.connect_seconds,
-        socket_timeout=10,
+        socket_timeout=HASTE_S if hasty else 10,
         socket_keepalive=True,
         health_check_interval=5,
         retry=Retry(NoBackoff(), 0),
