@@ -11,12 +11,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBasic, HTTPBearer
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from api.auth.key_cache import CachedKey
 from api.auth.keys import Scope, Token
 from api.desk import Desk, DeskDep
+from api.limits.rate import TOKEN_COUNTS
 from shared.errors import PriorityTooHigh, ScopeMissing, Unauthenticated
 from shared.infra.tables import KeyRow
 from shared.vocabulary.params import MAX_PRIORITY
@@ -76,7 +76,7 @@ class _Basic(HTTPBasic):
 async def identify(desk: Desk, authorization: str | None, path: str) -> Caller:
     """Return the caller of an `Authorization` header, and count the request against the rate limit of its key.
 
-    Raises `Unauthenticated`, `RateLimited` or `DatabaseUnavailable`.
+    Raises `Unauthenticated`, `RateLimited`, `DatabaseUnavailable` or `TooBusy`.
     """
     if desk.settings.auth == "none":
         # A farm without keys has one caller, who owns everything and may do everything.
@@ -89,18 +89,18 @@ async def identify(desk: Desk, authorization: str | None, path: str) -> Caller:
         raise Unauthenticated("The API key is malformed; one looks like farm_0123456789_….")
     cached = desk.keys.remembered(token)
     if cached is None:
-        cached = await run_in_threadpool(desk.keys.fetch, token)
+        cached = await desk.rooms.keys.run(desk.keys.owner_of(token), desk.keys.fetch, token)
     caller = _valid_caller(cached)
     if caller.requests_per_minute is not None:
-        await run_in_threadpool(_count, desk, caller.owner, caller.requests_per_minute, path)
+        await _count(desk, caller.owner, caller.requests_per_minute, path)
     return caller
 
 
-def _count(desk: Desk, owner: str, per_minute: int, path: str) -> None:
+async def _count(desk: Desk, owner: str, per_minute: int, path: str) -> None:
     if path == COUNTING:
-        desk.throttle.take(owner, max(per_minute, COUNTING_PER_MINUTE), what="token counts")
+        await desk.throttle.take(owner, max(per_minute, COUNTING_PER_MINUTE), TOKEN_COUNTS)
     else:
-        desk.throttle.take(owner, per_minute)
+        await desk.throttle.take(owner, per_minute)
 
 
 async def _caller(

@@ -3,25 +3,34 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
+import structlog
 from celery import Celery
 from fastapi import Depends, Path, Request
 from redis import Redis
 
 from api.auth.key_cache import KeyCache
 from api.limits.quota import Quota
-from api.limits.rate import RateLimit
+from api.limits.rate import TOKEN_COUNTS, RateLimit
 from api.limits.streams import StreamLimit
+from api.limits.workrooms import Workrooms
 from api.picture_intake import PictureIntake
 from api.waiting.job_updates import JobUpdates
-from shared.errors import JobNotFound
-from shared.infra import broker
+from shared.errors import JobNotFound, TooBusy
+from shared.infra import broker, events
 from shared.infra.db import Database
+from shared.infra.events import JobEvent
 from shared.infra.outbound_http import OutboundHttp
 from shared.infra.storage import Storage
 from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Clients wait for the api's calls to the storage: they fail within 11 s, pauses included.
+STORAGE_TRIES, STORAGE_S = 2, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,7 @@ class Desk:
     """Connections and shared state. Opened without connecting: a dependency that is down must not keep the api from starting."""
 
     settings: Settings
+    rooms: Workrooms
     db: Database
     redis: Redis
     celery: Celery
@@ -40,6 +50,13 @@ class Desk:
     updates: JobUpdates
     streams: StreamLimit
 
+    async def tell(self, owner: str, *news: JobEvent) -> None:
+        """Publish events for an owner. Best effort: who waits for them looks at the rows, too."""
+        try:
+            await self.rooms.redis.run(owner, events.publish, self.redis, *news)
+        except TooBusy as error:
+            log.warning("event.lost", job_ids=[str(event.job_id) for event in news[:10]], error=str(error))
+
 
 @contextmanager
 def open_desk(settings: Settings) -> Iterator[Desk]:
@@ -47,36 +64,40 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
     with ExitStack() as closing:
         db = Database(settings, pool_size=20)
         closing.callback(db.close)
-        redis = broker.connect(settings)
+        redis = broker.connect(settings, hasty=True)
         closing.callback(redis.close)
-        celery = broker.celery_app(settings)
+        celery = broker.celery_app(settings, hasty=True)
         closing.callback(celery.close)
+        throttle = RateLimit(broker.connect_async(settings, hasty=True))
+        rooms = Workrooms.opened(spend=throttle.spend, spend_on_counts=partial(throttle.spend, tariff=TOKEN_COUNTS))
+        closing.callback(rooms.close)
         yield Desk(
             settings,
+            rooms,
             db,
             redis,
             celery,
-            Storage(settings),
-            _intake(settings),
+            Storage(settings, tries=STORAGE_TRIES, read_s=STORAGE_S),
+            _intake(settings, rooms),
             KeyCache(db),
-            RateLimit(redis),
+            throttle,
             Quota(settings.max_queued),
-            JobUpdates(db, broker.connect_async(settings)),
+            JobUpdates(db, broker.connect_async(settings), rooms.updates),
             StreamLimit(),
         )
 
 
-def _intake(settings: Settings) -> PictureIntake:
+def _intake(settings: Settings, rooms: Workrooms) -> PictureIntake:
     outside = OutboundHttp(allow_private=settings.allow_private_urls)
-    return PictureIntake(outside, max_bytes=settings.max_body_bytes, fetch_s=settings.fetch_seconds)
+    return PictureIntake(outside, rooms.decoding, max_bytes=settings.max_body_bytes, fetch_s=settings.fetch_seconds)
 
 
-async def _desk(request: Request) -> Desk:  # async saves every request a trip through the thread pool
+async def _desk(request: Request) -> Desk:
     desk: Desk = request.app.state.desk
     return desk
 
 
-def _job_id(
+async def _job_id(
     job_id: Annotated[str, Path(description="The job's id.", examples=["0198c0de-0000-7000-8000-000000000001"])],
 ) -> UUID:
     # Whatever is not an id was never a job's id: 404 for both, so that clients have one case to handle.

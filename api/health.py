@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import BaseModel
 
 from api.desk import DeskDep
+from api.routing import Router, in_room
 from shared.errors import FarmError
 from shared.infra import broker
 
-router = APIRouter(tags=["operations"])
+router = Router(tags=["operations"])
 
 
 class Dependency(BaseModel):
@@ -27,12 +28,13 @@ class Readiness(BaseModel):
 
 
 @router.get("/healthz", summary="Liveness")
-def healthz() -> dict[str, str]:
-    """Answer 200 while this process runs. Asks no dependency."""
+async def healthz() -> dict[str, str]:
+    """Answer 200 while this process runs. Asks no dependency and waits for no thread."""
     return {"status": "alive"}
 
 
 @router.get("/readyz", summary="Readiness", responses={503: {"model": Readiness}})
+@in_room("probes")
 def readyz(desk: DeskDep, response: Response) -> Readiness:
     """Ask Postgres, Redis and the storage; 503 if one of them is down."""
     dependencies = {

@@ -94,7 +94,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with open_desk(settings) as desk:
             app.state.desk = desk
-            async with desk.updates:
+            async with desk.throttle, desk.updates:
                 yield
 
     # FastAPIOffline serves the docs' scripts itself: closed networks have no CDN.

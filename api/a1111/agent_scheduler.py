@@ -5,7 +5,7 @@ import io
 import zipfile
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import Path, Query, Response
 from pydantic import ValidationError
 
 from api.a1111 import answers, calls, generation, options, translate
@@ -18,10 +18,11 @@ from api.admission.sent import SentDep
 from api.admission.submissions import WebhookChoice
 from api.callers import Reader, Submitter
 from api.desk import Desk, DeskDep
+from api.routing import Router, in_room
 from shared.errors import InvalidRequest
 from shared.vocabulary.states import JobState
 
-router = APIRouter(prefix="/agent-scheduler/v1", strict_content_type=False)
+router = Router(prefix="/agent-scheduler/v1", strict_content_type=False)
 
 Task = Annotated[str, Path(max_length=generation.MAX_NAME_CHARS)]
 Limit = Annotated[int, Query(ge=1, le=200)]
@@ -61,6 +62,7 @@ def queue_txt2img(
 
 
 @router.post("/queue/img2img", summary="Queue an img2img task")
+@in_room("intake")
 def queue_img2img(
     body: QueuedImg2Img, sent: SentDep, desk: DeskDep, caller: Submitter, session_id: SessionId
 ) -> dict[str, str]:
@@ -109,6 +111,7 @@ def position(task_id: Task, desk: DeskDep, _caller: Reader, session_id: SessionI
 
 
 @router.get("/task/{task_id}/results", summary="Fetch a task's images", response_model=None)
+@in_room("storage")
 def results(
     task_id: Task,
     desk: DeskDep,

@@ -4,6 +4,7 @@ A call belongs to a session and has a name there: the client's `force_task_id`, 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,15 +120,15 @@ def current(transaction: Transaction, session_id: str) -> A1111Call | None:
 
 def cancel(desk: Desk, made: Sequence[JobRow]) -> None:
     """Cancel the unfinished ones among these jobs, and publish it."""
+    news = []
     for job in made:
         if JobState(job.state).is_final:
             continue
-        try:
-            with desk.db.transaction() as transaction:
-                row = lifecycle.cancel(transaction, job.id)
-        except JobAlreadyFinal:
-            continue
-        events.publish(desk.redis, JobEvent(row.id, JobState(row.state), row.version))
+        with suppress(JobAlreadyFinal), desk.db.transaction() as transaction:
+            row = lifecycle.cancel(transaction, job.id)
+            news.append(JobEvent(row.id, JobState(row.state), row.version))
+    if news:
+        events.publish(desk.redis, *news)
 
 
 def _is_of(row: CallRow, digests: Digests) -> bool:

@@ -5,7 +5,6 @@ import io
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter
 from PIL import Image
 from pydantic import Field
 
@@ -14,11 +13,12 @@ from api.a1111.errors import NothingFound
 from api.a1111.field_types import Flag, Int, Lax, Number, Text
 from api.callers import Reader, Submitter
 from api.desk import Desk, DeskDep
+from api.routing import Router, in_room
 from shared.errors import BadPicture, InvalidRequest
 from shared.files import pictures
 from shared.vocabulary.params import MAX_SIDE_PX
 
-router = APIRouter(prefix="/sdapi/v1", strict_content_type=False)
+router = Router(prefix="/sdapi/v1", strict_content_type=False)
 
 MAX_BATCH = 16
 MAX_UPSCALED_SIDE_PX = 4 * MAX_SIDE_PX
@@ -83,6 +83,7 @@ class InterrogateRequest(Lax):
 
 
 @router.post("/png-info", summary="Read a picture's infotext")
+@in_room("intake")
 def png_info(body: PngInfoRequest, desk: DeskDep, _caller: Reader) -> dict[str, Any]:
     """Return the infotext of a picture, as text and in its parts."""
     data = desk.intake.file(body.image, "image")
@@ -93,12 +94,14 @@ def png_info(body: PngInfoRequest, desk: DeskDep, _caller: Reader) -> dict[str, 
 
 
 @router.post("/extra-single-image", summary="Upscale a picture")
+@in_room("intake")
 def extra_single_image(body: UpscaleRequest, desk: DeskDep, _caller: Submitter) -> dict[str, str]:
     """Upscale one picture."""
     return {"html_info": _html(body), "image": _upscaled(desk, body, body.image, "image")}
 
 
 @router.post("/extra-batch-images", summary="Upscale pictures")
+@in_room("intake")
 def extra_batch_images(body: BatchUpscaleRequest, desk: DeskDep, _caller: Submitter) -> dict[str, Any]:
     """Upscale several pictures with the same options."""
     images = [_upscaled(desk, body, one.data, f"imageList.{index}") for index, one in enumerate(body.imageList)]

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import structlog
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from sqlalchemy.orm import Session as Transaction
-from starlette.concurrency import run_in_threadpool
 
 from api import problems
 from api.a1111 import answers, calls, sessions, styles, translate
@@ -27,13 +26,14 @@ from api.admission.sent import Sent, SentDep
 from api.admission.submissions import WebhookChoice
 from api.callers import Caller, Submitter
 from api.desk import Desk, DeskDep
+from api.routing import Router
 from api.waiting.disconnect import while_connected
 from shared.errors import FarmError, InvalidRequest, OutOfMemory, RenderFailed, UnknownCheckpoint
 from shared.infra.tables import JobRow
 from shared.jobs.idempotency import Digests
 from shared.vocabulary.states import JobState
 
-router = APIRouter(strict_content_type=False)
+router = Router(strict_content_type=False)
 
 MAX_NAME_CHARS = 200
 JOB_IDS, CALL, IGNORED = "X-Farm-Job-Id", "X-Farm-Task-Id", "X-Farm-Ignored"
@@ -47,8 +47,8 @@ async def txt2img(
     body: Txt2Img, sent: SentDep, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId
 ) -> Response:
     """Render images from a prompt, with or without hires fix, and answer with them. The request stays open until the end."""
-    call = await run_in_threadpool(begin, desk, caller, session_id, body, sent, translate.txt2img)
-    return await _held(request, desk, call, body)
+    call = await desk.rooms.database.run(caller.owner, begin, desk, caller, session_id, body, sent, translate.txt2img)
+    return await _held(request, desk, caller, call, body)
 
 
 @router.post("/sdapi/v1/img2img", summary="img2img", response_class=Response)
@@ -56,8 +56,8 @@ async def img2img(
     body: Img2Img, sent: SentDep, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId
 ) -> Response:
     """Render images from an init image, with or without a mask, and answer with them. The request stays open until the end."""
-    call = await run_in_threadpool(begin, desk, caller, session_id, body, sent, translate.img2img)
-    return await _held(request, desk, call, body)
+    call = await desk.rooms.intake.run(caller.owner, begin, desk, caller, session_id, body, sent, translate.img2img)
+    return await _held(request, desk, caller, call, body)
 
 
 def begin(
@@ -103,17 +103,17 @@ def headers_of(call: A1111Call) -> dict[str, str]:
     return {name: "".join(char if char.isprintable() else "?" for char in text) for name, text in headers.items()}
 
 
-async def _held(request: Request, desk: Desk, call: A1111Call, body: Txt2Img | Img2Img) -> Response:
+async def _held(request: Request, desk: Desk, caller: Caller, call: A1111Call, body: Txt2Img | Img2Img) -> Response:
     """Wait until a call ends and answer. If the client disconnects first, abandon the call."""
     headers = headers_of(call)
     try:
         jobs = await while_connected(request, lambda: _ended(desk, call))
         if jobs is None:
-            await _abandon(desk, call)
+            await _abandon(desk, caller, call)
             return Response(status_code=499, headers=headers)
         ended = A1111Call(call.row, tuple(jobs))
         raise_failure(ended)
-        content = await run_in_threadpool(answers.body, desk, ended, body.echo())
+        content = await desk.rooms.storage.run(caller.owner, answers.body, desk, ended, body.echo())
     except FarmError as error:
         response = problems.of(request, error)
         response.headers.update(headers)
@@ -130,10 +130,10 @@ async def _ended(desk: Desk, call: A1111Call) -> list[JobRow]:
     return rows
 
 
-async def _abandon(desk: Desk, call: A1111Call) -> None:
+async def _abandon(desk: Desk, caller: Caller, call: A1111Call) -> None:
     log.info("call.abandoned", jobs=[str(job.id) for job in call.jobs], kept=desk.settings.keep_abandoned)
     if not desk.settings.keep_abandoned:
-        await run_in_threadpool(calls.cancel, desk, call.jobs)
+        await desk.rooms.database.run(caller.owner, calls.cancel, desk, call.jobs)
 
 
 def raise_failure(call: A1111Call) -> None:

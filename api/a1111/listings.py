@@ -3,16 +3,15 @@
 import os
 from typing import Any
 
-from fastapi import APIRouter
-
 from api.a1111 import names, sessions, styles
 from api.callers import Reader
 from api.desk import Desk, DeskDep
+from api.routing import Router
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULE_LABELS, SCHEDULES, TWO_CALLS_A_STEP, Sampler, Schedule
 
-router = APIRouter(prefix="/sdapi/v1")
+router = Router(prefix="/sdapi/v1")
 
 SD15_WIDTH = 768
 # Their noise levels come from the checkpoint itself.

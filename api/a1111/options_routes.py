@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from fastapi import APIRouter
-
 from api.a1111 import options, sessions
 from api.a1111.field_types import Mapping
 from api.a1111.sessions import SessionId
 from api.callers import Reader, Submitter
 from api.desk import DeskDep
+from api.routing import Router
 
-router = APIRouter(prefix="/sdapi/v1", strict_content_type=False)
+router = Router(prefix="/sdapi/v1", strict_content_type=False)
 
 
 @router.get("/options", summary="Show options")

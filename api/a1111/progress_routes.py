@@ -2,10 +2,11 @@
 
 import base64
 import io
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from PIL import Image
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session as Transaction
@@ -13,15 +14,17 @@ from sqlalchemy.orm import Session as Transaction
 from api.a1111 import answers, calls, progress
 from api.a1111.calls import A1111Call
 from api.a1111.field_types import Flag, Int, Lax, Text
+from api.a1111.progress import CallProgress
 from api.a1111.sessions import SessionId
-from api.callers import Reader, Submitter
+from api.callers import Caller, Reader, Submitter
 from api.desk import Desk, DeskDep
-from shared.errors import BrokerUnavailable
+from api.routing import Router
+from shared.errors import BrokerUnavailable, TooBusy
 from shared.infra import previews
 from shared.infra.tables import JobRow
 from shared.vocabulary.states import JobState
 
-router = APIRouter(strict_content_type=False)
+router = Router(strict_content_type=False)
 
 
 class ProgressRequest(Lax):
@@ -33,19 +36,17 @@ class ProgressRequest(Lax):
 
 
 @router.get("/sdapi/v1/progress", summary="Show the progress of the running call")
-def show(
-    desk: DeskDep, _caller: Reader, session_id: SessionId, skip_current_image: Annotated[str, Query(max_length=10)] = ""
+async def show(
+    desk: DeskDep, caller: Reader, session_id: SessionId, skip_current_image: Annotated[str, Query(max_length=10)] = ""
 ) -> dict[str, Any]:
     """Show the progress of the session's oldest running call; zeros when it has none."""
-    with desk.db.transaction() as transaction:
-        call = calls.current(transaction, session_id)
-        estimate = progress.of(call, _now(transaction))
+    call, estimate = await desk.rooms.database.run(caller.owner, _current, desk, session_id)
     shows_image = call is not None and skip_current_image.lower() not in {"true", "1", "yes", "on"}
     return {
         "progress": estimate.share,
         "eta_relative": estimate.eta_s,
         "state": estimate.state(),
-        "current_image": _current_image(desk, call) if call and shows_image else None,
+        "current_image": await _current_image(desk, caller, call) if call and shows_image else None,
         "textinfo": None if call is None or call.is_running else "In queue",
     }
 
@@ -71,22 +72,31 @@ def skip(desk: DeskDep, _caller: Submitter, session_id: SessionId) -> None:
 
 
 @router.post("/internal/progress", summary="Show the progress of a task")
-def show_named(body: ProgressRequest, desk: DeskDep, _caller: Reader, session_id: SessionId) -> dict[str, Any]:
+async def show_named(body: ProgressRequest, desk: DeskDep, caller: Reader, session_id: SessionId) -> dict[str, Any]:
     """Show the progress of the call with this `force_task_id`."""
-    with desk.db.transaction() as transaction:
-        call = calls.find(transaction, session_id, body.id_task)
-        estimate = progress.of(call, _now(transaction))
-        names = [one.row.name for one in calls.unfinished(transaction, session_id)]
+    call, estimate, names = await desk.rooms.database.run(caller.owner, _named, desk, session_id, body.id_task)
     if call is None:
         return _named_progress(body)
     if call.is_running:
-        return _named_progress(
-            body, active=True, progress=estimate.share, eta=estimate.eta_s, **_live_preview(desk, call, body)
-        )
+        shown = await _live_preview(desk, caller, call, body)
+        return _named_progress(body, active=True, progress=estimate.share, eta=estimate.eta_s, **shown)
     if call.is_final:
         return _named_progress(body, completed=True)
     place = names.index(body.id_task) + 1 if body.id_task in names else 1
     return _named_progress(body, queued=True, textinfo=f"In queue: {place}/{max(len(names), place)}")
+
+
+def _current(desk: Desk, session_id: str) -> tuple[A1111Call | None, CallProgress]:
+    with desk.db.transaction() as transaction:
+        call = calls.current(transaction, session_id)
+        return call, progress.of(call, _now(transaction))
+
+
+def _named(desk: Desk, session_id: str, name: str) -> tuple[A1111Call | None, CallProgress, list[str]]:
+    with desk.db.transaction() as transaction:
+        call = calls.find(transaction, session_id, name)
+        names = [one.row.name for one in calls.unfinished(transaction, session_id)]
+        return call, progress.of(call, _now(transaction)), names
 
 
 def _named_progress(body: ProgressRequest, **known: Any) -> dict[str, Any]:
@@ -104,9 +114,9 @@ def _named_progress(body: ProgressRequest, **known: Any) -> dict[str, Any]:
     }
 
 
-def _live_preview(desk: Desk, call: A1111Call, body: ProgressRequest) -> dict[str, Any]:
+async def _live_preview(desk: Desk, caller: Caller, call: A1111Call, body: ProgressRequest) -> dict[str, Any]:
     """Return the latest preview, unless the client has it. Its id is the number of steps done."""
-    image = _current_image(desk, call) if body.live_preview else None
+    image = await _current_image(desk, caller, call) if body.live_preview else None
     preview_id = sum(job.steps_done for job in call.jobs)
     if image is None or preview_id == body.id_live_preview:
         return {}
@@ -132,18 +142,17 @@ def _now(transaction: Transaction) -> datetime:
     return now
 
 
-def _current_image(desk: Desk, call: A1111Call) -> str | None:
-    """Return the latest preview of the running job, as PNG in base64."""
+async def _current_image(desk: Desk, caller: Caller, call: A1111Call) -> str | None:
+    """Return the latest preview of the running job, as PNG in base64. Without one progress is reported all the same."""
     job = progress.running(call)
-    preview = _preview(desk, job) if job else None
+    with suppress(BrokerUnavailable, TooBusy):
+        return await desk.rooms.redis.run(caller.owner, _preview, desk, job) if job else None
+    return None
+
+
+def _preview(desk: Desk, job: JobRow) -> str | None:
+    preview = previews.get(desk.redis, job.id, 0)
     if preview is None:
         return None
     with Image.open(io.BytesIO(preview)) as picture:
         return base64.b64encode(answers.to_png(picture.convert("RGB"))).decode()
-
-
-def _preview(desk: Desk, job: JobRow) -> bytes | None:
-    try:
-        return previews.get(desk.redis, job.id, 0)
-    except BrokerUnavailable:
-        return None  # progress is reported all the same

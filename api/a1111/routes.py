@@ -3,12 +3,12 @@
 import re
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from api.a1111 import agent_scheduler, extras, generation, listings, options_routes, progress_routes
 from api.openapi import camel_case
+from api.routing import Router
 
 PREFIX = {"sdapi", "v1"}
 
@@ -53,7 +53,7 @@ def operation_id(route: APIRoute) -> str:
     return camel_case("a1111", method.lower(), *(word for word in words if word not in PREFIX))
 
 
-router = APIRouter(
+router = Router(
     tags=["AUTOMATIC1111"],
     responses=RESPONSES,
     strict_content_type=False,

@@ -4,12 +4,11 @@ import hashlib
 from collections.abc import Sequence
 from uuid import UUID
 
-from PIL.Image import Image
-
 from api.admission.resolution import StoredInputs
 from api.admission.submissions import Submission
 from api.callers import Caller
 from api.desk import Desk
+from api.limits.workrooms import Workroom
 from shared.errors import InvalidRequest, ObjectMissing
 from shared.files import pictures
 from shared.infra.storage import input_key, upload_key
@@ -18,6 +17,11 @@ from shared.jobs import inputs, uploads
 # Different pictures in one batch: each takes up to a second of a thread while the client waits.
 MAX_PAIRS = 32
 _UUID_CHARS = 36
+
+
+def room(desk: Desk, *submissions: Submission) -> Workroom:
+    """Return the room to admit submissions in: pictures may have to be fetched, and are decoded and stored."""
+    return desk.rooms.intake if any(one.init_image is not None for one in submissions) else desk.rooms.database
 
 
 def store_inputs(desk: Desk, caller: Caller, submission: Submission) -> StoredInputs:
@@ -29,7 +33,8 @@ def store_inputs(desk: Desk, caller: Caller, submission: Submission) -> StoredIn
     with desk.intake.decoding():
         init = pictures.decode(init_file, what="init_image")
         mask = pictures.decode_mask(mask_file) if mask_file is not None else None
-        return StoredInputs(_stored(desk, init), init.size, _stored(desk, mask) if mask else None)
+        init_png, mask_png = pictures.to_png(init), pictures.to_png(mask) if mask else None
+    return StoredInputs(_stored(desk, init_png), init.size, _stored(desk, mask_png) if mask_png else None)
 
 
 def store_all_inputs(desk: Desk, caller: Caller, submissions: Sequence[Submission]) -> Sequence[StoredInputs]:
@@ -70,9 +75,8 @@ def _upload_id(text: str) -> UUID | None:
         return None
 
 
-def _stored(desk: Desk, picture: Image) -> str:
+def _stored(desk: Desk, data: bytes) -> str:
     """Store a picture under the hash of its content and return the key: the same picture is stored once."""
-    data = pictures.to_png(picture)
     key = input_key(hashlib.sha256(data).hexdigest())
     with desk.db.transaction() as session:
         inputs.keep(session, key)  # first, in its own transaction: only a row that is seen protects the object

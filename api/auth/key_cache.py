@@ -7,6 +7,7 @@ from datetime import datetime
 
 from api.auth import keys
 from api.auth.keys import Token
+from api.limits.workrooms import NOBODY
 from shared.infra.db import Database
 from shared.infra.tables import KeyRow
 
@@ -38,8 +39,15 @@ class KeyCache:
         entry = self._entries.get((token.prefix, token.digest))
         return entry if entry and entry.until > self._clock() else None
 
+    def owner_of(self, token: Token) -> str:
+        """Return whose key a token was when it was last looked up; all strangers are nobody."""
+        entry = self._entries.get((token.prefix, token.digest))
+        return entry.row.id if entry and entry.row else NOBODY
+
     def fetch(self, token: Token) -> CachedKey:
         """Query the table and cache the result. Raises `DatabaseUnavailable`."""
+        if (found := self.remembered(token)) is not None:
+            return found  # by another request of the same crowd
         with self._db.transaction() as session:
             row, asked_at = keys.find(session, token) or (None, None)
         entry = CachedKey(row, asked_at, self._clock() + (REMEMBER_S if row else REMEMBER_UNKNOWN_S))

@@ -82,7 +82,8 @@ class KeyLimits(BaseModel):
         Field(
             ge=1,
             le=1_000_000,
-            description="May all come at once. Token counts have a separate limit of the same size, but at least 150.",
+            description="May all come at once. One that takes more than 0.1 s of a processor counts as several. "
+            "Token counts have a separate limit of the same size, but at least 150.",
         ),
     ] = None
     max_queued: Annotated[

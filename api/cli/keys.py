@@ -33,7 +33,7 @@ def create(
     rate: Annotated[
         int | None,
         typer.Option(
-            help="Requests per minute. Token counts have a separate limit of the same size, but at least 150."
+            help="Requests per minute; costly ones count as several. Token counts have a separate limit, at least 150."
         ),
     ] = None,
     max_queued: Annotated[int | None, typer.Option(help="How many of its jobs may wait in the queue.")] = None,

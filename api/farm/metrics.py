@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import structlog
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from prometheus_client.metrics_core import Metric as Family
 from sqlalchemy import func, select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.desk import DeskDep
 from api.farm import queue_stats
 from api.farm.scaling import Goal, backlog_gpu_s, desired_workers
+from api.routing import Router, in_room
 from shared.errors import DatabaseUnavailable
 from shared.fleet import registry
 from shared.fleet.registry import WorkerStatus
@@ -27,10 +28,11 @@ from shared.webhooks import deliveries
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 log = structlog.get_logger(__name__)
-router = APIRouter(tags=["operations"])
+router = Router(tags=["operations"])
 
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+@in_room("probes")
 def scrape(desk: DeskDep, request: Request) -> Response:
     """Show the farm's load and this process's request times. Public reverse proxies should not forward it."""
     own: Board = request.app.state.board

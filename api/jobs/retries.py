@@ -35,11 +35,14 @@ def lock(session: Session, job_id: UUID, *, owner: str | None, is_lost: bool = F
     """Lock a job for a retry and return it, so that two concurrent retries make one new job.
 
     `is_lost` says that the storage has lost images of it. Raises `JobNotFound`, `Gone`, and `NothingToRetry` for one that has
-    not ended yet, or has succeeded and is not lost.
+    not ended yet, or has succeeded and neither is lost nor was at an earlier retry.
     """
     lifecycle.get(session, job_id, owner=owner)
     row = session.get_one(JobRow, job_id, with_for_update=True, populate_existing=True)
-    if row.state not in {*DEAD, JobState.CANCELED} and not (is_lost and row.state == JobState.SUCCEEDED):
+    may_be_retried = {*DEAD, JobState.CANCELED}
+    if row.state == JobState.SUCCEEDED and (is_lost or of(session, job_id) is not None):
+        may_be_retried.add(JobState.SUCCEEDED)
+    if row.state not in may_be_retried:
         raise NothingToRetry(
             f"Job {job_id} is {row.state}; only failed, expired or canceled jobs can be retried, "
             "and those whose images the storage has lost."

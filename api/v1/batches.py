@@ -1,43 +1,46 @@
 """Batches: submit many jobs at once, show and cancel them together, fetch their images as a contact sheet or a zip."""
 
+import asyncio
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain, product
+from itertools import product
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import Depends, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from api import stored_images
+from api.admission import inputs
 from api.admission.admit import admit_batch
 from api.admission.sent import SentDep
 from api.admission.sweeps import MAX_JOBS, BatchSubmission
 from api.callers import Caller, Reader, Submitter
 from api.desk import Desk, DeskDep
 from api.openapi import documented
+from api.routing import Router
 from api.v1 import contact_sheet, cursors, zip_stream
 from api.v1.contact_sheet import Edges, Tile
 from api.v1.images import shrunk
 from api.v1.jobs import ClientsKey
-from shared.errors import BatchNotFound, Gone, ImageLost, ImagesNotReady, ObjectDamaged
-from shared.infra import events
+from shared.errors import BatchNotFound, Gone, ImageLost, ImagesNotReady, ObjectDamaged, TooBusy
+from shared.infra.events import JobEvent
 from shared.infra.tables import BatchRow, JobRow
 from shared.jobs import batches, lifecycle
 from shared.jobs.wire import Batch, Job
 from shared.vocabulary.states import JobState
 
 ON_A_SHEET = 256
-FETCHED_AT_ONCE = 8
+FETCHED_AT_ONCE = 4  # half of what an owner may read at once, so that a sheet leaves room for others of its requests
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/batches", tags=["batches"], responses=documented(401, 403, 422, 429, 503))
 
 
-def _batch_id(
+async def _batch_id(
     batch_id: Annotated[str, Path(description="The batch's id.", examples=["0198c0de-0000-7000-8000-000000000001"])],
 ) -> UUID:
     try:
@@ -64,7 +67,7 @@ class BatchJobs(BaseModel):
 
 
 @router.post("", status_code=202, summary="Submit a batch", responses=documented(400, 404, 409, 410, 413))
-def submit(
+async def submit(
     wanted: BatchSubmission,
     sent: SentDep,
     desk: DeskDep,
@@ -76,9 +79,10 @@ def submit(
 
     A repeated request with the same `Idempotency-Key` and JSON, within 48 hours, answers with the same batch.
     """
-    row = admit_batch(desk, caller, wanted, sent, key=idempotency_key)
+    room = inputs.room(desk, *wanted.submissions)
+    row = await room.run(caller.owner, admit_batch, desk, caller, wanted, sent, key=idempotency_key)
     response.headers["Location"] = f"/v1/batches/{row.id}"
-    return _shown(desk, caller, row.id)
+    return await desk.rooms.database.run(caller.owner, _shown, desk, caller, row.id)
 
 
 @router.get("", summary="List batches")
@@ -124,14 +128,12 @@ def listed(
 
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch", responses=documented(404))
-def cancel(batch_id: BatchId, desk: DeskDep, caller: Submitter) -> Batch:
+async def cancel(batch_id: BatchId, desk: DeskDep, caller: Submitter) -> Batch:
     """Cancel all unfinished jobs; running ones stop within one denoising step. Idempotent."""
-    with desk.db.transaction() as session:
-        batches.get(session, batch_id, owner=caller.sees_only)
-        canceled = lifecycle.cancel_batch(session, batch_id)
-    for job_id, version in canceled.items():
-        events.publish(desk.redis, events.JobEvent(job_id, JobState.CANCELED, version))
-    return _shown(desk, caller, batch_id)
+    canceled, shown = await desk.rooms.database.run(caller.owner, _canceled, desk, caller, batch_id)
+    if canceled:
+        await desk.tell(caller.owner, *(JobEvent(job_id, JobState.CANCELED, at) for job_id, at in canceled.items()))
+    return shown
 
 
 @router.get(
@@ -140,7 +142,7 @@ def cancel(batch_id: BatchId, desk: DeskDep, caller: Submitter) -> Batch:
     response_class=Response,
     responses={200: {"content": {contact_sheet.WEBP: {}}}, **documented(404)},
 )
-def sheet(
+async def sheet(
     batch_id: BatchId,
     desk: DeskDep,
     caller: Reader,
@@ -150,14 +152,16 @@ def sheet(
 
     Where there is no image, or it comes back damaged from the storage, a word says so.
     """
-    with desk.db.transaction() as session:
-        batch = batches.get(session, batch_id, owner=caller.sees_only)
-        rows = batches.jobs(session, batch_id, start=start, limit=ON_A_SHEET)
+    batch, rows = await desk.rooms.database.run(
+        caller.owner, _with_jobs, desk, caller, batch_id, start=start, limit=ON_A_SHEET
+    )
     columns, edges = layout(batch, start, len(rows))
     px = contact_sheet.tile_px(columns, -(-len(rows) // columns))
-    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
-        tiles = list(pool.map(partial(_tile, desk, px), rows))
-    drawn = contact_sheet.draw(tiles, columns=columns, edges=edges)
+    tiles: list[Tile] = []
+    for at in range(0, len(rows), FETCHED_AT_ONCE):
+        part = rows[at : at + FETCHED_AT_ONCE]
+        tiles += await asyncio.gather(*(desk.rooms.storage.run(caller.owner, _tile, desk, px, row) for row in part))
+    drawn = await desk.rooms.storage.run(caller.owner, _drawn, desk, tiles, columns, edges)
     return Response(drawn, media_type=contact_sheet.WEBP, headers={"Cache-Control": "no-store"})
 
 
@@ -167,22 +171,20 @@ def sheet(
     response_class=StreamingResponse,
     responses={200: {"content": {zip_stream.ZIP: {}}}, **documented(404, 409)},
 )
-def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingResponse:
+async def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingResponse:
     """Send all finished images as one zip, with `jobs.json`. File names begin with the job's index in the batch.
 
     Jobs that are deleted during the download are left out. Instead of an image that the storage has lost or gives back damaged
     there is a text file of its name that says so.
     """
-    with desk.db.transaction() as session:
-        batch = batches.get(session, batch_id, owner=caller.sees_only)
-        rows = batches.jobs(session, batch_id)
+    batch, rows = await desk.rooms.database.run(caller.owner, _with_jobs, desk, caller, batch_id)
     if not any(row.images for row in rows):
         raise ImagesNotReady(f"No job of batch {batch.id} has succeeded yet.")
     chunks = zip_stream.zipped(_files(desk, rows), at=datetime.now(UTC))
     # The first picture is fetched before the status is sent: a storage that is away is a 503, not a broken zip.
-    begun = chain([next(chunks)], chunks)
+    first = await desk.rooms.storage.run(caller.owner, next, chunks)
     named = {"Content-Disposition": f'attachment; filename="{batch.id}.zip"', "Cache-Control": "no-store"}
-    return StreamingResponse(begun, media_type=zip_stream.ZIP, headers=named)
+    return StreamingResponse(_following(desk, caller, first, chunks), media_type=zip_stream.ZIP, headers=named)
 
 
 def layout(batch: BatchRow, start: int, count: int) -> tuple[int, Edges]:
@@ -196,6 +198,37 @@ def layout(batch: BatchRow, start: int, count: int) -> tuple[int, Edges]:
         return across, Edges(values[-1], down)
     columns = next(side for side in range(1, ON_A_SHEET + 1) if side * side >= count)
     return columns, Edges((), ())
+
+
+async def _following(desk: Desk, caller: Caller, first: bytes, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks of a download that has begun: it waits for its turn however long that takes, and holds no thread."""
+    chunk: bytes | None = first
+    while chunk is not None:
+        yield chunk
+        chunk = await _next(desk, caller, chunks)
+
+
+async def _next(desk: Desk, caller: Caller, chunks: Iterator[bytes]) -> bytes | None:
+    while True:
+        with suppress(TooBusy):
+            return await desk.rooms.storage.run(caller.owner, next, chunks, None)
+
+
+def _canceled(desk: Desk, caller: Caller, batch_id: UUID) -> tuple[Mapping[UUID, int], Batch]:
+    with desk.db.transaction() as session:
+        batches.get(session, batch_id, owner=caller.sees_only)
+        canceled = lifecycle.cancel_batch(session, batch_id)
+    return canceled, _shown(desk, caller, batch_id)
+
+
+def _with_jobs(desk: Desk, caller: Caller, batch_id: UUID, **which: int) -> tuple[BatchRow, Sequence[JobRow]]:
+    with desk.db.transaction() as session:
+        return batches.get(session, batch_id, owner=caller.sees_only), batches.jobs(session, batch_id, **which)
+
+
+def _drawn(desk: Desk, tiles: Sequence[Tile], columns: int, edges: Edges) -> bytes:
+    with desk.intake.decoding():
+        return contact_sheet.draw(tiles, columns=columns, edges=edges)
 
 
 def _tile(desk: Desk, px: int, row: JobRow) -> Tile:

@@ -3,17 +3,18 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import Depends
 from pydantic import BaseModel, Field
 
 from api.callers import reader
 from api.desk import Desk, DeskDep
 from api.openapi import documented
+from api.routing import Router
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.vocabulary.samplers import SAMPLER_LABELS, SCHEDULES, Sampler, Schedule
 
-router = APIRouter(prefix="/v1", tags=["choices"], dependencies=[Depends(reader)], responses=documented(401, 403, 429))
+router = Router(prefix="/v1", tags=["choices"], dependencies=[Depends(reader)], responses=documented(401, 403, 429))
 
 
 class Checkpoint(BaseModel):

@@ -1,16 +1,16 @@
 """Delete a job and its images."""
 
-from fastapi import APIRouter
-
 from api.callers import Submitter
 from api.desk import DeskDep, JobId
 from api.openapi import documented
+from api.routing import Router, in_room
 from shared.jobs import removal
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job", responses=documented(404, 409, 410))
+@in_room("storage")
 def delete(job_id: JobId, desk: DeskDep, caller: Submitter) -> None:
     """Delete a final job and its images, for good. Its id answers 410 from then on."""
     with desk.db.transaction() as session:

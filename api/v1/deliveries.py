@@ -4,12 +4,13 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import Depends, Path, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.callers import Reader, Submitter
 from api.desk import DeskDep
 from api.openapi import documented
+from api.routing import Router
 from api.v1 import cursors
 from shared.errors import DeliveryNotFound
 from shared.infra.tables import DeliveryRow
@@ -17,7 +18,7 @@ from shared.jobs.outbox import EventType
 from shared.webhooks import deliveries
 from shared.webhooks.deliveries import DeliveryState, Filter
 
-router = APIRouter(prefix="/v1/webhooks/deliveries", tags=["webhooks"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/webhooks/deliveries", tags=["webhooks"], responses=documented(401, 403, 422, 429, 503))
 
 
 class DeliveryAttempt(BaseModel):
@@ -91,7 +92,7 @@ class Replayed(BaseModel):
     replayed: int
 
 
-def _delivery_id(delivery_id: Annotated[str, Path(description="The delivery's id.")]) -> UUID:
+async def _delivery_id(delivery_id: Annotated[str, Path(description="The delivery's id.")]) -> UUID:
     try:
         return UUID(delivery_id)
     except ValueError:

@@ -4,12 +4,13 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from api.callers import Reader
 from api.desk import DeskDep
 from api.openapi import documented
+from api.routing import Router
 from api.v1 import cursors
 from shared.infra.tables import EventRow
 from shared.jobs import outbox
@@ -18,7 +19,7 @@ from shared.webhooks.deliveries import message_id
 
 LATEST = "latest"
 
-router = APIRouter(prefix="/v1/events", tags=["webhooks"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/events", tags=["webhooks"], responses=documented(401, 403, 422, 429, 503))
 
 
 class Happening(BaseModel):

@@ -10,23 +10,23 @@ from contextlib import aclosing, suppress
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from redis import Redis
-from starlette.concurrency import run_in_threadpool
 
-from api.callers import Reader
-from api.desk import DeskDep, JobId
+from api.callers import Caller, Reader
+from api.desk import Desk, DeskDep, JobId
 from api.openapi import documented
+from api.routing import Router
 from api.v1.jobs import visible_row
-from shared.errors import BrokerUnavailable
+from shared.errors import BrokerUnavailable, TooBusy
 from shared.infra import previews
 from shared.infra.events import JobEvent
 from shared.infra.tables import JobRow
 from shared.jobs.wire import Job, Preview, Steps
 from shared.vocabulary.states import JobState
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
 
 async def _stream_slot(job_id: JobId, desk: DeskDep, caller: Reader) -> AsyncIterator[UUID]:
@@ -49,6 +49,7 @@ async def _stream_slot(job_id: JobId, desk: DeskDep, caller: Reader) -> AsyncIte
 async def follow(
     job_id: Annotated[UUID, Depends(_stream_slot)],
     desk: DeskDep,
+    caller: Reader,
     last_event_id: Annotated[
         str | None, Header(max_length=20, description="The `id` of the last event received; older events are skipped.")
     ] = None,
@@ -71,7 +72,7 @@ async def follow(
             if (update.version or 0) > seen or _is_last(update):
                 yield _event(update)
             if new_previews is not None and not _is_last(update):
-                for preview in await run_in_threadpool(new_previews.after, update):
+                for preview in await _read(desk, caller, new_previews, update):
                     yield ServerSentEvent(event="preview", data=preview)
 
 
@@ -97,6 +98,12 @@ class NewPreviews:
             return None
         self._sent[index] = jpeg
         return Preview(job_id=self._job_id, index=index, content_type=previews.JPEG, data=base64.b64encode(jpeg))
+
+
+async def _read(desk: Desk, caller: Caller, new: NewPreviews, update: JobRow | JobEvent) -> list[Preview]:
+    with suppress(TooBusy):
+        return await desk.rooms.redis.run(caller.owner, new.after, update)
+    return []
 
 
 def _is_last(update: JobRow | JobEvent) -> bool:

@@ -4,7 +4,7 @@ import io
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import Path, Query, Response
 from fastapi.responses import RedirectResponse
 from PIL import Image
 from PIL.Image import Image as Picture
@@ -13,6 +13,7 @@ from api import stored_images
 from api.callers import Caller, Reader
 from api.desk import Desk, DeskDep, JobId
 from api.openapi import documented
+from api.routing import Router
 from shared.errors import ImageNotFound, ImagesNotReady
 from shared.infra import previews
 from shared.infra.tables import ImageRow, JobRow
@@ -25,7 +26,7 @@ THUMBNAIL_QUALITY = 80
 # An image's bytes never change under its address.
 _FOREVER = "private, max-age=31536000, immutable"
 
-router = APIRouter(
+router = Router(
     prefix="/v1/jobs/{job_id}/images/{index}", tags=["jobs"], responses=documented(401, 403, 404, 410, 422, 429, 503)
 )
 
@@ -39,7 +40,7 @@ Index = Annotated[int, Path(ge=0, lt=MAX_IMAGES, description="Index of the image
     response_class=RedirectResponse,
     responses={200: {"content": {"image/png": {}}, "description": "The image itself"}, **documented(409)},
 )
-def image(
+async def image(
     job_id: JobId,
     index: Index,
     desk: DeskDep,
@@ -47,9 +48,10 @@ def image(
     inline: Annotated[bool, Query(description="Answer with the bytes instead of a redirect.")] = False,
 ) -> Response:
     """Redirect to a presigned URL of an image. With `FARM_IMAGE_DELIVERY=proxy` the answer is the image itself."""
-    row = _image(desk, caller, job_id, index)
+    row = await desk.rooms.database.run(caller.owner, _image, desk, caller, job_id, index)
     if inline or desk.settings.image_delivery == "proxy":
-        return _lasting(stored_images.fetch(desk, row), row.content_type, f'"{row.sha256}"')
+        data = await desk.rooms.storage.run(caller.owner, stored_images.fetch, desk, row)
+        return _lasting(data, row.content_type, f'"{row.sha256}"')
     url = desk.storage.url(
         row.key,
         ttl_s=desk.settings.image_url_seconds,
@@ -65,14 +67,11 @@ def image(
     response_class=Response,
     responses={200: {"content": {"image/webp": {}}}, **documented(409)},
 )
-def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
+async def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
     """Return a WebP of an image with sides of at most 320 px."""
-    row = _image(desk, caller, job_id, index)
-    data = stored_images.fetch(desk, row)
-    out = io.BytesIO()
-    with desk.intake.decoding():
-        shrunk(data, THUMBNAIL_PX).save(out, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
-    return _lasting(out.getvalue(), "image/webp", f'"{row.sha256}-{THUMBNAIL_PX}"')
+    row = await desk.rooms.database.run(caller.owner, _image, desk, caller, job_id, index)
+    data = await desk.rooms.storage.run(caller.owner, _thumbnail, desk, row)
+    return _lasting(data, "image/webp", f'"{row.sha256}-{THUMBNAIL_PX}"')
 
 
 @router.get(
@@ -81,13 +80,13 @@ def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Res
     response_class=Response,
     responses={200: {"content": {previews.JPEG: {}}}, 204: {"description": "No preview yet, or no longer"}},
 )
-def preview(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
+async def preview(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
     """Return the latest live preview of a running job's image: small, rough, and deleted soon after the job ends.
 
     204 before the first preview and after the last: not an error, since a client that polls asks once too often.
     """
-    _row(desk, caller, job_id)
-    data = previews.get(desk.redis, job_id, index)
+    await desk.rooms.database.run(caller.owner, _row, desk, caller, job_id)
+    data = await desk.rooms.redis.run(caller.owner, previews.get, desk.redis, job_id, index)
     if data is None:
         return Response(status_code=204)
     return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
@@ -100,6 +99,13 @@ def shrunk(png: bytes, side: int) -> Picture:
         small = picture.convert("RGB")
         small.thumbnail((side, side), reducing_gap=2.0)
     return small
+
+
+def _thumbnail(desk: Desk, row: ImageRow) -> bytes:
+    data, out = stored_images.fetch(desk, row), io.BytesIO()
+    with desk.intake.decoding():
+        shrunk(data, THUMBNAIL_PX).save(out, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
+    return out.getvalue()
 
 
 def _lasting(data: bytes, content_type: str, etag: str) -> Response:

@@ -1,14 +1,16 @@
 """Submit, show, list and cancel jobs."""
 
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from api.admission import inputs
 from api.admission.admit import admit
 from api.admission.sent import SentDep
 from api.admission.submissions import Submission
@@ -16,6 +18,7 @@ from api.callers import Caller, Reader, Submitter
 from api.desk import Desk, DeskDep, JobId
 from api.jobs import queries
 from api.openapi import documented
+from api.routing import Router
 from api.v1 import cursors
 from api.v1.long_poll import WaitS
 from api.v1.queue import outlook
@@ -28,7 +31,7 @@ from shared.jobs.wire import Job
 from shared.vocabulary.params import reject_nul
 from shared.vocabulary.states import JobState
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
 MAX_SEARCH_CHARS = 200
 
@@ -71,7 +74,9 @@ async def submit(
 
     With `wait` the answer is held until the job is final or the time is up, and shows the job as it is then.
     """
-    row = await run_in_threadpool(admit, desk, caller, submission, sent, key=idempotency_key)
+    row = await inputs.room(desk, submission).run(
+        caller.owner, admit, desk, caller, submission, sent, key=idempotency_key
+    )
     response.headers["Location"] = f"/v1/jobs/{row.id}"
     return Job.of(await _wait_for_end(desk, request, row, wait_s))
 
@@ -90,7 +95,7 @@ async def put(
     response: Response,
 ) -> Job:
     """Queue a job under an id that you choose, any UUID. A repeated request with the same JSON answers with the same job."""
-    row = await run_in_threadpool(admit, desk, caller, submission, sent, job_id=job_id)
+    row = await inputs.room(desk, submission).run(caller.owner, admit, desk, caller, submission, sent, job_id=job_id)
     response.headers["Location"] = f"/v1/jobs/{row.id}"
     return Job.of(await _wait_for_end(desk, request, row, wait_s))
 
@@ -112,7 +117,7 @@ def listing(
 ) -> JobPage:
     """List jobs, newest first."""
     after = cursors.decode_job(cursor) if cursor else None
-    with desk.db.transaction() as session:
+    with _charged(desk, caller) if prompt else nullcontext(), desk.db.transaction() as session:
         # One more than asked for tells whether there is a next page.
         rows = queries.listing(
             session,
@@ -131,6 +136,16 @@ def listing(
     )
 
 
+@contextmanager
+def _charged(desk: Desk, caller: Caller) -> Iterator[None]:
+    """Charge the block to the caller: a search keeps the database's processors busy for as long as it takes."""
+    began_s = time.monotonic()
+    try:
+        yield
+    finally:
+        desk.throttle.spend(caller.owner, time.monotonic() - began_s)
+
+
 @router.get("/{job_id}", summary="Show a job", responses=documented(404, 410))
 async def show(job_id: JobId, desk: DeskDep, caller: Reader, wait_s: WaitS, request: Request) -> Job:
     """Show one job and, while it is unfinished, an estimate of its start and end. With `wait` the answer is held."""
@@ -138,7 +153,7 @@ async def show(job_id: JobId, desk: DeskDep, caller: Reader, wait_s: WaitS, requ
         row = await _wait_for_end(desk, request, await visible_row(desk, caller, job_id), wait_s)
         if JobState(row.state).is_final:
             return Job.of(row)
-    return await run_in_threadpool(_shown, desk, caller, job_id)
+    return await desk.rooms.database.run(caller.owner, _shown, desk, caller, job_id)
 
 
 def _shown(desk: Desk, caller: Caller, job_id: UUID) -> Job:
@@ -148,19 +163,23 @@ def _shown(desk: Desk, caller: Caller, job_id: UUID) -> Job:
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409, 410))
-def cancel(job_id: JobId, desk: DeskDep, caller: Submitter) -> Job:
+async def cancel(job_id: JobId, desk: DeskDep, caller: Submitter) -> Job:
     """Cancel a queued or running job. A running job stops within one denoising step and never succeeds afterwards."""
-    with desk.db.transaction() as session:
-        row = lifecycle.cancel(session, job_id, owner=caller.sees_only)
-    events.publish(desk.redis, events.JobEvent(row.id, JobState(row.state), row.version))
+    row = await desk.rooms.database.run(caller.owner, _canceled, desk, caller, job_id)
+    await desk.tell(caller.owner, events.JobEvent(row.id, JobState(row.state), row.version))
     return Job.of(row)
+
+
+def _canceled(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
+    with desk.db.transaction() as session:
+        return lifecycle.cancel(session, job_id, owner=caller.sees_only)
 
 
 async def visible_row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
     """Return the row of a job that the caller may see; concurrent reads are coalesced. Raises `JobNotFound`, `Gone`."""
     row = await desk.updates.row(job_id)
     if row is None or caller.sees_only not in {None, row.owner}:
-        return await run_in_threadpool(_row, desk, caller, job_id)  # which tells why there is none
+        return await desk.rooms.database.run(caller.owner, _row, desk, caller, job_id)  # which tells why there is none
     return row
 
 

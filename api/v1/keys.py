@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import Depends
 from pydantic import BaseModel, Field
 
 from api.auth import keys
@@ -11,9 +11,10 @@ from api.auth.keys import KeyLimits, NewKey, Scope
 from api.callers import Caller, Reader, admin
 from api.desk import DeskDep
 from api.openapi import documented
+from api.routing import Router
 from shared.infra.tables import KeyRow
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/keys", tags=["keys"], responses=documented(401, 403, 422, 429, 503))
 for_admins = [Depends(admin)]
 
 

@@ -18,7 +18,7 @@ def preferred_wait_s(prefer: list[str]) -> int:
     return 0
 
 
-def _wait_s(
+async def _wait_s(
     wait: Annotated[
         int | None,
         Query(ge=0, le=MAX_WAIT_S, description="Seconds to hold the answer, at most, until the job is final."),

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from api.admission.submissions import Steps, Text
 from api.callers import Reader
 from api.desk import Desk, DeskDep
 from api.openapi import documented
+from api.routing import Router, in_room
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.vocabulary.params import reject_nul
@@ -19,7 +19,7 @@ from shared.vocabulary.prompt_chunks import CHUNK_TOKENS, Chunk
 from shared.vocabulary.prompt_grammar import split_loras
 from shared.vocabulary.prompt_reader import PromptReader, Row
 
-router = APIRouter(prefix="/v1/prompts", tags=["choices"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/prompts", tags=["choices"], responses=documented(401, 403, 422, 429, 503))
 
 OPENING_WORDS = 4
 
@@ -74,10 +74,12 @@ class Word:
 
 
 @router.post("/tokens", summary="Count the tokens of prompts")
+@in_room("prompts")
 def tokens(wanted: Prompts, desk: DeskDep, _caller: Reader) -> TokenCounts:
     """Count tokens and show where each chunk of 75 begins, by the rules of the workers. LoRA tags take no tokens.
 
     Meant for use while a user types: it has a rate limit of its own, equal to the key's requests per minute but at least 150.
+    Long prompts count as several.
     """
     script = _reader().read(
         split_loras(wanted.prompt)[0], wanted.negative_prompt, steps=wanted.steps, embeddings=_embeddings(desk)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
@@ -13,13 +12,14 @@ from api.desk import Desk, DeskDep
 from api.farm import queue_stats, throughput
 from api.farm.throughput import MINUTES, Minute
 from api.openapi import documented
+from api.routing import Router
 from shared.infra.tables import JobRow
 from shared.jobs import fair_queue
 from shared.vocabulary import forecast
 from shared.vocabulary.forecast import Ahead, Forecast, Load
 from shared.vocabulary.states import JobState
 
-router = APIRouter(prefix="/v1", tags=["operations"], responses=documented(503))
+router = Router(prefix="/v1", tags=["operations"], responses=documented(503))
 
 
 class CheckpointQueue(BaseModel):

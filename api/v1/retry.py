@@ -1,24 +1,28 @@
 """Retry jobs that failed, expired or were canceled: one by its id, or many by a filter."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from api import stored_images
-from api.callers import Submitter
+from api.callers import Caller, Submitter
 from api.desk import Desk, DeskDep, JobId
 from api.jobs import retries
 from api.jobs.retries import RETRIED_AT_ONCE, Dead
 from api.openapi import documented
+from api.routing import Router
 from shared.infra import broker
+from shared.infra.tables import ImageRow
 from shared.jobs import lifecycle
 from shared.jobs.wire import Job
 from shared.vocabulary.params import reject_nul
 from shared.vocabulary.states import JobState
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
 Name = Annotated[str, Field(max_length=100), AfterValidator(reject_nul)]
 
@@ -49,19 +53,33 @@ def retry_many(wanted: RetryFilter, desk: DeskDep, caller: Submitter) -> Retried
             desk.quota.admit(session, row.owner, caller.max_queued)
             retries.retry(session, row, max_attempts=desk.settings.max_attempts)
         retried = retries.made_of(session, [row.id for row in dead])
-    for row in dead:
-        broker.ring(desk.celery, row.checkpoint)
+    for checkpoint, count in Counter(row.checkpoint for row in dead).items():
+        broker.ring(desk.celery, checkpoint, count)
     return Retried(jobs=retried)
 
 
 @router.post("/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409, 410))
-def retry(job_id: JobId, desk: DeskDep, caller: Submitter, response: Response) -> Job:
+async def retry(job_id: JobId, desk: DeskDep, caller: Submitter, response: Response) -> Job:
     """Queue a failed, expired or canceled job again, as a new job with the same parameters and seed.
 
     A job that succeeded can be retried when the storage has lost one of its images or gives it back damaged.
     Idempotent: a second request answers with the same new job.
     """
-    is_lost = _is_lost(desk, job_id, owner=caller.sees_only)
+    doubtful = await desk.rooms.database.run(caller.owner, _doubtful, desk, caller, job_id)
+    is_there = await desk.rooms.storage.run(caller.owner, stored_images.all_there, desk, doubtful) if doubtful else True
+    job = await desk.rooms.database.run(caller.owner, _retried, desk, caller, job_id, is_lost=not is_there)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
+
+
+def _doubtful(desk: Desk, caller: Caller, job_id: UUID) -> Sequence[ImageRow]:
+    """Return the images of a job that succeeded and was never retried: it may be retried if the storage has lost one."""
+    with desk.db.transaction() as session:
+        row = lifecycle.get(session, job_id, owner=caller.sees_only)
+        return row.images if row.state == JobState.SUCCEEDED and retries.of(session, job_id) is None else ()
+
+
+def _retried(desk: Desk, caller: Caller, job_id: UUID, *, is_lost: bool) -> Job:
     with desk.db.transaction() as session:
         row = retries.lock(session, job_id, owner=caller.sees_only, is_lost=is_lost)
         again = retries.of(session, job_id)
@@ -69,17 +87,5 @@ def retry(job_id: JobId, desk: DeskDep, caller: Submitter, response: Response) -
             desk.quota.admit(session, row.owner, caller.max_queued)
             again = retries.retry(session, row, max_attempts=desk.settings.max_attempts)
         job = Job.of(again)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
     broker.ring(desk.celery, row.checkpoint)
     return job
-
-
-def _is_lost(desk: Desk, job_id: UUID, *, owner: str | None) -> bool:
-    """Whether a job has succeeded, and the storage has lost images of it, now or at an earlier retry.
-
-    Its images are read for that, outside of any transaction.
-    """
-    with desk.db.transaction() as session:
-        row = lifecycle.get(session, job_id, owner=owner)
-        was_lost = retries.of(session, job_id) is not None
-    return row.state == JobState.SUCCEEDED and (was_lost or not stored_images.all_there(desk, row.images))

@@ -4,19 +4,19 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
 from api.callers import Caller, Submitter
 from api.desk import Desk, DeskDep
 from api.openapi import documented
+from api.routing import Router
 from shared.errors import InvalidRequest, UploadNotFound
 from shared.infra.storage import upload_key
 from shared.infra.tables import UploadRow
 from shared.jobs import uploads
 
-router = APIRouter(prefix="/v1/uploads", tags=["uploads"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/uploads", tags=["uploads"], responses=documented(401, 403, 422, 429, 503))
 
 
 class UploadRequest(BaseModel):
@@ -62,7 +62,7 @@ def announce(wanted: UploadRequest, desk: DeskDep, caller: Submitter) -> Upload:
 async def content(upload_id: Annotated[str, Path()], desk: DeskDep, caller: Submitter, request: Request) -> Response:
     """Receive the file of an upload, for clients that cannot reach the storage."""
     data = await request.body()
-    await run_in_threadpool(_keep, desk, caller, _id(upload_id), data)
+    await desk.rooms.intake.run(caller.owner, _keep, desk, caller, _id(upload_id), data)
     return Response(status_code=204)
 
 

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import Depends, Path, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from sqlalchemy.orm import Session
 
@@ -12,6 +12,7 @@ from api.admission.submissions import WebhookChoice
 from api.callers import Reader, Submitter
 from api.desk import DeskDep
 from api.openapi import documented
+from api.routing import Router
 from shared.errors import EndpointNotFound
 from shared.infra import url_guard
 from shared.infra.tables import EndpointRow, OwnerSecretRow
@@ -21,10 +22,10 @@ from shared.webhooks.endpoints import EndpointState
 
 MAX_OVERLAP_S = 7 * 86_400
 
-router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], responses=documented(401, 403, 422, 429, 503))
+router = Router(prefix="/v1/webhooks", tags=["webhooks"], responses=documented(401, 403, 422, 429, 503))
 
 
-def endpoint_id_of(endpoint_id: Annotated[str, Path(description="The endpoint's id.")]) -> UUID:
+async def endpoint_id_of(endpoint_id: Annotated[str, Path(description="The endpoint's id.")]) -> UUID:
     """Parse an endpoint id. A malformed id is an unknown endpoint: raises `EndpointNotFound`."""
     try:
         return UUID(endpoint_id)

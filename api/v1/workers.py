@@ -3,15 +3,15 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from api.callers import Admin
 from api.desk import DeskDep
 from api.openapi import documented
+from api.routing import Router
 from shared.fleet import registry
 
-router = APIRouter(prefix="/v1/workers", tags=["operations"], responses=documented(503))
+router = Router(prefix="/v1/workers", tags=["operations"], responses=documented(503))
 
 
 class Worker(BaseModel):

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from uuid import UUID
 
-from starlette.concurrency import run_in_threadpool
-
+from api.limits.workrooms import NOBODY, Workroom
+from shared.errors import DatabaseUnavailable
 from shared.infra.tables import JobRow
 
 # Bounds what one query holds up: the first of a crowd are answered while the rest are read.
 MAX_ROWS = 200
+# A query may have to wait for the one before it; askers do not wait for both to fail.
+ANSWER_S = 12.0
 
 Row = JobRow | None
 
@@ -18,8 +20,9 @@ Row = JobRow | None
 class BatchedReader:
     """Reads job rows by id with one query at a time. Lives on one event loop."""
 
-    def __init__(self, read: Callable[[Sequence[UUID]], Mapping[UUID, JobRow]]) -> None:
+    def __init__(self, read: Callable[[Sequence[UUID]], Mapping[UUID, JobRow]], room: Workroom) -> None:
         self._read = read
+        self._room = room
         self._pending: dict[UUID, asyncio.Future[Row]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -29,7 +32,10 @@ class BatchedReader:
         Raises `DatabaseUnavailable`.
         """
         # Shielded, because others may wait for the same future.
-        return await asyncio.shield(self.request(job_id))
+        try:
+            return await asyncio.wait_for(asyncio.shield(self.request(job_id)), ANSWER_S)
+        except TimeoutError as error:
+            raise DatabaseUnavailable from error
 
     def request(self, job_id: UUID) -> asyncio.Future[Row]:
         """Add a job to the next query; the future gets its row."""
@@ -54,7 +60,7 @@ class BatchedReader:
 
     async def _resolve(self, batch: Mapping[UUID, asyncio.Future[Row]]) -> None:
         try:
-            rows = await run_in_threadpool(self._read, list(batch))
+            rows = await self._room.run(NOBODY, self._read, list(batch))
         except Exception as error:  # noqa: BLE001 - every asker gets it
             for future in batch.values():
                 future.set_exception(error)

@@ -16,9 +16,9 @@ from uuid import UUID
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from starlette.concurrency import run_in_threadpool
 
 from api.jobs import queries
+from api.limits.workrooms import NOBODY, Workroom
 from api.waiting.batched_reads import BatchedReader
 from shared.errors import DatabaseUnavailable
 from shared.infra import events
@@ -73,11 +73,12 @@ class Subscription:
 class JobUpdates:
     """Hub between the Redis channel and the subscribers of this process. An async context manager, for one event loop."""
 
-    def __init__(self, db: Database, redis: Redis, *, poll_s: float = POLL_S) -> None:
+    def __init__(self, db: Database, redis: Redis, room: Workroom, *, poll_s: float = POLL_S) -> None:
         self._db = db
+        self._room = room
         self._redis = redis
         self._poll_s = poll_s
-        self._reader = BatchedReader(self._read)
+        self._reader = BatchedReader(self._read, room)
         self._subscriptions: defaultdict[UUID, set[Subscription]] = defaultdict(set)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -199,7 +200,7 @@ class JobUpdates:
             if not newest:
                 continue
             try:
-                versions = await _run_to_completion(run_in_threadpool(self._versions, list(newest)))
+                versions = await _run_to_completion(self._room.run(NOBODY, self._versions, list(newest)))
             except DatabaseUnavailable as error:
                 log.warning("waiting.blind", **error.log_fields)
             except Exception:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
@@ -20,6 +20,7 @@ from api.admission.submissions import HiresChoice, InpaintChoice, LoraChoice, Su
 from api.admission.sweeps import BatchSubmission
 from api.auth.keys import NewKey
 from api.desk import DeskDep
+from api.routing import Router
 from api.v1.jobs import MAX_SEARCH_CHARS
 from api.v1.prompts import TokenCounts
 
@@ -41,17 +42,17 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 
-router = APIRouter()
+router = Router()
 
 
 @router.get("/", include_in_schema=False)
-def page() -> FileResponse:
+async def page() -> FileResponse:
     """Serve the page."""
     return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
 
 @router.head("/", include_in_schema=False)
-def present() -> None:
+async def present() -> None:
     """Answer clients that probe whether a server is there."""
 
 

@@ -1,6 +1,8 @@
 """API keys over HTTP, on the real engines: who gets in, what they see, and what never shows."""
 
+import asyncio
 import base64
+import itertools
 import logging
 import re
 import socket
@@ -12,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy import text
 
 from api import callers
@@ -20,7 +23,7 @@ from api.auth.key_cache import REMEMBER_S, KeyCache
 from api.auth.keys import KeyLimits, NewKey, Scope, Token
 from api.desk import Desk
 from api.limits.quota import COUNTED_FOR_S, Quota
-from api.limits.rate import RateLimit
+from api.limits.rate import MOST_DEBT_S, REQUESTS, TOKEN_COUNTS, RateLimit
 from api.main import create_app
 from shared.errors import QueueFullForKey, RateLimited
 from shared.infra import broker
@@ -224,6 +227,7 @@ def test_typing_takes_nothing_from_the_rate_of_submits_and_is_bounded(
 ) -> None:
     monkeypatch.setattr(callers, "COUNTING_PER_MINUTE", 4)
     typist = bearer(issue(db, requests_per_minute=2))
+    assert door.post("/v1/prompts/tokens", json={}, headers=bearer(ADMIN_KEY)).is_success  # loads the tokenizer
 
     def typed(headers: dict[str, str]) -> int:
         return door.post("/v1/prompts/tokens", json={"prompt": "a red circle"}, headers=headers).status_code
@@ -233,20 +237,55 @@ def test_typing_takes_nothing_from_the_rate_of_submits_and_is_bounded(
     assert [typed(bearer(issue(db, requests_per_minute=6))) for _ in range(5)] == [200] * 5
 
 
+def test_long_prompts_count_as_several(door: TestClient, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "COUNTING_PER_MINUTE", 100)
+    typist = bearer(issue(db, requests_per_minute=2))
+    costly = {"prompt": "[a|b] " * 1600, "negative_prompt": "[a|b] " * 1600, "steps": 150}
+    answers = (door.post("/v1/prompts/tokens", json=costly, headers=typist) for _ in range(100))
+    codes = list(itertools.takewhile(lambda code: code == 200, (answer.status_code for answer in answers)))
+    assert len(codes) < 50
+
+
 def test_without_redis_no_rate_holds(engines: Settings) -> None:
     """One request pays for finding out; the next ones do not even ask."""
+
+    async def asked(away: AsyncRedis) -> None:
+        async with RateLimit(away, clock=lambda: 0.0) as throttle:
+            for _ in range(5):
+                await throttle.take("k", 1)
+        async with RateLimit(broker.connect_async(engines)) as throttle:
+            await throttle.take("back", 1)
+            with pytest.raises(RateLimited) as refused:
+                await throttle.take("back", 1)
+            assert 55 < (refused.value.retry_after_s or 0) <= 60
+
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        away = Redis.from_url(f"redis://127.0.0.1:{nobody.getsockname()[1]}/0")
-        now = 0.0
-        throttle = RateLimit(away, clock=lambda: now)
-        for _ in range(5):
-            throttle.take("k", 1)
-        throttle = RateLimit(broker.connect(engines), clock=lambda: now)
-        throttle.take("back", 1)
-        with pytest.raises(RateLimited) as refused:
-            throttle.take("back", 1)
-        assert 55 < (refused.value.retry_after_s or 0) <= 60
+        asyncio.run(asked(AsyncRedis.from_url(f"redis://127.0.0.1:{nobody.getsockname()[1]}/0")))
+
+
+def test_costly_requests_count_as_several(engines: Settings, redis: Redis) -> None:
+    assert redis.ping()
+
+    async def asked() -> None:
+        async with RateLimit(broker.connect_async(engines)) as throttle:
+            for _ in range(3):  # each pays for its own work
+                await throttle.take("frugal", 60)
+                throttle.spend("frugal", REQUESTS.pays_s)
+            await throttle.take("frugal", 60)
+            await throttle.take("wasteful", 60)
+            throttle.spend("wasteful", 91 * REQUESTS.pays_s)
+            for _ in range(2):  # what refused requests do not pay for stays owed
+                with pytest.raises(RateLimited) as refused:
+                    await throttle.take("wasteful", 60)
+                assert 25 < (refused.value.retry_after_s or 0) <= 31
+            await throttle.take("wasteful", 60, TOKEN_COUNTS)  # another bucket
+            throttle.spend("frugal", 1e9)
+            with pytest.raises(RateLimited) as refused:
+                await throttle.take("frugal", 60)
+            assert (refused.value.retry_after_s or 0) <= MOST_DEBT_S + 1
+
+    asyncio.run(asked())
 
 
 def test_priority_is_bounded_by_the_key(door: TestClient, db: Database) -> None:

@@ -9,8 +9,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from redis import Redis
 
+from api.limits.workrooms import Workroom
 from api.main import create_app
-from api.picture_intake import DECODES, FETCHES, PictureIntake
+from api.picture_intake import PictureIntake
 from shared.errors import TooBusy
 from shared.files import pictures
 from shared.infra.outbound_http import OutboundHttp
@@ -75,22 +76,12 @@ def test_loopback_is_blocked_unless_allowed(client: TestClient, site: Server) ->
     assert site.asked == []
 
 
-def test_no_more_is_fetched_or_decoded_at_once_than_the_api_can_bear(
-    site: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("api.picture_intake._FETCH_PATIENCE_S", 0.01)
-    monkeypatch.setattr("api.picture_intake._DECODE_PATIENCE_S", 0.01)
-    intake = PictureIntake(OutboundHttp(allow_private=True), max_bytes=2**20, fetch_s=10)
-    with pytest.raises(TooBusy, match="decodes"):
-        _nested(intake, DECODES + 1)
-    for _ in range(FETCHES + 1):  # each gives its place back
-        assert intake.file(f"{site.url}/red.png", "init_image") == RED
-
-
-def _nested(intake: PictureIntake, depth: int) -> None:
-    if depth:
-        with intake.decoding():
-            _nested(intake, depth - 1)
+def test_no_more_is_decoded_at_once_than_the_api_can_bear() -> None:
+    outside, room = OutboundHttp(allow_private=True), Workroom("decoding", 4, patience_s=0.01)
+    intake = PictureIntake(outside, room, max_bytes=2**20, fetch_s=10)
+    with pytest.raises(TooBusy, match="decoding"), intake.decoding(), intake.decoding(), intake.decoding():
+        pytest.fail("an owner decodes at most as much as it leaves to others")
+    assert room.held == {}
 
 
 def _base64(data: bytes) -> str:

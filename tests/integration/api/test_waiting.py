@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from api.limits.workrooms import Workroom
 from api.main import create_app
 from api.v1.long_poll import MAX_WAIT_S, preferred_wait_s
 from api.waiting.job_updates import JobUpdates
@@ -65,7 +66,7 @@ def test_without_events_the_row_is_looked_at(
     url = f"redis://127.0.0.1:{free_port}" if is_dead else settings.redis_url.get_secret_value()
 
     async def waited() -> JobState:
-        async with JobUpdates(db, AsyncRedis.from_url(url), poll_s=0.05) as updates:
+        async with JobUpdates(db, AsyncRedis.from_url(url), Workroom("updates", 4), poll_s=0.05) as updates:
             final = asyncio.create_task(updates.wait_until_final(job_id, 30))
             while not updates.subscriber_count:
                 await asyncio.sleep(0)
@@ -188,7 +189,7 @@ def test_whoever_listens_stops_at_whatever_moment(db: Database, settings: Settin
     """As when an api's port is taken: it ends right after it began."""
 
     async def begin_and_end(turns: int) -> None:
-        async with asyncio.timeout(10), JobUpdates(db, broker.connect_async(settings)):
+        async with asyncio.timeout(10), JobUpdates(db, broker.connect_async(settings), Workroom("updates", 4)):
             for _ in range(turns):
                 await asyncio.sleep(0)
 

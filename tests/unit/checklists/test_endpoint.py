@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 import api
 from api.cli.client import FarmClient
 from api.client import AsyncFarm, ClientError, Farm
+from api.limits.workrooms import Workrooms
 from api.main import create_app
+from api.routing import USUAL, SeatedRoute
 from tests.support.parts import ROOT
 from tests.support.servers import Handler, Server
 
@@ -78,6 +81,34 @@ def test_every_id_in_a_path_is_tried_by_others_than_its_owner(document: dict[str
     for test in ("test_tenants.py", "test_fuzz.py"):
         text = (ROOT / "tests/integration/api" / test).read_text()
         assert not {name for name in MADE_BY_TESTS if f'"{name.removesuffix("_id")}"' not in text}, test
+
+
+def test_every_handler_keeps_to_its_room() -> None:
+    """What blocks runs on threads of a workroom, of which an owner has a share; all else is the event loop's."""
+    for route in routes():
+        where = f"{route.endpoint.__module__}.{route.endpoint.__name__}"
+        assert isinstance(route, SeatedRoute), f"{where}: its router is none of api/routing.py"
+        room = getattr(route.endpoint, "room", USUAL)
+        assert room in Workrooms.__slots__, f"{where}: api/limits/workrooms.py has no {room!r}"
+        for call in _calls(route.dependant):
+            assert (
+                inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call) or not inspect.isroutine(call)
+            ), f"{where}: {call.__qualname__} would run on a thread that all share; make it async"
+
+
+def test_nobody_takes_a_thread_that_all_share() -> None:
+    for file in (ROOT / "api").rglob("*.py"):
+        found = re.search(r"run_in_threadpool|iterate_in_threadpool|asyncio\.to_thread", file.read_text())
+        assert not found, (
+            f"{file.relative_to(ROOT)}: {found and found[0]}; take a place in a room of api/limits/workrooms.py"
+        )
+
+
+def _calls(dependant: Dependant) -> Iterator[Callable[..., Any]]:
+    if dependant.call is not None:
+        yield dependant.call
+    for inner in dependant.dependencies:
+        yield from _calls(inner)
 
 
 ID = "019a96d0-5b1e-7c3f-9d2a-3f1c5d7e9b01"
