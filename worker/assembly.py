@@ -114,7 +114,7 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     engine = bundle.engine
     _start(opened, engine)
 
-    claim_gate = ClaimGate()
+    claim_gate = ClaimGate(slots)
     departure = Departure(claim_gate)
     gpu = monitor(bundle.gpu_uuid) if bundle.gpu_uuid else None
     leases = _leases(db, redis, settings, worker_id, engine, departure, gpu)

@@ -106,7 +106,9 @@ class JobRow(Base):
     max_attempts: Mapped[int]
     # Attempts that ended in an error, or in the loss of a worker on which the job ran alone. What others did does not count.
     faults: Mapped[int] = mapped_column(server_default="0")
-    # Whether a worker was lost while it ran the job. A suspect runs alone, so that another loss would be its own.
+    # Workers that were lost while they ran the job. From the second on each halves the company in which it runs.
+    losses: Mapped[int] = mapped_column(server_default="0")
+    # A second worker was lost. Workers before schema 0020 run it alone, for they know no `losses`.
     suspect: Mapped[bool] = mapped_column(server_default=text("false"))
     worker_id: Mapped[str | None]
     lease_until: Mapped[datetime | None]

@@ -78,7 +78,7 @@ WITH taken AS (
         lease_until = now() + make_interval(secs => :lease_s), not_before = NULL, started_at = now(),
         steps_done = 0, resumed_from_step = 0
     WHERE id = {first}
-    RETURNING id, attempt, params, suspect, snapshot_attempt, owner, checkpoint, priority, virtual_start
+    RETURNING id, attempt, params, losses, snapshot_attempt, owner, checkpoint, priority, virtual_start
 ), clock AS (
     -- SKIP LOCKED: claims never wait for each other, and whoever holds the clock sets it to about the same time.
     UPDATE clocks SET virtual_now = behind.virtual_start
@@ -100,7 +100,7 @@ WITH taken AS (
         LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED
     )
 )
-SELECT id, attempt, params, suspect, snapshot_attempt,
+SELECT id, attempt, params, losses, snapshot_attempt,
        EXISTS (SELECT FROM keys WHERE keys.id = taken.owner AND keys.max_running IS NOT NULL) AS is_limited
 FROM taken
 """)  # noqa: S608 - constants

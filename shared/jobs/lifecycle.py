@@ -62,8 +62,8 @@ class Claim(Attempt):
     params: GenerationParams
     # Its key has a running limit: when it ends, another of the key's jobs may have become claimable.
     is_limited: bool = False
-    # A worker was lost while it ran this job: it must run alone.
-    suspect: bool = False
+    # Workers that were lost while they ran it; they say how much company it may have (`worker.slots.claim_gate`).
+    losses: int = 0
     # The attempt that kept the latest snapshot, if any did.
     snapshot_attempt: int | None = None
 
@@ -205,7 +205,7 @@ def claim_next(
         _requeue(session, Attempt(taken.id, taken.attempt), not_before=_from_now(UNREADABLE_S))
         return None
     outbox.record(session, taken.id)
-    return Claim(taken.id, taken.attempt, params, taken.is_limited, taken.suspect, taken.snapshot_attempt)
+    return Claim(taken.id, taken.attempt, params, taken.is_limited, taken.losses, taken.snapshot_attempt)
 
 
 def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> Mapping[UUID, int]:
@@ -275,16 +275,18 @@ def fail(session: Session, run: Attempt, error: FarmError, *, retry_s: float = 0
 
 
 def lose(session: Session, run: Attempt, error: FarmError, *, alone: bool) -> JobState | None:
-    """End an attempt whose worker is lost, as `fail` does. The job becomes a suspect: from now on it runs alone.
+    """End an attempt whose worker is lost, as `fail` does, and count the loss.
 
-    It counts as a fault only if the job was alone on that worker. So a job that kills its workers fails after `max_attempts`,
-    and costs each other job at most one attempt and no fault.
+    It is a fault only if the job was alone on that worker: machines get lost, and their jobs cannot help it. A second loss makes
+    the job a suspect, and each further one halves the company in which it runs. So a job that kills its workers is alone after
+    a few, then fails after `max_attempts`, and costs the others no fault.
     """
     if _faults(session, run) is None:
         return None
+    counted = {"losses": JobRow.losses + 1, "suspect": JobRow.losses > 0}
     if alone:
-        return _fault(session, run, error, suspect=True)
-    _requeue(session, run, suspect=True, **_blame(error))
+        return _fault(session, run, error, **counted)
+    _requeue(session, run, **counted, **_blame(error))
     return JobState.QUEUED
 
 

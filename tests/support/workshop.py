@@ -79,7 +79,7 @@ def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = Non
             GuardedEngine(engine, Snapshots(db, settings, weights=sha256), Unexamined()),
             ImageStore(Storage(settings), settings, checkpoint_sha256=sha256),
             leases,
-            ClaimGate(),
+            ClaimGate(16),
         )
         over = Event()
 

@@ -1,7 +1,9 @@
-"""Admission of jobs to a worker's slots. A suspect, a job that was running when another worker was lost, runs alone.
+"""Admission of jobs to a worker's slots: who has lost workers gets less company, until one that kills them is alone.
 
-It is claimed like any other, then waits until the jobs beside it have ended; meanwhile and while it runs nothing more is
-claimed. So it neither starves on a busy farm nor is there ever more than one suspect on a worker.
+A machine may be lost by itself, so the jobs of a first loss go back into full batches. From the second loss on a job is a
+suspect, and each loss halves its company: group testing. A suspect is claimed like any other, then waits until few enough jobs
+are beside it; meanwhile, and while it runs with as many as it may, nothing more is claimed. So it does not starve on a busy farm,
+and no more than one suspect of a worker waits.
 """
 
 from collections.abc import Callable
@@ -13,14 +15,20 @@ from shared.jobs.lifecycle import Claim
 LOOK_S = 0.25
 
 
-class ClaimGate:
-    """Lets slots claim jobs one at a time, and none beside a suspect."""
+def company(losses: int, slots: int) -> int:
+    """Return how many jobs may run on a worker at once, itself included, while it runs one that has lost so many workers."""
+    return -(-slots >> max(0, losses - 1))
 
-    def __init__(self) -> None:
+
+class ClaimGate:
+    """Lets a worker's `slots` claim jobs one at a time, and never more than those that run allow."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
         self._claiming = Lock()
         self._changed = Condition()
-        self._members = 0
-        self._has_suspect = False
+        # Of each job inside, how many it allows.
+        self._allowed: list[int] = []
         self._is_paused = False
         self._is_closed = False
 
@@ -28,28 +36,25 @@ class ClaimGate:
         """Claim a job once that is allowed. The slot that gets one must `release` it. None: no job, or the gate is closed."""
         with self._claiming:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or not (self._has_suspect or self._is_paused))
+                self._changed.wait_for(lambda: self._is_closed or (self._has_room() and not self._is_paused))
                 if self._is_closed:
                     return None
             claimed = claim()
             if claimed is not None:
                 with self._changed:
-                    self._members += 1
-                    self._has_suspect = claimed.suspect
+                    self._allowed.append(self._company(claimed))
             return claimed
 
     def release(self, claim: Claim) -> None:
         """Leave the gate: the claimed job has ended."""
         with self._changed:
-            self._members -= 1
-            if claim.suspect:
-                self._has_suspect = False
+            self._allowed.remove(self._company(claim))
             self._changed.notify_all()
 
-    def wait_until_alone(self, give_up: Callable[[], bool]) -> None:
-        """Wait until all other jobs have ended, or until `give_up` returns True."""
+    def wait_for_company(self, claim: Claim, give_up: Callable[[], bool]) -> None:
+        """Wait until no more jobs are inside than a claimed one allows, or until `give_up` returns True."""
         with self._changed:
-            while self._members > 1 and not give_up():
+            while len(self._allowed) > self._company(claim) and not give_up():
                 self._changed.wait(LOOK_S)
 
     def pause(self, is_paused: bool) -> None:
@@ -64,3 +69,9 @@ class ClaimGate:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return len(self._allowed) < min(self._allowed, default=self._slots)
+
+    def _company(self, claim: Claim) -> int:
+        return company(claim.losses, self._slots)

@@ -57,7 +57,7 @@ class Renderer:
                 structlog.contextvars.bound_contextvars(job_id=str(claim.job_id), attempt=claim.attempt),
                 tracing.job_span("job.attempt", claim.job_id, attempt=claim.attempt, worker=self._attempts.worker_id),
             ):
-                log.info("job.claimed", suspect=claim.suspect)
+                log.info("job.claimed", losses=claim.losses)
                 self._run(claim)
         finally:
             self._claim_gate.release(claim)
@@ -83,8 +83,7 @@ class Renderer:
     def _result(self, running: RunningJob) -> Images | FarmError | Canceled:
         """Return a job's stored images, or what its attempt raised."""
         try:
-            if running.claim.suspect:
-                self._claim_gate.wait_until_alone(lambda: running.is_aborted)
+            self._claim_gate.wait_for_company(running.claim, lambda: running.is_aborted)
             return self._render(running)
         except (Canceled, FarmError) as error:
             return error

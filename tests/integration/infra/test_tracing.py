@@ -108,7 +108,7 @@ def test_a_real_job_is_followed_from_http_to_its_webhook(
                 GuardedEngine(engine, Snapshots(db, settings, weights=""), Unexamined()),
                 ImageStore(Storage(settings), settings),
                 Leases(db, settings, "w"),
-                ClaimGate(),
+                ClaimGate(16),
             ).answer()
         sent: list[Outcome] = []
         courier = Courier(db, OutboundHttp(allow_private=True), settings, sent=sent.append)

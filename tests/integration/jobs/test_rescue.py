@@ -1,9 +1,11 @@
 """What befalls jobs without anyone asking, on the real database: lost workers, poison, deadlines, late retries."""
 
 import random
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from math import ceil, log2
 from uuid import UUID
 
 import pytest
@@ -19,6 +21,7 @@ from shared.vocabulary.states import JobState
 from tests.support.factories import DEMO
 from tests.support.jobs import LEASE_S, claim, claimed, row, submit
 from worker.courier import maintenance
+from worker.slots.claim_gate import company
 
 
 def age(db: Database, by_s: float, *columns: str, where: ColumnElement[bool] | None = None) -> None:
@@ -48,8 +51,11 @@ def test_companions_of_a_lost_worker_are_taken_back_together_and_are_not_at_faul
     for _ in ids:
         claimed(db)
     assert die(db, "w") == dict.fromkeys(ids, JobState.QUEUED)
-    assert {(row(db, one).faults, row(db, one).suspect) for one in ids} == {(0, True)}
-    assert claimed(db).suspect
+    assert {(row(db, one).faults, row(db, one).losses, row(db, one).suspect) for one in ids} == {(0, 1, False)}
+    assert [claimed(db).losses for _ in ids] == [1, 1, 1]
+    die(db, "w")
+    # A worker of a release that counts no losses runs a suspect alone.
+    assert {(row(db, one).faults, row(db, one).losses, row(db, one).suspect) for one in ids} == {(0, 2, True)}
 
 
 def test_a_job_that_was_alone_is_at_fault(db: Database) -> None:
@@ -80,7 +86,7 @@ def test_a_living_workers_other_jobs_are_left_alone(db: Database) -> None:
     age(db, LEASE_S + 1, "lease_until", where=JobRow.id == unknown)
     age(db, LEASE_S - 9, "lease_until", where=JobRow.id == known)
     assert rescued(db) == {unknown: JobState.QUEUED}
-    assert (row(db, unknown).faults, row(db, unknown).suspect) == (0, False)
+    assert (row(db, unknown).faults, row(db, unknown).losses) == (0, 0)
 
 
 def test_a_worker_takes_back_what_its_former_process_held(db: Database) -> None:
@@ -109,32 +115,45 @@ def test_poison_fails_and_nobody_else_pays(db: Database, seed: int) -> None:
     rng = random.Random(seed)
     slots, max_attempts = rng.randint(2, 4), rng.randint(1, 3)
     ids = [submit(db, max_attempts=max_attempts) for _ in range(rng.randint(6, 12))]
-    poison = set(rng.sample(ids, rng.randint(1, 3)))
-    deaths: dict[UUID, int] = dict.fromkeys(ids, 0)
+    befall(db, set(rng.sample(ids, rng.randint(1, 3))), slots, max_attempts, dies=lambda: rng.random() < 0.1)
+
+
+def test_fifteen_good_jobs_survive_the_poison_beside_them(db: Database) -> None:
+    ids = [submit(db, max_attempts=2) for _ in range(16)]
+    befall(db, {ids[7]}, slots=16, max_attempts=2)
+
+
+def befall(
+    db: Database, poison: set[UUID], slots: int, max_attempts: int, dies: Callable[[], bool] = lambda: False
+) -> None:
+    """Run all that is queued on a worker that poison kills: poison fails, everything else succeeds, in few attempts."""
+    in_company = 1 + ceil(log2(slots))
+    deaths: Counter[UUID] = Counter()
     while running := filled(db, slots):
-        companions = running[:-1] if running[-1].suspect else running
+        # The last one may have to wait for the others to end.
+        companions = running[:-1] if len(running) > company(running[-1].losses, slots) else running
         while running:
-            if poison & {one.job_id for one in companions} or (len(running) > 1 and rng.random() < 0.1):
-                for one in companions:
-                    deaths[one.job_id] += 1
+            if poison & {one.job_id for one in companions} or (len(running) > 1 and dies()):
+                deaths.update(one.job_id for one in running)
                 die(db, "w")
                 break
             finish(db, companions)
             running = companions = running[len(companions) :]
-    for job_id in ids:
-        ended = row(db, job_id)
-        if job_id in poison:
-            assert (ended.state, ended.error_code, ended.faults) == (JobState.FAILED, "worker_lost", max_attempts)
-            assert deaths[job_id] <= max_attempts + 1
+    with db.transaction() as session:
+        ended = list(session.scalars(select(JobRow)))
+    for job in ended:
+        if job.id in poison:
+            assert (job.state, job.error_code, job.faults) == (JobState.FAILED, "worker_lost", max_attempts)
+            assert deaths[job.id] <= in_company + max_attempts
         else:
-            assert (ended.state, ended.faults) == (JobState.SUCCEEDED, 0)
-            assert deaths[job_id] <= 1
+            assert (job.state, job.faults) == (JobState.SUCCEEDED, 0)
+            assert deaths[job.id] <= in_company
 
 
 def filled(db: Database, slots: int) -> list[lifecycle.Claim]:
-    """Claim as a worker does: nothing more after a suspect, which starts when the others are done."""
+    """Claim as a worker does: no more than those that run allow."""
     running: list[lifecycle.Claim] = []
-    while len(running) < slots and not (running and running[-1].suspect):
+    while len(running) < min((company(one.losses, slots) for one in running), default=slots):
         taken = claim(db)
         if taken is None:
             break

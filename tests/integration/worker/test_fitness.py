@@ -86,7 +86,7 @@ def renderer(
         GuardedEngine(fitness.engine, Snapshots(db, settings, weights="w"), fitness),
         ImageStore(storage, settings),
         leases,
-        ClaimGate(),
+        ClaimGate(16),
     )
 
 

@@ -60,7 +60,7 @@ class Worker:
         self.attempts = Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id="w")
         self.images = ImageStore(Storage(settings), settings)
         guarded = GuardedEngine(engine, Snapshots(db, settings, weights=""), Unexamined())
-        self.renderer = Renderer(self.attempts, guarded, self.images, self.leases, ClaimGate())
+        self.renderer = Renderer(self.attempts, guarded, self.images, self.leases, ClaimGate(16))
 
     def submit(self, **changes: object) -> UUID:
         with self.db.transaction() as session:
@@ -302,13 +302,13 @@ class Away(Database):
             raise DatabaseUnavailable
 
 
-def test_a_suspect_waits_until_it_is_alone(worker: Worker) -> None:
+def test_a_job_that_lost_many_workers_waits_until_it_is_alone(worker: Worker) -> None:
     companion = worker.submit(steps=150, width=512, height=512)
     beside = worker.answer_in_background()
     worker.beat_until(companion, 1)
     suspect, later = worker.submit(), worker.submit()
     with worker.db.transaction() as session:
-        session.execute(update(JobRow).where(JobRow.id == suspect).values(suspect=True))
+        session.execute(update(JobRow).where(JobRow.id == suspect).values(losses=9))
     slots = [worker.answer_in_background()]
     while worker.row(suspect).state != JobState.RUNNING:
         pass

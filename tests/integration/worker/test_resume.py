@@ -72,7 +72,7 @@ class Worker:
             GuardedEngine(engine, Snapshots(db, settings, weights=weights, storage=shelf), Unexamined()),
             ImageStore(Storage(settings), settings),
             self.leases,
-            ClaimGate(),
+            ClaimGate(16),
         )
 
     def begin(self) -> Thread:

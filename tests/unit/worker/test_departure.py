@@ -20,7 +20,7 @@ def terminated() -> Iterator[list[int]]:
 
 @pytest.fixture
 def departure() -> Departure:
-    gate = ClaimGate()
+    gate = ClaimGate(16)
     gate.pause(True)
     return Departure(gate)
 
