@@ -7,15 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpcore
 import pytest
 
 from shared.errors import BlockedUrl, UrlUnreachable
 from shared.infra.outbound_http import OutboundHttp
-from tests.support.servers import Handler, Server
+from tests.support.servers import LOOPBACK, Dialler, Handler, Server
 from tests.support.waiting import LIMIT_S
-
-LOOPBACK = "127.0.0.1"
 
 
 class Site(Handler):
@@ -30,6 +27,10 @@ class Site(Handler):
                 self.answer(301, Location="/picture")
             case "/inside":
                 self.answer(302, Location="http://169.254.169.254/latest/meta-data/")
+            case "/elsewhere":
+                self.answer(302, Location="http://inside.example/picture")
+            case "/again":
+                self.answer(302, Location="/picture")
             case "/scheme":
                 self.answer(302, Location="file:///etc/passwd")
             case "/trickle":
@@ -102,18 +103,6 @@ def test_loopback_is_out_of_reach_unless_allowed(site: Server) -> None:
     assert site.asked == []
 
 
-class Dialler(httpcore.SyncBackend):
-    """Notes what is dialled and puts a server of ours there."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.dialled: list[str] = []
-
-    def connect_tcp(self, host: str, _port: int, *rest: Any) -> httpcore.NetworkStream:
-        self.dialled.append(host)
-        return super().connect_tcp(LOOPBACK, self.port, *rest)
-
-
 def test_a_name_that_changes_its_address_between_judging_and_dialling_gains_nothing(site: Server) -> None:
     answers = [["93.184.216.34"], [LOOPBACK]]
     dialler = Dialler(site.server_port)
@@ -123,6 +112,17 @@ def test_a_name_that_changes_its_address_between_judging_and_dialling_gains_noth
     assert site.asked[0][1] == "rebind.example"
     with pytest.raises(BlockedUrl):
         outside.fetch("http://rebind.example/picture", max_bytes=100, deadline_s=LIMIT_S)
+    assert dialler.dialled == ["93.184.216.34"]
+
+
+@pytest.mark.parametrize("path", ["/again", "/elsewhere"])
+def test_a_redirect_to_a_name_dials_what_was_judged_for_it(site: Server, path: str) -> None:
+    """To the same name, whose address has changed since, or to another one: inside is out of reach."""
+    answers = {"rebind.example": ["93.184.216.34", LOOPBACK], "inside.example": ["10.0.0.1"]}
+    dialler = Dialler(site.server_port)
+    outside = OutboundHttp(allow_private=False, resolve=lambda host, _port: [answers[host].pop(0)], dial=dialler)
+    with pytest.raises(BlockedUrl):
+        outside.fetch("http://rebind.example" + path, max_bytes=100, deadline_s=LIMIT_S)
     assert dialler.dialled == ["93.184.216.34"]
 
 
