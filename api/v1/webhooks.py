@@ -135,7 +135,7 @@ def change(endpoint_id: EndpointId, wanted: EndpointChange, desk: DeskDep, calle
             row.events = sorted(set(wanted.events))
         if wanted.url is not None:
             row.origin = url_guard.parse(wanted.url, allow_private=desk.settings.allow_private_urls).origin
-            row.url = wanted.url
+            row.url, row.proven_at = wanted.url, None
             endpoints.resume(session, row)
         return Endpoint.of(row)
 

@@ -67,6 +67,13 @@ class JobRow(Base):
         Index("jobs_by_error", "error_code", *_NEWEST, postgresql_where=text("error_code IS NOT NULL")),
         Index("jobs_of_batch", "batch_id", "batch_index", postgresql_where=text("batch_id IS NOT NULL")),
         Index("jobs_retries", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
+        # Receivers that unfinished jobs of an owner name.
+        Index(
+            "jobs_naming",
+            "owner",
+            "endpoint_id",
+            postgresql_where=text("endpoint_id IS NOT NULL AND state IN ('queued', 'running')"),
+        ),
         Index("jobs_snapshots", "id", postgresql_where=text("snapshot_attempt IS NOT NULL")),
         # Who starts from a stored picture.
         Index(
@@ -148,7 +155,15 @@ class BatchRow(Base):
     """Jobs that were submitted together. Each transaction that ends some of them counts `unfinished` down."""
 
     __tablename__ = "batches"
-    __table_args__ = (Index("batches_of_owner", "owner", text("id DESC")),)
+    __table_args__ = (
+        Index("batches_of_owner", "owner", text("id DESC")),
+        Index(
+            "batches_naming",
+            "owner",
+            "endpoint_id",
+            postgresql_where=text("endpoint_id IS NOT NULL AND finished_at IS NULL"),
+        ),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     owner: Mapped[str]
@@ -358,7 +373,11 @@ class EndpointRow(Base):
     """A webhook endpoint: registered for all jobs of its owner, or named by jobs, which share the row if they name the same."""
 
     __tablename__ = "webhook_endpoints"
-    __table_args__ = (Index("webhook_endpoints_registered", "owner", postgresql_where=text("registered")),)
+    __table_args__ = (
+        Index("webhook_endpoints_registered", "owner", postgresql_where=text("registered")),
+        Index("webhook_endpoints_named", "owner", "used_at", postgresql_where=text("NOT registered")),
+        Index("webhook_endpoints_proven", "owner", "origin", postgresql_where=text("proven_at IS NOT NULL")),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     owner: Mapped[str]
@@ -372,6 +391,8 @@ class EndpointRow(Base):
     secret: Mapped[str | None]
     old_secret: Mapped[str | None]
     old_secret_until: Mapped[datetime | None]
+    # When it first took a delivery. Until then its origin has to prove that it answers at all.
+    proven_at: Mapped[datetime | None]
     # Since when nothing has been delivered though it was tried; null while it works.
     failing_since: Mapped[datetime | None]
     # Nothing is sent before: the receiver's own wish, or the next probe.
@@ -421,6 +442,9 @@ class DeliveryRow(Base):
     __tablename__ = "deliveries"
     __table_args__ = (
         Index("deliveries_due", "endpoint_id", "next_at", postgresql_where=text("state = 'pending'")),
+        Index(
+            "deliveries_waiting", "owner", "endpoint_id", "next_at", "id", postgresql_where=text("state = 'pending'")
+        ),
         Index("deliveries_of_owner", "owner", text("id DESC")),
         Index("deliveries_of_job", "job_id"),
         Index("deliveries_of_event", "event_id", "endpoint_id", unique=True),

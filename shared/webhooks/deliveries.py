@@ -50,11 +50,11 @@ class Due:
     body: str = field(repr=False)
     url: str
     endpoint_id: UUID
+    owner: str
     # Owner and origin: what shares it is sent a few at a time.
     lane: str
     # Those that sign, the newest first.
     secrets: tuple[str, ...] = field(repr=False)
-    is_ailing: bool
     # The receiver is suspended and this tries whether it has come back.
     is_probe: bool
 
@@ -88,24 +88,27 @@ def claim(
     session: Session,
     *,
     limit: int,
+    per_owner: int,
     per_lane: int,
     ailing: bool,
     lease_s: float,
     busy: Mapping[str, int] | None = None,
+    held: Mapping[str, int] | None = None,
     now: datetime | None = None,
 ) -> list[Due]:
-    """Claim up to `limit` due deliveries, at most `per_lane` of a lane minus those `busy` in it (`shared.webhooks.claims`).
+    """Claim up to `limit` due deliveries, one of each owner before a second of any (`shared.webhooks.claims`).
 
-    `ailing` claims only from endpoints whose last delivery failed, else only from the others: each kind has its own quota.
-    Concurrent claims never take the same delivery and never wait for each other.
+    A lane gets at most `per_lane` less those `busy` in it, an owner at most `per_owner` less those that it has `held`. `ailing`
+    claims only for receivers whose last delivery failed or that have never answered, else only for the others: each kind has
+    places of its own. Concurrent claims never take the same delivery and never wait for each other.
     """
     if limit < 1:
         return []
     clock = now or session.scalars(select(func.now())).one()
-    values = {"now": clock, "ailing": ailing, "per_lane": per_lane, "limit": limit, "lease": timedelta(seconds=lease_s)}
-    lanes = {
-        row.id: row.lane for row in session.execute(claims.CLAIM, {**values, "busy": json.dumps(dict(busy or {}))})
-    }
+    bounds = {"limit": limit, "per_owner": per_owner, "per_lane": per_lane, "lease": timedelta(seconds=lease_s)}
+    taken = {"busy": json.dumps(dict(busy or {})), "held": json.dumps(dict(held or {}))}
+    claimed = session.execute(claims.CLAIM, {"now": clock, "ailing": ailing, **bounds, **taken})
+    lanes = {row.id: row.lane for row in claimed}
     if not lanes:
         return []
     query = select(DeliveryRow).where(DeliveryRow.id.in_(lanes)).order_by(DeliveryRow.next_at, DeliveryRow.id)
@@ -143,7 +146,7 @@ def settle(
     if endpoint is None or written is None:
         return False
     if outcome.ok:
-        _record_success(session, endpoint)
+        _record_success(session, endpoint, clock)
     elif outcome.status == GONE:
         _mark_gone(session, endpoint, clock)
     elif due.type != EventType.PROGRESS:
@@ -241,9 +244,9 @@ def _due(row: DeliveryRow, lane: str, owner_secret: OwnerSecretRow | None, clock
         body=row.event.body or "",
         url=row.endpoint.url,
         endpoint_id=row.endpoint_id,
+        owner=row.owner,
         lane=lane,
         secrets=(signs.secret, signs.old_secret) if old_lives else (signs.secret,),
-        is_ailing=row.endpoint.failing_since is not None,
         is_probe=row.endpoint.state == EndpointState.SUSPENDED,
     )
 
@@ -272,7 +275,8 @@ def _logged(due: Due, outcome: Outcome, clock: datetime) -> Any:
     return kept.op("||")(literal([entry], JSONB))
 
 
-def _record_success(session: Session, endpoint: EndpointRow) -> None:
+def _record_success(session: Session, endpoint: EndpointRow, clock: datetime) -> None:
+    endpoint.proven_at = endpoint.proven_at or clock
     if endpoint.failing_since is None and endpoint.hold_until is None:
         return
     endpoint.failing_since, endpoint.hold_until = None, None

@@ -1,5 +1,6 @@
 """A real receiver of webhooks on loopback: keeps what it got, answers what a test tells it to, and can be made to wait."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from tests.support.servers import Handler, Server
+from tests.support.servers import LOOPBACK, Handler, Server
 from tests.support.waiting import LIMIT_S
 
 
@@ -47,6 +48,13 @@ class Receiver(Server):
 
     def next(self) -> Message:
         return self.got.get(timeout=LIMIT_S)
+
+
+@contextmanager
+def silence() -> Iterator[int]:
+    """Listen on a port of loopback, and never answer whoever connects, while the block lasts."""
+    with socket.create_server((LOOPBACK, 0), backlog=256) as listener:
+        yield listener.getsockname()[1]
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Webhook delivery: claim due deliveries, send them signed, record their outcomes.
 
-Any number of couriers may run. A slow or dead receiver holds only its own few places: each has at most `PER_LANE`, and those
-whose last delivery failed share `AILING_PLACES`, so that receivers that work always find a place free.
+Any number of couriers may run. A slow or dead receiver holds up no other: each has a few places, all receivers of an owner have a
+quarter, and those whose last delivery failed or that have never answered share places apart, so that receivers that work always
+find one free.
 """
 
 import time
@@ -14,6 +15,7 @@ from random import Random
 from threading import Event, Lock, Thread
 
 import structlog
+from sqlalchemy.orm import Session
 from standardwebhooks import Webhook
 
 from shared.errors import FarmError
@@ -25,9 +27,6 @@ from shared.settings import Settings
 from shared.webhooks import deliveries
 from shared.webhooks.deliveries import Due, Outcome
 
-PLACES = 128  # threads, made when needed
-AILING_PLACES = 32
-PER_LANE = 4
 SEND_SECONDS = 15.0
 LEASE_SECONDS = 30.0  # what a courier that died holds up a message for; must exceed any attempt
 SWEEP_SECONDS = 1.0
@@ -37,6 +36,50 @@ BACKOFF_S = (5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600)
 JITTER = 0.2  # of each wait, either way
 
 log = structlog.get_logger(__name__)
+
+
+class Ward:
+    """The places for one kind of receivers, and who holds them; each place is a thread, made when needed."""
+
+    def __init__(self, *, ailing: bool, places: int, per_lane: int) -> None:
+        self.ailing = ailing
+        self.places = places
+        self.per_lane = per_lane
+        self.per_owner = places // 4
+        self._lock = Lock()
+        self._lanes: Counter[str] = Counter()
+        self._owners: Counter[str] = Counter()
+
+    def claim(self, session: Session, now: datetime | None) -> list[Due]:
+        """Claim deliveries for the places that are free. Each must `enter`, and `leave` when it is settled."""
+        with self._lock:
+            busy, held = dict(self._lanes), dict(self._owners)
+        return deliveries.claim(
+            session,
+            limit=self.places - sum(held.values()),
+            per_owner=self.per_owner,
+            per_lane=self.per_lane,
+            ailing=self.ailing,
+            lease_s=LEASE_SECONDS,
+            busy=busy,
+            held=held,
+            now=now,
+        )
+
+    def enter(self, due: Due) -> None:
+        """Take a place."""
+        self._count(due, 1)
+
+    def leave(self, due: Due) -> None:
+        """Give it back."""
+        self._count(due, -1)
+
+    def _count(self, due: Due, places: int) -> None:
+        with self._lock:
+            for counter, who in ((self._lanes, due.lane), (self._owners, due.owner)):
+                counter[who] += places
+                if not counter[who]:
+                    del counter[who]
 
 
 class Courier:
@@ -58,10 +101,8 @@ class Courier:
         self._rng = rng or Random()  # noqa: S311 - jitter
         self._clock = clock
         self._sent = sent
-        self._pool = ThreadPoolExecutor(PLACES, thread_name_prefix="webhook")
-        self._lock = Lock()
-        self._lanes: Counter[str] = Counter()
-        self._ailing = 0
+        self._wards = (Ward(ailing=False, places=96, per_lane=4), Ward(ailing=True, places=32, per_lane=1))
+        self._pool = ThreadPoolExecutor(sum(ward.places for ward in self._wards), thread_name_prefix="webhook")
         self._awake = Event()
         self._stopped = Event()
         self._thread = Thread(target=self._run, name="courier", daemon=True)
@@ -83,32 +124,12 @@ class Courier:
 
     def hand_out(self) -> int:
         """Claim due deliveries for the free places, and send each on a thread. Returns how many."""
-        with self._lock:
-            busy = dict(self._lanes)
-            free, free_ailing = PLACES - sum(busy.values()), AILING_PLACES - self._ailing
         with self._db.transaction() as session:
-            sound = deliveries.claim(
-                session,
-                limit=free,
-                per_lane=PER_LANE,
-                ailing=False,
-                lease_s=LEASE_SECONDS,
-                busy=busy,
-                now=self._clock(),
-            )
-            ailing = deliveries.claim(
-                session,
-                limit=min(free_ailing, free - len(sound)),
-                per_lane=1,
-                ailing=True,
-                lease_s=LEASE_SECONDS,
-                busy=busy,
-                now=self._clock(),
-            )
-        for due in (*sound, *ailing):
-            self._take(due, 1)
-            self._pool.submit(self._carry, due)
-        return len(sound) + len(ailing)
+            claimed = [(ward, due) for ward in self._wards for due in ward.claim(session, self._clock())]
+        for ward, due in claimed:
+            ward.enter(due)
+            self._pool.submit(self._carry, ward, due)
+        return len(claimed)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
@@ -122,7 +143,7 @@ class Courier:
             except Exception:  # whatever it was, the next round may do
                 log.exception("webhooks.crashed")
 
-    def _carry(self, due: Due) -> None:
+    def _carry(self, ward: Ward, due: Due) -> None:
         try:
             with tracing.job_span("webhook.deliver", due.job_id, type=due.type, attempt=due.attempt):
                 outcome = send(self._outside, due)
@@ -143,15 +164,8 @@ class Courier:
         except Exception:  # the lease runs out and it goes again
             log.exception("webhook.unsettled", delivery=str(due.id))
         finally:
-            self._take(due, -1)
+            ward.leave(due)
             self.wake()
-
-    def _take(self, due: Due, places: int) -> None:
-        with self._lock:
-            self._lanes[due.lane] += places
-            self._ailing += places if due.is_ailing else 0
-            if not self._lanes[due.lane]:
-                del self._lanes[due.lane]
 
 
 def send(outside: OutboundHttp, due: Due) -> Outcome:
