@@ -28,7 +28,8 @@ FarmError
 │   ├── RateLimited
 │   ├── QueueFullForKey
 │   ├── TooManyStreams
-│   └── TooManyUploads
+│   ├── TooManyUploads
+│   └── TooManyWebhookUrls
 ├── Conflict 409
 │   ├── JobAlreadyFinal
 │   ├── SubmissionInFlight  retryable: the same submission is being processed
@@ -233,6 +234,12 @@ class TooManyUploads(TooMany):
     """The API key has reached its limit of uploads."""
 
     code = "too_many_uploads"
+
+
+class TooManyWebhookUrls(TooMany):
+    """The API key's jobs name as many webhook URLs as they may."""
+
+    code = "too_many_webhook_urls"
 
 
 class EndpointNotFound(NotFound):

@@ -98,6 +98,7 @@ class Settings(BaseSettings):
     allow_private_urls: bool = False
     fetch_seconds: Seconds = 10.0
     webhook_progress_seconds: Seconds = 5.0
+    max_webhook_urls: Annotated[int, Field(ge=1)] = 200
     webhook_suspend_seconds: Seconds = 86_400.0
     webhook_probe_seconds: Seconds = 900.0
     event_retention_seconds: Seconds = 30 * 86_400.0

@@ -40,8 +40,8 @@ def admit(
 
     An idempotency `key` or client-chosen `job_id` that made a job from the same body before returns that job.
 
-    Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey`, `QueueFull`, `KeyReused`,
-    `SubmissionInFlight`, and `Unavailable` while the database or the storage is away.
+    Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey`, `QueueFull`, `TooManyWebhookUrls`,
+    `KeyReused`, `SubmissionInFlight`, and `Unavailable` while the database or the storage is away.
     """
     began_ns = time.time_ns()
     caller.check_priority(submission.priority)
@@ -147,7 +147,7 @@ def _order(
 
 
 def _receiver(session: Session, desk: Desk, caller: Caller, webhook: WebhookChoice | None) -> UUID | None:
-    """Return the id of the webhook endpoint that a submission names. Raises `BlockedUrl` and `InvalidRequest`."""
+    """Return the id of the webhook endpoint that a submission names. Raises as `shared.webhooks.endpoints.find_or_add`."""
     if webhook is None:
         return None
     return endpoints.find_or_add(
@@ -157,4 +157,5 @@ def _receiver(session: Session, desk: Desk, caller: Caller, webhook: WebhookChoi
         events=webhook.events,
         secret=webhook.secret.get_secret_value() if webhook.secret else None,
         allow_private=desk.settings.allow_private_urls,
+        most=desk.settings.max_webhook_urls,
     )

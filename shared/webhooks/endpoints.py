@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from shared.errors import EndpointNotFound, InvalidRequest, TooManyEndpoints
 from shared.infra import url_guard
 from shared.infra.tables import DeliveryRow, EndpointRow, OwnerSecretRow
+from shared.webhooks import named
 
 MAX_REGISTERED = 20  # per owner; every event is written once for each that hears it
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with, by the standard
@@ -64,9 +65,12 @@ def register(
 
 
 def find_or_add(
-    session: Session, *, owner: str, url: str, events: Sequence[str], secret: str | None, allow_private: bool
+    session: Session, *, owner: str, url: str, events: Sequence[str], secret: str | None, allow_private: bool, most: int
 ) -> UUID:
-    """Return the id of the endpoint that a job names; add it unless an earlier job named the same. Raises as `register`."""
+    """Return the id of the endpoint that a job names; add it unless an earlier job named the same.
+
+    Raises `BlockedUrl`, `InvalidRequest`, and `TooManyWebhookUrls` when the owner's jobs name `most` others (`named`).
+    """
     origin = url_guard.parse(url, allow_private=allow_private).origin
     hears = sorted(set(events))
     key = checked_secret(secret) if secret else None
@@ -75,6 +79,7 @@ def find_or_add(
     # Looked up first: an upsert would lock the row until the job is stored, one job at a time.
     fresh = EndpointRow.used_at > func.now() - timedelta(days=1)
     if session.scalar(select(EndpointRow.id).where(EndpointRow.id == endpoint_id, fresh)) is None:
+        named.make_room(session, owner, most=most)
         session.execute(
             insert(EndpointRow)
             .values(id=endpoint_id, owner=owner, url=url, origin=origin, events=hears, registered=False, secret=key)

@@ -24,12 +24,13 @@ from tests.support.factories import BODY
 from tests.support.receiver import Receiver, receiving
 from worker.courier.webhooks import Courier
 
+MOST = 5
 ENDINGS = ["job.succeeded", "job.failed", "job.canceled", "job.expired"]
 
 
 @pytest.fixture(scope="module")
 def open_settings(engines: Settings) -> Settings:
-    return engines.model_copy(update={"allow_private_urls": True})
+    return engines.model_copy(update={"allow_private_urls": True, "max_webhook_urls": MOST})
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,41 @@ def test_no_owner_has_more_endpoints_than_its_jobs_can_bear(client: TestClient) 
     for number in range(MAX_REGISTERED):
         register(client, f"https://h{number}.example/")
     problem(client.post("/v1/webhooks/endpoints", json={"url": "https://h.example/"}), 409, "too_many_endpoints")
+
+
+def test_jobs_name_a_bounded_number_of_urls(
+    client: TestClient, db: Database, open_settings: Settings, receiver: Receiver
+) -> None:
+    """Waiting jobs, an open batch and undelivered webhooks count; what the receiver has taken does not, nor does a repeat."""
+    jobs = [submitted(client, f"{receiver.url}/{number}") for number in range(MOST - 1)]
+    batch = client.post("/v1/batches", json={"jobs": [BODY], "webhook": {"url": receiver.url + "/batch"}})
+    assert batch.status_code == 202, batch.text
+    refused = client.post("/v1/jobs", json=naming(receiver.url + "/more"))
+    assert "POST /v1/webhooks/endpoints" in problem(refused, 429, "too_many_webhook_urls")["detail"]
+    submitted(client, receiver.url + "/0")
+    assert client.post(f"/v1/jobs/{jobs[1]}/cancel").status_code == 200
+    problem(client.post("/v1/jobs", json=naming(receiver.url + "/more")), 429, "too_many_webhook_urls")
+    assert deliver(db, open_settings) == 1
+    submitted(client, receiver.url + "/more")
+
+
+def test_a_batch_that_names_too_many_urls_is_refused_as_a_whole(client: TestClient, db: Database) -> None:
+    named = [naming(f"https://h{number}.example/") for number in range(MOST + 1)]
+    problem(client.post("/v1/batches", json={"jobs": named}), 429, "too_many_webhook_urls")
+    with db.transaction() as session:
+        assert session.scalars(select(EndpointRow)).all() == []
+    assert client.get("/v1/jobs").json()["jobs"] == []
+    assert client.post("/v1/batches", json={"jobs": named[:MOST]}).status_code == 202
+
+
+def naming(url: str) -> dict[str, Any]:
+    return {**BODY, "webhook": {"url": url, "events": ["job.canceled"]}}
+
+
+def submitted(client: TestClient, url: str) -> str:
+    answer = client.post("/v1/jobs", json=naming(url))
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
 
 
 def test_a_jobs_own_webhook_is_signed_with_the_callers_secret(
