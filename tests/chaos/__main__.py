@@ -28,6 +28,7 @@ def main() -> int:
         minutes=arguments.minutes,
         shape=Shape(
             workers=arguments.workers,
+            slots=arguments.slots,
             step_s=arguments.step_ms / 1000,
             settings={
                 "FARM_LEASE_SECONDS": str(lease_s),
@@ -37,6 +38,7 @@ def main() -> int:
         ),
         strength=Strength(zombie_s=lease_s + 6, outage_s=arguments.outage),
         poison=arguments.poison,
+        lease_s=lease_s,
     )
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
@@ -54,6 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=14.0, help="how long clients submit")
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--slots", type=int, default=8, help="jobs that a worker runs at once")
     parser.add_argument("--lease", type=float, default=20.0, help="seconds; 20 is the farm's default")
     parser.add_argument("--drain", type=float, default=1.0, help="seconds of grace for what a drained worker runs")
     parser.add_argument("--outage", type=float, default=6.0, help="seconds that a broken dependency stays broken")

@@ -27,7 +27,6 @@ from worker.courier import maintenance
 
 HOST = "127.0.0.1"
 CHECKPOINT = "farm-demo"
-SLOTS = 4
 COURIERS = 2
 
 
@@ -36,6 +35,7 @@ class Shape:
     """How large and how quick a farm is. `step_s` is the time of one denoising step; `settings` are FARM_* variables."""
 
     workers: int
+    slots: int
     step_s: float
     settings: Mapping[str, str]
 
@@ -157,7 +157,7 @@ def _programs(env: Mapping[str, str], shape: Shape, port: int, stage: Stage) -> 
     workers = [
         processes.gpu_worker(
             own,
-            PlannedWorker(f"gpu{rank}", CHECKPOINT, rank + 1, SLOTS, {sketch.NAME_VARIABLE: f"gpu{rank}"}),
+            PlannedWorker(f"gpu{rank}", CHECKPOINT, rank + 1, shape.slots, {sketch.NAME_VARIABLE: f"gpu{rank}"}),
             stage.url,
         )
         for rank in range(shape.workers)

@@ -124,6 +124,12 @@ def _lines(figures: dict[str, Any]) -> Iterator[str]:
     webhooks = figures["webhooks"]
     yield _row("any kill -9 of a worker", figures["kill_recovery_s"].get("n", 0), figures["kill_recovery_s"])
     yield _row("webhooks, delay", webhooks["asked"], webhooks["delay_s"])
+    if loss := figures["throughput_after_loss"]:
+        back = "never" if loss["back_s"] is None else f"after {loss['back_s']:.1f} s"
+        told = (
+            f"{loss['before']:.1f} jobs/s before, 0.9 of it {back}, {loss['after']:.1f} after {loss['limit_s']:.0f} s"
+        )
+        yield f"{'throughput after a loss':24}{told}"
     yield from figures["violation_details"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from tests.chaos import farm, hooks, recorder, rollcall
+from tests.chaos import farm, hooks, recorder, rollcall, steady
 from tests.chaos.checker import Violation, check
 from tests.chaos.clients import Client, Plan
 from tests.chaos.farm import Shape, Stage
@@ -38,6 +38,8 @@ class Trial:
     strength: Strength
     clients: int = 8
     poison: int = 0
+    # Of the workers' leases; with it, the farm's throughput is watched after the storm while it loses one more worker.
+    lease_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -56,19 +58,23 @@ def run(trial: Trial, folder: Path, say: Callable[[str], None]) -> Verdict:
         nemesis, clients, is_settled = _storm(trial, stage, receiver, folder, say)
         history = _gathered(stage, nemesis, clients, receiver)
         refused = _refused(stage)
-        deaf = list(rollcall.absent(stage, trial.shape.workers, trial.shape.step_s)) if is_settled else []
+        deaf = list(rollcall.absent(stage, trial.shape)) if is_settled else []
+        loss = steady.loss(stage, trial.shape, lease_s=trial.lease_s) if is_settled and trial.lease_s else None
     _write(folder / "seen.jsonl", history.seen)
     _write(folder / "versions.jsonl", history.versions)
     _write(folder / "heard.jsonl", history.heard)
     violations = check(history) + deaf
     if not is_settled:
         violations.append(Violation("stuck", f"nothing moved for {STUCK_S:.0f} s"))
+    if loss and not loss.is_over:
+        violations.append(Violation("slow_after_a_loss", str(loss)))
     figures = report(
         history,
         violations,
         seed=trial.seed,
         minutes=round((time.monotonic() - began) / 60, 1),
         zombie_writes_refused=refused,
+        throughput_after_loss=asdict(loss) if loss else None,
     )
     return Verdict(figures, violations)
 

@@ -16,6 +16,7 @@ SHORT = Trial(
     minutes=0.4,
     shape=Shape(
         workers=3,
+        slots=4,
         step_s=0.02,
         settings={"FARM_LEASE_SECONDS": str(LEASE_S), "FARM_HEARTBEAT_SECONDS": "0.75", "FARM_DRAIN_SECONDS": "2"},
     ),

@@ -10,6 +10,7 @@ import pytest
 from tests.chaos.checker import check
 from tests.chaos.history import Fault, Heard, History, Seen, Shown, Told, Version
 from tests.chaos.report import recoveries, report, table
+from tests.chaos.steady import judged
 
 JOB, OTHER = UUID(int=1), UUID(int=2)
 KEY = f"jobs/{JOB}/2/0.png"
@@ -232,7 +233,9 @@ def test_recovery_is_timed_from_the_fault_to_the_next_attempt_or_success() -> No
 
 def test_the_report_counts_and_prints() -> None:
     broken = BROKEN["a job waits for ever"]()
-    figures = report(broken, check(broken), seed=1, minutes=0.1, zombie_writes_refused=2)
+    loss = {"before": 12.0, "after": 11.5, "back_s": 4.2, "limit_s": 30.0}
+    facts = {"seed": 1, "minutes": 0.1, "zombie_writes_refused": 2, "throughput_after_loss": loss}
+    figures = report(broken, check(broken), **facts)
     assert (figures["jobs"], figures["faults"], figures["lost"], figures["double_visible"]) == (2, 2, 1, 0)
     assert figures["recovery_s"]["gpu_kill"] == {"p50": 1.5, "p95": 1.5, "max": 1.5, "n": 1}
     assert figures["orphans"] == 1
@@ -245,3 +248,18 @@ def test_the_report_counts_and_prints() -> None:
         "delay_s": {"p50": 4.0, "p95": 4.0, "max": 4.0, "n": 1},
     }
     assert "lost" in table(figures)
+    assert "0.9 of it after 4.2 s" in table(figures)
+
+
+def test_a_throughput_is_back_when_a_window_has_nine_tenths_of_what_it_was() -> None:
+    """Ten a second until a third of the farm is lost at 100 s; its work is back from 112 s on, or never."""
+    before = [80 + tenth / 10 for tenth in range(200)]
+    fewer = [100 + number * 0.15 for number in range(80)]
+    after = [112 + tenth / 10 for tenth in range(400)]
+    back = judged([*before, *fewer, *after], killed=100.0, limit_s=30.0)
+    assert (back.before, back.after, back.is_over) == (10.0, 10.0, True)
+    assert back.back_s is not None
+    assert 10 <= back.back_s <= 12
+    never = judged([*before, *(100 + number * 0.15 for number in range(400))], killed=100.0, limit_s=30.0)
+    assert (never.back_s, never.is_over) == (None, False)
+    assert not judged([*before, *fewer, *after], killed=100.0, limit_s=5.0).is_over
