@@ -4,10 +4,11 @@ It fails for some messages, at most once for each: it answers with an error, or 
 """
 
 import hashlib
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any
 from uuid import UUID
@@ -88,6 +89,14 @@ def read(headers: Mapping[str, str], body: bytes, *, at: float, accepted: bool) 
         )
     except (WebhookVerificationError, ValueError, KeyError, TypeError):
         return Heard(message, at, accepted, digest, job=None, type="", version=0, state="", images=0)
+
+
+@contextmanager
+def silence(count: int) -> Iterator[list[str]]:
+    """Listen at as many addresses of loopback, each an origin of its own, and never answer whoever connects."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server((f"127.0.9.{host + 1}", 0))) for host in range(count)]
+        yield ["http://{}:{}/".format(*listener.getsockname()) for listener in listeners]
 
 
 @contextmanager

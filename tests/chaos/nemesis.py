@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+import psycopg
+
 from shared.errors import FarmError
+from tests.chaos import hooks
 from tests.chaos.farm import Stage
 from tests.chaos.history import Fault
 from tests.chaos.proxy import Mode
@@ -25,6 +28,7 @@ from tests.support.waiting import until
 RESTART_S = 60.0  # a part that is gone for longer than this will not come back
 AMBUSH_S = 10.0
 LANES = 6
+SILENT = 8
 
 # How often each kind comes up, relative to the others.
 WEIGHTS: Mapping[str, int] = {
@@ -36,6 +40,7 @@ WEIGHTS: Mapping[str, int] = {
     "gpu_zombie": 6,
     "gpu_drain": 10,
     "courier_kill": 12,
+    "courier_silence": 4,
     "api_kill": 8,
     "redis_kill": 8,
     "redis_flush": 10,
@@ -194,8 +199,21 @@ class Nemesis:
         try:
             self.stop.wait(self.strength.zombie_s)
         finally:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # an ambush may have met it meanwhile
+                os.kill(pid, signal.SIGCONT)
         return Fault(kind, began, time.time(), target)
+
+    def silence(self, kind: str, _target: str) -> Fault:
+        """Have every end of a job told to receivers, too, that take the connection and never answer."""
+        began = time.time()
+        with hooks.silence(SILENT) as urls:
+            if not self._at_database(lambda: self.stage.recorder.register(urls)):
+                raise Missed
+            self.stop.wait(self.strength.outage_s)
+        healed = time.time()
+        if not until(lambda: self._at_database(lambda: self.stage.recorder.unregister(urls)), RESTART_S):
+            raise TimeoutError(f"the receivers could not be taken away within {RESTART_S} s")
+        return Fault(kind, began, healed)
 
     def flush(self, kind: str, _target: str) -> Fault:
         """FLUSHALL: no doorbell, no event, no lock is left."""
@@ -213,6 +231,14 @@ class Nemesis:
         with self.stage.proxies[target].misbehaving(mode):
             self.stop.wait(self.strength.outage_s)
         return Fault(kind, began, time.time())
+
+    def _at_database(self, act: Callable[[], None]) -> bool:
+        """Do something at the database, which may be away just now; whether it was done."""
+        try:
+            act()
+        except psycopg.Error:
+            return False
+        return True
 
     def _end(self, kind: str, target: str, number: signal.Signals) -> Fault:
         pid, began = self._signalled(target, number)
@@ -255,6 +281,7 @@ ACTS: Mapping[str, Callable[[Nemesis, str, str], Fault]] = {
     "gpu_zombie": Nemesis.zombie,
     "gpu_drain": Nemesis.drain,
     "courier_kill": Nemesis.kill,
+    "courier_silence": Nemesis.silence,
     "api_kill": Nemesis.kill,
     "redis_kill": Nemesis.kill,
     "redis_flush": Nemesis.flush,

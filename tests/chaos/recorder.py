@@ -4,7 +4,7 @@ The trigger writes in the transaction of the change, so its record is exactly th
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,6 +31,13 @@ CREATE TRIGGER chaos_record AFTER INSERT OR UPDATE ON jobs FOR EACH ROW EXECUTE 
 """
 
 MOVES = "SELECT coalesce((SELECT max(seq) FROM chaos_versions), 0) + coalesce((SELECT sum(attempt) FROM deliveries), 0)"
+
+
+REGISTERED = """
+INSERT INTO webhook_endpoints (id, owner, url, origin, events, registered, secret)
+SELECT gen_random_uuid(), 'anonymous', url, url, '{job.succeeded,job.failed,job.canceled,job.expired}', true, 'whsec_c2lsZW5jZQ=='
+FROM unnest(%(urls)s::text[]) AS url
+"""
 
 
 class Recorder:
@@ -72,6 +79,16 @@ class Recorder:
         query = "SELECT worker_id, count(*) FROM jobs WHERE state = 'running' GROUP BY worker_id"
         with self._connect() as connection:
             return dict(connection.execute(query).fetchall())
+
+    def register(self, urls: Sequence[str]) -> None:
+        """Add receivers of every end of a job, as the api does."""
+        with self._connect() as connection:
+            connection.execute(REGISTERED, {"urls": list(urls)})
+
+    def unregister(self, urls: Sequence[str]) -> None:
+        """Take them away, with what is still to be told to them."""
+        with self._connect() as connection:
+            connection.execute("DELETE FROM webhook_endpoints WHERE url = ANY(%s)", [list(urls)])
 
     def versions(self) -> list[Version]:
         with self._connect() as connection, connection.cursor(row_factory=class_row(Version)) as cursor:
