@@ -7,7 +7,10 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A job's row as one statement left it. `seq` orders all of them; `at` is the database's clock, in seconds."""
+    """A job's row as one statement left it. `seq` orders all of them; `at` is the database's clock, in seconds.
+
+    `steps` are those that the attempt has done itself.
+    """
 
     seq: int
     at: float
@@ -20,6 +23,7 @@ class Version:
     worker: str | None = None
     error_code: str | None = None
     error_retryable: bool | None = None
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

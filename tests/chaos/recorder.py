@@ -18,13 +18,15 @@ from tests.chaos.history import Shown, Told, Version
 RECORDED = """
 CREATE TABLE chaos_versions (
     seq bigserial PRIMARY KEY, at double precision NOT NULL, job uuid NOT NULL, version bigint NOT NULL, state text NOT NULL,
-    attempt int NOT NULL, faults int NOT NULL, max_attempts int NOT NULL, worker text, error_code text, error_retryable boolean
+    attempt int NOT NULL, faults int NOT NULL, max_attempts int NOT NULL, worker text, error_code text, error_retryable boolean,
+    steps int NOT NULL
 );
 CREATE FUNCTION chaos_record() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO chaos_versions (at, job, version, state, attempt, faults, max_attempts, worker, error_code, error_retryable)
+    INSERT INTO chaos_versions
+        (at, job, version, state, attempt, faults, max_attempts, worker, error_code, error_retryable, steps)
     VALUES (extract(epoch FROM clock_timestamp()), NEW.id, NEW.version, NEW.state, NEW.attempt, NEW.faults, NEW.max_attempts,
-            NEW.worker_id, NEW.error_code, NEW.error_retryable);
+            NEW.worker_id, NEW.error_code, NEW.error_retryable, NEW.steps_done - NEW.resumed_from_step);
     RETURN NULL;
 END $$;
 CREATE TRIGGER chaos_record AFTER INSERT OR UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION chaos_record();

@@ -127,7 +127,7 @@ def _lines(figures: dict[str, Any]) -> Iterator[str]:
     if loss := figures["throughput_after_loss"]:
         back = "never" if loss["back_s"] is None else f"after {loss['back_s']:.1f} s"
         told = (
-            f"{loss['before']:.1f} jobs/s before, 0.9 of it {back}, {loss['after']:.1f} after {loss['limit_s']:.0f} s"
+            f"{loss['before']:.0f} steps/s before, 0.9 of it {back}, {loss['after']:.0f} after {loss['limit_s']:.0f} s"
         )
         yield f"{'throughput after a loss':24}{told}"
     yield from figures["violation_details"]

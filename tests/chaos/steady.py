@@ -4,18 +4,21 @@ import random
 import signal
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from uuid import UUID
+from itertools import accumulate, pairwise
 
 import urllib3
 
-from shared.vocabulary.states import JobState
 from tests.chaos.farm import Shape, Stage
+from tests.chaos.history import Version
 from tests.support.waiting import until
 
-JOB_S = 2.0
+STEPS, IMAGES = (
+    150,
+    8,
+)  # some ten seconds, in a full worker; what is rendered in a moment is soon rendered one by one, too
 BATCH = 1000  # jobs that the api takes at once
 FILLED_S = 30.0
 BEFORE_S, WINDOW_S, AFTER_S = 20.0, 5.0, 20.0
@@ -25,7 +28,7 @@ GRACE_S = 10.0  # beyond the lease
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What a loss did to the successes a second, before it and after `limit_s`. `back_s`: when they first were back, or None."""
+    """What a loss did to the steps a second, before it and after `limit_s`. `back_s`: when they first were back, or None."""
 
     before: float
     after: float
@@ -40,13 +43,13 @@ class Loss:
 
 @contextmanager
 def steady(stage: Stage, shape: Shape, seconds: float) -> Iterator[None]:
-    """Keep all slots busy for so long with jobs of about `JOB_S`, or until the block ends."""
+    """Keep all slots busy for so long, or until the block ends."""
     rng = random.Random(1)
     http = urllib3.PoolManager(timeout=30.0, retries=False)
-    rest, made = int(shape.workers * shape.slots * seconds / JOB_S), []
+    rest, made = int(shape.workers * shape.slots * seconds / (STEPS * shape.step_s)), []
     try:
         while rest > 0:
-            jobs = [_job(rng, shape.step_s) for _ in range(min(rest, BATCH))]
+            jobs = [_job(rng) for _ in range(min(rest, BATCH))]
             made.append(http.request("POST", f"{stage.url}/v1/batches", json={"jobs": jobs}).json()["id"])
             rest -= len(jobs)
         yield
@@ -65,19 +68,18 @@ def loss(stage: Stage, shape: Shape, *, lease_s: float) -> Loss:
         killed = time.time()
         stage.send(stage.names("gpu")[0], signal.SIGKILL)
         time.sleep(limit_s + AFTER_S)
-        ended: dict[UUID, float] = {}
-        for one in stage.recorder.versions():
-            if one.state == JobState.SUCCEEDED:
-                ended.setdefault(one.job, one.at)
-    return judged(list(ended.values()), killed=killed, limit_s=limit_s)
+        versions = stage.recorder.versions()
+    return judged(versions, killed=killed, limit_s=limit_s)
 
 
-def judged(successes: Sequence[float], *, killed: float, limit_s: float) -> Loss:
+def judged(versions: Iterable[Version], *, killed: float, limit_s: float) -> Loss:
     """Return what became of the throughput, seen through a moving window. Times are in seconds."""
-    times = sorted(successes)
+    done = sorted(_done(versions))
+    times = [at for at, _ in done]
+    sums = list(accumulate((steps for _, steps in done), initial=0))
 
     def rate(begin: float, end: float) -> float:
-        return (bisect_left(times, end) - bisect_left(times, begin)) / (end - begin)
+        return (sums[bisect_left(times, end)] - sums[bisect_left(times, begin)]) / (end - begin)
 
     before = rate(killed - BEFORE_S, killed)
     looks = (tenth / 10 for tenth in range(int((limit_s + AFTER_S - WINDOW_S) * 10) + 1))
@@ -86,12 +88,21 @@ def judged(successes: Sequence[float], *, killed: float, limit_s: float) -> Loss
     return Loss(round(before, 2), round(after, 2), back_s, limit_s)
 
 
+def _done(versions: Iterable[Version]) -> Iterator[tuple[float, int]]:
+    """Yield when how many steps were done, whatever became of them."""
+    ordered = sorted(versions, key=lambda one: (one.job, one.seq))
+    for before, one in pairwise(ordered):
+        if (before.job, before.attempt) == (one.job, one.attempt) and one.steps > before.steps:
+            yield one.at, one.steps - before.steps
+
+
 def _is_full(stage: Stage, shape: Shape) -> bool:
     running = stage.recorder.running()
     return len(running) == shape.workers and all(count == shape.slots for count in running.values())
 
 
-def _job(rng: random.Random, step_s: float) -> dict[str, object]:
+def _job(rng: random.Random) -> dict[str, object]:
     # Of different lengths, so that slots do not end in one beat.
-    steps = min(150, max(1, int(JOB_S / step_s * rng.uniform(0.5, 1.5))))
-    return {"prompt": "steady", "width": 64, "height": 64, "steps": steps, "sampler": "euler"}
+    steps = rng.randint(STEPS // 2, STEPS)
+    size = {"width": 64, "height": 64, "num_images": IMAGES}
+    return {"prompt": "steady", "steps": steps, "sampler": "euler", **size}

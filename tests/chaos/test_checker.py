@@ -233,7 +233,7 @@ def test_recovery_is_timed_from_the_fault_to_the_next_attempt_or_success() -> No
 
 def test_the_report_counts_and_prints() -> None:
     broken = BROKEN["a job waits for ever"]()
-    loss = {"before": 12.0, "after": 11.5, "back_s": 4.2, "limit_s": 30.0}
+    loss = {"before": 1200.0, "after": 1150.0, "back_s": 4.2, "limit_s": 30.0}
     facts = {"seed": 1, "minutes": 0.1, "zombie_writes_refused": 2, "throughput_after_loss": loss}
     figures = report(broken, check(broken), **facts)
     assert (figures["jobs"], figures["faults"], figures["lost"], figures["double_visible"]) == (2, 2, 1, 0)
@@ -251,15 +251,24 @@ def test_the_report_counts_and_prints() -> None:
     assert "0.9 of it after 4.2 s" in table(figures)
 
 
+def working(rate: float, begin: float, end: float, job: int) -> list[Version]:
+    """A job whose worker reports ten times a second what it has done since."""
+    reports = int((end - begin) * 10)
+    about = {"version": 1, "state": "running", "attempt": 1, "faults": 0, "max_attempts": 3}
+    return [
+        Version(number, begin + number / 10, UUID(int=job), **about, steps=round(number * rate / 10))  # type: ignore[arg-type]
+        for number in range(reports + 1)
+    ]
+
+
 def test_a_throughput_is_back_when_a_window_has_nine_tenths_of_what_it_was() -> None:
-    """Ten a second until a third of the farm is lost at 100 s; its work is back from 112 s on, or never."""
-    before = [80 + tenth / 10 for tenth in range(200)]
-    fewer = [100 + number * 0.15 for number in range(80)]
-    after = [112 + tenth / 10 for tenth in range(400)]
-    back = judged([*before, *fewer, *after], killed=100.0, limit_s=30.0)
-    assert (back.before, back.after, back.is_over) == (10.0, 10.0, True)
+    """A thousand steps a second, a third of them lost at 100 s and back from 112 s on, or never."""
+    others, lost = working(667, 70, 160, job=1), working(333, 70, 100, job=2)
+    regained = working(333, 112, 160, job=3)
+    back = judged([*others, *lost, *regained], killed=100.0, limit_s=30.0)
+    assert (round(back.before), round(back.after), back.is_over) == (1000, 1000, True)
     assert back.back_s is not None
     assert 10 <= back.back_s <= 12
-    never = judged([*before, *(100 + number * 0.15 for number in range(400))], killed=100.0, limit_s=30.0)
+    never = judged([*others, *lost], killed=100.0, limit_s=30.0)
     assert (never.back_s, never.is_over) == (None, False)
-    assert not judged([*before, *fewer, *after], killed=100.0, limit_s=5.0).is_over
+    assert not judged([*others, *lost, *regained], killed=100.0, limit_s=5.0).is_over
