@@ -13,6 +13,7 @@ from api.a1111 import routes as a1111_routes
 from api.auth_middleware import AuthMiddleware
 from api.desk import open_desk
 from api.farm import metrics
+from api.gate.access_log import AccessLog
 from api.limits.bodies import BodyLimit
 from api.v1 import (
     batches,
@@ -81,6 +82,8 @@ TAGS = [
     {"name": "webhooks", "description": "Webhook endpoints, their deliveries, and the feed of events."},
     {"name": "AUTOMATIC1111", "description": "The API of AUTOMATIC1111's web UI and of its Agent Scheduler."},
 ]
+# FastAPI's spans would tell the query strings of requests.
+OWN_TRACES_ONLY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -105,6 +108,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=TAGS,
         generate_unique_id_function=openapi.operation_id,
         lifespan=lifespan,
+        telemetry=OWN_TRACES_ONLY,
     )
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -118,6 +122,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
         )
+    if settings.access_log:
+        app.add_middleware(AccessLog)
     for module in ROUTED:
         app.include_router(module.router)
 

@@ -26,6 +26,8 @@ class Database:
             max_overflow=pool_size,
             pool_timeout=5,
             pool_pre_ping=True,
+            # Prompts and digests of keys would be in the log with every statement that fails.
+            hide_parameters=True,
             connect_args={
                 "connect_timeout": max(2, int(settings.connect_seconds)),
                 "options": "-c statement_timeout=15000",

@@ -9,6 +9,9 @@ import structlog
 
 from shared.settings import Settings
 
+# Whose lines FARM_LOG_LEVEL counts for: the farm's own, and those of the servers that it is run by.
+OWN = ("api", "deploy", "shared", "worker", "uvicorn.error")
+
 
 def configure_logging(settings: Settings, **who: str) -> None:
     """Send structlog's and the standard library's records through one renderer. Every line carries the fields `who`."""
@@ -36,15 +39,17 @@ def configure_logging(settings: Settings, **who: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    # uvicorn sets up its own before it loads the app; its lines are to look like all others.
+    # uvicorn sets up its own before it loads the app; its lines are to look like all others, but its list of requests has their
+    # query strings: `FARM_ACCESS_LOG` is the farm's own.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
-    # Celery tells of every message it handles; the farm's own events say the same in its own words.
-    logging.getLogger("celery").setLevel(max(level, logging.WARNING))
+        logging.getLogger(name).propagate = name != "uvicorn.access"
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    # Libraries tell of every message and request, with URLs and headers: of them only warnings are wanted.
+    root.setLevel(max(level, logging.WARNING))
+    for name in OWN:
+        logging.getLogger(name).setLevel(level)
 
 
 class _Steady(logging.StreamHandler[TextIO]):
