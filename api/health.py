@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import structlog
 from fastapi import Response
 from pydantic import BaseModel
 
@@ -10,6 +11,7 @@ from api.routing import Router, in_room
 from shared.errors import FarmError
 from shared.infra import broker
 
+log = structlog.get_logger(__name__)
 router = Router(tags=["operations"])
 
 
@@ -51,5 +53,7 @@ def _ask(ping: Callable[[], None]) -> Dependency:
     try:
         ping()
     except FarmError as error:
-        return Dependency(ok=False, detail=str(error))
+        # Anyone may ask: what exactly it said, with names and addresses, is for the log.
+        log.warning("dependency.away", **error.log_fields)
+        return Dependency(ok=False, detail=str(type(error)()))
     return Dependency(ok=True, detail="answers")

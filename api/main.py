@@ -95,7 +95,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with open_desk(settings) as desk:
+        with open_desk(settings) as desk, metrics.served(app.state.board, desk):
             app.state.desk = desk
             async with desk.throttle, desk.updates:
                 yield

@@ -11,9 +11,10 @@ from typing import cast
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from shared.infra import dependencies
+from shared.infra import dependencies, metrics
 from shared.infra.collector import without_full_collections
 from shared.infra.logs import configure_logging
+from shared.infra.metrics import PortTaken
 from shared.settings import load
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -115,6 +116,10 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = load()
     configure_logging(settings)
+    try:
+        metrics.check_port(settings.metrics_port)
+    except PortTaken as error:
+        raise SystemExit(f"farm: {error}") from None
     dependencies.check(settings)
     serving = config(arguments.host, arguments.port)
     with without_full_collections():

@@ -109,6 +109,7 @@ class Settings(BaseSettings):
     min_workers: Annotated[int, Field(ge=0)] = 0
     max_workers: Annotated[int, Field(ge=1)] = 1000
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    metrics_key: Annotated[SecretStr, Field(min_length=16)] | None = None
 
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

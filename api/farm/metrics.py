@@ -1,21 +1,25 @@
-"""Prometheus metrics at /metrics: the load of the whole farm, read at each scrape, and this process's requests."""
+"""Prometheus metrics: the load of the whole farm, read at each scrape, and this process's requests."""
 
+import hmac
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import structlog
 from fastapi import Request, Response
 from prometheus_client.metrics_core import Metric as Family
 from sqlalchemy import func, select
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.desk import DeskDep
+from api.desk import Desk, DeskDep
 from api.farm import queue_stats
 from api.farm.scaling import Goal, backlog_gpu_s, desired_workers
+from api.openapi import documented
 from api.routing import Router, in_room
-from shared.errors import DatabaseUnavailable
+from shared.errors import DatabaseUnavailable, Unauthenticated
 from shared.fleet import registry
 from shared.fleet.registry import WorkerStatus
 from shared.infra import metrics
@@ -31,14 +35,43 @@ log = structlog.get_logger(__name__)
 router = Router(tags=["operations"])
 
 
-@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=documented(401, 404))
 @in_room("probes")
 def scrape(desk: DeskDep, request: Request) -> Response:
-    """Show the farm's load and this process's request times. Public reverse proxies should not forward it."""
+    """Show the farm's load and this process's request times.
+
+    With `FARM_METRICS_KEY` it needs that key as a Bearer token; with `FARM_METRICS_PORT` that port serves it instead.
+    """
+    if desk.settings.metrics_port:
+        raise HTTPException(404)
+    _check_key(request.headers.get("authorization", ""), desk.settings)
     own: Board = request.app.state.board
     farm = Board()
     farm.read(lambda: farm_families(desk.db, desk.settings))
     return Response(farm.text() + own.text(), media_type=metrics.CONTENT_TYPE)
+
+
+def _check_key(authorization: str, settings: Settings) -> None:
+    """Raise `Unauthenticated` unless the header has the key of the metrics, if there is one."""
+    key = settings.metrics_key
+    if key is not None:
+        wanted = f"Bearer {key.get_secret_value()}"
+        if not hmac.compare_digest(authorization.encode(), wanted.encode()):
+            raise Unauthenticated("The metrics need FARM_METRICS_KEY as a Bearer token.")
+
+
+@contextmanager
+def served(board: Board, desk: Desk) -> Iterator[None]:
+    """Serve the metrics on a port of their own while the block lasts, where `FARM_METRICS_PORT` names one. Raises `PortTaken`."""
+    if not desk.settings.metrics_port:
+        yield
+        return
+    board.read(lambda: farm_families(desk.db, desk.settings))
+    stop = board.serve(desk.settings.metrics_port)
+    try:
+        yield
+    finally:
+        stop()
 
 
 class RequestTimes:

@@ -4,6 +4,7 @@ A process keeps one `Board`. Labels take their values from what an operator has 
 codes), never from what a client has sent.
 """
 
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -126,6 +127,20 @@ WEBHOOKS_SENT = Metric(
 UPKEEP_AT = Metric("farm_upkeep_timestamp_seconds", "gauge", "When this courier last finished its upkeep.")
 
 
+def check_port(port: int) -> None:
+    """Raise `PortTaken` if the port of the metrics cannot be listened on; 0 is none and always free."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise _taken(port, error) from error
+
+
+def _taken(port: int, error: OSError) -> PortTaken:
+    return PortTaken(
+        f"FARM_METRICS_PORT={port} is not available: {error.strerror}. Give each process of a machine its own port."
+    )
+
+
 class Board:
     """The metrics registry of one process."""
 
@@ -158,9 +173,7 @@ class Board:
         try:
             server, thread = start_http_server(port, registry=self._registry)
         except OSError as error:
-            raise PortTaken(
-                f"FARM_METRICS_PORT={port} is not available: {error.strerror}. Give each process of a machine its own port."
-            ) from error
+            raise _taken(port, error) from error
 
         def stop() -> None:
             server.shutdown()

@@ -32,7 +32,7 @@ ENV = {
     "GRAFANA_PASSWORD": "unused-here",
     "FARM_ADMIN_KEY": "a-key-of-the-operator-with-32-characters",
 }
-LISTENING = ("redis", "storage", "api", "courier", "cpu-worker", "prometheus")
+LISTENING = ("redis", "storage", "api", "api metrics", "courier", "cpu-worker", "prometheus")
 ENV_OF_PYTHON = {name: value for name, value in os.environ.items() if not name.startswith(("FARM_", "RCLONE_"))}
 
 
@@ -87,7 +87,11 @@ def _start(supervisor: Supervisor, env: dict[str, str], taken: dict[str, int], d
         "redis": {},
         "storage": {":8333": f"127.0.0.1:{taken['storage']}"},
         "migrate": {},
-        "api": {"8000": str(taken["api"]), "0.0.0.0": "127.0.0.1"},  # noqa: S104 - taken away here
+        "api": {
+            "8000": str(taken["api"]),
+            "9464": str(taken["api metrics"]),
+            "0.0.0.0": "127.0.0.1",  # noqa: S104 - taken away here
+        },
         "courier": {"9464": str(taken["courier"])},
         "cpu-worker": {"9464": str(taken["cpu-worker"])},
     }
@@ -113,7 +117,9 @@ def test_the_commands_of_the_compose_file_render_a_picture(farm: Composed) -> No
         picture = http.get(f"/v1/jobs/{job_id}/images/0")
         assert picture.status_code == httpx.codes.OK
         assert picture.content.startswith(b"\x89PNG")
-        assert "farm_database_up 1.0" in http.get("/metrics").text
+        # What is published has no metrics.
+        assert http.get("/metrics").status_code == httpx.codes.NOT_FOUND
+    assert "farm_database_up 1.0" in httpx.get(f"{farm.url('api metrics')}/metrics", timeout=60).text
 
 
 @pytest.mark.skipif(not packages.program("prometheus"), reason="Prometheus (Debian: prometheus) is not here")
@@ -157,6 +163,8 @@ def _monitoring(farm: Composed, folder: Path) -> Path:
         for name in names:
             its = services[name]
             assert str(asked["port"]) in (*its["command"].split(), str(its["environment"].get("FARM_METRICS_PORT")))
-        scrape["static_configs"] = [{"targets": [f"127.0.0.1:{farm.ports[name]}" for name in names]}]
+        scrape["static_configs"] = [
+            {"targets": [f"127.0.0.1:{farm.ports.get(f'{name} metrics', farm.ports[name])}" for name in names]}
+        ]
     (copied / "prometheus.yml").write_text(yaml.safe_dump(config))
     return copied

@@ -62,7 +62,7 @@ def test_a_process_says_what_is_wrong_and_ends(process: tuple[str, ...], name: s
     assert "s3same" not in said
 
 
-@pytest.mark.parametrize("process", [SKETCHER, COURIER], ids=["worker", "courier"])
+@pytest.mark.parametrize("process", [SKETCHER, COURIER, API], ids=["worker", "courier", "api"])
 @pytest.mark.usefixtures("settings")
 def test_a_port_that_is_taken_ends_a_process(process: tuple[str, ...], db: Database, tmp_path: Path) -> None:
     sketching = {sketch.AMBUSH_VARIABLE: str(tmp_path), sketch.NAME_VARIABLE: "sketch", sketch.STEP_VARIABLE: "0"}

@@ -21,6 +21,7 @@ from shared.jobs import lifecycle
 from shared.jobs.outbox import ENDINGS
 from shared.settings import Settings
 from shared.webhooks import endpoints
+from tests.support.answers import problem
 from tests.support.factories import DEMO, params
 from tests.support.jobs import submit_many
 from tests.support.metrics import METRICS
@@ -175,3 +176,24 @@ def test_every_declared_name_is_well_formed() -> None:
         assert name.startswith("farm_")
         assert name.endswith("_total") == (metric.kind == "counter")
         assert metric.help.endswith(".")
+
+
+def test_metrics_may_need_a_key(settings: Settings) -> None:
+    key = "prometheus-" + "k" * 16
+    with TestClient(create_app(settings.model_copy(update={"metrics_key": SecretStr(key)}))) as http:
+        for wrong in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Basic {key}"}):
+            problem(http.get("/metrics", headers=wrong), 401, "unauthenticated")
+        assert values(http.get("/metrics", headers={"Authorization": f"Bearer {key}"}).text)["farm_database_up",] == 1
+
+
+@pytest.mark.usefixtures("announced")
+def test_metrics_may_have_a_port_of_their_own(settings: Settings) -> None:
+    port = ports.pick("127.0.0.1")
+    with TestClient(create_app(settings.model_copy(update={"metrics_port": port}))) as http:
+        problem(http.get("/metrics"), 404, "not_found")
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            now = values(answer.read().decode())
+        assert now["farm_database_up",] == now["farm_workers", DEMO] == 1
+        assert ("farm_http_request_seconds_count", "GET", "/metrics", "404") in now
+    with pytest.raises(OSError, match="refused"):
+        urlopen(f"http://127.0.0.1:{port}/metrics")
