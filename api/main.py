@@ -14,6 +14,7 @@ from api.auth_middleware import AuthMiddleware
 from api.desk import open_desk
 from api.farm import metrics
 from api.gate.access_log import AccessLog
+from api.gate.methods import Allow, Heads
 from api.limits.bodies import BodyLimit
 from api.v1 import (
     batches,
@@ -112,9 +113,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Allow)
     app.add_middleware(AuthMiddleware, guarded=("/v1/", *middleware.PATHS))
     origins = frozenset(settings.cors_origins.replace(",", " ").split())
     app.add_middleware(middleware.A1111Middleware, origins=origins)
+    app.add_middleware(Heads)
     app.state.board = Board()
     app.add_middleware(metrics.RequestTimes, board=app.state.board)
     # Outermost: a browser asks without a key whether it may come.

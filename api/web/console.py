@@ -51,11 +51,6 @@ async def page() -> FileResponse:
     return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
 
-@router.head("/", include_in_schema=False)
-async def present() -> None:
-    """Answer clients that probe whether a server is there."""
-
-
 @router.get("/web/js/limits.js", include_in_schema=False)
 def script_of_limits(desk: DeskDep) -> Response:
     """Return the limits as a script."""
