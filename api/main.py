@@ -15,6 +15,10 @@ from api.desk import open_desk
 from api.farm import metrics
 from api.gate.access_log import AccessLog
 from api.gate.methods import Allow, Heads
+from api.gate.prefix import Prefix
+from api.gate.proxies import Proxies
+from api.gate.safe_headers import SafeHeaders
+from api.gate.visitors import Visitors
 from api.limits.bodies import BodyLimit
 from api.v1 import (
     batches,
@@ -37,7 +41,7 @@ from api.web import console
 from shared.infra.logs import configure_logging
 from shared.infra.metrics import Board
 from shared.infra.tracing import configure_tracing
-from shared.settings import Settings, load
+from shared.settings import Settings, load, words
 
 # In the order in which the documentation shows them.
 ROUTED = (
@@ -87,8 +91,11 @@ TAGS = [
 OWN_TRACES_ONLY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the application. Settings come from the environment unless given; wrong settings end the process (`SystemExit`)."""
+def create_app(settings: Settings | None = None, *, bound: str = "") -> FastAPI:
+    """Build the application, for a server that is `bound` to an address or name.
+
+    Settings come from the environment unless given; wrong settings end the process (`SystemExit`).
+    """
     settings = settings or load()
     styles.check(settings.styles_file)
     configure_logging(settings)
@@ -112,24 +119,29 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry=OWN_TRACES_ONLY,
     )
     problems.install(app)
+    app.state.board = Board()
+    # Each one around those before it.
+    app.add_middleware(Prefix)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Allow)
     app.add_middleware(AuthMiddleware, guarded=("/v1/", *middleware.PATHS))
-    origins = frozenset(settings.cors_origins.replace(",", " ").split())
-    app.add_middleware(middleware.A1111Middleware, origins=origins)
+    app.add_middleware(Visitors, settings=settings, bound=bound)
+    app.add_middleware(middleware.A1111Middleware)
     app.add_middleware(Heads)
-    app.state.board = Board()
     app.add_middleware(metrics.RequestTimes, board=app.state.board)
-    # Outermost: a browser asks without a key whether it may come.
-    if origins:
+    # Outside of keys: a browser asks without one whether it may come.
+    if origins := words(settings.cors_origins):
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
         )
     if settings.access_log:
         app.add_middleware(AccessLog)
+    app.add_middleware(Proxies, settings=settings)
     for module in ROUTED:
         app.include_router(module.router)
 
     openapi.install(app)
     console.install(app)
+    # Around all, Starlette's own answer to an unexpected error included.
+    app.middleware_stack = SafeHeaders(app.build_middleware_stack())
     return app

@@ -1,11 +1,12 @@
 """Run the api with uvicorn: `python -m api.serve --host 127.0.0.1 --port 8000`. Bounds the size and time of request heads.
 
 uvicorn's fast HTTP parser limits neither the head of a request nor how long it may take; `Protocol` does. Behind a reverse proxy
-that does it too, `uvicorn --factory api.main:create_app` serves the same api.
+that does it too, `uvicorn --factory --no-proxy-headers api.main:create_app` serves the same api.
 """
 
 import argparse
 import asyncio
+from functools import partial
 from typing import cast
 
 import uvicorn
@@ -102,6 +103,7 @@ def config(host: str, port: int) -> uvicorn.Config:
         http=Protocol,
         ws="none",
         access_log=False,
+        proxy_headers=False,  # `api.gate.proxies` reads them
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
@@ -123,6 +125,9 @@ def main() -> None:
     dependencies.check(settings)
     serving = config(arguments.host, arguments.port)
     with without_full_collections():
+        from api.main import create_app
+
+        serving.app = partial(create_app, settings, bound=arguments.host)
         serving.load()
     uvicorn.Server(serving).run()
 

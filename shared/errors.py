@@ -23,7 +23,9 @@ FarmError
 ├── Unauthenticated 401     no valid key came with the request
 ├── Forbidden 403           the key may not do this
 │   ├── ScopeMissing
-│   └── PriorityTooHigh
+│   ├── PriorityTooHigh
+│   ├── CrossOrigin         a page of another site had a browser send this
+│   └── HostNotAllowed      the request is for a name that is not the farm's
 ├── TooMany 429             retryable: the key has reached a limit
 │   ├── RateLimited
 │   ├── QueueFullForKey
@@ -202,6 +204,18 @@ class PriorityTooHigh(Forbidden):
     """The API key is not allowed to submit at this priority."""
 
     code = "priority_too_high"
+
+
+class CrossOrigin(Forbidden):
+    """A page of another site may not ask this; an operator lists the sites that may in FARM_CORS_ORIGINS."""
+
+    code = "cross_origin"
+
+
+class HostNotAllowed(Forbidden):
+    """The farm does not answer to this name; an operator lists its names in FARM_ALLOWED_HOSTS."""
+
+    code = "host_not_allowed"
 
 
 class TooMany(FarmError):

@@ -3,6 +3,8 @@
 An entry point reads them once and passes them on; importing this module reads no environment.
 """
 
+import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +24,41 @@ def _spelled(*schemes: str) -> AfterValidator:
         return url
 
     return AfterValidator(check)
+
+
+# Segments that mean themselves in every URL.
+PREFIX = r"(?:/[A-Za-z0-9._~-]*[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+"
+_HOST_NAME = re.compile(r"\*|(?:\*\.)?[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+")
+
+
+def words(text: str) -> list[str]:
+    """Return the items of a list that is separated by commas or blanks."""
+    return text.replace(",", " ").split()
+
+
+def _prefix(path: str) -> str:
+    path = path.rstrip("/")
+    if path and not re.fullmatch(PREFIX, path):
+        raise ValueError("this is not a path like /sd")
+    return path
+
+
+def _host_names(text: str) -> str:
+    for word in words(text):
+        if not _HOST_NAME.fullmatch(word):
+            raise ValueError(
+                f"{word!r} is not a name like farm.example or *.example.com, without scheme, port and path"
+            )
+    return text
+
+
+def _networks(text: str) -> str:
+    for word in words(text):
+        try:
+            ip_network("::/0" if word == "*" else word, strict=False)
+        except ValueError:
+            raise ValueError(f"{word!r} is not an address or network like 10.0.0.0/8, nor *") from None
+    return text
 
 
 DatabaseUrl = Annotated[SecretStr, _spelled("postgresql", "postgres", "postgresql+psycopg")]
@@ -90,6 +127,9 @@ class Settings(BaseSettings):
     default_checkpoint: str | None = None
     connect_seconds: Seconds = 3.0
     cors_origins: str = ""
+    allowed_hosts: Annotated[str, AfterValidator(_host_names)] = ""
+    root_path: Annotated[str, AfterValidator(_prefix)] = ""
+    trusted_proxies: Annotated[str, AfterValidator(_networks)] = "127.0.0.1, ::1"
     call_seconds: Seconds = 3600.0
     keep_abandoned: bool = False
     styles_file: Path | None = None

@@ -1,4 +1,4 @@
-"""Middleware of the A1111 paths: trailing slashes, protection from cross-site requests, errors in A1111's shape.
+"""Middleware of the A1111 paths: trailing slashes, errors in A1111's shape.
 
 Routes raise the farm's own errors, which become problem JSON as everywhere; the middleware rewrites any problem JSON.
 """
@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
-from shared.errors import Forbidden
 
 PATHS = ("/sdapi/", "/internal/", "/agent-scheduler/")
 PROBLEM = problems.ProblemResponse.media_type
@@ -22,45 +21,26 @@ _BARE = frozenset({"Not Found", "Method Not Allowed"})
 _RAISED = {"impossible": "RuntimeError", "out_of_memory": "OutOfMemoryError"}
 
 
-class CrossOrigin(Forbidden):
-    """Pages of this origin may not call the API; FARM_CORS_ORIGINS lists the origins that may."""
-
-    code = "cross_origin"
-
-
 class A1111Middleware:
-    """ASGI middleware for all requests under `PATHS`. Pages of `origins` may call from the browser."""
+    """ASGI middleware for all requests under `PATHS`."""
 
-    def __init__(self, app: ASGIApp, *, origins: frozenset[str] = frozenset()) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http" or not scope["path"].startswith(PATHS):
             await self._app(scope, receive, send)
             return
-        path = scope["path"].rstrip("/")
-        scope = {**scope, "path": path, "raw_path": path.encode()}
+        scope["path"] = scope["path"].rstrip("/")
+        scope["raw_path"] = scope["path"].encode()
         rewriter = _ErrorRewriter(send, has_key="authorization" in Headers(scope=scope))
-        if self._is_forged(scope):
-            await problems.of(Request(scope), CrossOrigin())(scope, receive, rewriter.send)
-            return
         try:
             await self._app(scope, receive, rewriter.send)
         except Exception as error:
             if rewriter.has_begun:
                 raise
             await problems.unexpected(Request(scope), error)(scope, receive, rewriter.send)
-
-    def _is_forged(self, scope: Scope) -> bool:
-        """Whether a browser sends this for a page of another origin without a CORS preflight (CSRF)."""
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        if scope["method"] != "POST" or origin is None or self._origins & {origin, "*"}:
-            return False
-        has_preflight = headers.get("content-type", "").startswith("application/json")
-        return not has_preflight and origin.partition("://")[2] != headers.get("host")
 
 
 class _ErrorRewriter:

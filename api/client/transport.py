@@ -47,7 +47,7 @@ class HttpTransport:
         if isinstance(step, Pause):
             return self._sleep(step.seconds)
         try:
-            return self.http.request(**_request(step, self._key))
+            return self.http.request(**_request(self.http.base_url, step, self._key))
         except httpx.RequestError as error:
             raise problems.of_transport(error, str(self.http.base_url)) from error
 
@@ -55,7 +55,7 @@ class HttpTransport:
         """Yield a job's events until its last, reconnecting as often as needed. Raises `ClientError`."""
         while not events.is_over:
             try:
-                with self.http.stream(**_request(events.request(), self._key)) as response:
+                with self.http.stream(**_request(self.http.base_url, events.request(), self._key)) as response:
                     if not response.is_success:
                         response.read()
                         problems.raise_for_problem(response)
@@ -99,7 +99,7 @@ class AsyncHttpTransport:
         if isinstance(step, Pause):
             return await self._sleep(step.seconds)
         try:
-            return await self.http.request(**_request(step, self._key))
+            return await self.http.request(**_request(self.http.base_url, step, self._key))
         except httpx.RequestError as error:
             raise problems.of_transport(error, str(self.http.base_url)) from error
 
@@ -107,7 +107,7 @@ class AsyncHttpTransport:
         """Yield a job's events until its last, reconnecting as often as needed. Raises `ClientError`."""
         while not events.is_over:
             try:
-                async with self.http.stream(**_request(events.request(), self._key)) as response:
+                async with self.http.stream(**_request(self.http.base_url, events.request(), self._key)) as response:
                     if not response.is_success:
                         await response.aread()
                         problems.raise_for_problem(response)
@@ -136,11 +136,11 @@ def _connection(url: str) -> dict[str, Any]:
     }
 
 
-def _request(request: HttpRequest, key: dict[str, str]) -> dict[str, Any]:
+def _request(base: httpx.URL, request: HttpRequest, key: dict[str, str]) -> dict[str, Any]:
     is_api = request.path.startswith("/")  # else an address of the storage that the farm has signed
     return {
         "method": request.method,
-        "url": request.path,
+        "url": _within(base, request.path),
         "json": request.json,
         "content": request.content,
         "params": request.params,
@@ -148,3 +148,8 @@ def _request(request: HttpRequest, key: dict[str, str]) -> dict[str, Any]:
         "timeout": httpx.Timeout(ANSWER_S + request.hold_s, connect=CONNECT_S),
         "follow_redirects": request.follow_redirects,
     }
+
+
+def _within(base: httpx.URL, path: str) -> str:
+    """Return a path of the farm as httpx puts it beneath the base URL: the farm's links begin with the path of that already."""
+    return path[len(base.path) - 1 :] if path.startswith(base.path) else path

@@ -1,1 +1,1 @@
-"""What stands between the wire and the routes."""
+"""What stands between the wire and the routes: proxies, the farm's names, pages of other sites, methods, headers, prefix."""

@@ -62,6 +62,11 @@ class Allow:
         await self._app(scope, receive, completed)
 
 
+def is_head(scope: Scope) -> bool:
+    """Whether the client has asked for HEAD: an address that it is sent to must take the same method."""
+    return bool(scope.get("state", {}).get("is_head"))
+
+
 def allowed(scope: Scope) -> str:
     """Return the methods of the path that is asked for, as in `Allow`; nothing for a path that does not exist."""
     found = [method for method in ASKED if _is_answered({**scope, "method": method})]

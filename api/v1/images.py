@@ -4,7 +4,7 @@ import io
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Path, Query, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from PIL import Image
 from PIL.Image import Image as Picture
@@ -12,6 +12,7 @@ from PIL.Image import Image as Picture
 from api import stored_images
 from api.callers import Caller, Reader
 from api.desk import Desk, DeskDep, JobId
+from api.gate.methods import is_head
 from api.openapi import documented
 from api.routing import Router
 from shared.errors import ImageNotFound, ImagesNotReady
@@ -45,6 +46,7 @@ async def image(
     index: Index,
     desk: DeskDep,
     caller: Reader,
+    request: Request,
     inline: Annotated[bool, Query(description="Answer with the bytes instead of a redirect.")] = False,
 ) -> Response:
     """Redirect to a presigned URL of an image. With `FARM_IMAGE_DELIVERY=proxy` the answer is the image itself."""
@@ -57,6 +59,7 @@ async def image(
         ttl_s=desk.settings.image_url_seconds,
         filename=f"{job_id}-{index}.png",
         content_type=row.content_type,
+        head=is_head(request.scope),
     )
     return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
 

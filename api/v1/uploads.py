@@ -14,7 +14,7 @@ from api.routing import Router
 from shared.errors import InvalidRequest, UploadNotFound
 from shared.infra.storage import upload_key
 from shared.infra.tables import UploadRow
-from shared.jobs import uploads
+from shared.jobs import uploads, wire
 
 router = Router(prefix="/v1/uploads", tags=["uploads"], responses=documented(401, 403, 422, 429, 503))
 
@@ -76,7 +76,7 @@ def _keep(desk: Desk, caller: Caller, upload_id: UUID, data: bytes) -> None:
 
 def _url(desk: Desk, row: UploadRow) -> str:
     if desk.settings.image_delivery == "proxy":
-        return f"/v1/uploads/{row.id}/content"
+        return f"{wire.PREFIX.get()}/v1/uploads/{row.id}/content"
     ttl_s = desk.settings.image_url_seconds
     return desk.storage.upload_url(upload_key(row.id), size_bytes=row.size_bytes, ttl_s=ttl_s)
 

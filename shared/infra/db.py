@@ -33,7 +33,8 @@ class Database:
                 "options": "-c statement_timeout=15000",
             },
         )
-        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        # With what is written in them about the farm's own addresses.
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False, info={"root_path": settings.root_path})
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:

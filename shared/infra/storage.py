@@ -165,10 +165,10 @@ class Storage:
                     f"The image storage did not delete {len(refused)} objects: {refused[0].get('Message')}."
                 )
 
-    def url(self, key: str, *, ttl_s: float, filename: str, content_type: str) -> str:
-        """Return a presigned GET URL that works for `ttl_s` seconds without credentials."""
+    def url(self, key: str, *, ttl_s: float, filename: str, content_type: str, head: bool = False) -> str:
+        """Return a presigned GET URL, or one for HEAD, that works for `ttl_s` seconds without credentials."""
         url: str = self._public.generate_presigned_url(
-            "get_object",
+            "head_object" if head else "get_object",
             Params={
                 "Bucket": self._bucket,
                 "Key": key,

@@ -153,7 +153,7 @@ def _write(session: Session, changed: Any) -> int:
     heard = [row for row in told if row.endpoint_id is not None]
     for event in {row.id: row for row in heard}.values():
         job = session.get_one(JobRow, event.job_id, populate_existing=True)
-        body = body_of(event.type, Job.of(job), _stamp(event.at))
+        body = body_of(event.type, Job.of(job, prefix=session.info.get("root_path", "")), _stamp(event.at))
         session.execute(update(EventRow).where(EventRow.id == event.id).values(body=body))
     if heard:
         session.execute(insert(DeliveryRow), [_delivery(row) for row in heard])

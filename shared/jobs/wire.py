@@ -1,5 +1,6 @@
 """The wire format of `Job` and `Batch`: the same in responses, events and webhooks."""
 
+from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import UUID
@@ -13,6 +14,9 @@ from shared.vocabulary.states import JobState
 if TYPE_CHECKING:  # clients read jobs without a database
     from shared.infra.tables import BatchRow, ImageRow, JobRow
     from shared.jobs.batches import Tally
+
+# The path under which the client of the request at hand reaches the API, where a proxy serves it beneath another than the root.
+PREFIX = ContextVar("prefix", default="")
 
 EXAMPLE: dict[str, JsonValue] = {
     "id": "019a96d0-5b1e-7c3f-9d2a-3f1c5d7e9b01",
@@ -166,8 +170,8 @@ class Job(BaseModel):
     ] = None
 
     @classmethod
-    def of(cls, row: "JobRow", forecast: Forecast | None = None) -> "Job":
-        """Build it from a row and its forecast."""
+    def of(cls, row: "JobRow", forecast: Forecast | None = None, *, prefix: str | None = None) -> "Job":
+        """Build it from a row and its forecast, with links under `prefix`, or under that of the request at hand."""
         params = GenerationParams.model_validate(row.params)
         return cls(
             id=row.id,
@@ -176,7 +180,7 @@ class Job(BaseModel):
             progress=Progress(steps_done=row.steps_done, steps_total=row.steps_total),
             priority=row.priority,
             seeds=list(params.seeds),
-            images=[_image(image) for image in row.images],
+            images=[_image(image, PREFIX.get() if prefix is None else prefix) for image in row.images],
             params=params,
             timings=_timings(row),
             resumed_from_step=row.resumed_from_step,
@@ -252,11 +256,11 @@ class Batch(BaseModel):
         )
 
 
-def _image(row: "ImageRow") -> Image:
+def _image(row: "ImageRow", prefix: str) -> Image:
     return Image(
         index=row.index,
         seed=row.seed,
-        url=f"/v1/jobs/{row.job_id}/images/{row.index}",
+        url=f"{prefix}/v1/jobs/{row.job_id}/images/{row.index}",
         content_type=row.content_type,
         width=row.width,
         height=row.height,

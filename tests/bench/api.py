@@ -205,7 +205,7 @@ async def waiting(url: str, waiters: int) -> AsyncIterator[None]:
     for number in range(waiters):
         reader, writer = await asyncio.open_connection(host, int(port))
         path = f"/v1/jobs/{job_id}/events" if number < MAX_STREAMS else f"/v1/jobs/{job_id}?wait=60"
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: farm\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         if number < MAX_STREAMS:
             await reader.readuntil(b"event: state")
         streams.append(writer)

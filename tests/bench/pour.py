@@ -26,7 +26,8 @@ class Poured:
 async def pour(url: str, body: Mapping[str, Any], *, submits: int, clients: int) -> Poured:
     """Send one body `submits` times over `clients` connections."""
     content = json.dumps(body).encode()
-    head = f"POST /v1/jobs HTTP/1.1\r\nHost: farm\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    named = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    head = f"POST /v1/jobs HTTP/1.1\r\n{named}\r\n\r\n"
     request = head.encode() + content
     poured, left, parts = Poured(), iter(range(submits)), urlsplit(url)
 

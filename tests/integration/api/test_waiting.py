@@ -89,7 +89,7 @@ def free_port() -> int:
 def test_nobody_waits_for_a_client_that_has_gone(front: tuple[str, JobUpdates], job_id: UUID, path: str) -> None:
     url, updates = front
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
-        client.sendall(f"GET /v1/jobs/{job_id}{path} HTTP/1.1\r\nHost: farm\r\n\r\n".encode())
+        client.sendall(f"GET /v1/jobs/{job_id}{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert until(lambda: updates.subscriber_count == 1)
     assert until(lambda: updates.subscriber_count == 0)
 
@@ -101,7 +101,7 @@ def test_a_crowd_that_leaves_is_not_looked_up(
     address = ("127.0.0.1", int(url.rpartition(":")[2]))
     looked_up: list[UUID] = []
     monkeypatch.setattr("api.v1.jobs.outlook", lambda _session, _desk, row: looked_up.append(row.id))
-    request = f"GET /v1/jobs/{job_id}?wait=60 HTTP/1.1\r\nHost: farm\r\n\r\n".encode()
+    request = f"GET /v1/jobs/{job_id}?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     with ExitStack() as crowd:
         for _ in range(20):
             crowd.enter_context(socket.create_connection(address)).sendall(request)

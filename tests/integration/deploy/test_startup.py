@@ -45,6 +45,8 @@ NOWHERE = "postgresql://farm:s3same@127.0.0.1:9/farm"
         (COURIER, "FARM_REDIS_URL", "nonsense", "FARM_REDIS_URL"),
         (API, "FARM_LEASE_SECONDS", "-1", "FARM_LEASE_SECONDS"),
         (API, "FARM_S3_ENDPOINT_URL", "nonsense", "FARM_S3_ENDPOINT_URL"),
+        (API, "FARM_ROOT_PATH", "sd", "FARM_ROOT_PATH: this is not a path like /sd"),
+        (API, "FARM_ALLOWED_HOSTS", "https://a.example", "FARM_ALLOWED_HOSTS: 'https://a.example' is not a name"),
         (API, "FARM_STYLES_FILE", "none.csv", "FARM_STYLES_FILE: none.csv cannot be read (No such file"),
         (SKETCHER, "FARM_S3_SECRET_ACCESS_KEY", "s3same-s3same", "check FARM_S3_SECRET_ACCESS_KEY"),
         (MIGRATE, "FARM_DATABASE_URL", NOWHERE, "check FARM_DATABASE_URL"),

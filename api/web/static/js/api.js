@@ -2,6 +2,12 @@
 
 import { words } from "./words.js";
 
+// The console's own place tells under which path a proxy serves the farm.
+const ROOT = new URL("../..", import.meta.url);
+
+/** The farm's address, for programs. */
+export const FARM = ROOT.href.slice(0, -1);
+
 const KEY = "farm.key";
 const listeners = new Set();
 let reachable = true;
@@ -44,7 +50,7 @@ async function exchange(method, path, { body, signal, ...extra } = {}) {
   const asked = key.get();
   let response;
   try {
-    response = await fetch(path, {
+    response = await fetch(address(path), {
       method,
       signal,
       headers: headers(body === undefined ? extra.headers : { "Content-Type": "application/json", ...extra.headers }),
@@ -60,6 +66,11 @@ async function exchange(method, path, { body, signal, ...extra } = {}) {
   if (response.status === 401 && asked === key.get()) dispatchEvent(new CustomEvent("farm:key-needed"));
   if (!response.ok) throw await refusal(response);
   return response;
+}
+
+/** A path of the API as the farm is reached; links that the farm wrote are so already. */
+function address(path) {
+  return path.startsWith(ROOT.pathname) ? path : ROOT.pathname + path.slice(1);
 }
 
 async function refusal(response) {

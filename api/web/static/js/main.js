@@ -40,7 +40,7 @@ async function show() {
 fill(
   nav,
   Object.keys(PAGES).map((name) => el("a", { href: `#${name}`, dataset: { page: name } }, words.pages[name])),
-  el("a", { href: "/docs" }, words.pages.docs),
+  el("a", { href: "docs" }, words.pages.docs),
 );
 addEventListener("hashchange", show);
 addEventListener("farm:key-changed", () => {

@@ -1,6 +1,6 @@
 /** One picture large, with everything that made it. */
 
-import { blob, post, remove } from "./api.js";
+import { FARM, blob, post, remove } from "./api.js";
 import { announce, download, el, fill } from "./dom.js";
 import { jobs } from "./jobs.js";
 import { Picture } from "./picture.js";
@@ -32,7 +32,7 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
   };
   const copy = (label, make) =>
     button(label, async () => {
-      await navigator.clipboard.writeText(await make(shown.job.params, shown.image.seed, location.origin));
+      await navigator.clipboard.writeText(await make(shown.job.params, shown.image.seed, FARM));
       announce(said.copied);
     });
   const again = (changes) => async () => {

@@ -22,6 +22,8 @@ export const words = {
     413: "Use a smaller image.",
     429: "Wait a moment, then try again.",
     503: "Try again in a few seconds.",
+    cross_origin: "Open the console at the farm's own address.",
+    host_not_allowed: "Open the console by one of the farm's names.",
     queue_full: "Try again in a minute.",
     queue_full_for_key: "Wait for your queued jobs to finish, or cancel some.",
   },
