@@ -3,13 +3,17 @@
 import base64
 import hashlib
 import re
+from base64 import b64encode
 from collections.abc import Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from hashlib import md5
 from typing import Any
 from uuid import UUID
 
 import boto3
+import structlog
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -18,6 +22,9 @@ from shared.settings import Settings
 
 DELETED_AT_ONCE = 1000  # what S3 takes in one request
 LISTED_AT_ONCE = 1000  # what S3 answers at most
+# How stores say that they delete objects only one by one: by status, or as a bad request of one of these codes.
+SINGLY_STATUSES = {405, 411, 501}
+SINGLY_CODES = {"400", "InvalidArgument", "InvalidRequest", "MalformedXML", "MethodNotAllowed", "NotImplemented"}
 # Refusals that no patience mends.
 UNBELIEVED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"}
 FORBIDDEN = {"403", "AccessDenied"}
@@ -43,6 +50,8 @@ ADVICE = {
     "XMinioStorageFull": "make room on the store's disks",
     "ExpiredToken": "renew the credentials of this machine",
 }
+
+log = structlog.get_logger(__name__)
 
 
 def image_key(job_id: UUID, attempt: int, index: int) -> str:
@@ -89,6 +98,7 @@ class Storage:
         # Presigned URLs carry the host in their signature, so they are signed for the address that clients use.
         public = settings.s3_public_url
         self._public = _client(settings, public, tries, read_s) if public else self._client
+        self._deletes_singly = False
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
         """Store an object, replacing what was there. The store is told its MD5, and refuses what arrives damaged."""
@@ -153,17 +163,38 @@ class Storage:
         self._call("delete_object", Key=key)
 
     def delete_all(self, keys: Sequence[str]) -> None:
-        """Delete objects, in requests of at most a thousand; missing ones are fine.
+        """Delete objects, in requests of at most a thousand, or one by one in a store that lacks that; missing ones are fine.
 
         Raises `StorageUnavailable` even if the store refused a single one.
         """
         for start in range(0, len(keys), DELETED_AT_ONCE):
-            wanted = {"Objects": [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]], "Quiet": True}
-            refused = self._call("delete_objects", Delete=wanted).get("Errors", [])
-            if refused:
-                raise StorageUnavailable(
-                    f"The image storage did not delete {len(refused)} objects: {refused[0].get('Message')}."
-                )
+            some = keys[start : start + DELETED_AT_ONCE]
+            if self._deletes_singly:
+                self._delete_singly(some)
+            else:
+                self._delete_in_bulk(some)
+
+    def _delete_in_bulk(self, keys: Sequence[str]) -> None:
+        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        try:
+            answer = self._call("delete_objects", Delete=wanted)
+        except StorageUnavailable as error:
+            if not _lacks_bulk(error.__cause__):
+                raise
+            self._delete_singly(keys)
+            # Only now: a refusal that meant something else would have come again.
+            self._deletes_singly = True
+            log.info("storage.deletes_singly", error=str(error))
+            return
+        refused = [one for one in answer.get("Errors", []) if one.get("Code") != "NoSuchKey"]
+        if refused:
+            raise StorageUnavailable(
+                f"The image storage did not delete {len(refused)} objects: {refused[0].get('Message')}."
+            )
+
+    def _delete_singly(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.delete(key)
 
     def url(self, key: str, *, ttl_s: float, filename: str, content_type: str, head: bool = False) -> str:
         """Return a presigned GET URL, or one for HEAD, that works for `ttl_s` seconds without credentials."""
@@ -230,6 +261,14 @@ def _code(error: BaseException | None) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
+def _lacks_bulk(error: BaseException | None) -> bool:
+    """Whether a store has refused a bulk delete because it does not know them."""
+    if not isinstance(error, ClientError):
+        return False
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status in SINGLY_STATUSES or (status == 400 and _code(error) in SINGLY_CODES)
+
+
 def _is_skewed(error: BaseException | None) -> bool:
     """Whether a bare 403 came from a store whose clock differs from this machine's by more than `SKEW_S`."""
     if _code(error) != "403":
@@ -245,7 +284,7 @@ def _is_skewed(error: BaseException | None) -> bool:
 
 def _client(settings: Settings, endpoint_url: str | None, tries: int, read_s: float) -> Any:
     secret = settings.s3_secret_access_key
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=settings.s3_region,
@@ -263,3 +302,10 @@ def _client(settings: Settings, endpoint_url: str | None, tries: int, read_s: fl
             s3={"addressing_style": "path"} if endpoint_url else {},
         ),
     )
+    client.meta.events.register("before-sign.s3.DeleteObjects", _add_md5)
+    return client
+
+
+def _add_md5(request: AWSRequest, **_: Any) -> None:
+    """Add the checksum of a bulk delete that S3 asked for until 2024, which many stores still do; boto3 sends CRC32 alone."""
+    request.headers["Content-MD5"] = b64encode(md5(request.body, usedforsecurity=False).digest()).decode()
