@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from api.desk import DeskDep
 from api.routing import Router, in_room
-from shared.errors import FarmError
+from shared.errors import BrokerUnavailable, FarmError
 from shared.infra import broker
 
 log = structlog.get_logger(__name__)
@@ -38,10 +38,10 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", summary="Readiness", responses={503: {"model": Readiness}})
 @in_room("probes")
 def readyz(desk: DeskDep, response: Response) -> Readiness:
-    """Ask Postgres, Redis and the storage; 503 if one of them is down."""
+    """Ask Postgres, Redis and the storage; 503 if one of them is down. Redis must take a write, not only answer."""
     dependencies = {
         "postgres": _ask(desk.db.ping),
-        "redis": _ask(lambda: broker.ping(desk.redis)),
+        "redis": _ask(lambda: broker.check(desk.redis)),
         "storage": _ask(desk.storage.ping),
     }
     ready = all(dependency.ok for dependency in dependencies.values())
@@ -53,7 +53,8 @@ def _ask(ping: Callable[[], None]) -> Dependency:
     try:
         ping()
     except FarmError as error:
-        # Anyone may ask: what exactly it said, with names and addresses, is for the log.
+        # Anyone may ask: what else it said, with names and addresses, is for the log.
         log.warning("dependency.away", **error.log_fields)
-        return Dependency(ok=False, detail=str(type(error)()))
+        told = error if isinstance(error, BrokerUnavailable) else type(error)()
+        return Dependency(ok=False, detail=f"{told} Fix: {error.fix}." if error.fix else str(told))
     return Dependency(ok=True, detail="answers")

@@ -75,11 +75,12 @@ class FarmError(Exception):
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
     # What an operator does about it; the message is for clients.
-    fix: ClassVar[str] = ""
+    fix: str = ""
 
-    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None, fix: str = "") -> None:
         super().__init__(message or (self.__doc__ or "").strip())
         self.retry_after_s = retry_after_s
+        self.fix = fix or self.fix
 
     @property
     def log_fields(self) -> dict[str, str]:

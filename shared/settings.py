@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.redis_address import RedisAddress
+
 T = TypeVar("T", str, SecretStr)
 
 
@@ -61,9 +63,14 @@ def _networks(text: str) -> str:
     return text
 
 
+def _leads_to_redis(url: SecretStr) -> SecretStr:
+    RedisAddress.parse(url.get_secret_value())
+    return url
+
+
 DatabaseUrl = Annotated[SecretStr, _spelled("postgresql", "postgres", "postgresql+psycopg")]
 HttpUrl = Annotated[str, _spelled("http", "https")]
-RedisUrl = Annotated[SecretStr, _spelled("redis", "rediss", "unix")]
+RedisUrl = Annotated[SecretStr, AfterValidator(_leads_to_redis)]
 Seconds = Annotated[float, Field(gt=0)]
 
 

@@ -13,7 +13,7 @@ import structlog
 from celery import Celery
 from redis import Redis
 
-from shared.errors import BadCheckpoint, FarmError, StorageUnavailable, WorkerUnfit
+from shared.errors import BadCheckpoint, BrokerUnavailable, FarmError, StorageUnavailable, WorkerUnfit
 from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile
 from shared.infra import broker, events
@@ -107,6 +107,7 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     opened.callback(db.close)
     redis = broker.connect(settings)
     opened.callback(redis.close)
+    _try_redis(redis)
     attempts = Attempts(db, redis, celery, settings, checkpoint=file.name, worker_id=worker_id)
     attempts.take_over()  # before the checkpoint is loaded: others may be idle
     storage = _open_storage(settings)
@@ -173,6 +174,14 @@ def chosen_checkpoint(settings: Settings) -> CheckpointFile:
 def _start(opened: ExitStack, part: Engine[Any, Any] | Leases | Listener | Periodic) -> None:
     part.start()
     opened.callback(part.stop)
+
+
+def _try_redis(redis: Redis) -> None:
+    """Say what is wrong with Redis, which may come back: Celery would say only that it cannot connect."""
+    try:
+        broker.check(redis)
+    except BrokerUnavailable as error:
+        log.warning("dependency.missing", dependency="redis", **error.log_fields)
 
 
 def _open_storage(settings: Settings) -> Storage:

@@ -88,15 +88,20 @@ def postgres() -> Finding:
 
 
 def redis() -> Finding:
-    """Check that Redis answers, has AOF on and evicts nothing."""
+    """Check that doorbells ring through Redis as workers hear them, that it has AOF on and evicts nothing."""
     from redis.exceptions import RedisError, ResponseError
 
+    from shared.errors import BrokerUnavailable
     from shared.infra import broker
 
-    connection = broker.connect(_settings())
+    settings = _settings()
     try:
-        connection.ping()
-        config = {**connection.config_get("appendonly"), **connection.config_get("maxmemory-policy")}
+        with broker.connect(settings) as connection, broker.celery_app(settings) as app:
+            broker.check(connection)
+            broker.check_doorbells(app)
+            config = {**connection.config_get("appendonly"), **connection.config_get("maxmemory-policy")}
+    except BrokerUnavailable as error:
+        return Finding("redis", Level.FAIL, f"{error} ({_cause(error)})", error.fix)
     except ResponseError:
         return Finding(
             "redis",
@@ -106,8 +111,6 @@ def redis() -> Finding:
         )
     except RedisError as error:
         return Finding("redis", Level.FAIL, str(error), "start it, or check FARM_REDIS_URL")
-    finally:
-        connection.close()
     if config.get("maxmemory-policy") != "noeviction":
         detail = f"maxmemory-policy is {config.get('maxmemory-policy')}: doorbells may vanish"
         return Finding("redis", Level.FAIL, detail, "redis-cli config set maxmemory-policy noeviction")

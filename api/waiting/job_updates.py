@@ -24,6 +24,7 @@ from shared.errors import DatabaseUnavailable
 from shared.infra import events
 from shared.infra.db import Database
 from shared.infra.events import JobEvent
+from shared.infra.redis_faults import explained
 from shared.infra.tables import JobRow
 from shared.vocabulary.states import JobState
 
@@ -170,7 +171,7 @@ class JobUpdates:
             try:
                 await self._receive()
             except (RedisError, OSError) as error:
-                log.warning("waiting.disconnected", error=str(error), fix=events.FIX)
+                log.warning("waiting.disconnected", **explained(error).log_fields)
             except Exception:  # a message that cannot be read must not leave everyone waiting
                 log.exception("waiting.crashed")
             await asyncio.sleep(_RECONNECT_S)

@@ -4,6 +4,8 @@ A lost doorbell loses no job: the courier rings again while rows wait (`worker.c
 """
 
 import time
+from queue import Empty
+from uuid import uuid4
 
 import structlog
 from celery import Celery
@@ -16,7 +18,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - Redis's own
 from redis.retry import Retry as BlockingRetry
 
-from shared.errors import BrokerUnavailable
+from shared.infra.redis_faults import explained
+from shared.redis_address import RedisAddress
 from shared.settings import Settings
 
 RENDER_TASK = "render.answer"
@@ -24,7 +27,9 @@ COURIER_QUEUE = "courier"
 _KEY_PREFIX = "farm:"
 HASTE_S = 2.0
 SILENT_S = 2.0
-_NO_ROOM = "Redis has no space left on its disk. Make room there; meanwhile the farm goes on, more slowly."
+_PROBE = f"{_KEY_PREFIX}probe"
+_PROBE_S = 60
+_HEARD_S = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -41,8 +46,11 @@ def celery_app(settings: Settings, *, hasty: bool = False) -> Celery:
     Acks are late and nothing is prefetched, so a doorbell never waits in a busy worker while another idles. A redelivered
     doorbell is harmless, hence the short restore intervals; results live in Postgres, so Celery stores none.
     """
-    app = _App("farm", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    address = _address(settings)
+    app = _App("farm", broker=address.url, set_as_current=False)
     app.conf.update(
+        # kombu takes TLS from the name of a transport, and ours is none that it knows.
+        broker_use_ssl=dict(address.tls) or None,
         broker_transport="shared.infra.kombu_transport:Transport",
         # Celery's default would fork: a worker's parts are open in the process that it was started as, and nowhere else.
         worker_pool="threads",
@@ -101,7 +109,7 @@ def ring(app: Celery, checkpoint: str, times: int = 1) -> bool:
         for _ in range(times):
             app.send_task(RENDER_TASK, queue=render_queue(checkpoint), retry=False, ignore_result=True)
     except (OperationalError, RedisError, OSError) as error:
-        log.warning("doorbell.lost", checkpoint=checkpoint, error=str(error))
+        log.warning("doorbell.lost", checkpoint=checkpoint, **explained(error).log_fields)
         if time.monotonic() - began_s > HASTE_S / 2:
             app.silent_until = time.monotonic() + SILENT_S
         return False
@@ -110,8 +118,9 @@ def ring(app: Celery, checkpoint: str, times: int = 1) -> bool:
 
 def connect(settings: Settings, *, hasty: bool = False) -> Redis:
     """Return a Redis client with bounded waits, without connecting. A hasty one is for calls that a client waits for."""
+    address = _address(settings)
     return Redis.from_url(
-        settings.redis_url.get_secret_value(),
+        address.url,
         socket_connect_timeout=settings.connect_seconds,
         socket_timeout=HASTE_S if hasty else 10,
         socket_keepalive=True,
@@ -119,19 +128,22 @@ def connect(settings: Settings, *, hasty: bool = False) -> Redis:
         decode_responses=True,
         # Once more on a new connection, for Redis may have been restarted; but whoever is silent is not asked again.
         **({"retry": BlockingRetry(NoBackoff(), 1, supported_errors=(ConnectionError,))} if hasty else {}),
+        **address.tls,
     )
 
 
 def connect_async(settings: Settings, *, hasty: bool = False) -> AsyncRedis:
     """Return a Redis client for asyncio, without connecting. It never retries: its caller reconnects."""
+    address = _address(settings)
     return AsyncRedis.from_url(
-        settings.redis_url.get_secret_value(),
+        address.url,
         socket_connect_timeout=settings.connect_seconds,
         socket_timeout=HASTE_S if hasty else 10,
         socket_keepalive=True,
         health_check_interval=5,
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
+        **address.tls,
     )
 
 
@@ -140,12 +152,35 @@ def waiting_doorbells(redis: Redis, checkpoint: str) -> int:
     try:
         return int(redis.llen(_KEY_PREFIX + render_queue(checkpoint)))
     except RedisError as error:
-        raise BrokerUnavailable from error
+        raise explained(error) from error
 
 
-def ping(redis: Redis) -> None:
-    """Raise `BrokerUnavailable` unless Redis answers."""
+def check(redis: Redis) -> None:
+    """Have Redis write something. Raises `BrokerUnavailable`, also for one that only reads: it would lose doorbells."""
     try:
-        redis.ping()
+        redis.set(_PROBE, "", ex=_PROBE_S)
     except RedisError as error:
-        raise BrokerUnavailable(_NO_ROOM if "No space left" in str(error) else "") from error
+        raise explained(error) from error
+
+
+def check_doorbells(app: Celery) -> None:
+    """Ring a doorbell of nobody's and hear it, over such connections as workers have. Raises `BrokerUnavailable`."""
+    name = f"doctor.{uuid4()}"
+    try:
+        with (
+            app.connection_for_write() as ringing,
+            app.connection_for_read() as hearing,
+            ringing.SimpleQueue(name) as rung,
+            hearing.SimpleQueue(name) as heard,
+        ):
+            try:
+                rung.put(name)
+                heard.get(timeout=_HEARD_S).ack()
+            finally:
+                heard.queue.delete()
+    except (OperationalError, RedisError, OSError, Empty) as error:
+        raise explained(error) from error
+
+
+def _address(settings: Settings) -> RedisAddress:
+    return RedisAddress.parse(settings.redis_url.get_secret_value())

@@ -25,7 +25,7 @@ def check(settings: Settings) -> None:
         redis = broker.connect(settings)
         closing.callback(redis.close)
         storage = Storage(settings, tries=1, read_s=settings.connect_seconds)
-        for name, ask in {"postgres": db.ping, "redis": lambda: broker.ping(redis), "storage": storage.check}.items():
+        for name, ask in {"postgres": db.ping, "redis": lambda: broker.check(redis), "storage": storage.check}.items():
             try:
                 ask()
             except FarmError as error:

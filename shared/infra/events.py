@@ -12,10 +12,10 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from shared.infra.redis_faults import explained
 from shared.vocabulary.states import JobState
 
 CHANNEL = "farm:events"
-FIX = "start Redis, or check FARM_REDIS_URL"  # told where nobody can be answered: the process goes on and tries again
 _RECONNECT_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ def publish(redis: Redis, *events: JobEvent) -> None:
     try:
         redis.publish(CHANNEL, json.dumps([asdict(event) for event in events], default=str))
     except RedisError as error:
-        log.warning("event.lost", job_ids=[str(event.job_id) for event in events[:10]], error=str(error))
+        log.warning("event.lost", job_ids=[str(event.job_id) for event in events[:10]], **explained(error).log_fields)
 
 
 def parse(text: str) -> list[JobEvent]:
@@ -73,7 +73,7 @@ class Listener:
             try:
                 self._listen()
             except (RedisError, OSError) as error:
-                log.warning("events.disconnected", error=str(error), fix=FIX)
+                log.warning("events.disconnected", **explained(error).log_fields)
             except Exception:  # a message that cannot be read must not deafen the process
                 log.exception("events.crashed")
             self._stopped.wait(_RECONNECT_SECONDS)

@@ -6,7 +6,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from shared.errors import BrokerUnavailable
+from shared.infra.redis_faults import explained
 
 JPEG = "image/jpeg"
 KEPT_S = 15
@@ -19,7 +19,7 @@ def put(redis: Redis, job_id: UUID, index: int, jpeg: bytes) -> None:
     try:
         redis.set(_key(job_id, index), jpeg, ex=KEPT_S)
     except RedisError as error:
-        log.warning("preview.lost", job_id=str(job_id), error=str(error))
+        log.warning("preview.lost", job_id=str(job_id), **explained(error).log_fields)
 
 
 def get(redis: Redis, job_id: UUID, index: int) -> bytes | None:
@@ -28,7 +28,7 @@ def get(redis: Redis, job_id: UUID, index: int) -> bytes | None:
         # The client decodes text, which a JPEG is not; Redis returns it as the bytes that it is under this option.
         return redis.execute_command("GET", _key(job_id, index), NEVER_DECODE=True)  # type: ignore[no-any-return, no-untyped-call]
     except RedisError as error:
-        raise BrokerUnavailable from error
+        raise explained(error) from error
 
 
 def _key(job_id: UUID, index: int) -> str:

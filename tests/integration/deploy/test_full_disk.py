@@ -102,7 +102,7 @@ def test_engines_without_room_are_told_of_and_used_again(
                 storage.put("jobs/x/1/0.png", bytes(LARGE), content_type="image/png")
             assert until(lambda: _is_full(redis))
             with pytest.raises(BrokerUnavailable, match="no space left on its disk"):
-                broker.ping(redis)
+                broker.check(redis)
 
             small.clear()
             assert until(lambda: client.post("/v1/jobs", json=BODY).status_code == 202)

@@ -43,6 +43,18 @@ NOWHERE = "postgresql://farm:s3same@127.0.0.1:9/farm"
     [
         (SKETCHER, "FARM_DATABASE_URL", NOWHERE, "check FARM_DATABASE_URL"),
         (COURIER, "FARM_REDIS_URL", "nonsense", "FARM_REDIS_URL"),
+        (
+            SKETCHER,
+            "FARM_REDIS_URL",
+            "rediss://:s3same@127.0.0.1/0?ssl_cert_reqs=maybe",
+            "FARM_REDIS_URL: ssl_cert_reqs is",
+        ),
+        (
+            API,
+            "FARM_REDIS_URL",
+            "rediss://:s3same@127.0.0.1/0?ssl_ca_certs=none.pem",
+            "ssl_ca_certs=none.pem cannot be used",
+        ),
         (API, "FARM_LEASE_SECONDS", "-1", "FARM_LEASE_SECONDS"),
         (API, "FARM_S3_ENDPOINT_URL", "nonsense", "FARM_S3_ENDPOINT_URL"),
         (API, "FARM_ROOT_PATH", "sd", "FARM_ROOT_PATH: this is not a path like /sd"),
