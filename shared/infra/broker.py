@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - Redis's own
 from redis.retry import Retry as BlockingRetry
 
+from shared.infra.kombu_transport import PROBE, PROBE_S
 from shared.infra.redis_faults import explained
 from shared.redis_address import RedisAddress
 from shared.settings import Settings
@@ -27,8 +28,6 @@ COURIER_QUEUE = "courier"
 _KEY_PREFIX = "farm:"
 HASTE_S = 2.0
 SILENT_S = 2.0
-_PROBE = f"{_KEY_PREFIX}probe"
-_PROBE_S = 60
 _HEARD_S = 10.0
 
 log = structlog.get_logger(__name__)
@@ -66,6 +65,8 @@ def celery_app(settings: Settings, *, hasty: bool = False) -> Celery:
         worker_enable_remote_control=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A worker seeks a new connection as well where Redis refuses what it says, out of memory or a replica by now.
+        broker_channel_error_retry=True,
         broker_connection_timeout=settings.connect_seconds,
         broker_transport_options={
             # A ring is a hint: it fails at once when Redis is away instead of holding a submit for kombu's default 6 s.
@@ -158,7 +159,7 @@ def waiting_doorbells(redis: Redis, checkpoint: str) -> int:
 def check(redis: Redis) -> None:
     """Have Redis write something. Raises `BrokerUnavailable`, also for one that only reads: it would lose doorbells."""
     try:
-        redis.set(_PROBE, "", ex=_PROBE_S)
+        redis.set(_KEY_PREFIX + PROBE, "", ex=PROBE_S)
     except RedisError as error:
         raise explained(error) from error
 
