@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 import structlog
 from fastapi import Request, Response
 from prometheus_client.metrics_core import Metric as Family
+from redis import Redis
 from sqlalchemy import func, select
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,10 +20,10 @@ from api.farm import queue_stats
 from api.farm.scaling import Goal, backlog_gpu_s, desired_workers
 from api.openapi import documented
 from api.routing import Router, in_room
-from shared.errors import DatabaseUnavailable, Unauthenticated
+from shared.errors import BrokerUnavailable, DatabaseUnavailable, Unauthenticated
 from shared.fleet import registry
 from shared.fleet.registry import WorkerStatus
-from shared.infra import metrics
+from shared.infra import broker, metrics
 from shared.infra.db import Database
 from shared.infra.metrics import Board
 from shared.settings import Settings
@@ -47,6 +48,7 @@ def scrape(desk: DeskDep, request: Request) -> Response:
     _check_key(request.headers.get("authorization", ""), desk.settings)
     own: Board = request.app.state.board
     farm = Board()
+    farm.read(lambda: redis_families(desk.redis))
     farm.read(lambda: farm_families(desk.db, desk.settings))
     return Response(farm.text() + own.text(), media_type=metrics.CONTENT_TYPE)
 
@@ -66,6 +68,7 @@ def served(board: Board, desk: Desk) -> Iterator[None]:
     if not desk.settings.metrics_port:
         yield
         return
+    board.read(lambda: redis_families(desk.redis))
     board.read(lambda: farm_families(desk.db, desk.settings))
     stop = board.serve(desk.settings.metrics_port)
     try:
@@ -95,6 +98,17 @@ class RequestTimes:
             await send(message)
 
         await self._app(scope, receive, timed)
+
+
+def redis_families(redis: Redis) -> Iterator[Family]:
+    """Try whether Redis takes a write."""
+    try:
+        broker.check(redis)
+    except BrokerUnavailable as error:
+        log.warning("metrics.no_redis", **error.log_fields)
+        yield metrics.REDIS_UP.of([((), 0)])
+    else:
+        yield metrics.REDIS_UP.of([((), 1)])
 
 
 def farm_families(db: Database, settings: Settings) -> Iterator[Family]:

@@ -50,6 +50,11 @@ class Metric:
 DATABASE_UP = Metric(
     "farm_database_up", "gauge", "1 while the database answers the api, else 0; then the next ones are missing."
 )
+REDIS_UP = Metric(
+    "farm_redis_up",
+    "gauge",
+    "1 while Redis takes what the api writes, else 0; then jobs begin later, and no rate limit holds.",
+)
 QUEUE_DEPTH = Metric("farm_queue_depth", "gauge", "Jobs that wait.", ("checkpoint",))
 QUEUE_OLDEST_S = Metric("farm_queue_oldest_seconds", "gauge", "Age of the oldest job that waits.", ("checkpoint",))
 JOBS_RUNNING = Metric("farm_jobs_running", "gauge", "Jobs that workers hold.", ("checkpoint",))
