@@ -31,13 +31,14 @@ from worker.health.watchdog import Watchdog
 from worker.metrics import WorkerMetrics
 from worker.periodic import Periodic
 from worker.registration import Registration
-from worker.slots import drain
+from worker.slots import drain, lookout
 from worker.slots.attempts import Attempts
 from worker.slots.claim_gate import ClaimGate
 from worker.slots.departure import Departure
 from worker.slots.guarded_engine import GuardedEngine
 from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
+from worker.slots.lookout import Lookout, Slots
 from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
@@ -66,6 +67,10 @@ class GpuWorker:
     def answer(self) -> None:
         """Answer one doorbell."""
         self.renderer.answer()
+
+    def lookout(self, slots: Slots) -> Lookout:
+        """Return the lookout for jobs without a doorbell, which is to be started once there are slots."""
+        return Lookout(slots, self.renderer.answer, every_s=lookout.EVERY_S)
 
     def drain(self) -> None:
         """Claim no more; after the grace, hand back what still runs."""

@@ -2,20 +2,16 @@
 
 from typing import Any
 
-import structlog
 from celery import signals
+from celery.bootsteps import StartStopStep
+from celery.worker import WorkController
 
-from shared.errors import FarmError
 from shared.infra import broker, dependencies
 from shared.infra.logs import configure_logging
 from shared.infra.tracing import configure_tracing
 from shared.settings import load
-from worker.courier.assembly import CourierWorker, assemble
+from worker.courier.assembly import FORGET_S, CourierWorker, assemble
 from worker.startup import exit_on_error
-
-FORGET_SECONDS = 600.0
-
-log = structlog.get_logger(__name__)
 
 settings = load()
 app = broker.celery_app(settings)
@@ -31,34 +27,49 @@ app.conf.update(
         },
         "forgetting": {
             "task": "courier.forget",
-            "schedule": FORGET_SECONDS,
-            "options": {"queue": broker.COURIER_QUEUE, "expires": FORGET_SECONDS},
+            "schedule": FORGET_S,
+            "options": {"queue": broker.COURIER_QUEUE, "expires": FORGET_S},
         },
     },
 )
 
-# Opened once the process is ready: importing this module connects to nothing.
+# Opened once beat's process is there: importing this module connects to nothing.
 courier: CourierWorker | None = None
+
+
+class CourierStep(StartStopStep):
+    """The part of Celery's start that opens the courier, which works without a broker, too.
+
+    After beat's process has been forked, so that it holds no copy of the sockets.
+    """
+
+    requires = ("celery.worker.components:Beat",)
+
+    def start(self, _parent: WorkController) -> None:
+        """Open the courier."""
+        global courier
+        with exit_on_error("courier.cannot_start"):
+            courier = assemble(settings, app)
+
+
+app.steps["worker"].add(CourierStep)
 
 
 @app.task(name="courier.upkeep")
 def upkeep() -> None:
-    """Do a courier's frequent upkeep. What could not be done waits for the next tick."""
-    try:
-        if courier is not None:
-            courier.upkeep()
-    except FarmError as error:
-        log.warning("upkeep.failed", **error.log_fields)
+    """Do a courier's frequent upkeep."""
+    _round("upkeep")
 
 
 @app.task(name="courier.forget")
 def forget() -> None:
-    """Do a courier's rare upkeep. What could not be done waits for the next tick."""
-    try:
-        if courier is not None:
-            courier.forget()
-    except FarmError as error:
-        log.warning("forget.failed", **error.log_fields)
+    """Do a courier's rare upkeep."""
+    _round("forget")
+
+
+def _round(name: str) -> None:
+    if courier is not None:
+        courier.rounds[name].do()
 
 
 @signals.setup_logging.connect(weak=False)
@@ -72,14 +83,6 @@ def _begin(sender: str, instance: Any, **_: Any) -> None:
     configure_logging(settings, worker=sender)
     configure_tracing("courier")
     dependencies.check(settings)
-
-
-@signals.worker_ready.connect(weak=False)
-def _open(**_: Any) -> None:
-    global courier
-    # Only now: beat's process has been forked and holds no copy of the sockets.
-    with exit_on_error("courier.cannot_start"):
-        courier = assemble(settings, app)
 
 
 @signals.worker_shutdown.connect(weak=False)

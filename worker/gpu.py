@@ -5,11 +5,16 @@ Loads one checkpoint, keeps it resident and answers the doorbells of its queue.
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import structlog
 from celery import signals
+from celery.bootsteps import StartStopStep
+from celery.concurrency.base import BasePool
+from celery.worker import WorkController
+from celery.worker.state import reserved_requests
 
 from shared.errors import FarmError
 from shared.infra import broker
@@ -17,6 +22,7 @@ from shared.infra.logs import configure_logging
 from shared.infra.tracing import configure_tracing
 from shared.settings import load
 from worker.assembly import GpuWorker, assemble, chosen_checkpoint
+from worker.slots.lookout import Lookout
 from worker.startup import exit_on_error
 
 # The engine thread needs the GIL for ~700 launches a tick; at the default 5 ms a busy slot could hold it 5 ms each time.
@@ -30,6 +36,35 @@ log = structlog.get_logger(__name__)
 settings = load()
 app = broker.celery_app(settings)
 worker: GpuWorker | None = None
+
+
+class Threads:
+    """The slots: threads of Celery's pool. They are there, and a lookout can use them, also while Celery seeks its broker."""
+
+    def __init__(self, pool: BasePool) -> None:
+        self._pool = pool
+
+    @property
+    def unrung(self) -> int:
+        """How many threads have no doorbell to answer."""
+        return self._pool.num_processes - len(reserved_requests)
+
+    def run(self, act: Callable[[], None]) -> None:
+        """Have the next free thread do something."""
+        self._pool.apply_async(act, callback=lambda _result: None)
+
+
+class LookoutStep(StartStopStep):
+    """The part of Celery's start that comes after its pool and before its broker, and is undone before the pool waits."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def create(self, parent: WorkController) -> Lookout | None:
+        """Return what is to be started and stopped."""
+        return worker.lookout(Threads(parent.pool)) if worker is not None else None
+
+
+app.steps["worker"].add(LookoutStep)
 
 
 @app.task(name=broker.RENDER_TASK)

@@ -1,5 +1,6 @@
 """A thread that calls a function at an interval and outlives its errors."""
 
+import random
 from collections.abc import Callable
 from threading import Event, Thread
 
@@ -8,13 +9,21 @@ import structlog
 log = structlog.get_logger(__name__)
 
 
-class Periodic:
-    """Calls `call` every `every_s` seconds, the first time at once."""
+# How far an interval that processes are not to share may be from what it is on the average, as a part of it.
+SPREAD = 0.25
 
-    def __init__(self, name: str, call: Callable[[], object], *, every_s: float) -> None:
+
+class Periodic:
+    """Calls `call` every `every_s` seconds, the first time at once.
+
+    With `apart`, the intervals differ and begin with one: processes that start together do not go on together.
+    """
+
+    def __init__(self, name: str, call: Callable[[], object], *, every_s: float, apart: bool = False) -> None:
         self._name = name
         self._call = call
         self._every_s = every_s
+        self._apart = apart
         self._stopped = Event()
         self._thread = Thread(target=self._run, name=name, daemon=True)
 
@@ -27,10 +36,16 @@ class Periodic:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
+        if self._apart and self._stopped.wait(self._interval_s()):
+            return
         while True:
             try:
                 self._call()
             except Exception:  # whatever it was, the next time may do
                 log.exception("periodic.crashed", act=self._name)
-            if self._stopped.wait(self._every_s):
+            if self._stopped.wait(self._interval_s()):
                 return
+
+    def _interval_s(self) -> float:
+        spread = SPREAD if self._apart else 0.0
+        return self._every_s * random.uniform(1 - spread, 1 + spread)  # noqa: S311 - no secret

@@ -14,7 +14,10 @@ from shared.infra.outbound_http import OutboundHttp
 from shared.infra.storage import Storage
 from shared.settings import Settings
 from worker.courier import maintenance
+from worker.courier.rounds import Round
 from worker.courier.webhooks import Courier
+
+FORGET_S = 600.0
 
 
 class CourierMetrics:
@@ -30,7 +33,7 @@ class CourierMetrics:
 
 @dataclass(frozen=True, slots=True)
 class CourierWorker:
-    """A courier that is open: it delivers webhooks by itself, and does upkeep when told. `opened` holds what it must close."""
+    """A courier that is open: it delivers webhooks and does upkeep in `rounds`. `opened` holds what it must close."""
 
     settings: Settings
     celery: Celery
@@ -41,19 +44,20 @@ class CourierWorker:
     opened: ExitStack
     # Where this courier's walk over the bucket has come to; a new one begins anew.
     places: dict[str, str] = field(default_factory=dict)
+    rounds: dict[str, Round] = field(default_factory=dict)
 
     def upkeep(self) -> None:
-        """Rescue and unpark, then ring: those jobs are among the ones that wait."""
+        """Rescue and unpark, then ring, last: those jobs are among the ones that wait, and all else needs no Redis."""
         db, redis, settings = self.db, self.redis, self.settings
         for state in maintenance.rescue_lost_jobs(db, redis, lease_s=settings.lease_seconds):
             self.metrics.rescued.labels(state).inc()
         maintenance.unpark_jobs(db)
         maintenance.end_overdue_jobs(db, redis)
-        self.metrics.rings.inc(maintenance.reconcile(db, redis, self.celery))
         maintenance.record_progress(db, every_s=settings.webhook_progress_seconds)
         maintenance.forget_silent_workers(db)
         maintenance.forget_idempotency_keys(db)
         maintenance.forget_canaries(db)
+        self.metrics.rings.inc(maintenance.reconcile(db, redis, self.celery))
         self.metrics.upkeep_at.set_to_current_time()
 
     def forget(self) -> None:
@@ -66,6 +70,16 @@ class CourierWorker:
         maintenance.remove_aged(db, storage, days=settings.retention_days)
         maintenance.sweep_inputs(db, storage)
         maintenance.sweep_orphans(db, storage, self.places)
+
+    def start(self) -> None:
+        """Begin to do upkeep in rounds."""
+        for one in (
+            Round("upkeep", self.upkeep, every_s=self.settings.rescue_seconds),
+            Round("forget", self.forget, every_s=FORGET_S),
+        ):
+            self.rounds[one.name] = one
+            one.start()
+            self.opened.callback(one.stop)
 
     def close(self) -> None:
         """Close everything, last opened first."""
@@ -93,4 +107,6 @@ def assemble(settings: Settings, celery: Celery) -> CourierWorker:
         for part in (courier, news):
             part.start()
             opened.callback(part.stop)
-        return CourierWorker(settings, celery, db, redis, storage, counts, opened.pop_all())
+        worker = CourierWorker(settings, celery, db, redis, storage, counts, opened.pop_all())
+        worker.start()
+        return worker

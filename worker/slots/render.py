@@ -1,8 +1,9 @@
 """A slot's answer to a doorbell: claim a job, render and store its images, decide the attempt's outcome and write it.
 
-One doorbell is at most one job.
+One doorbell is at most one job. A look is an answer to none.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -47,12 +48,13 @@ class Renderer:
         self._claim_gate = claim_gate
         self._ended = ended
 
-    def answer(self) -> None:
-        """Answer one doorbell. Returns when the job it led to has ended, or at once when there is none."""
+    def answer(self, claimed: Callable[[], None] = lambda: None) -> bool:
+        """Answer one doorbell, and call `claimed` once it has led to a job. Returns whether it has, when that has ended."""
         claim = self._claim_gate.acquire(self._attempts.claim)
         if claim is None:
-            return
+            return False
         try:
+            claimed()
             with (
                 structlog.contextvars.bound_contextvars(job_id=str(claim.job_id), attempt=claim.attempt),
                 tracing.job_span("job.attempt", claim.job_id, attempt=claim.attempt, worker=self._attempts.worker_id),
@@ -64,6 +66,7 @@ class Renderer:
         if claim.is_limited:
             # The doorbells of what its key could not run yet were heard in vain.
             self._attempts.ring()
+        return True
 
     def drain(self) -> None:
         """Claim nothing more; what runs may finish."""
