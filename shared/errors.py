@@ -43,6 +43,7 @@ FarmError
 ├── BadWeights 422          a weights file that cannot be loaded
 │   └── BadCheckpoint       … as a whole SD1.5
 ├── NoDevice 500            the worker has no device to render on
+├── DatabaseUnfit 500       a database, or a pooler before it, that cannot serve the farm
 ├── NoBucket 500            the storage has no such bucket
 ├── StorageRefused 500      the storage rejects the credentials
 ├── RenderFailed 500        the engine could not make this image
@@ -356,6 +357,13 @@ class NoDevice(FarmError):
     """The worker has no device to render on."""
 
     code = "no_device"
+
+
+class DatabaseUnfit(FarmError):
+    """The database cannot serve the farm."""
+
+    code = "database_unfit"
+    fix = "name another database in FARM_DATABASE_URL, or change this one as said"
 
 
 class NoBucket(FarmError):

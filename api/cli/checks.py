@@ -66,7 +66,7 @@ def postgres() -> Finding:
     from sqlalchemy import text
 
     from shared import migrations
-    from shared.errors import DatabaseUnavailable
+    from shared.errors import DatabaseUnavailable, DatabaseUnfit
     from shared.infra.db import Database
 
     db = Database(_settings(), pool_size=1)
@@ -76,6 +76,8 @@ def postgres() -> Finding:
             revision = session.scalar(text("SELECT version_num FROM alembic_version")) if migrated else None
     except DatabaseUnavailable as error:
         return Finding("postgres", Level.FAIL, _cause(error), "start it, or check FARM_DATABASE_URL")
+    except DatabaseUnfit as error:
+        return Finding("postgres", Level.FAIL, str(error), error.fix)
     finally:
         db.close()
     if migrations.is_newer(revision):

@@ -10,8 +10,6 @@ def migrate() -> None:
     if not os.environ.get("FARM_DATABASE_URL"):
         raise Failure("FARM_DATABASE_URL is not set; the embedded farm (farm up) migrates its own database")
     # Only here: SQLAlchemy takes longer to load than most commands to run.
-    from sqlalchemy.exc import SQLAlchemyError
-
     from shared import migrations
     from shared.settings import load
 
@@ -19,9 +17,7 @@ def migrate() -> None:
         url = load().database_url.get_secret_value()
         migrations.upgrade(url)
         revision = migrations.current(url)
-    except SQLAlchemyError as error:
-        raise Failure(
-            f"the database was not migrated: {str(error).splitlines()[0]}; check FARM_DATABASE_URL, or start it"
-        ) from error
+    except migrations.ERRORS as error:
+        raise Failure(migrations.told(error)) from error
     newer = ", newer than this code, which is compatible with it" if migrations.is_newer(revision) else ""
     say(f"the schema is at revision {revision}{newer}")

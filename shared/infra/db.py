@@ -1,49 +1,68 @@
-"""The connection pool of Postgres, and transactions on it."""
+"""The connection pool of Postgres, and transactions on it. Each ends within its patience, whatever the server does."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from psycopg.errors import DiskFull
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import DatabaseUnavailable
+from shared.infra.db_connection import Silent, begin, connected, within
+from shared.infra.silence import RETRY_S, Silence
 from shared.settings import Settings
 
+# Of one transaction; connecting comes on top. Less than a lease, so that a heartbeat can be repeated on another connection.
+PATIENCE_S = 12.0
+_POOL_S = 5.0
 _NO_ROOM = "The database has no space left on its disk; nothing was changed. It goes on by itself once there is space."
+_UNSURE = (
+    "The database fell silent at the very end: this may have been stored or not. Look, or send the same again with its "
+    "Idempotency-Key or id, which does nothing twice."
+)
 
 
 class Database:
-    """A connection pool and its transactions."""
+    """A connection pool and its transactions.
 
-    def __init__(self, settings: Settings, *, pool_size: int = 10) -> None:
+    A transaction, from waiting for a connection to its commit, takes at most `patience_s` and what connecting may take.
+    """
+
+    def __init__(self, settings: Settings, *, pool_size: int = 10, patience_s: float = PATIENCE_S) -> None:
+        self._hello_s = settings.connect_seconds
+        self._patience_s = patience_s + settings.connect_seconds
+        self._silence = Silence()
         self.engine: Engine = create_engine(
             normalized_url(settings.database_url.get_secret_value()),
             pool_size=pool_size,
             max_overflow=pool_size,
-            pool_timeout=5,
-            pool_pre_ping=True,
+            pool_timeout=_POOL_S,
             # Prompts and digests of keys would be in the log with every statement that fails.
             hide_parameters=True,
-            connect_args={
-                "connect_timeout": max(2, int(settings.connect_seconds)),
-                "options": "-c statement_timeout=15000",
-            },
         )
+        event.listen(self.engine, "do_connect", self._connect)
+        event.listen(self.engine, "begin", self._begin)
         # With what is written in them about the farm's own addresses.
         self._sessions = sessionmaker(self.engine, expire_on_commit=False, info={"root_path": settings.root_path})
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """Run the block in a transaction: commit at its end, roll back if it raises. Raises `DatabaseUnavailable`."""
+        if self._silence.holds():
+            raise DatabaseUnavailable(retry_after_s=RETRY_S)
+        is_ending = False
         try:
-            with self._sessions.begin() as session:
+            with within(self._patience_s), self._begun() as session:
                 yield session
+                session.flush()
+                is_ending = True
+                session.commit()
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            raise DatabaseUnavailable(_NO_ROOM if _is_full(error) else "") from error
+            raise DatabaseUnavailable(_why(error, is_ending=is_ending)) from error
 
     def ping(self) -> None:
         """Raise `DatabaseUnavailable` unless the database answers."""
@@ -54,9 +73,43 @@ class Database:
         """Close every pooled connection."""
         self.engine.dispose()
 
+    def _begun(self) -> Session:
+        """Return a session with a transaction. A connection that died in the pool is replaced, with all of its age."""
+        session = self._sessions()
+        try:
+            session.connection()
+        except DBAPIError as error:
+            session.close()
+            if isinstance(error.orig, Silent):
+                self._silence.begin()
+                raise
+            if not error.connection_invalidated:
+                raise
+            session.connection()
+        self._silence.end()
+        return session
 
-def _is_full(error: Exception) -> bool:
-    return isinstance(getattr(error, "orig", None), DiskFull)
+    def _connect(self, _dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
+        with within(self._hello_s):
+            return connected(*arguments, **parameters)
+
+    def _begin(self, connection: Connection) -> None:
+        """Begin a transaction, which tells as well whether the server still answers."""
+        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            return
+        statements = begin()
+        with within(self._hello_s):
+            # Without parameters, not even none: only so are several statements one message.
+            connection.exec_driver_sql(statements, execution_options={"no_parameters": True})
+
+
+def _why(error: Exception, *, is_ending: bool) -> str:
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, DiskFull):
+        return _NO_ROOM
+    if is_ending and getattr(error, "connection_invalidated", False):
+        return _UNSURE
+    return ""
 
 
 def normalized_url(url: str) -> str:

@@ -29,6 +29,7 @@ OUT = Path(".farm/bench/claims.json")
 FEW, WORKERS, RUNNING = 1_000, 1_000, 10_000
 LEASE_S = 20.0
 OWNERS = 7
+PATIENCE_S = 3600.0  # a million rows are filled in by one statement
 
 QUEUE = text("""
 INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start)
@@ -102,13 +103,10 @@ class Bench:
         known = {"owners": OWNERS, "checkpoint": DEMO, "params": params().model_dump_json(), "workers": WORKERS}
         wanted = {name: value for name, value in {**known, "count": count}.items() if f":{name}" in str(statement)}
         with db.transaction() as session:
-            session.execute(text("SET LOCAL statement_timeout = 0"))
             session.execute(statement, wanted)
         # As autovacuum would have done by then.
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("SET statement_timeout = 0"))
             connection.execute(text("VACUUM ANALYZE jobs"))
-            connection.execute(text("SET statement_timeout = 15000"))
 
     def _beats(self, worker_id: str) -> list[lifecycle.Beat]:
         with self._db.transaction() as session:
@@ -164,7 +162,7 @@ def _databases() -> Iterator[list[Database]]:
 
 def _migrated(url: str) -> Database:
     migrations.upgrade(url)
-    db = Database(Settings(database_url=SecretStr(url)))
+    db = Database(Settings(database_url=SecretStr(url)), patience_s=PATIENCE_S)
     with db.transaction() as session:
         registry.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="host", device="cpu", slots=4)
     return db

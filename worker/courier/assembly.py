@@ -18,6 +18,8 @@ from worker.courier.rounds import Round
 from worker.courier.webhooks import Courier
 
 FORGET_S = 600.0
+# Nobody waits for a sweep, and each is cut to pieces.
+PATIENCE_S = 60.0
 
 
 class CourierMetrics:
@@ -89,7 +91,7 @@ class CourierWorker:
 def assemble(settings: Settings, celery: Celery) -> CourierWorker:
     """Open a courier. On an error, what was opened is closed again."""
     with ExitStack() as opened:
-        db = Database(settings, pool_size=8)
+        db = Database(settings, pool_size=8, patience_s=PATIENCE_S)
         opened.callback(db.close)
         redis = broker.connect(settings)
         opened.callback(redis.close)

@@ -19,7 +19,8 @@ def test_the_schema_is_what_the_code_declares(db: Database) -> None:
 
 def test_down_and_up_again(settings: Settings, db: Database) -> None:
     url = settings.database_url.get_secret_value()
-    command.downgrade(migrations.config(url), "base")
+    with migrations.alone(url) as connection:
+        command.downgrade(migrations.config(connection), "base")
     migrations.upgrade(url)
     migrations.upgrade(url)
     with db.engine.connect() as connection:

@@ -16,7 +16,7 @@ ADVISED = {401, 403, 413, 429, 503}
 WORDS = (ROOT / "api/web/static/js/words.js").read_text()
 # Raised inside a worker or before a process serves: no answer has their status.
 NEVER_ANSWERED = {500}
-AT_A_START = {errors.NoDevice, errors.NoBucket}  # end a process before it has a job
+AT_A_START = {errors.NoDevice, errors.NoBucket, errors.DatabaseUnfit}  # end a process before it has a job
 
 
 def subclasses(error: type[FarmError]) -> Iterator[type[FarmError]]:

@@ -32,7 +32,7 @@ FORBIDDEN = {
 
 
 def revisions() -> list[Script]:
-    found = ScriptDirectory.from_config(migrations.config("postgresql://")).walk_revisions()
+    found = ScriptDirectory.from_config(migrations.config()).walk_revisions()
     return sorted(found, key=lambda one: one.revision)
 
 
