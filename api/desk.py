@@ -18,6 +18,7 @@ from api.limits.rate import TOKEN_COUNTS, RateLimit
 from api.limits.streams import StreamLimit
 from api.limits.workrooms import Workrooms
 from api.picture_intake import PictureIntake
+from api.readiness import Dependencies
 from api.waiting.job_updates import JobUpdates
 from shared.errors import JobNotFound, TooBusy
 from shared.infra import broker, events
@@ -29,7 +30,9 @@ from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# Clients wait for the api's calls to the storage: they fail within 11 s, pauses included.
+# Clients wait for the api's transactions: after 10 s, with what connecting may take, they have their 503.
+PATIENCE_S = 7.0
+# And for its calls to the storage: they fail within 11 s, pauses included.
 STORAGE_TRIES, STORAGE_S = 2, 5.0
 
 
@@ -49,6 +52,7 @@ class Desk:
     quota: Quota
     updates: JobUpdates
     streams: StreamLimit
+    dependencies: Dependencies
 
     async def tell(self, owner: str, *news: JobEvent) -> None:
         """Publish events for an owner. Best effort: who waits for them looks at the rows, too."""
@@ -62,7 +66,7 @@ class Desk:
 def open_desk(settings: Settings) -> Iterator[Desk]:
     """Open the desk, and close its connections on exit."""
     with ExitStack() as closing:
-        db = Database(settings, pool_size=20)
+        db = Database(settings, pool_size=20, patience_s=PATIENCE_S)
         closing.callback(db.close)
         redis = broker.connect(settings, hasty=True)
         closing.callback(redis.close)
@@ -71,6 +75,8 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
         throttle = RateLimit(broker.connect_async(settings, hasty=True))
         rooms = Workrooms.opened(spend=throttle.spend, spend_on_counts=partial(throttle.spend, tariff=TOKEN_COUNTS))
         closing.callback(rooms.close)
+        dependencies = Dependencies(settings)
+        closing.callback(dependencies.close)
         yield Desk(
             settings,
             rooms,
@@ -84,6 +90,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             Quota(settings.max_queued),
             JobUpdates(db, broker.connect_async(settings), rooms.updates),
             StreamLimit(),
+            dependencies,
         )
 
 
