@@ -5,14 +5,19 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Self
 
+import psycopg
 import pytest
 import torch
 from pydantic import SecretStr
 
+from api.cli import checks
+from api.cli.migrate import migrate
+from api.cli.output import Failure
 from deploy.standalone import ports
 from shared.errors import NoBucket, StorageRefused, StorageUnavailable
 from shared.fleet import registry
@@ -74,6 +79,28 @@ def test_a_process_says_what_is_wrong_and_ends(process: tuple[str, ...], name: s
     assert says in said
     assert "Traceback" not in said
     assert "s3same" not in said
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_is_not_utf8_is_refused_in_one_line(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    url = settings.database_url.get_secret_value()
+    name = f"odd_{encoding.lower()}"
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name}")
+        connection.execute(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0"
+        )
+    monkeypatch.setenv("FARM_DATABASE_URL", f"{url.rpartition('/')[0]}/{name}")
+    finding = checks.postgres()
+    assert (finding.level, f"is encoded as {encoding}" in finding.detail) == (checks.Level.FAIL, True)
+    with pytest.raises(Failure, match=f"was not migrated: .* is encoded as {encoding}.* ENCODING 'UTF8'"):
+        migrate()
+    with ThreadPoolExecutor() as threads:
+        for status, said in threads.map(started, (API, COURIER, SKETCHER) if encoding == "LATIN1" else ()):
+            assert (status, "Traceback" in said) == (1, False), said
+            assert len([line for line in said.splitlines() if "ENCODING 'UTF8'" in line]) == 1
 
 
 @pytest.mark.parametrize("process", [SKETCHER, COURIER, API], ids=["worker", "courier", "api"])
