@@ -11,6 +11,7 @@ from api.desk import Desk
 from api.limits.workrooms import Workroom
 from shared.errors import InvalidRequest, ObjectMissing
 from shared.files import pictures
+from shared.infra.deadline import within
 from shared.infra.storage import input_key, upload_key
 from shared.jobs import inputs, uploads
 
@@ -28,8 +29,11 @@ def store_inputs(desk: Desk, caller: Caller, submission: Submission) -> StoredIn
     """Store a submission's pictures. Raises `InvalidRequest` for one that cannot be fetched or read, and `Unavailable`."""
     if submission.init_image is None:
         return StoredInputs()
-    init_file = _file(desk, caller, submission.init_image, "init_image")
-    mask_file = _file(desk, caller, submission.mask_image, "mask_image") if submission.mask_image is not None else None
+    # Together, for the client waits for both.
+    with within(desk.settings.fetch_seconds):
+        init_file = _file(desk, caller, submission.init_image, "init_image")
+        mask_text = submission.mask_image
+        mask_file = None if mask_text is None else _file(desk, caller, mask_text, "mask_image")
     with desk.intake.decoding():
         init = pictures.decode(init_file, what="init_image")
         mask = pictures.decode_mask(mask_file) if mask_file is not None else None

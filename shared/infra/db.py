@@ -12,7 +12,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import DatabaseUnavailable
-from shared.infra.db_connection import Silent, begin, connected, within
+from shared.infra.db_connection import Silent, begin, connected
+from shared.infra.deadline import within
 from shared.infra.silence import RETRY_S, Silence
 from shared.settings import Settings
 

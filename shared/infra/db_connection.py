@@ -7,10 +7,6 @@ transaction: no startup options, no settings of a session and, through a pooler,
 """
 
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import psycopg
@@ -19,6 +15,7 @@ from psycopg.abc import PQGen
 from psycopg.errors import ConnectionTimeout
 
 from shared.errors import DatabaseUnfit
+from shared.infra.deadline import left_s
 
 T = TypeVar("T")
 
@@ -28,26 +25,9 @@ _POLL_S = 0.1  # psycopg's own
 # libpq takes whole seconds, at least two.
 _LEAST_CONNECT_S = 2
 
-_until: ContextVar[float] = ContextVar("until", default=math.inf)
-
 
 class Silent(OperationalError):
     """The server did not answer in time."""
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Give up on servers in the block after so many seconds, or sooner if an outer block says so."""
-    before = _until.set(min(_until.get(), time.monotonic() + seconds))
-    try:
-        yield
-    finally:
-        _until.reset(before)
-
-
-def left_s() -> float:
-    """Return how long the block may still wait; infinity outside any."""
-    return _until.get() - time.monotonic()
 
 
 class BoundedConnection(psycopg.Connection[Any]):

@@ -18,6 +18,7 @@ from urllib.parse import urljoin
 import httpcore
 
 from shared.errors import BlockedUrl, UrlUnreachable
+from shared.infra.deadline import left_s
 from shared.infra.url_guard import parse, permitted, refusal
 
 MAX_REDIRECTS = 3
@@ -59,7 +60,7 @@ class OutboundHttp:
         Raises `BlockedUrl`, or `UrlUnreachable` when no answer came within `deadline_s`.
         """
         sized = {**headers, "Content-Length": str(len(body))}
-        with self._exchange("POST", url, sized, body, until=time.monotonic() + deadline_s) as response:
+        with self._exchange("POST", url, sized, body, until=_until(deadline_s)) as response:
             return Reply(response.status, _lowered(response.headers))
 
     def fetch(self, url: str, *, max_bytes: int, deadline_s: float) -> bytes:
@@ -67,7 +68,7 @@ class OutboundHttp:
 
         Raises `BlockedUrl`, or `UrlUnreachable` for any other failure within `deadline_s`.
         """
-        until = time.monotonic() + deadline_s
+        until = _until(deadline_s)
         for _ in range(MAX_REDIRECTS + 1):
             with self._exchange("GET", url, {}, b"", until=until) as response:
                 if response.status not in _REDIRECTS:
@@ -186,6 +187,10 @@ def _with_timeout(timeout_s: float, resolve: Callable[[], Sequence[str]]) -> Seq
     if isinstance(outcome[0], Exception):
         raise httpcore.ConnectError("the name could not be resolved") from outcome[0]
     return outcome[0]
+
+
+def _until(deadline_s: float) -> float:
+    return time.monotonic() + min(deadline_s, left_s())
 
 
 def _left(until: float) -> float:

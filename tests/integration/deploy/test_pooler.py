@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -47,8 +48,8 @@ def test_a_farm_lives_behind_a_pooler(through: Settings, celery: Celery, monkeyp
                 courier.upkeep()
                 return all(job["state"] == "succeeded" for job in threads.map(read, jobs))
 
-            def read(job: str) -> dict[str, str]:
-                found: dict[str, str] = http.get(f"/v1/jobs/{job}").json()
+            def read(job: str) -> dict[str, Any]:
+                found: dict[str, Any] = http.get(f"/v1/jobs/{job}").json()
                 return found
 
             assert until(ended)

@@ -10,9 +10,19 @@ from typing import Any
 import pytest
 
 from shared.errors import BlockedUrl, UrlUnreachable
+from shared.infra.deadline import within
 from shared.infra.outbound_http import OutboundHttp
 from tests.support.servers import LOOPBACK, Dialler, Handler, Server
 from tests.support.waiting import LIMIT_S
+
+PROMISE = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\npicture"
+# What is sent at once, and then again and again.
+TRICKLES = {
+    "/head": (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a"),
+    "/body": (PROMISE, b"a"),
+    "/chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+    "/promises": (PROMISE, b""),
+}
 
 
 class Site(Handler):
@@ -33,8 +43,11 @@ class Site(Handler):
                 self.answer(302, Location="/picture")
             case "/scheme":
                 self.answer(302, Location="file:///etc/passwd")
-            case "/trickle":
-                self.trickle()
+            case "/ends-early":
+                self.wfile.write(PROMISE)
+                self.close_connection = True
+            case path if path in TRICKLES:
+                self.trickle(*TRICKLES[path])
             case "/silent":
                 self.server.released.wait(LIMIT_S)
             case _:
@@ -44,12 +57,12 @@ class Site(Handler):
         self.remember()
         self.answer(302, Location="/picture")
 
-    def trickle(self) -> None:
-        """Send a header byte by byte until the other side has had enough; each byte alone is well within any read timeout."""
+    def trickle(self, begin: bytes, bit: bytes) -> None:
+        """Send bit by bit until the other side has had enough; each bit alone is well within any read timeout."""
         try:
-            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            self.wfile.write(begin)
             while not self.server.released.wait(0.02):
-                self.wfile.write(b"a")
+                self.wfile.write(bit)
         except OSError:
             self.close_connection = True
 
@@ -85,10 +98,17 @@ def test_what_cannot_be_had_says_why(site: Server, path: str, words: str) -> Non
         open_door().fetch(site.url + path, max_bytes=6, deadline_s=LIMIT_S)
 
 
-@pytest.mark.parametrize("path", ["/trickle", "/silent"])
+@pytest.mark.parametrize("path", [*TRICKLES, "/silent"])
 def test_the_deadline_is_for_the_whole(site: Server, path: str) -> None:
     with pytest.raises(UrlUnreachable, match="in time"):
-        open_door().fetch(site.url + path, max_bytes=100, deadline_s=0.3)
+        open_door().fetch(site.url + path, max_bytes=1000, deadline_s=0.3)
+    with pytest.raises(UrlUnreachable, match="in time"), within(0.3):
+        open_door().fetch(site.url + path, max_bytes=1000, deadline_s=LIMIT_S)
+
+
+def test_less_than_was_announced_is_no_picture(site: Server) -> None:
+    with pytest.raises(UrlUnreachable, match="could not be reached"):
+        open_door().fetch(site.url + "/ends-early", max_bytes=1000, deadline_s=LIMIT_S)
 
 
 def test_a_post_follows_no_redirect(site: Server) -> None:
