@@ -1,13 +1,18 @@
-"""Read finished images from the storage, compared with their rows, while their job may be deleted."""
+"""Read pictures of jobs from the storage, finished images and inputs: whole, while their job may be deleted."""
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
+from uuid import UUID
 
 import structlog
 
 from api.desk import Desk
-from shared.errors import ImageLost, ObjectDamaged, ObjectMissing
-from shared.infra.tables import ImageRow
+from shared.errors import Gone, ImageLost, ImageNotFound, ObjectDamaged, ObjectMissing
+from shared.infra.storage import input_digest
+from shared.infra.tables import ImageRow, JobRow
 from shared.jobs import lifecycle
+
+InputField: TypeAlias = Literal["init_image", "mask_image"]
 
 log = structlog.get_logger(__name__)
 
@@ -17,20 +22,12 @@ def fetch(desk: Desk, image: ImageRow) -> bytes:
 
     Raises `Gone` if the job was deleted since its row was read, `ImageLost`, `ObjectDamaged` and `StorageUnavailable`.
     """
+    what = f"Image {image.index} of job {image.job_id}"
     try:
-        return desk.storage.get_whole(image.key, sha256=image.sha256)
+        return _whole(desk, image.job_id, image.key, image.sha256, what)
     except ObjectMissing as error:
-        with desk.db.transaction() as session:
-            lifecycle.get(session, image.job_id)  # raises if it is gone by now
-        # Objects go before their rows: it is being removed at this moment, or else the storage has lost it.
-        log.warning("image.missing", job_id=str(image.job_id), key=image.key)
-        raise ImageLost(
-            f"Image {image.index} of job {image.job_id} is no longer in the storage; "
-            f"POST /v1/jobs/{image.job_id}/retry renders it again."
-        ) from error
-    except ObjectDamaged as error:
-        log.warning("image.damaged", job_id=str(image.job_id), key=image.key)
-        raise ObjectDamaged(f"Image {image.index} of job {image.job_id} came back damaged from the storage.") from error
+        again = f"POST /v1/jobs/{image.job_id}/retry renders it again"
+        raise ImageLost(f"{what} is no longer in the storage; {again}.") from error
 
 
 def all_there(desk: Desk, images: Sequence[ImageRow]) -> bool:
@@ -41,3 +38,34 @@ def all_there(desk: Desk, images: Sequence[ImageRow]) -> bool:
     except (ImageLost, ObjectDamaged):
         return False
     return True
+
+
+def input_key(job: JobRow, field: InputField) -> str:
+    """Return the key of a picture that a job started from. Raises `ImageNotFound` where it had none."""
+    key: str | None = job.params.get(field)
+    if key is None:
+        raise ImageNotFound(f"Job {job.id} has no {field}.")
+    return key
+
+
+def fetch_input(desk: Desk, job: JobRow, field: InputField) -> bytes:
+    """Return a picture that a job started from, as PNG. Raises `ImageNotFound`, `Gone` if it is lost, and as `fetch`."""
+    key, what = input_key(job, field), f"The {field} of job {job.id}"
+    try:
+        return _whole(desk, job.id, key, input_digest(key), what)
+    except ObjectMissing as error:
+        raise Gone(f"{what} is no longer in the storage.") from error
+
+
+def _whole(desk: Desk, job_id: UUID, key: str, sha256: str, what: str) -> bytes:
+    try:
+        return desk.storage.get_whole(key, sha256=sha256)
+    except ObjectMissing:
+        with desk.db.transaction() as session:
+            lifecycle.get(session, job_id)  # raises if it is gone by now
+        # Objects go before their rows: it is being removed at this moment, or else the storage has lost it.
+        log.warning("image.missing", job_id=str(job_id), key=key)
+        raise
+    except ObjectDamaged as error:
+        log.warning("image.damaged", job_id=str(job_id), key=key)
+        raise ObjectDamaged(f"{what} came back damaged from the storage.") from error

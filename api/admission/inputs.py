@@ -1,23 +1,30 @@
 """Input pictures of submissions: decoded, converted to PNG and stored before their job."""
 
 import hashlib
+import re
 from collections.abc import Sequence
+from typing import cast
 from uuid import UUID
 
+from api import stored_images
 from api.admission.resolution import StoredInputs
 from api.admission.submissions import Submission
 from api.callers import Caller
 from api.desk import Desk
 from api.limits.workrooms import Workroom
+from api.stored_images import InputField
 from shared.errors import InvalidRequest, ObjectMissing
 from shared.files import pictures
 from shared.infra.deadline import within
 from shared.infra.storage import input_key, upload_key
-from shared.jobs import inputs, uploads
+from shared.jobs import inputs, lifecycle, uploads
 
 # Different pictures in one batch: each takes up to a second of a thread while the client waits.
 MAX_PAIRS = 32
 _UUID_CHARS = 36
+# Where the api shows an input of a job, which names it for another job; before it the path of the farm, if it has one.
+_OF_A_JOB = re.compile(r"(?:/[\w.~-]+)*/v1/jobs/([0-9a-fA-F-]{36})/inputs/(init_image|mask_image)")
+_PATH_CHARS = 400
 
 
 def room(desk: Desk, *submissions: Submission) -> Workroom:
@@ -54,8 +61,11 @@ def store_all_inputs(desk: Desk, caller: Caller, submissions: Sequence[Submissio
 
 
 def _file(desk: Desk, caller: Caller, text: str, what: str) -> bytes:
-    """Return the bytes of a base64 text, a URL or an upload."""
-    upload_id = _upload_id(text)
+    """Return the bytes of a base64 text, a URL, an upload or a job's input."""
+    named = _OF_A_JOB.fullmatch(text) if len(text) <= _PATH_CHARS else None
+    if named and (job_id := _uuid(named[1])):
+        return _input_of(desk, caller, job_id, cast(InputField, named[2]))
+    upload_id = _uuid(text)
     if upload_id is None:
         return desk.intake.file(text, what)
     with desk.db.transaction() as session:
@@ -69,8 +79,15 @@ def _file(desk: Desk, caller: Caller, text: str, what: str) -> bytes:
         raise InvalidRequest(f"{what}: upload {row.id} has no file yet; PUT it to its upload_url first.") from error
 
 
-def _upload_id(text: str) -> UUID | None:
-    """Return the id of an upload, None for base64 or a URL. No base64 of a picture looks like a UUID."""
+def _input_of(desk: Desk, caller: Caller, job_id: UUID, field: InputField) -> bytes:
+    """Return an input of a job that the caller may see. Raises `JobNotFound`, `ImageNotFound` and `Gone`."""
+    with desk.db.transaction() as session:
+        job = lifecycle.get(session, job_id, owner=caller.sees_only)
+    return stored_images.fetch_input(desk, job, field)
+
+
+def _uuid(text: str) -> UUID | None:
+    """Return a UUID, None for base64 or a URL. No base64 of a picture looks like one."""
     if len(text) != _UUID_CHARS or text.count("-") != 4:
         return None
     try:

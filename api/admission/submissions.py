@@ -44,7 +44,7 @@ Picture = Annotated[
     Field(
         strict=True,
         min_length=1,
-        description="The file's bytes in base64, a data URI, an http(s) URL, or the id of an upload.",
+        description="The file's bytes in base64, a data URI, an http(s) URL, the id of an upload, or the path of a job's input.",
     ),
 ]
 # "automatic", A1111's word, is the sampler's own default, as is null.
@@ -219,7 +219,10 @@ class Submission(_Strict):
     loras: Annotated[list[LoraChoice], Field(max_length=MAX_LORAS)] = []
     init_image: Annotated[
         Picture | None,
-        Field(description="Makes the job img2img: base64, a data URI, a URL, or the id of an upload."),
+        Field(
+            description="Makes the job img2img: base64, a data URI, a URL, the id of an upload, or "
+            "`/v1/jobs/{id}/inputs/init_image` of a job."
+        ),
     ] = None
     resize_mode: Annotated[
         ResizeMode, Field(description="How an init image of another shape is fitted to width and height.")

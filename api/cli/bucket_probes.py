@@ -54,6 +54,7 @@ def _api(storage: Storage) -> None:
     storage.put(input_key("doctor"), PROBE, content_type="text/plain")
     storage.put(upload_key(_NOBODY), PROBE, content_type="text/plain")
     with suppress(ObjectMissing):
+        storage.get(input_key("doctor"))
         storage.get(upload_key(_NOBODY))
         storage.get(image_key(_NOBODY, 0, 0))
     _remove(storage)

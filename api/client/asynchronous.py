@@ -70,6 +70,10 @@ class AsyncFarm:
         """Fetch the bytes of one image of a job that has succeeded."""
         return await self._transport.run(sans_io.image(image_url(job, index)))
 
+    async def input(self, job_id: UUID | str, field: str = "init_image") -> bytes:
+        """Fetch the `init_image` or `mask_image` that a job started from, as PNG."""
+        return await self._transport.run(sans_io.input_picture(str(job_id), field))
+
     async def checkpoints(self) -> list[dict[str, Any]]:
         """List the checkpoints that jobs may name."""
         return await self._transport.run(sans_io.listing("/v1/checkpoints", "checkpoints"))

@@ -73,6 +73,10 @@ class Farm:
         """Fetch the bytes of one image of a job that has succeeded."""
         return self._transport.run(sans_io.image(image_url(job, index)))
 
+    def input(self, job_id: UUID | str, field: str = "init_image") -> bytes:
+        """Fetch the `init_image` or `mask_image` that a job started from, as PNG."""
+        return self._transport.run(sans_io.input_picture(str(job_id), field))
+
     def checkpoints(self) -> list[dict[str, Any]]:
         """List the checkpoints that jobs may name."""
         return self._transport.run(sans_io.listing("/v1/checkpoints", "checkpoints"))

@@ -175,6 +175,11 @@ def image(path: str) -> Exchange[bytes]:
     return (yield from send(HttpRequest("GET", path, follow_redirects=True))).content
 
 
+def input_picture(job_id: str, field: str) -> Exchange[bytes]:
+    """Fetch a picture that a job started from."""
+    return (yield from send(HttpRequest("GET", f"{job_path(job_id)}/inputs/{quote(field, safe='')}"))).content
+
+
 def upload(data: bytes) -> Exchange[str]:
     """Upload a picture and return its id, which jobs may name for a day. Idempotent, so it is retried."""
     upload = _body((yield from send(HttpRequest("POST", "/v1/uploads", json={"size_bytes": len(data)}))))

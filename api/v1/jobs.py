@@ -57,7 +57,7 @@ class JobPage(BaseModel):
     next_cursor: str | None
 
 
-@router.post("", status_code=202, summary="Submit a job", responses=documented(400, 409, 410, 413))
+@router.post("", status_code=202, summary="Submit a job", responses=documented(400, 404, 409, 410, 413))
 async def submit(
     submission: Submission,
     sent: SentDep,

@@ -67,6 +67,7 @@ EXAMPLE: dict[str, JsonValue] = {
     "timeout_s": 3600,
     "retry_of": None,
     "batch_id": None,
+    "batch_index": None,
     "worker": "gpu0.farm-demo@render-1",
     "error": None,
     "outlook": {"position": None, "reason": None, "start_s": 0.0, "finish_s": 3.2},
@@ -163,6 +164,7 @@ class Job(BaseModel):
     timeout_s: Annotated[float | None, Field(description="How long one attempt may run. Null: for ever.")]
     retry_of: Annotated[UUID | None, Field(description="The job that this one repeats.")]
     batch_id: Annotated[UUID | None, Field(description="The batch that it came with.")] = None
+    batch_index: Annotated[int | None, Field(description="Its place in that batch, from 0.")] = None
     worker: str | None
     error: Problem | None
     outlook: Annotated[
@@ -189,6 +191,7 @@ class Job(BaseModel):
             timeout_s=row.timeout_s,
             retry_of=row.retry_of,
             batch_id=row.batch_id,
+            batch_index=row.batch_index,
             worker=row.worker_id,
             error=_problem(row),
             outlook=_outlook(forecast) if forecast else None,

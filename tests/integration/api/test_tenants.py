@@ -1,5 +1,6 @@
 """What belongs to one key is to every other as if it had never been: a walk over all routes, as the API documents itself."""
 
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -13,11 +14,12 @@ from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.infra.db import Database
 from shared.settings import Settings
-from tests.support.factories import BODY, DEMO
+from tests.support.factories import BODY, DEMO, png
 
 # What nobody but an admin may ask at all; and those of the farm, which are everyone's to see.
 OF_THE_FARM = ("/v1/keys/", "/v1/workers/")
 BODIES: dict[tuple[str, str], Any] = {("put", "/v1/jobs/{job_id}"): BODY}
+PICTURE = b64encode(png("#ff0000")).decode()
 VERBS = {"get", "post", "put", "patch", "delete"}
 
 
@@ -39,14 +41,14 @@ def mine(front: TestClient, announced: str, redis: Redis, db: Database) -> Itera
     headers = {"Authorization": f"Bearer {owner}"}
     hook = {"url": "http://127.0.0.1:9/", "events": ["job.canceled"]}
     endpoint = front.post("/v1/webhooks/endpoints", json=hook, headers=headers).json()
-    batch = front.post("/v1/batches", json={"jobs": [BODY]}, headers=headers).json()
+    batch = front.post("/v1/batches", json={"jobs": [{**BODY, "init_image": PICTURE}]}, headers=headers).json()
     job = front.get("/v1/jobs", headers=headers).json()["jobs"][0]
     upload = front.post("/v1/uploads", json={"size_bytes": 1}, headers=headers).json()
     front.post(f"/v1/jobs/{job['id']}/cancel", headers=headers)
     [delivery] = front.get("/v1/webhooks/deliveries", headers=headers).json()["deliveries"]
     ids = {"job": job, "batch": batch, "endpoint": endpoint, "delivery": delivery, "upload": upload}
     front.headers["Authorization"] = f"Bearer {stranger}"
-    yield front, {f"{name}_id": str(one["id"]) for name, one in ids.items()} | {"index": "0"}
+    yield front, {f"{name}_id": str(one["id"]) for name, one in ids.items()} | {"index": "0", "field": "init_image"}
     del front.headers["Authorization"]
 
 
@@ -87,6 +89,13 @@ def test_a_picture_of_anothers_upload_cannot_be_had(mine: tuple[TestClient, dict
     assert (answer.status_code, answer.json()["code"]) == (404, "upload_not_found")
 
 
+def test_an_input_of_anothers_job_cannot_be_named(mine: tuple[TestClient, dict[str, str]]) -> None:
+    client, ids = mine
+    named = [f"/v1/jobs/{job_id}/inputs/init_image" for job_id in (ids["job_id"], uuid4())]
+    answers = [client.post("/v1/jobs", json={**BODY, "init_image": one}) for one in named]
+    assert [(one.status_code, one.json()["code"]) for one in answers] == [(404, "job_not_found")] * 2
+
+
 def test_every_route_documents_what_may_be_answered_before_it_is_asked(front: TestClient) -> None:
     for path, item in front.get("/openapi.json").json()["paths"].items():
         for verb, operation in item.items() if path.startswith("/v1/") else ():
@@ -97,4 +106,4 @@ def test_every_route_documents_what_may_be_answered_before_it_is_asked(front: Te
 
 
 def _never(ids: dict[str, str]) -> dict[str, str]:
-    return {name: str(uuid4()) if name != "index" else one for name, one in ids.items()}
+    return {name: str(uuid4()) if name.endswith("_id") else one for name, one in ids.items()}

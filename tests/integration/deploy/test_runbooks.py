@@ -28,7 +28,12 @@ from tests.support.workshop import serving
 DEPLOY = Path(__file__).parents[3] / "deploy"
 POLICIES = {
     "worker": {"jobs/": {"Put"}, "inputs/": {"Get"}, "snapshots/": {"Put", "Get", "Delete"}},
-    "api": {"jobs/": {"Get", "Delete"}, "snapshots/": {"Delete"}, "inputs/": {"Put"}, "uploads/": {"Put", "Get"}},
+    "api": {
+        "jobs/": {"Get", "Delete"},
+        "snapshots/": {"Delete"},
+        "inputs/": {"Put", "Get"},
+        "uploads/": {"Put", "Get"},
+    },
     "courier": {"jobs/": {"Delete"}, "snapshots/": {"Delete"}, "uploads/": {"Delete"}, "inputs/": {"Delete"}},
 }
 

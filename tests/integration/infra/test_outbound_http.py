@@ -33,14 +33,12 @@ class Site(Handler):
                 self.answer(200, b"picture")
             case "/loop":
                 self.answer(302, Location="/loop")
-            case "/moved":
-                self.answer(301, Location="/picture")
+            case "/moved" | "/again":
+                self.answer(301 if self.path == "/moved" else 302, Location="/picture")
             case "/inside":
                 self.answer(302, Location="http://169.254.169.254/latest/meta-data/")
             case "/elsewhere":
                 self.answer(302, Location="http://inside.example/picture")
-            case "/again":
-                self.answer(302, Location="/picture")
             case "/scheme":
                 self.answer(302, Location="file:///etc/passwd")
             case "/ends-early":

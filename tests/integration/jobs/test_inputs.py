@@ -1,12 +1,14 @@
 """The stored pictures that jobs start from: shared by the jobs that name them, and gone a day after the last of those."""
 
 import base64
+import io
 import threading
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from sqlalchemy import select, text, update
 from sqlalchemy.dialects import postgresql
 
@@ -15,7 +17,7 @@ from shared.infra.db import Database
 from shared.infra.storage import Storage
 from shared.infra.tables import InputRow
 from shared.jobs import inputs
-from tests.support.answers import accepted
+from tests.support.answers import accepted, post_job, problem
 from tests.support.factories import png
 from tests.support.waiting import LIMIT_S
 from worker.courier import maintenance
@@ -140,3 +142,36 @@ def _until_someone_waits(db: Database) -> None:
                 return
         tick.wait(0.02)
     raise AssertionError("nobody waits")
+
+
+def test_an_owner_has_the_inputs_of_a_job(client: TestClient) -> None:
+    job = submit(client, mask_image=base64.b64encode(png("#ffffff")).decode())
+    answer = client.get(f"/v1/jobs/{job['id']}/inputs/init_image")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert answer.headers["cache-control"].startswith("private")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["etag"].strip('"') in job["params"]["init_image"]
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        assert (picture.size, picture.getpixel((0, 0))) == ((64, 64), (255, 0, 0))
+    mask = client.get(f"/v1/jobs/{job['id']}/inputs/mask_image").content
+    with Image.open(io.BytesIO(mask)) as picture:
+        assert (picture.mode, picture.getpixel((0, 0))) == ("L", 255)
+    plain = accepted(client)
+    problem(client.get(f"/v1/jobs/{plain['id']}/inputs/init_image"), 404, "image_not_found")
+    problem(client.get(f"/v1/jobs/{job['id']}/inputs/picture"), 422, "invalid_request")
+
+
+def test_what_a_job_started_from_is_named_for_another(client: TestClient, storage: Storage) -> None:
+    first = submit(client, mask_image=base64.b64encode(png("#ffffff")).decode())
+    named: dict[str, Any] = {field: f"/v1/jobs/{first['id']}/inputs/{field}" for field in ("init_image", "mask_image")}
+    again = accepted(client, **named, seed=first["params"]["seed"])
+    assert again["params"] == first["params"]
+    plain = accepted(client)
+    nothing = f"/v1/jobs/{plain['id']}/inputs/init_image"
+    problem(post_job(client, init_image=nothing), 404, "image_not_found")
+    remove(client, first)
+    problem(post_job(client, **named), 410, "gone")
+    problem(client.get(named["init_image"]), 410, "gone")
+    problem(post_job(client, init_image="/v1/jobs/nothing/inputs/init_image"), 422, "bad_picture")
+    storage.delete(again["params"]["init_image"])  # by somebody else
+    problem(client.get(f"/v1/jobs/{again['id']}/inputs/init_image"), 410, "gone")

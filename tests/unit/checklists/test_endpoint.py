@@ -34,6 +34,7 @@ HIDDEN = {
 MADE_BY_TESTS = {"job_id", "batch_id", "endpoint_id", "delivery_id", "upload_id"}
 NOT_MADE = {
     "index": "counts the images of a job",
+    "field": "one of the two pictures that a job may start from",
     "key_id": "admins alone may ask, about anyone's",
     "worker_id": "of the farm, not of an owner",
     "task_id": "in the dialect, of a session",
@@ -119,6 +120,7 @@ OF_FARM: Calls = {
     "GET /v1/jobs": lambda farm: next(farm.jobs()),
     "GET /v1/jobs/{job_id}": lambda farm: farm.job(ID),
     "POST /v1/jobs/{job_id}/cancel": lambda farm: farm.cancel(ID),
+    "GET /v1/jobs/{job_id}/inputs/{field}": lambda farm: farm.input(ID),
     "GET /v1/jobs/{job_id}/events": lambda farm: next(farm.stream(ID)),
     "POST /v1/batches": lambda farm: farm.submit_batch(jobs=[]),
     "GET /v1/batches/{batch_id}": lambda farm: farm.batch(ID),
