@@ -35,6 +35,7 @@ from shared.jobs.wire import Batch, Job
 from shared.vocabulary.states import JobState
 
 ON_A_SHEET = 256
+SIDE_BY_SIDE = 8
 FETCHED_AT_ONCE = 4  # half of what an owner may read at once, so that a sheet leaves room for others of its requests
 
 router = Router(prefix="/v1/batches", tags=["batches"], responses=documented(401, 403, 422, 429, 503))
@@ -155,11 +156,14 @@ async def sheet(
     batch, rows = await desk.rooms.database.run(
         caller.owner, _with_jobs, desk, caller, batch_id, start=start, limit=ON_A_SHEET
     )
-    columns, edges = layout(batch, start, len(rows))
-    px = contact_sheet.tile_px(columns, -(-len(rows) // columns))
+    at_place = {row.batch_index: row for row in rows}
+    # A deleted job leaves its place empty, or all that follow would stand under others' labels.
+    places = [at_place.get(place) for place in range(start, min(batch.total, start + ON_A_SHEET))]
+    columns, edges = layout(batch, start, len(places))
+    px = contact_sheet.tile_px(columns, -(-len(places) // columns))
     tiles: list[Tile] = []
-    for at in range(0, len(rows), FETCHED_AT_ONCE):
-        part = rows[at : at + FETCHED_AT_ONCE]
+    for at in range(0, len(places), FETCHED_AT_ONCE):
+        part = places[at : at + FETCHED_AT_ONCE]
         tiles += await asyncio.gather(*(desk.rooms.storage.run(caller.owner, _tile, desk, px, row) for row in part))
     drawn = await desk.rooms.storage.run(caller.owner, _drawn, desk, tiles, columns, edges)
     return Response(drawn, media_type=contact_sheet.WEBP, headers={"Cache-Control": "no-store"})
@@ -188,7 +192,10 @@ async def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingR
 
 
 def layout(batch: BatchRow, start: int, count: int) -> tuple[int, Edges]:
-    """Return a sheet's columns and edge labels: the last axis of a grid across, the others down; any other batch is a square."""
+    """Return a sheet's columns and edge labels: the last axis of a grid across, the others down.
+
+    A few values of one axis stand side by side, more of them below each other; a list of jobs is a square.
+    """
     names = [axis["parameter"] for axis in batch.axes]
     values = [[f"{name} {value}" for value in axis["values"]] for name, axis in zip(names, batch.axes, strict=True)]
     across = len(values[-1]) if values else 0
@@ -196,6 +203,9 @@ def layout(batch: BatchRow, start: int, count: int) -> tuple[int, Edges]:
     if is_grid and across <= ON_A_SHEET and start % across == 0:
         down = [", ".join(cell) for cell in product(*values[:-1])][start // across :]
         return across, Edges(values[-1], down)
+    if values and not is_grid:
+        cells = [", ".join(cell) for cell in zip(*values, strict=True)][start : start + count]
+        return (count, Edges(cells, ())) if 0 < count <= SIDE_BY_SIDE else (1, Edges((), cells))
     columns = next(side for side in range(1, ON_A_SHEET + 1) if side * side >= count)
     return columns, Edges((), ())
 
@@ -231,7 +241,9 @@ def _drawn(desk: Desk, tiles: Sequence[Tile], columns: int, edges: Edges) -> byt
         return contact_sheet.draw(tiles, columns=columns, edges=edges)
 
 
-def _tile(desk: Desk, px: int, row: JobRow) -> Tile:
+def _tile(desk: Desk, px: int, row: JobRow | None) -> Tile:
+    if row is None:
+        return Tile(None, "removed")
     if not row.images:
         return Tile(None, row.state)
     try:

@@ -240,6 +240,22 @@ def test_the_sheet_and_the_zip(client: TestClient, db: Database, storage: Storag
     assert [job["state"] for job in told] == ["succeeded"] * 3 + ["queued"]
 
 
+def test_a_deleted_job_leaves_its_place_on_the_sheet(client: TestClient, db: Database, storage: Storage) -> None:
+    batch_id = submit_batch(client, grid={"steps": [1, 2, 3]})
+    first, _, _ = (succeed(db, storage, color) for color in ("#ff0000", "#00ff00", "#0000ff"))
+    whole = client.get(f"/v1/batches/{batch_id}/sheet").content
+    assert client.delete(f"/v1/jobs/{first}").status_code == 204
+    assert [job["batch_index"] for job in client.get(f"/v1/batches/{batch_id}/jobs").json()["jobs"]] == [1, 2]
+    with (
+        Image.open(io.BytesIO(whole)) as before,
+        Image.open(io.BytesIO(client.get(f"/v1/batches/{batch_id}/sheet").content)) as now,
+    ):
+        assert now.size == before.size
+        assert now.width > 2 * now.height  # one axis, side by side
+        at = now.width * 5 // 6, now.height * 2 // 3
+        assert now.convert("RGB").getpixel(at) == before.convert("RGB").getpixel(at)
+
+
 def test_what_the_storage_has_lost_is_named_in_the_zip(client: TestClient, db: Database, storage: Storage) -> None:
     batch_id = submit_batch(client)
     first, second = succeed(db, storage), succeed(db, storage, "#00ff00")
