@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -174,7 +174,15 @@ def page(browser: Browser, address: str, announced: str, redis: Redis) -> Iterat
     """The console, open and ready, of a farm that has done nothing yet."""
     assert announced
     assert redis.ping()
-    with watched(browser, address) as page:
+    with opened(browser, address) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Browser, address: str, *forgiven: str, script: str = "") -> Iterator[Page]:
+    """Open the console, and wait until its form has its choices."""
+    with watched(browser, address, *forgiven) as page:
+        page.add_init_script(script)
         page.goto(address)
         page.locator("[data-field=sampler] option[value=ddim]").wait_for(state="attached")
         yield page
@@ -310,11 +318,90 @@ def test_losing_the_connection_is_told_and_healed(page: Page) -> None:
     expect(page.locator("farm-connection")).not_to_contain_text("cannot be reached")
 
 
-def test_on_a_narrow_screen_what_was_asked_for_is_in_view(page: Page) -> None:
-    page.set_viewport_size({"width": 360, "height": 740})
-    generate(page, steps=1, width=64, height=64)
-    expect(page.locator("job-card")).to_be_in_viewport()
-    finished(page)  # what is under way would meet the next test's emptied tables
+@pytest.mark.usefixtures("address", "announced", "redis")
+def test_what_does_not_arrive_is_kept_and_sent_once_when_the_farm_is_back(browser: Browser, engines: Settings) -> None:
+    with ExitStack() as closing, serving(engines) as address:
+        page = closing.enter_context(opened(browser, address, "ERR_CONNECTION_REFUSED", "ERR_EMPTY_RESPONSE"))
+        generate(page, "a green square", steps=1, width=64, height=64)
+        finished(page).locator("img:not(.preview)").wait_for()
+        away = closing.pop_all()
+    with away:
+        generate(page, "a yellow star", steps=1, width=64, height=64)
+        waiting = page.locator("job-card[data-state=waiting]")
+        expect(waiting).to_contain_text("Waiting to be sent")
+        expect(page.locator("farm-connection")).to_contain_text("cannot be reached")
+        generate(page, "a blue triangle", steps=1, width=64, height=64)
+        sweep(page, x=("steps", "1, 2")).click()
+        expect(page.locator("sweep-grid[data-state=waiting]")).to_be_visible()
+        expect(waiting).to_have_count(2)
+        # Pictures that the browser has kept do not tell that the farm is there, and pages that it has not are told.
+        page.get_by_role("link", name="Farm").click()
+        expect(page.locator("#notes")).to_contain_text("cannot be reached")
+        page.get_by_role("link", name="Create").click()
+        expect(waiting).to_have_count(2)
+        waiting.filter(has_text="blue triangle").get_by_role("button", name="Discard").click()
+        expect(waiting).to_have_count(1)
+        expect(page.get_by_text("Connected again.")).to_have_count(0)
+        with serving(engines, port=int(address.rpartition(":")[2])):
+            expect(page.get_by_text("Connected again.")).to_be_visible()
+            expect(page.locator("job-card[data-state=succeeded]")).to_have_count(2)
+            expect(page.locator("sweep-grid")).to_contain_text("2 of 2 done")
+            jobs = page.request.get(f"{address}/v1/jobs").json()["jobs"]
+            prompts = sorted(job["params"]["prompt"] for job in jobs)
+            assert prompts == [*["a blue triangle"] * 2, "a green square", "a yellow star"]
+
+
+@pytest.mark.usefixtures("announced", "redis")
+def test_a_lost_answer_is_asked_for_again_after_a_reload_and_makes_one_job(browser: Browser, address: str) -> None:
+    arrived: list[APIResponse] = []
+
+    def lose(route: Route) -> None:
+        if route.request.method != "PUT":
+            route.continue_()
+        elif arrived:
+            busy = {"code": "too_busy", "detail": "The api is busy."}
+            route.fulfill(status=503, headers={"Retry-After": "1"}, json=busy)
+        else:
+            arrived.append(route.fetch())
+            route.abort("connectionreset")
+
+    with opened(browser, address, "ERR_CONNECTION_RESET", "503") as page:
+        page.route("**/v1/jobs/*", lose)
+        generate(page, steps=1, width=64, height=64)
+        expect(page.get_by_text("It is kept in this browser")).to_be_visible()
+        # A farm that is too busy refuses nothing either.
+        generate(page, "a yellow star", steps=1, width=64, height=64)
+        waiting = page.locator("job-card[data-state=waiting]", has_text="yellow")
+        expect(waiting).to_contain_text("The api is busy.")
+        page.unroute("**/v1/jobs/*")
+        page.reload()
+        finished(page, 2)
+        assert len(page.request.get(f"{address}/v1/jobs").json()["jobs"]) == 2
+        page.reload()
+        finished(page, 2)
+        expect(page.locator("job-card")).to_have_count(2)
+
+
+@pytest.mark.parametrize("size", [(360, 740), (1280, 800), (3840, 2160)])
+def test_what_was_asked_for_is_in_sight_wherever_the_form_is_scrolled(page: Page, size: tuple[int, int]) -> None:
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    write(page, width=64, height=64, steps=1)
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    for count in range(1, 5):
+        page.evaluate("scrollTo(0, document.body.scrollHeight)" if count % 2 else "scrollTo(0, 0)")
+        page.locator("farm-results").evaluate("results => results.scrollTop = results.scrollHeight")
+        if size[0] < 900:
+            page.locator("summary", has_text="More settings").scroll_into_view_if_needed()
+        page.get_by_role("button", name="Generate", exact=True).click()
+        newest = page.locator("job-card").first
+        expect(newest).to_be_in_viewport(ratio=0.3)
+        head = page.locator("header").bounding_box()
+        top = newest.bounding_box()
+        assert head is not None
+        assert top is not None
+        assert top["y"] >= head["height"] - 1  # not below the bar
+        finished(page, count)  # what is under way would meet the next test's emptied tables
+    assert page.evaluate("shifted") < 0.05
 
 
 @pytest.mark.parametrize("width", [360, 1280, 3840])
@@ -342,7 +429,8 @@ def png(color: str, text: str | None = None) -> bytes:
     return out.getvalue()
 
 
-def test_what_is_painted_is_made_anew_and_nothing_else(page: Page) -> None:
+def painted(page: Page) -> None:
+    """Drop a green picture, and paint over its middle."""
     dropped(page, png("#00a000"), "picture-input")
     page.get_by_label("Brush size").fill("56")
     page.locator("canvas.paint").scroll_into_view_if_needed()
@@ -353,12 +441,109 @@ def test_what_is_painted_is_made_anew_and_nothing_else(page: Page) -> None:
     page.mouse.down()
     page.mouse.move(x + 12, y, steps=4)
     page.mouse.up()
+
+
+def test_what_is_painted_is_made_anew_and_nothing_else(page: Page) -> None:
+    painted(page)
     generate(page, steps=12, strength=1)
     picture = page.locator("job-card[data-state=succeeded] img:not(.preview)")
     picture.wait_for()
     middle, corner = picture.evaluate(PIXELS)
     assert corner[1] > 120 > max(corner[0], corner[2]), corner
     assert max(abs(a - b) for a, b in zip(middle, corner, strict=True)) > 60, middle
+
+
+def newest(page: Page, address: str) -> Any:
+    return page.request.get(f"{address}/v1/jobs").json()["jobs"][0]["params"]
+
+
+def test_picture_and_mask_outlive_navigation_and_reload(page: Page, address: str) -> None:
+    painted(page)
+    generate(page, steps=2, width=64, height=64, strength=0.9)
+    finished(page)
+    first = newest(page, address)
+    assert first["mask_image"]
+    for leave in (lambda: page.get_by_role("link", name="Gallery").click(), page.reload):
+        leave()
+        page.get_by_role("link", name="Create").click()
+        expect(page.locator("canvas.paint")).to_be_visible()
+        page.get_by_role("button", name="Generate", exact=True).click()
+        finished(page, 2 if leave != page.reload else 3)
+        assert newest(page, address) == first
+    page.get_by_role("button", name="Remove image").click()
+    page.reload()
+    page.locator("[data-field=sampler] option[value=ddim]").wait_for(state="attached")
+    expect(page.locator("canvas.paint")).to_have_count(0)
+
+
+def test_a_browser_that_keeps_no_pictures_says_so(browser: Browser, address: str, announced: str) -> None:
+    assert announced
+    refusing = "IDBFactory.prototype.open = () => { throw new DOMException('no', 'SecurityError'); };"
+    with opened(browser, address, script=refusing) as page:
+        dropped(page, png("#00a000"), "picture-input")
+        expect(page.locator("#notes")).to_contain_text("does not store the image")
+        page.get_by_role("link", name="Gallery").click()
+        page.get_by_role("link", name="Create").click()
+        expect(page.locator("canvas.paint")).to_be_visible()
+
+
+@pytest.mark.parametrize("where", ["Create", "Gallery"])
+def test_reused_settings_bring_picture_and_mask(page: Page, address: str, where: str) -> None:
+    painted(page)
+    generate(page, steps=2, width=64, height=96, strength=0.9, mask_blur=2)
+    finished(page)
+    first = newest(page, address)
+    page.get_by_role("button", name="Remove image").click()
+    page.get_by_role("button", name="Reset", exact=True).click()
+    page.get_by_role("link", name=where).click()
+    page.locator("button.picture").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Reuse settings").click()
+    expect(page.locator("canvas.paint")).to_be_visible()
+    expect(page.get_by_text("Settings loaded into the form.")).to_be_visible()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    finished(page, 2)
+    assert newest(page, address) == first
+
+
+@pytest.mark.usefixtures("announced", "redis")
+def test_reuse_says_what_it_could_not_restore(browser: Browser, address: str, storage: Storage) -> None:
+    hires = {"scale": 2.0, "prompt": "other", "guidance_scale": 3.0}
+    with opened(browser, address, "410") as page:
+        dropped(page, png("#00a0a0"), "picture-input")
+        page.locator("canvas.paint").wait_for()
+        generate(page, steps=1, width=64, height=64)
+        finished(page)
+        storage.delete(newest(page, address)["init_image"])
+        body = {"prompt": "a", "steps": 1, "width": 64, "height": 64, "hires": hires}
+        page.request.post(f"{address}/v1/jobs", data=body)
+        finished(page, 2)
+        page.get_by_role("button", name="Reuse settings").first.click()
+        lost = "cannot hold: the prompt of Hires. fix, the CFG scale of Hires. fix"
+        expect(page.locator("#notes")).to_contain_text(lost)
+        expect(page.locator("canvas.paint")).to_have_count(0)  # that job had none
+        page.get_by_role("button", name="Reuse settings").last.click()
+        expect(page.locator("#notes .error")).to_contain_text("without the image that this job started from")
+
+
+def test_a_picture_made_from_another_leads_on_with_it(page: Page, address: str) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    painted(page)
+    generate(page, steps=2, width=64, height=64, num_images=3, strength=0.9)
+    finished(page)
+    first = newest(page, address)
+    page.locator("job-card button.picture").nth(1).click()
+    page.get_by_role("dialog").get_by_role("button", name="Variation").click()
+    finished(page, 2)
+    varied = newest(page, address)
+    assert {**varied, "variation": None, "seed": first["seed"], "num_images": 3} == first
+    assert (varied["seed"], varied["num_images"]) == (first["seed"] + 1, 1)
+    done = subprocess.run(
+        ["bash", "-c", copied_text(page, "Copy as curl")], capture_output=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout)["params"] == varied
+    finished(page, 3)
+    view(page).get_by_role("button", name="Reuse settings").click()
+    expect(page.locator("[data-field=num_images] input").first).to_have_value("1")
 
 
 def test_a_render_is_seen_taking_shape_and_outlives_a_reload(page: Page) -> None:
@@ -374,20 +559,74 @@ def test_a_render_is_seen_taking_shape_and_outlives_a_reload(page: Page) -> None
     page.locator("job-card[data-state=canceled]").wait_for()
 
 
-def test_a_sweep_renders_every_combination_with_one_seed(page: Page, address: str) -> None:
+def sweep(page: Page, **axes: tuple[str, str]) -> Locator:
+    """Fill the sweep's axes, each a field and its values as typed; returns the button that submits it."""
+    panel = page.locator("details", has=page.locator("summary", has_text="X/Y sweep"))
+    if panel.get_attribute("open") is None:
+        panel.locator("summary").click()
+    for axis, (name, values) in axes.items():
+        page.get_by_label(f"{axis.upper()} axis", exact=True).select_option(name)
+        page.get_by_label(f"{axis.upper()} axis: Values").fill(values)
+    return panel.get_by_role("button", name="combination")
+
+
+def test_a_sweep_is_one_labelled_grid(page: Page, address: str) -> None:
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
-    write(page, width=64, height=64)
-    page.locator("summary", has_text="X/Y sweep").click()
-    page.get_by_label("X axis", exact=True).select_option("steps")
-    page.get_by_label("X axis: Values").fill("1-2 (1)")
-    page.get_by_label("Y axis", exact=True).select_option("sampler")
-    page.get_by_label("Y axis: Values").fill("euler, ddim")
-    page.get_by_role("button", name="Generate 4 combinations").click()
-    expect(page.locator("job-card[data-state=succeeded]")).to_have_count(4)
-    made = [job["params"] for job in page.request.get(f"{address}/v1/jobs").json()["jobs"]]
-    cells = {(job["steps"], job["sampler"]) for job in made}
-    assert cells == {(1, "euler"), (2, "euler"), (1, "ddim"), (2, "ddim")}
-    assert len({job["seed"] for job in made}) == 1
+    write(page, width=64, height=96)
+    button = sweep(page, x=("steps", "1-2 (1)"), y=("hires_scale", "1.5, 2"))
+    expect(button).to_have_text("Generate 4 combinations")
+    button.click()
+    grid = page.get_by_role("article", name="X/Y sweep")
+    expect(grid).to_be_in_viewport()
+    expect(grid).to_contain_text("4 of 4 done")
+    expect(page.locator("job-card")).to_have_count(0)
+    expect(grid.locator("td img")).to_have_count(4)
+    assert page.evaluate("shifted") < 0.05
+    before = grid.locator("table").inner_text()
+    assert before.split() == ["Hires", "upscale", "by", "↓", "Sampling", "steps", "→", "1", "2", "1.5", "2"]
+    [batch] = page.request.get(f"{address}/v1/batches").json()["batches"]
+    made = page.request.get(f"{address}/v1/batches/{batch['id']}/jobs").json()["jobs"]
+    cells = [(job["params"]["steps"], job["params"]["hires"]["width"]) for job in made]
+    assert cells == [(1, 96), (2, 96), (1, 128), (2, 128)]
+    assert len({job["params"]["seed"] for job in made}) == 1
+    assert all(job["params"]["hires"]["upscaler"] == "latent" for job in made)
+    page.reload()
+    expect(grid.locator("td img")).to_have_count(4)
+    assert grid.locator("table").inner_text() == before
+    for name, end in (("Contact sheet", ".webp"), ("Download as zip", ".zip")):
+        with page.expect_download() as saved:
+            grid.get_by_role("button", name=name).click()
+        assert saved.value.suggested_filename == f"{batch['id']}{end}"
+        if end == ".zip":
+            with zipfile.ZipFile(saved.value.path()) as packed:
+                assert len(packed.namelist()) == 5
+        else:
+            with Image.open(saved.value.path()) as drawn:
+                assert drawn.width > drawn.height  # the labels of the rows stand to their left
+    grid.locator("button.picture").nth(2).click()
+    expect(page.get_by_role("dialog")).to_contain_text(made[2]["id"])
+    page.get_by_role("dialog").press("ArrowRight")
+    expect(page.get_by_role("dialog")).to_contain_text(made[3]["id"])
+
+
+def test_a_sweep_is_canceled_as_one_and_tells_of_each_cell(page: Page, address: str, db: Database) -> None:
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    write(page, width=512, height=512)
+    sweep(page, x=("steps", "140-149 (1)")).click()
+    grid = page.get_by_role("article", name="X/Y sweep")
+    expect(grid).to_contain_text("Sampling steps →")
+    expect(grid.locator("figcaption")).to_have_text([str(steps) for steps in range(140, 150)])
+    expect(grid.locator(".cell[data-state=running] progress").first).to_be_visible()
+    last = page.request.get(f"{address}/v1/batches").json()["batches"][0]["id"]
+    with db.transaction() as session:
+        poor = lifecycle.claim_next(session, DEMO, "w", lease_s=60)
+        assert poor is not None
+        lifecycle.fail(session, poor, InvalidRequest("It asks for the moon."))
+    expect(grid.locator(".cell[data-state=failed]")).to_have_text("It asks for the moon.")
+    grid.get_by_role("button", name="Cancel all").click()
+    expect(grid).to_contain_text("0 of 10 done · 1 failed · 9 canceled")
+    expect(grid.get_by_role("button", name="Cancel all")).to_have_count(0)
+    assert page.request.get(f"{address}/v1/batches/{last}").json()["counts"]["canceled"] == 9
 
 
 def test_a_sweep_may_vary_prompts_over_one_picture(page: Page, address: str) -> None:
@@ -395,18 +634,28 @@ def test_a_sweep_may_vary_prompts_over_one_picture(page: Page, address: str) -> 
     page.locator("canvas.paint").wait_for()
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     write(page, width=64, height=64, steps=2)
-    page.locator("summary", has_text="X/Y sweep").click()
-    page.get_by_label("X axis", exact=True).select_option("prompt")
-    page.get_by_label("X axis: Values").fill("a red circle, large | a yellow star")
-    page.get_by_label("Y axis", exact=True).select_option("strength")
-    page.get_by_label("Y axis: Values").fill("0.5, 1")
-    page.get_by_role("button", name="Generate 4 combinations").click()
-    expect(page.locator("job-card[data-state=succeeded]")).to_have_count(4)
+    sweep(page, x=("prompt", "a red circle, large | a yellow star"), y=("strength", "0.5, 1")).click()
+    expect(page.locator("sweep-grid")).to_contain_text("4 of 4 done")
     made = [job["params"] for job in page.request.get(f"{address}/v1/jobs").json()["jobs"]]
     assert {(job["prompt"], job["strength"]) for job in made} == {
         *(("a red circle, large", 0.5), ("a red circle, large", 1.0), ("a yellow star", 0.5), ("a yellow star", 1.0))
     }
     assert len({job["init_image"] for job in made}) == 1
+
+
+def test_a_large_sweep_pushes_no_other_job_out_of_sight(page: Page, address: str, db: Database) -> None:
+    body = {"prompt": PROMPT, "checkpoint": "none", "width": 64, "height": 64}
+    with db.transaction() as session:
+        lifecycle.cancel(session, lifecycle.submit(session, params(prompt="an older one"), max_attempts=1).id)
+    grid = {"seed": list(range(220))}
+    template = {**body, "checkpoint": DEMO, "steps": 1}
+    page.request.post(f"{address}/v1/batches", data={"name": "many", "template": template, "grid": grid})
+    page.reload()
+    expect(page.locator("job-card[data-state=canceled]")).to_contain_text("an older one")
+    expect(page.get_by_role("article", name="many").locator(".cell")).to_have_count(220)
+    page.get_by_role("button", name="Cancel all").click()
+    expect(page.get_by_role("article", name="many").locator(".cell", has_text="Queued")).to_have_count(0)
+    expect(page.locator("job-card")).to_have_count(1)
 
 
 def done(db: Database, storage: Storage, times: int = 1) -> None:
@@ -483,6 +732,14 @@ def test_schedules_and_upscalers_of_another_tool_are_found_by_their_labels(page:
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a lighthouse")
     expect(page.locator("[data-field=schedule] select")).to_have_value("ays")
     expect(page.locator("[data-field=hires_upscaler] select")).to_have_value("latent_nearest_exact")
+
+
+def test_what_of_another_tools_file_the_farm_lacks_is_told(page: Page) -> None:
+    settings = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x512, Model: dreams"
+    dropped(page, png("#ffffff", f"a lighthouse\n{settings}, Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+"))
+    expect(page.locator("#notes")).to_contain_text("no checkpoint dreams")
+    expect(page.locator("#notes")).to_contain_text("no upscaler R-ESRGAN 4x+. The form uses Lanczos.")
+    expect(page.locator("[data-field=hires_upscaler] select")).to_have_value("lanczos")
 
 
 def test_a_huge_drop_is_refused_with_a_sentence(page: Page) -> None:
@@ -719,7 +976,9 @@ def test_refusals_say_what_to_do(browser: Browser, guarded: tuple[str, list[str]
             generate(full, steps=1)
             full.locator("job-card[data-state=queued]").wait_for()
             generate(full, steps=1)
-            expect(full.locator("#notes .error").last).to_contain_text("Try again in a minute")
+            # A queue that is full for everyone will have room: nothing for the user to do.
+            expect(full.get_by_text("It is kept in this browser")).to_be_visible()
+            expect(full.locator("job-card[data-state=waiting]")).to_contain_text("queue")
         with db.transaction() as session:
             for row in session.scalars(select(KeyRow)):
                 row.revoked_at = row.created_at
@@ -769,6 +1028,29 @@ def test_a_lora_acts_with_its_weight_until_it_is_removed(page: Page) -> None:
     page.get_by_role("button", name="Remove swap").click()
     expect(weight).to_have_count(0)
     assert "lora" not in page.url
+
+
+@pytest.mark.usefixtures("stocked")
+def test_a_lora_of_the_prompt_counts_once_in_reused_and_copied_jobs(page: Page, address: str) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    generate(page, "a red circle <lora:swap:0.6>", width=64, height=64, steps=2)
+    picture = finished(page).locator("img:not(.preview)")
+    picture.wait_for()
+    first = newest(page, address)
+    assert [lora["weight"] for lora in first["loras"]] == [0.6]
+    before = picture.evaluate(PIXELS)
+    page.get_by_role("button", name="Reuse settings").click()
+    expect(page.get_by_label("Weight of swap")).to_have_value("0.6")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    again = finished(page, 2).locator("img:not(.preview)")
+    again.wait_for()
+    assert again.evaluate(PIXELS) == before
+    assert newest(page, address) == {**first, "prompt": "a red circle "}
+    done = subprocess.run(
+        ["bash", "-c", copied_text(page, "Copy as curl")], capture_output=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout)["params"] == newest(page, address)
+    finished(page, 3)
 
 
 @pytest.mark.usefixtures("stocked")

@@ -37,9 +37,9 @@ DOORBELLS = f"farm:{broker.render_queue(DEMO)}"
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[str]:
-    """Serve the api on a free port of loopback; yields its address."""
-    config = serve.config("127.0.0.1", 0)
+def serving(settings: Settings, *, port: int = 0) -> Iterator[str]:
+    """Serve the api on a port of loopback, by default a free one; yields its address."""
+    config = serve.config("127.0.0.1", port)
     config.app, config.factory, config.log_level, config.lifespan = create_app(settings), False, "critical", "on"
     server = uvicorn.Server(config)
     thread = Thread(target=server.run)

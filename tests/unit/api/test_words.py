@@ -28,6 +28,7 @@ OWN = {
     "keys.js": {"min: 1"},
     "picture-input.js": {"min: 4"},
     "presets.js": {"maxLength: 40"},
+    "sweep-grid.js": {"max: 1"},
     "weights.js": {"min: -1", "max: 2"},
 }
 
@@ -43,7 +44,7 @@ def test_every_reason_to_wait_has_its_words() -> None:
 
 
 def test_every_state_of_a_job_has_its_words() -> None:
-    assert set(said("states")) == {*JobState, "sending"}
+    assert set(said("states")) == {*JobState, "sending", "waiting"}
 
 
 def test_every_state_of_a_delivery_has_its_words() -> None:
@@ -121,7 +122,7 @@ def test_lists_are_asked_for_in_pages_that_the_api_gives(document: dict[str, Any
         for path, number, name in re.findall(r"(/v1/[\w/]+)\?(?:[\w=&]*)limit=(?:(\d+)|\$\{(\w+)\})", text):
             pages.append((path, int(number or sizes[name])))
         pages += [("/v1/jobs", int(sizes[name])) for name in re.findall(r"limit: (\w+)", text)]
-    assert len(pages) == 4
+    assert len(pages) == 5
     for path, size in pages:
         (limit,) = (one for one in document["paths"][path]["get"]["parameters"] if one["name"] == "limit")
         assert size <= limit["schema"]["maximum"], path

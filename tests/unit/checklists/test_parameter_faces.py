@@ -3,7 +3,7 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ import playwright
 import pytest
 import typer
 
+from api.admission.resolution import StoredInputs, resolve
 from api.admission.submissions import Submission
 from api.cli import main
 from api.cli.app import app
 from api.v1 import catalog
 from api.web import console
-from shared.vocabulary import infotext
+from shared.vocabulary import infotext, prompt_grammar
 from shared.vocabulary.params import GenerationParams
+from tests.support.factories import DEMO
 from tests.support.parameters import Excuses, at, changes, fail_if_any, forgotten, jobs, leaves
 from tests.support.servers import Handler, Server
 from tests.unit.checklists.test_parameter import GlowingParams, GlowingSubmission, assert_glow
@@ -104,7 +106,7 @@ def test_every_option_is_tried() -> None:
 NODE = Path(playwright.__file__).with_name("driver") / "node"
 # The console's own scripts, asked what they make of a form with every field changed, of jobs, and of the text in their pictures.
 PROGRAM = """
-import { FIELDS, TEXTS, fresh, fromParams, submission } from "./fields.js";
+import { FIELDS, TEXTS, alone, fresh, fromParams, submission, unheld } from "./fields.js";
 import { infotext } from "./png.js";
 import { body } from "./recipes.js";
 
@@ -122,7 +124,10 @@ const { jobs, texts, samplers } = JSON.parse(given);
 console.log(JSON.stringify({
   bodies: [submission(form), submission(form, { init: "aGk=", mask: "aGk=" })],
   forms: jobs.map(fromParams),
-  recipes: jobs.map((job) => body(job)),
+  recipes: jobs.map((job) => body(job, "ID")),
+  again: jobs.map((job) => submission(fromParams(job), { init: job.init_image, mask: job.mask_image })),
+  unheld: jobs.map(unheld),
+  alone: jobs.map((job) => alone(job, { index: 1, seed: 5 })),
   read: texts.map((text) => fromParams(infotext(text, samplers))),
 }));
 """
@@ -131,7 +136,7 @@ IN_BOTH_HALVES = "in the form one weight acts on both halves"
 LORAS_OF_THE_SECOND_PASS = dict.fromkeys(
     (path for path in leaves(GenerationParams) if path.startswith("hires.loras.")), "they follow from the job's own"
 )
-OF_THE_STORAGE = dict.fromkeys(("init_image", "mask_image"), "a key of the storage, not the picture")
+OF_THE_STORAGE = dict.fromkeys(("init_image", "mask_image"), "a picture, fetched from the job that had it")
 NOT_IN_THE_FORM: Excuses = {
     "loras.text_encoder_weight": IN_BOTH_HALVES,
     "inpaint.mask_invert": "a button inverts the painted mask itself",
@@ -150,12 +155,7 @@ NOT_REUSED: Excuses = {
     **LORAS_OF_THE_SECOND_PASS,
 }
 OF_THE_MASK = tuple(path for path in leaves(GenerationParams) if path.startswith("inpaint."))
-NOT_IN_A_RECIPE: Excuses = {
-    "kind": "a job is img2img once it has a picture",
-    "num_images": "a recipe makes the one picture that is shown",
-    **dict.fromkeys(("mask_image", *OF_THE_MASK), "a recipe carries no mask"),
-    **LORAS_OF_THE_SECOND_PASS,
-}
+NOT_IN_A_RECIPE: Excuses = {"kind": "a job is img2img once it has a picture"}
 NOT_READ: Excuses = {
     **UNTOLD,
     "vae": "other tools name files that the farm may not have",
@@ -166,9 +166,12 @@ NOT_READ: Excuses = {
 }
 
 
+Asked = Callable[[Sequence[GenerationParams]], dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def consoles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[type[GenerationParams]], dict[str, Any]]:
-    """Ask the console's scripts, for each parameter, about jobs that differ in it alone."""
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
+    """Ask the console's scripts what they make of jobs."""
     scripts = tmp_path_factory.mktemp("console") / "js"
     shutil.copytree(console.FOLDER / "js", scripts)
     limits = {**console.limits(), "search": {}, "body": {}}
@@ -176,14 +179,24 @@ def consoles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[type[Generat
     (scripts / "package.json").write_text('{"type": "module"}')
     samplers = json.loads(catalog.samplers().model_dump_json())["samplers"]
 
-    def asked(model: type[GenerationParams]) -> dict[str, Any]:
-        pairs = [(path, job, other) for path in leaves(model) for job in jobs(model) for other in changes(job, path)]
-        both = [job for _, *pair in pairs for job in pair]
-        texts = [infotext.encode(job, 0) for job in both]
-        given = {"jobs": [job.model_dump(mode="json") for job in both], "texts": texts, "samplers": samplers}
+    def ask(jobs: Sequence[GenerationParams]) -> dict[str, Any]:
+        texts = [infotext.encode(job, 0) for job in jobs]
+        given = {"jobs": [job.model_dump(mode="json") for job in jobs], "texts": texts, "samplers": samplers}
         program = [str(NODE), "--input-type=module", "--eval", PROGRAM]
         done = subprocess.run(program, input=json.dumps(given), cwd=scripts, capture_output=True, text=True, check=True)
-        answer = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def consoles(asked: Asked) -> Callable[[type[GenerationParams]], dict[str, Any]]:
+    """Ask the console's scripts, for each parameter, about jobs that differ in it alone."""
+
+    def compared(model: type[GenerationParams]) -> dict[str, Any]:
+        pairs = [(path, job, other) for path in leaves(model) for job in jobs(model) for other in changes(job, path)]
+        answer = asked([job for _, *pair in pairs for job in pair])
         told = {
             name: {
                 path
@@ -194,7 +207,7 @@ def consoles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[type[Generat
         }
         return {"bodies": answer["bodies"], **told}
 
-    return asked
+    return compared
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +247,68 @@ def test_reused_settings_are_those_of_the_job(told: dict[str, Any]) -> None:
 
 def test_a_copied_job_is_the_same_job(told: dict[str, Any]) -> None:
     fail_if_any(not_in_a_recipe(GenerationParams, told))
+
+
+SAME = {"steps": 9, "seed": 5}
+COPIED = [
+    {**SAME, "prompt": "a <lora:detail:0.5>, b <lyco:glow:0.2:0.7>", "loras": [{"name": "detail", "weight": 0.25}]},
+    {**SAME, "prompt": "a<foo:bar> <lora: detail :1> >", "negative_prompt": "<lora:detail:1>", "num_images": 3},
+    {**SAME, "prompt": "a", "hires": {"width": 1000, "height": 1000, "strength": 0.5, "upscaler": "lanczos"}},
+    {**SAME, "prompt": "a <lora:detail:0.3>", "hires": {"prompt": "c"}},
+    {**SAME, "prompt": "a <lora:detail:0.3>", "hires": {"prompt": "c <lora:glow:0.1:0.2> <lora:detail:te=0.1>"}},
+    {**SAME, "prompt": "a", "init_image": "x", "mask_image": "y", "inpaint": {"mask_invert": True}, "strength": 0.4},
+    {**SAME, "prompt": "a", "init_image": "x", "variation": {"seed": 2**32 - 1, "strength": 0.2}, "num_images": 2},
+]
+STORED = StoredInputs(init_image="inputs/picture", init_size=(512, 512), mask_image="inputs/mask")
+
+
+def rendered(body: dict[str, Any]) -> GenerationParams:
+    """Resolve a submission, but for what its tags leave of its prompts: they are taken out once they are LoRAs."""
+    wanted = Submission.model_validate(body)
+    stored = {name: getattr(STORED, name) for name in ("init_image", "mask_image") if getattr(wanted, name)}
+    size = STORED.init_size if stored else None
+    params = resolve(wanted, checkpoint=wanted.checkpoint or DEMO, inputs=StoredInputs(init_size=size, **stored))
+    found = params.model_dump()
+    for part in filter(None, (found, found["hires"])):
+        part["prompt"] = prompt_grammar.split_loras(part["prompt"])[0].rstrip()
+        # What two weights sum up to, without the last bits of the sum.
+        rounded = [
+            {name: round(it, 9) if name != "name" else it for name, it in lora.items()} for lora in part["loras"]
+        ]
+        part["loras"] = [lora for lora in rounded if lora["weight"] or lora["text_encoder_weight"]]
+    return type(params).model_validate(found)
+
+
+def test_a_copied_job_renders_the_same(asked: Asked) -> None:
+    originals = [rendered(body) for body in COPIED]
+    kept = [resolve_again(body, params) for body, params in zip(COPIED, originals, strict=True)]
+    answer = asked(kept)
+    for copy, original in zip(answer["recipes"], originals, strict=True):
+        assert rendered(copy) == original
+
+
+def test_a_form_renders_the_same_or_says_what_it_cannot_hold(asked: Asked) -> None:
+    originals = [rendered(body) for body in COPIED]
+    answer = asked([resolve_again(body, params) for body, params in zip(COPIED, originals, strict=True)])
+    assert [names for names in answer["unheld"] if names] == [["loras"], ["hires_prompt"], ["hires_prompt"]]
+    for body, original, names in zip(answer["again"], originals, answer["unheld"], strict=True):
+        is_inverted = bool(original.inpaint and original.inpaint.mask_invert)  # the painted mask is
+        assert (rendered(body) == original) == (not names and not is_inverted), (names, original)
+
+
+def test_one_picture_of_a_job_is_that_picture(asked: Asked) -> None:
+    originals = [rendered(body) for body in COPIED]
+    for one, original in zip(asked(originals)["alone"], originals, strict=True):
+        single = GenerationParams.model_validate(one)
+        assert single.variation_seeds == original.model_copy(update={"num_images": 2}).variation_seeds[1:]
+
+
+def resolve_again(body: dict[str, Any], rendered: GenerationParams) -> GenerationParams:
+    """The same job as it is stored: with its prompts as they were written."""
+    hires = rendered.hires
+    if hires:
+        hires = hires.model_copy(update={"prompt": body["hires"].get("prompt", body["prompt"])})
+    return rendered.model_copy(update={"prompt": body["prompt"], "hires": hires})
 
 
 def test_the_console_reads_what_pictures_tell(told: dict[str, Any]) -> None:

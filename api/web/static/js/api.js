@@ -9,14 +9,18 @@ const ROOT = new URL("../..", import.meta.url);
 export const FARM = ROOT.href.slice(0, -1);
 
 const KEY = "farm.key";
+// A farm that takes longer to say that it lives, or to answer what is asked every second, is as good as away.
+const PROBE_MS = 5000;
+const ANSWER_MS = 30_000;
 const listeners = new Set();
 let reachable = true;
 
 export class ApiError extends Error {
-  constructor(status, code, message, retryAfter) {
+  constructor(status, code, message, { detail = message, retryAfter = null } = {}) {
     super(message);
     this.status = status;
     this.code = code;
+    this.detail = detail;
     this.retryAfter = retryAfter;
   }
 }
@@ -24,6 +28,8 @@ export class ApiError extends Error {
 /** The API key of this tab; it leaves with the tab. */
 export const key = {
   get: () => sessionStorage.getItem(KEY) ?? "",
+  /** What tells keys apart and is no secret: the part by which admins know it. */
+  name: () => /^farm_([^_]+)_/.exec(key.get())?.[1] ?? (key.get() ? "other" : ""),
   set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
 };
 
@@ -34,6 +40,13 @@ export function onReachable(listener) {
 }
 
 addEventListener("offline", () => tellReachable(false));
+
+/** Ask the farm whether it is there: nothing else says so, for what a browser has kept comes without it. */
+export async function probe() {
+  const asked = fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(PROBE_MS) });
+  if ((await asked.catch(() => null))?.ok) tellReachable(true);
+  return reachable;
+}
 
 function tellReachable(now) {
   if (now === reachable) return;
@@ -61,7 +74,7 @@ async function exchange(method, path, { body, signal, ...extra } = {}) {
     tellReachable(false);
     throw new ApiError(0, "unreachable", words.errors.unreachable);
   }
-  tellReachable(response.status !== 502 && response.status !== 504);
+  if (response.status === 502 || response.status === 504) tellReachable(false);
   // Asked with another key than there is now, it says nothing about this one.
   if (response.status === 401 && asked === key.get()) dispatchEvent(new CustomEvent("farm:key-needed"));
   if (!response.ok) throw await refusal(response);
@@ -78,17 +91,13 @@ async function refusal(response) {
   const retryAfter = Number(response.headers.get("Retry-After")) || null;
   const advice = words.errors[problem.code] ?? words.errors[response.status];
   const detail = problem.detail ?? `${response.status} ${response.statusText}`;
-  return new ApiError(
-    response.status,
-    problem.code ?? `http_${response.status}`,
-    advice ? `${detail} ${advice}` : detail,
-    retryAfter,
-  );
+  const message = advice ? `${detail} ${advice}` : detail;
+  return new ApiError(response.status, problem.code ?? `http_${response.status}`, message, { detail, retryAfter });
 }
 
 /** GET JSON. */
-export async function get(path, options) {
-  return (await exchange("GET", path, options)).json();
+export async function get(path) {
+  return (await exchange("GET", path, { signal: AbortSignal.timeout(ANSWER_MS) })).json();
 }
 
 /** POST JSON and read JSON. */

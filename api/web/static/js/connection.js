@@ -1,6 +1,6 @@
 /** The corner that says whether the farm answers and with which key. */
 
-import { get, key, onReachable } from "./api.js";
+import { get, key, onReachable, probe } from "./api.js";
 import { announce, el, fill, freshId } from "./dom.js";
 import { words } from "./words.js";
 
@@ -28,10 +28,10 @@ class Connection extends HTMLElement {
     }
     this.wasLost = true;
     fill(this, el("span", { class: "warning", role: "status" }, said.lost));
-    const again = () => get("/healthz").catch(() => setTimeout(again, RETRY_MS));
+    const again = async () => (await probe()) || setTimeout(again, RETRY_MS);
     setTimeout(again, RETRY_MS);
     // The browser knows at once when its network is back; that the farm answers is seen by asking.
-    addEventListener("online", () => get("/healthz").catch(() => null), { once: true });
+    addEventListener("online", probe, { once: true });
   }
 
   #idle() {

@@ -1,17 +1,19 @@
 /** The page that makes pictures: the form on one side, what becomes of it on the other. */
 
-import { get, post, put, uuid } from "./api.js";
+import { blob, get, uuid } from "./api.js";
 import { control, promptBox } from "./controls.js";
 import { announce, el, fill } from "./dom.js";
-import { FIELDS, fresh, fromParams, fromQuery, submission, TEXTS, tidied, toQuery } from "./fields.js";
-import "./job-card.js";
-import { isOlder, jobs, sending } from "./jobs.js";
+import * as draft from "./draft.js";
+import { FIELDS, fresh, fromParams, fromQuery, submission, TEXTS, tidied, toQuery, unheld } from "./fields.js";
+import { jobs } from "./jobs.js";
 import "./picture-input.js";
 import { isInfotext, params as readParams, texts } from "./png.js";
 import { presetBar } from "./presets.js";
+import { inputPaths } from "./recipes.js";
+import "./results.js";
 import { taken } from "./sent.js";
 import { ratioRow, seedRow } from "./shortcuts.js";
-import { sweepPanel } from "./sweep.js";
+import { sweepPanel, template } from "./sweep.js";
 import { tokenCounter } from "./token-meter.js";
 import { openViewer } from "./viewer.js";
 import { weightsPicker } from "./weights.js";
@@ -24,13 +26,15 @@ const MORE = ["clip_skip", "vae", "upscale", "variation_seed", "variation_streng
 const HIRES = ["hires_scale", "hires_steps", "hires_strength", "hires_upscaler"];
 const FROM_PICTURE = ["strength", "resize_mode", "mask_blur", "mask_fill", "only_masked", "padding"];
 const PNG_BYTES = 32 * 2 ** 20;
+// What stands in for upscalers of other tools.
+const OTHER_UPSCALER = "lanczos";
 
 class CreatePage extends HTMLElement {
   #controls = {};
   #samplers = [];
-  #lastSeed = undefined;
-  #stop = null;
-  #cards = new Map();
+  #turn = 0;
+  #keeping = Promise.resolve();
+  #isKept = true;
   #count = tokenCounter(
     () => Object.fromEntries([...TEXTS, "steps"].map((name) => [name, this.#controls[name].read()])),
     () => Object.fromEntries(TEXTS.map((name) => [name, this.#controls[name]])),
@@ -38,17 +42,10 @@ class CreatePage extends HTMLElement {
 
   connectedCallback() {
     if (!this.firstChild) this.#build();
-    this.#stop = jobs.watch();
-    jobs.addEventListener("job", this.#onJob);
-    jobs.addEventListener("gone", this.#onGone);
     document.addEventListener("paste", this.#onPaste);
-    for (const job of jobs.list().reverse()) this.#card(job);
   }
 
   disconnectedCallback() {
-    this.#stop?.();
-    jobs.removeEventListener("job", this.#onJob);
-    jobs.removeEventListener("gone", this.#onGone);
     document.removeEventListener("paste", this.#onPaste);
   }
 
@@ -82,27 +79,24 @@ class CreatePage extends HTMLElement {
     };
     for (const name of Object.keys(FIELDS)) this.#controls[name] = control(name, changed);
     for (const name of TEXTS) this.#controls[name] = promptBox(name, { changed, edited: this.#count });
-    this.picture = el("picture-input", { onpicture: (event) => this.#onPicture(event.detail) });
+    const pictured = { onpicture: (event) => this.#onPicture(event.detail), onkept: () => this.#keep() };
+    this.picture = el("picture-input", pictured);
     this.weights = weightsPicker({ insert: (name) => this.#insert(name), changed: () => this.#changed() });
     this.hires = this.#switch(said.hires, said.hiresHelp, HIRES);
     this.fromPicture = this.#grid(FROM_PICTURE, { hidden: true });
     this.form = this.#form();
-    this.list = el("div", { class: "cards" });
-    this.empty = el("p", { class: "hint" }, said.nothing);
-    const heading = el("h2", {}, said.jobs);
-    const results = el("section", { class: "results", "aria-label": said.jobs }, heading, this.empty, this.list);
-    fill(this, this.form, results);
+    this.results = el("farm-results");
+    fill(this, this.form, this.results);
     this.#listen();
     const query = location.hash.split("?").slice(1).join("?");
     this.values = fromQuery(query || (sessionStorage.getItem(LAST) ?? ""));
-    this.#choices();
+    this.#restore();
   }
 
   #form() {
     const changed = () => this.#changed();
-    const last = () => jobs.list()[0]?.seeds?.[0] ?? this.#lastSeed;
-    const pictures = () => this.picture.pictures();
-    const sweep = { read: () => this.values, pictures, run: (batch) => this.#sweep(batch) };
+    const last = () => jobs.list()[0]?.seeds?.[0];
+    const sweep = { read: () => this.values, run: (grid) => this.#sweep(grid) };
     return el(
       "form",
       { class: "form", noValidate: true, onsubmit: (event) => this.#submit(event) },
@@ -147,10 +141,11 @@ class CreatePage extends HTMLElement {
     });
     this.addEventListener("dragover", (event) => event.preventDefault());
     this.addEventListener("drop", (event) => this.#onDrop(event));
-    const reuse = (params) => (this.values = fromParams(params));
-    this.addEventListener("reuse", (event) => reuse(event.detail.params));
+    const reuse = (job, params) => this.#reuse(job, params);
+    this.addEventListener("reuse", ({ detail }) => reuse(detail.job, detail.params));
     const send = (file) => this.picture.offer(file);
-    this.addEventListener("open-picture", ({ detail }) => openViewer(detail, { list: shownPictures, reuse, send }));
+    const list = () => this.results.pictures();
+    this.addEventListener("open-picture", ({ detail }) => openViewer(detail, { list, reuse, send }));
   }
 
   async #choices() {
@@ -166,7 +161,43 @@ class CreatePage extends HTMLElement {
     this.#controls.vae.offer([{ value: "", label: said.own }, ...named(vaes?.weights)]);
     this.weights.offer({ loras: loras?.weights ?? [], embeddings: embeddings?.weights ?? [] });
     this.values = values;
-    await this.picture.offer(taken());
+  }
+
+  /** Show the form as this tab left it, or with what another page has sent. */
+  async #restore() {
+    const turn = this.#turn;
+    const choices = this.#choices();
+    const { file, job, params } = taken();
+    const kept = job || file ? null : await draft.restored();
+    // Size and strength stand in the address and are as they were.
+    const { values } = this;
+    if (kept && turn === this.#turn && (await this.picture.restore(kept))) this.values = values;
+    await choices;
+    if (job) await this.#reuse(job, params);
+    else await this.picture.offer(file);
+  }
+
+  /** Keep the picture and mask for the next time that the form is opened here. */
+  #keep() {
+    this.#turn += 1;
+    this.#keeping = this.#keeping.then(async () => {
+      const isKept = await draft.save(await this.picture.kept());
+      if (!isKept && this.#isKept) announce(said.notKept);
+      this.#isKept = isKept;
+    });
+  }
+
+  /** Fill the form with what made a job, pictures included, and say what of it is not to be had. */
+  async #reuse(job, params) {
+    const isLess = unheld(params).map((name) => said.unheld[name]);
+    const found = params.init_image ? await inputs(job, params) : null;
+    if (found) await this.picture.restore(found);
+    else if (this.picture.isFilled) this.picture.clear();
+    if (found && params.inpaint?.mask_invert) this.picture.invert();
+    this.values = fromParams(params);
+    if (isLess.length) announce(said.lost(isLess));
+    else announce(said.filled);
+    if (this.form.getBoundingClientRect().bottom < 0) this.form.scrollIntoView();
   }
 
   #schedules() {
@@ -239,74 +270,44 @@ class CreatePage extends HTMLElement {
     if (!params) return false;
     // Other tools name checkpoints that the farm may not have; what it serves by itself does then.
     const isServed = [...this.#controls.checkpoint.node.options].some(({ value }) => value === params.checkpoint);
-    this.values = fromParams({ ...params, checkpoint: isServed ? params.checkpoint : "" });
+    const { hires } = params;
+    const isKnown = !hires || FIELDS.hires_upscaler.options.includes(hires.upscaler);
+    const filled = isKnown ? params : { ...params, hires: { ...hires, upscaler: OTHER_UPSCALER } };
+    this.values = fromParams({ ...filled, checkpoint: isServed ? params.checkpoint : "" });
     announce(said.filled);
+    if (params.checkpoint && !isServed) announce(said.otherCheckpoint(params.checkpoint));
+    if (!isKnown) announce(said.otherUpscaler(hires.upscaler, words.options.hires_upscaler[OTHER_UPSCALER]));
+    if (params.init_image) announce(said.noInputs);
     return true;
   }
 
   async #submit(event) {
     event.preventDefault();
-    const [id, values] = [uuid(), this.values];
-    // At once, as one expects of a press; the farm may answer late, and other cards would move then for no seen reason.
-    this.#card(sending(id, submission(values)));
-    // On a narrow screen the cards lie below the form: what was asked for must not come unseen.
-    if (this.list.getBoundingClientRect().top > innerHeight) this.list.parentElement.scrollIntoView();
-    await this.#send(id, submission(values, await this.picture.pictures()));
-  }
-
-  async #send(id, body) {
-    try {
-      const job = await put(`/v1/jobs/${id}`, body);
-      this.#lastSeed = job.params.seed;
-      jobs.take(job);
-    } catch (error) {
-      announce(error.message, { error: true });
-      this.#forget(id);
-    }
-    jobs.refresh();
+    const { values } = this;
+    const body = async () => submission(values, await this.picture.pictures());
+    await this.results.submit({ id: uuid(), kind: "job", about: submission(values), body });
   }
 
   /** All cells together, or none. */
-  async #sweep(batch) {
-    try {
-      await post("/v1/batches", { name: said.sweepTitle, ...batch }, once());
-    } catch (error) {
-      announce(error.message, { error: true });
-    }
-    jobs.refresh();
-  }
-
-  #onJob = (event) => this.#card(event.detail);
-
-  #onGone = (event) => this.#forget(event.detail);
-
-  #forget(id) {
-    this.#cards.get(id)?.remove();
-    this.#cards.delete(id);
-    this.empty.hidden = this.#cards.size > 0;
-  }
-
-  #card(job) {
-    let card = this.#cards.get(job.id);
-    if (!card) {
-      card = el("job-card", { dataset: { job: job.id } });
-      this.#cards.set(job.id, card);
-      const older = [...this.list.children].find((other) => isOlder(other.job, job));
-      this.list.insertBefore(card, older ?? null);
-    }
-    card.job = job;
-    this.empty.hidden = true;
+  async #sweep({ values, grid }) {
+    const sweep = Object.entries(grid).map(([parameter, list]) => ({ parameter, values: list }));
+    const total = sweep.reduce((count, axis) => count * axis.values.length, 1);
+    const [name, shape] = [said.sweepTitle, { width: values.width, height: values.height }];
+    const body = async () => ({ name, template: template(values, grid, await this.picture.pictures()), grid });
+    await this.results.submit({ id: uuid(), kind: "batch", about: { name, sweep, total, shape }, body });
   }
 }
 
-/** A key of its own makes a submission that is repeated one. */
-function once() {
-  return { headers: { "Idempotency-Key": uuid() } };
-}
-
-function shownPictures() {
-  const done = jobs.list().filter((job) => job.state === "succeeded");
-  return done.flatMap((job) => job.images.map((image) => ({ job, image })));
+/** The pictures that a job started from; null, with the reason said, where they are not to be had. */
+async function inputs(job, params) {
+  const named = inputPaths(params, job.id);
+  try {
+    const [file, mask] = await Promise.all(Object.values(named).map((path) => blob(path)));
+    return { file, mask, named };
+  } catch (error) {
+    announce(said.inputsLost(error.message), { error: true });
+    return null;
+  }
 }
 
 customElements.define("create-page", CreatePage);

@@ -17,6 +17,12 @@ export function el(tag, props = {}, ...children) {
   return made;
 }
 
+/** A button that acts; why it could not is announced. */
+export function acting(label, act, props = {}) {
+  const press = () => act().catch((error) => announce(error.message, { error: true }));
+  return el("button", { type: "button", class: "plain", onclick: press, ...props }, label);
+}
+
 /** Replace what an element holds. */
 export function fill(parent, ...children) {
   parent.replaceChildren(...present(children));

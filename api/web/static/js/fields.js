@@ -1,6 +1,7 @@
 /** The settings of a picture: their kinds, ranges and starting values, and how they become a submission. Pure. */
 
 import { limits } from "./limits.js";
+import { untagged } from "./prompts.js";
 
 const { Submission, VariationChoice, HiresChoice, InpaintChoice } = limits;
 
@@ -42,6 +43,26 @@ export const FIELDS = {
   only_masked: { kind: "flag", start: InpaintChoice.only_masked.default },
   padding: number(InpaintChoice.padding, 4),
 };
+
+const SEEDS = Submission.seed.maximum + 1;
+
+// Fields that the farm takes inside of others.
+const INSIDE = {
+  variation: ["variation_seed", "variation_strength"],
+  hires: ["hires_scale", "hires_steps", "hires_strength", "hires_upscaler"],
+  inpaint: ["mask_blur", "mask_fill", "only_masked", "padding"],
+};
+const PATHS = Object.fromEntries(
+  Object.entries(INSIDE).flatMap(([outer, names]) =>
+    names.map((name) => [name, `${outer}.${name.replace(`${outer}_`, "")}`]),
+  ),
+);
+
+/** What the farm calls a field of the form, with dots where it lies inside another: `hires.scale`. */
+export const pathOf = (name) => PATHS[name] ?? name;
+
+/** The field of the form that the farm calls so; the path itself for what no form has. */
+export const fieldOf = (path) => Object.keys(PATHS).find((name) => PATHS[name] === path) ?? path;
 
 export const TEXTS = ["prompt", "negative_prompt"];
 export const FLAGS = ["hires"];
@@ -122,20 +143,43 @@ export function fromParams(params) {
   for (const name of [...TEXTS, ...Object.keys(FIELDS)]) {
     if (params[name] !== undefined && params[name] !== null) values[name] = params[name];
   }
-  values.loras = (params.loras ?? []).map(({ name, weight }) => ({ name, weight }));
+  if (params.loras) {
+    // The tags of the prompt are among them, and would count once more.
+    values.prompt = untagged(values.prompt);
+    values.loras = params.loras.map(({ name, weight }) => ({ name, weight }));
+  }
   if (params.variation) {
     values.variation_seed = params.variation.seed;
     values.variation_strength = params.variation.strength;
   }
   if (params.hires) {
     values.hires = true;
-    values.hires_scale = Math.round((100 * params.hires.width) / params.width) / 100;
+    // Up, for the farm rounds the sides that come of it down.
+    values.hires_scale = Math.ceil((1e4 * params.hires.width) / params.width - 1e-6) / 1e4;
     values.hires_steps = params.hires.steps;
     values.hires_strength = params.hires.strength;
     values.hires_upscaler = params.hires.upscaler;
   }
-  if (params.inpaint) Object.assign(values, pick(params.inpaint, ["mask_blur", "mask_fill", "only_masked", "padding"]));
+  if (params.inpaint) Object.assign(values, pick(params.inpaint, INSIDE.inpaint));
   return values;
+}
+
+const OF_BOTH_PASSES = ["prompt", "negative_prompt", "guidance_scale", "sampler", "schedule"];
+
+/** What of a job's parameters no form can hold, by the names that `words.create.unheld` has for it. */
+export function unheld({ hires, loras = [], ...params }) {
+  const own = OF_BOTH_PASSES.filter((name) => ![undefined, params[name]].includes(hires?.[name]));
+  const isUneven = hires && hires.width * params.height !== hires.height * params.width;
+  const isParted = loras.some((lora) => ![undefined, lora.weight].includes(lora.text_encoder_weight));
+  return [...own.map((name) => `hires_${name}`), ...(isUneven ? ["hires_size"] : []), ...(isParted ? ["loras"] : [])];
+}
+
+/** The parameters of one picture of a job alone. */
+export function alone(params, { index, seed }) {
+  const { variation } = params;
+  // Pictures of one job differ by the variation seed where there is one.
+  const varied = variation && { ...variation, seed: (variation.seed + index) % SEEDS };
+  return { ...params, seed, num_images: 1, variation: varied };
 }
 
 function pick(from, names) {

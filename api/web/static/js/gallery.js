@@ -2,10 +2,9 @@
 
 import { blob, get, remove } from "./api.js";
 import { announce, download, el, fill, freshId } from "./dom.js";
-import { fromParams, toQuery } from "./fields.js";
 import { limits } from "./limits.js";
 import { Picture } from "./picture.js";
-import { send } from "./sent.js";
+import { reuse, send } from "./sent.js";
 import { openViewer } from "./viewer.js";
 import { words } from "./words.js";
 import { zip } from "./zip.js";
@@ -13,8 +12,8 @@ import { zip } from "./zip.js";
 const PAGE = 100;
 const AHEAD = "600px";
 const RESTED_MS = 300;
-// The farm knows no job that is still being sent to it.
-const STATES = Object.keys(words.job.states).filter((state) => state !== "sending");
+// The farm knows no job that has not arrived.
+const STATES = Object.keys(words.job.states).filter((state) => state !== "sending" && state !== "waiting");
 const said = words.gallery;
 
 class GalleryPage extends HTMLElement {
@@ -135,7 +134,7 @@ class GalleryPage extends HTMLElement {
   #open(entry) {
     openViewer(entry, {
       list: () => this.#shown,
-      reuse: (params) => (location.hash = `#create?${toQuery(fromParams(params))}`),
+      reuse,
       send,
       removed: (id) => this.#drop(id),
     });

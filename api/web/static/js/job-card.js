@@ -1,7 +1,7 @@
 /** One job: its picture as it takes shape, how far it is, why it waits, and what can be done with it. */
 
 import { blob, post, remove } from "./api.js";
-import { announce, el, fill } from "./dom.js";
+import { acting, el, fill } from "./dom.js";
 import { ACTIVE, jobs } from "./jobs.js";
 import { Picture } from "./picture.js";
 import { words } from "./words.js";
@@ -57,7 +57,7 @@ export class JobCard extends HTMLElement {
     this.#parts.bar.setAttribute("aria-label", said.steps(done, total));
     const line = status(job);
     if (this.#parts.state.textContent !== line) this.#parts.state.textContent = line;
-    if (was?.state === job.state) return;
+    if (was?.state === job.state && was?.entry?.refusal === job.entry?.refusal) return;
     fill(this.#parts.actions, this.#actions());
     if (job.state === "succeeded") fill(this.#parts.frame, job.images.map((image) => this.#picture(image)));
     else if (job.state === "running") this.#preview();
@@ -95,16 +95,17 @@ export class JobCard extends HTMLElement {
 
   #actions() {
     const { id, state } = this.#job;
-    const reuse = async () => this.#tell("reuse", { params: this.#job.params });
+    const reuse = async () => this.#tell("reuse", { job: this.#job, params: this.#job.params });
     const cancel = async () => jobs.take(await post(`/v1/jobs/${id}/cancel`));
     const retry = async () => jobs.take(await post(`/v1/jobs/${id}/retry`));
     const drop = async () => {
       await remove(`/v1/jobs/${id}`);
       this.remove();
     };
-    if (isUnderWay(this.#job)) return [button(said.cancel, cancel, { disabled: !ACTIVE.has(state) })];
-    if (state === "succeeded") return [button(said.reuse, reuse)];
-    return [button(said.retry, retry), button(said.reuse, reuse), button(words.viewer.remove, drop)];
+    if (state === "waiting") return ofWaiting(this, state, this.#job.entry);
+    if (isUnderWay(this.#job)) return [acting(said.cancel, cancel, { disabled: !ACTIVE.has(state) })];
+    if (state === "succeeded") return [acting(said.reuse, reuse)];
+    return [acting(said.retry, retry), acting(said.reuse, reuse), acting(words.viewer.remove, drop)];
   }
 
   #tell(name, detail) {
@@ -116,9 +117,11 @@ function isUnderWay({ state }) {
   return state === "sending" || ACTIVE.has(state);
 }
 
-function button(label, act, props = {}) {
-  const press = () => act().catch((error) => announce(error.message, { error: true }));
-  return el("button", { type: "button", class: "plain", onclick: press, ...props }, label);
+/** What can be done with a submission that waits to be sent. */
+export function ofWaiting(element, state, { id, refusal }) {
+  const tell = (name) => async () => element.dispatchEvent(new CustomEvent(name, { bubbles: true, detail: id }));
+  if (state === "sending") return [];
+  return [refusal && acting(words.outbox.again, tell("send-again")), acting(words.outbox.discard, tell("discard"))];
 }
 
 /** What a job's card says of it. */
@@ -130,7 +133,7 @@ export function status(job) {
   if (job.state === "running") parts.push(said.steps(done, total));
   if (ACTIVE.has(job.state) && outlook.finish_s) parts.push(said.doneIn(said.seconds(outlook.finish_s)));
   if (ACTIVE.has(job.state) && job.attempt > 1) parts.push(said.attempt(job.attempt, job.max_attempts));
-  if (job.error && job.state === "failed") parts.push(job.error.message);
+  if (job.error && ["failed", "waiting"].includes(job.state)) parts.push(job.error.message);
   if (job.state === "succeeded" && job.timings.render_s) parts.push(said.seconds(job.timings.render_s));
   return parts.join(" · ");
 }

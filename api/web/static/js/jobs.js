@@ -1,13 +1,16 @@
 /** The newest jobs, kept true: listed every second while something moves, followed by events where one is on screen.
 
-Every tab asks the farm itself, so a reload and a second tab show the same.
+Every tab asks the farm itself, so a reload and a second tab show the same. All jobs of a batch count as one.
 */
 
-import { get, stream } from "./api.js";
+import { get, key, stream } from "./api.js";
 
 const QUICK_MS = 1000;
 const CALM_MS = 5000;
 const LISTED = 40;
+// What is looked through for so many, once: a batch may be of a thousand jobs.
+const FURTHER = 200;
+const PAGES = 6;
 // Streams hold connections, of which a browser has six for one host.
 const STREAMS = 2;
 // When a job that is being sent was made: after every time there is.
@@ -32,11 +35,13 @@ class Jobs extends EventTarget {
   #streams = new Map();
   #timer = null;
   #watchers = 0;
+  #isFilled = false;
 
   constructor() {
     super();
     // Whoever comes back to the tab sees how it is now.
     document.addEventListener("visibilitychange", () => document.hidden || this.refresh());
+    addEventListener("farm:key-changed", () => this.#clear());
   }
 
   /** Newest first. */
@@ -87,21 +92,54 @@ class Jobs extends EventTarget {
 
   async #list() {
     // What is submitted while the farm writes its list is not on it.
-    const known = [...this.#jobs.keys()];
-    const { jobs } = await get(`/v1/jobs?limit=${LISTED}`);
-    const listed = new Set(jobs.map((job) => job.id));
-    jobs.forEach((job) => this.take(job));
-    for (const id of known) {
-      // Not listed: deleted elsewhere, or older than what is listed and out of sight.
-      if (!listed.has(id)) {
-        this.#jobs.delete(id);
-        this.dispatchEvent(new CustomEvent("gone", { detail: id }));
-      }
+    const [known, asked] = [[...this.#jobs.values()], key.get()];
+    const page = await get(`/v1/jobs?limit=${LISTED}`);
+    if (asked !== key.get()) return;
+    page.jobs.forEach((job) => this.take(job));
+    if (!this.#isFilled) await this.#further(page.next_cursor);
+    const listed = new Set(page.jobs.map((job) => job.id));
+    const last = page.next_cursor && page.jobs.at(-1);
+    for (const job of known) {
+      // Not listed though younger than others that are: deleted elsewhere.
+      if (!listed.has(job.id) && !(last && isOlder(job, last))) this.#drop(job.id);
     }
+    this.#trim();
+    this.dispatchEvent(new CustomEvent("listed"));
+  }
+
+  /** Look further back where batches fill the list. */
+  async #further(cursor) {
+    for (let page = 1; cursor && page < PAGES && this.#entries().size < LISTED; page += 1) {
+      const found = await get(`/v1/jobs?limit=${FURTHER}&cursor=${cursor}`);
+      found.jobs.forEach((job) => this.take(job));
+      cursor = found.next_cursor;
+    }
+    this.#isFilled = true;
+  }
+
+  /** Jobs by what they are shown in: their batch, or themselves. */
+  #entries() {
+    return Map.groupBy(this.list(), (job) => job.batch_id ?? job.id);
+  }
+
+  #trim() {
+    for (const jobs of [...this.#entries().values()].slice(LISTED)) jobs.forEach((job) => this.#drop(job.id));
+  }
+
+  /** What one key sees is not another's. */
+  #clear() {
+    this.#isFilled = false;
+    for (const id of [...this.#jobs.keys()]) this.#drop(id);
+  }
+
+  #drop(id) {
+    this.#jobs.delete(id);
+    this.dispatchEvent(new CustomEvent("gone", { detail: id }));
   }
 
   async #outlooks() {
-    const active = this.list().filter((job) => ACTIVE.has(job.state));
+    // A cell of a sweep has no room for it.
+    const active = this.list().filter((job) => ACTIVE.has(job.state) && !job.batch_id);
     await Promise.all(active.slice(-4).map(async (job) => this.take(await get(`/v1/jobs/${job.id}`))));
   }
 

@@ -1,7 +1,7 @@
 /** The console: which page is shown, and what all pages share. */
 
 import "./connection.js";
-import { el, fill } from "./dom.js";
+import { announce, el, fill } from "./dom.js";
 import { words } from "./words.js";
 
 const PAGES = {
@@ -20,14 +20,22 @@ function address() {
   return { name: PAGES[name] ? name : "create", query };
 }
 
-async function show() {
-  const { name, query } = address();
+function mark(name) {
   for (const link of nav.children) {
     if (link.dataset.page === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const { page } = await PAGES[name]();
+}
+
+async function show() {
+  const { name, query } = address();
+  mark(name);
+  const { page } = await PAGES[name]().catch(() => ({}));
   if (address().name !== name) return;
+  if (!page) {
+    stay();
+    return;
+  }
   if (shown?.name === name) {
     shown.element.revisit?.(query);
     return;
@@ -35,6 +43,14 @@ async function show() {
   shown = { name, element: page(query) };
   document.title = words.title(words.pages[name]);
   fill(main, shown.element);
+}
+
+/** The farm is away, and with it the page's script: what is shown stays. */
+function stay() {
+  announce(words.errors.unreachable, { error: true });
+  if (!shown) return;
+  history.replaceState(null, "", `#${shown.name}`);
+  mark(shown.name);
 }
 
 fill(

@@ -1,17 +1,23 @@
-/** A picture to start from, and the mask painted over it. Nothing leaves the browser before a job is submitted. */
+/** A picture to start from, and the mask painted over it. Nothing leaves the browser before a job is submitted.
+
+Tells of a picture that came or went (`picture`, with its size) and of each change that a reload must not undo (`kept`).
+*/
 
 import { announce, el, fill, freshId } from "./dom.js";
 import { limits } from "./limits.js";
 import { words } from "./words.js";
 
 // Half a body: in base64 a picture takes a third more, and its mask needs room beside it.
-const MAX_MB = limits.body.bytes / 2 / 2 ** 20;
+const MAX_BYTES = limits.body.bytes / 2;
 const said = words.create;
 
 export class PictureInput extends HTMLElement {
   #bitmap = null;
   #file = null;
   #paint = null;
+  // The mask as it came with the picture, until somebody paints; where the farm has both, for what is too big to send.
+  #mask = null;
+  #named = null;
   #erasing = false;
   #size = 40;
   #last = null;
@@ -34,41 +40,72 @@ export class PictureInput extends HTMLElement {
   /** Take a file as the picture to start from; say why not. Returns whether it was taken. */
   async offer(file) {
     if (!file) return false;
-    if (file.size > MAX_MB * 2 ** 20) {
-      announce(said.tooBig(Number(MAX_MB.toPrecision(2))), { error: true });
+    if (file.size > MAX_BYTES) {
+      announce(said.tooBig(Number((MAX_BYTES / 2 ** 20).toPrecision(2))), { error: true });
       return false;
     }
-    const bitmap = await createImageBitmap(file).catch(() => null);
+    return this.restore({ file });
+  }
+
+  /** Show a picture with its mask: { file, mask, named }, as `kept` gave them or a job names them. Says why not. */
+  async restore({ file, mask = null, named = null }) {
+    const [bitmap, over] = await Promise.all([decoded(file), mask && decoded(mask)]);
     if (!bitmap) {
       announce(said.notAPicture, { error: true });
       return false;
     }
     this.#bitmap = bitmap;
     this.#file = file;
+    this.#named = named;
     this.#show();
+    if (over) this.#cover(over);
+    this.#mask = over && mask;
     this.#tell();
     return true;
   }
 
   clear() {
-    this.#bitmap = null;
-    this.#file = null;
-    this.#paint = null;
+    this.#bitmap = this.#file = this.#paint = this.#mask = this.#named = null;
     this.#empty();
     this.#tell();
   }
 
-  /** The picture and mask in base64 as the API takes them: {} without a picture, no mask where nothing was painted. */
+  /** The picture and mask as the API takes them: {} without a picture, no mask where nothing was painted. */
   async pictures() {
     if (!this.#file) return {};
-    const init = await base64(this.#file);
-    if (!this.#isPainted()) return { init };
-    return { init, mask: await base64(await this.#mask()) };
+    const isTooBig = this.#file.size > MAX_BYTES;
+    const init = isTooBig ? this.#named.init_image : await base64(this.#file);
+    const mask = await this.#painted();
+    return mask ? { init, mask: await base64(mask) } : { init };
+  }
+
+  /** The same as files, to be restored; null without a picture. */
+  async kept() {
+    return this.#file && { file: this.#file, mask: await this.#painted(), named: this.#named };
+  }
+
+  /** Paint what is not painted, and nothing else. */
+  invert() {
+    const pen = this.#paint.getContext("2d");
+    pen.globalCompositeOperation = "xor";
+    pen.fillStyle = "#fff";
+    pen.fillRect(0, 0, this.#paint.width, this.#paint.height);
+    this.#isRepainted();
   }
 
   #tell() {
     const size = this.#bitmap && { width: this.#bitmap.width, height: this.#bitmap.height };
     this.dispatchEvent(new CustomEvent("picture", { bubbles: true, detail: size }));
+    this.#tellKept();
+  }
+
+  #tellKept() {
+    this.dispatchEvent(new CustomEvent("kept", { bubbles: true }));
+  }
+
+  #isRepainted() {
+    this.#mask = null;
+    this.#tellKept();
   }
 
   #empty() {
@@ -112,7 +149,7 @@ export class PictureInput extends HTMLElement {
       el("label", { htmlFor: id }, said.brush),
       el("input", { id, type: "range", min: 4, max: Math.round(longest / 2), value: this.#size, oninput: resized }),
       erase,
-      el("button", { type: "button", class: "plain", onclick: () => this.#invert() }, said.invertMask),
+      el("button", { type: "button", class: "plain", onclick: () => this.invert() }, said.invertMask),
       el("button", { type: "button", class: "plain", onclick: () => this.#clearMask() }, said.clearMask),
       el("button", { type: "button", class: "plain", onclick: () => this.clear() }, said.removeImage),
     );
@@ -122,9 +159,11 @@ export class PictureInput extends HTMLElement {
     if (event.type === "pointerdown") this.#paint.setPointerCapture(event.pointerId);
     const isDown = event.type === "pointerdown" || (event.type === "pointermove" && event.buttons);
     if (!isDown) {
+      if (this.#last) this.#isRepainted();
       this.#last = null;
       return;
     }
+    this.#mask = null;
     const box = this.#paint.getBoundingClientRect();
     const at = [
       ((event.clientX - box.left) * this.#paint.width) / box.width,
@@ -144,13 +183,20 @@ export class PictureInput extends HTMLElement {
 
   #clearMask() {
     this.#paint.getContext("2d").clearRect(0, 0, this.#paint.width, this.#paint.height);
+    this.#isRepainted();
   }
 
-  #invert() {
+  /** Paint as a mask says: white is painted, black is not. */
+  #cover(mask) {
+    const { width, height } = this.#paint;
     const pen = this.#paint.getContext("2d");
-    pen.globalCompositeOperation = "xor";
-    pen.fillStyle = "#fff";
-    pen.fillRect(0, 0, this.#paint.width, this.#paint.height);
+    pen.drawImage(mask, 0, 0, width, height);
+    const image = pen.getImageData(0, 0, width, height);
+    for (let at = 0; at < image.data.length; at += 4) {
+      image.data[at + 3] = image.data[at];
+      image.data.fill(255, at, at + 3);
+    }
+    pen.putImageData(image, 0, 0);
   }
 
   #isPainted() {
@@ -160,7 +206,9 @@ export class PictureInput extends HTMLElement {
     return false;
   }
 
-  #mask() {
+  /** The mask as a file, white where it is painted; null for none. */
+  async #painted() {
+    if (this.#mask || !this.#isPainted()) return this.#mask;
     const { width, height } = this.#paint;
     const mask = el("canvas", { width, height });
     const pen = mask.getContext("2d");
@@ -168,6 +216,10 @@ export class PictureInput extends HTMLElement {
     pen.drawImage(this.#paint, 0, 0);
     return new Promise((done) => mask.toBlob(done, "image/png"));
   }
+}
+
+function decoded(file) {
+  return createImageBitmap(file).catch(() => null);
 }
 
 async function base64(blob) {

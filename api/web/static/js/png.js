@@ -1,5 +1,6 @@
 /** The text inside a PNG: the farm's own JSON, or A1111's parameters. Pure, over bytes. */
 
+import { alone } from "./fields.js";
 import { words } from "./words.js";
 
 const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
@@ -36,7 +37,7 @@ export function params(found, samplers) {
   if (found?.farm) {
     try {
       const own = JSON.parse(found.farm);
-      return { ...own, seed: own.image_seed ?? own.seed, num_images: 1, init_image: null };
+      return alone(own, { index: own.image ?? 0, seed: own.image_seed ?? own.seed });
     } catch {
       // Not ours after all; A1111's text may still be there.
     }

@@ -3,6 +3,7 @@
 import { limits } from "./limits.js";
 
 const STEP = 0.1;
+const LORA_TAGS = new Set(["lora", "lyco"]);
 export const CHUNK = limits.TokenCounts.chunk_tokens.default;
 
 /** Raise (+1) or lower (-1) the weight of the selection, or of the word at the cursor. */
@@ -45,6 +46,11 @@ export function chunks(prompt) {
     found.push(count);
   }
   return found;
+}
+
+/** A prompt without its `<lora:…>` tags: what is left is what the farm reads, once it has taken the LoRAs. */
+export function untagged(prompt) {
+  return prompt.replace(/<([\p{L}\p{N}_]+):(?!>)[^>]*>/gu, (tag, kind) => (LORA_TAGS.has(kind) ? "" : tag));
 }
 
 function tokens(word) {

@@ -1,11 +1,12 @@
 /** One picture large, with everything that made it. */
 
-import { FARM, blob, post, remove } from "./api.js";
-import { announce, download, el, fill } from "./dom.js";
-import { jobs } from "./jobs.js";
+import { FARM, blob, remove } from "./api.js";
+import { acting, announce, download, el, fill } from "./dom.js";
+import { alone } from "./fields.js";
+import { outbox } from "./outbox.js";
 import { Picture } from "./picture.js";
 import { texts } from "./png.js";
-import { asCurl, asPython, body } from "./recipes.js";
+import { asCurl, asPython, body, inputPaths } from "./recipes.js";
 import { words } from "./words.js";
 
 const said = words.viewer;
@@ -32,14 +33,16 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
   };
   const copy = (label, make) =>
     button(label, async () => {
-      await navigator.clipboard.writeText(await make(shown.job.params, shown.image.seed, FARM));
+      await navigator.clipboard.writeText(await make(params(), shown.job.id, FARM));
       announce(said.copied);
     });
+  // Of the one picture that is shown.
+  const params = () => alone(shown.job.params, shown.image);
   const again = (changes) => async () => {
-    jobs.take(await post("/v1/jobs", { ...body(shown.job.params, shown.image.seed), ...changes() }));
-    jobs.refresh();
-    announce(said.submitted);
     close();
+    const wanted = { ...body(params(), shown.job.id), ...changes() };
+    const hasArrived = await outbox.submit({ kind: "job", about: { ...params(), ...wanted }, body: wanted });
+    if (hasArrived) announce(said.submitted);
   };
   const reused = (then) => async () => {
     close();
@@ -48,24 +51,22 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
   const bytes = () => blob(`${shown.image.url}?inline=true`);
   // What the PNG itself carries: every tool reads it, and so does this form.
   const asText = async () => texts(await (await bytes()).arrayBuffer()).parameters;
-  // A picture that a job started from cannot be named again, and without it another one would come of it.
-  const isWhole = () => !shown.job.params.init_image;
   const actions = () =>
     el(
       "div",
       { class: "actions" },
       button(said.download, async () => download(await bytes(), `${shown.job.id}-${shown.image.index}.png`)),
-      button(said.reuse, reused(async () => reuse({ ...shown.job.params, seed: shown.image.seed }))),
-      isWhole() && button(said.vary, again(() => ({ variation: { seed: drawn(), strength: 0.15 } }))),
-      isWhole() && button(said.upscale, again(() => ({ upscale: 2 }))),
+      button(said.reuse, reused(async () => reuse(shown.job, params()))),
+      button(said.vary, again(() => ({ variation: { seed: drawn(), strength: 0.15 } }))),
+      button(said.upscale, again(() => ({ upscale: 2 }))),
       button(said.send, async () => {
         const picture = await bytes();
         close();
         await send(new File([picture], "picture.png", { type: "image/png" }));
       }),
       copy(said.copyText, asText),
-      isWhole() && copy(said.copyCurl, asCurl),
-      isWhole() && copy(said.copyPython, asPython),
+      copy(said.copyCurl, asCurl),
+      copy(said.copyPython, asPython),
       dangerous(said.remove, async () => {
         if (!confirm(words.gallery.removeSure(1))) return;
         await remove(`/v1/jobs/${shown.job.id}`);
@@ -73,7 +74,7 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
         close();
       }),
     );
-  const facts = () => el("dl", {}, told(shown).map(([name, value]) => fact(label(name), value)));
+  const facts = () => el("dl", {}, told(shown).map(([name, value]) => fact(label(name), value)), inputs(shown.job));
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
@@ -94,8 +95,7 @@ export function openViewer(shown, { list, reuse, send, removed = () => {} }) {
 }
 
 function button(name, act) {
-  const press = () => act().catch((error) => announce(error.message, { error: true }));
-  return el("button", { type: "button", onclick: press }, name);
+  return acting(name, act, { class: "" });
 }
 
 function drawn() {
@@ -110,12 +110,22 @@ function dangerous(name, act) {
 
 /** What is worth saying of a picture besides its prompt. */
 function told({ job, image }) {
-  const all = { ...job.params, seed: image.seed, job: job.id, worker: job.worker };
+  const { init_image: init, mask_image: mask, ...params } = job.params;
+  const all = { ...params, seed: image.seed, job: job.id, worker: job.worker };
   const isSaid = (value) => value !== null && value !== undefined && value !== "" && value.length !== 0;
   // What leaves the picture as it is goes without saying.
   const fitted = job.params.init_image ? {} : { resize_mode: "stretch" };
   const idle = { clip_skip: 1, upscale: 1, num_images: 1, ...fitted };
   return Object.entries(all).filter(([name, value]) => name !== "prompt" && isSaid(value) && idle[name] !== value);
+}
+
+/** The pictures that a job started from. */
+function inputs({ id, params }) {
+  const shape = { width: params.width, height: params.height };
+  return Object.entries(inputPaths(params, id)).map(([name, path]) => {
+    const picture = new Picture(path, label(name), shape);
+    return el("div", {}, el("dt", {}, label(name)), el("dd", { class: "input" }, picture));
+  });
 }
 
 function fact(name, value) {

@@ -1,0 +1,31 @@
+/** The picture and mask of this tab's form, kept until the form lets them go. Their settings stand in the address. */
+
+import { uuid } from "./api.js";
+import * as store from "./store.js";
+
+const TAB = "farm.tab";
+// Tabs that were closed with a picture in their form never come back for it.
+const LEFT_MS = 7 * 24 * 3600 * 1000;
+
+function tab() {
+  const known = sessionStorage.getItem(TAB);
+  if (known) return known;
+  const id = uuid();
+  sessionStorage.setItem(TAB, id);
+  return id;
+}
+
+/** Keep what the form starts from, null for nothing. Returns whether it outlives a reload. */
+export async function save(pictures) {
+  if (pictures) return store.put("pictures", { id: tab(), at: Date.now(), ...pictures });
+  await store.drop("pictures", tab());
+  return true;
+}
+
+/** What the form of this tab started from when it was last here; undefined for nothing. */
+export async function restored() {
+  for (const { id, at } of await store.all("pictures")) {
+    if (Date.now() - at > LEFT_MS) await store.drop("pictures", id);
+  }
+  return store.get("pictures", tab());
+}
