@@ -43,7 +43,7 @@ addEventListener("offline", () => tellReachable(false));
 
 /** Ask the farm whether it is there: nothing else says so, for what a browser has kept comes without it. */
 export async function probe() {
-  const asked = fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(PROBE_MS) });
+  const asked = fetch(address("/healthz"), { cache: "no-store", signal: AbortSignal.timeout(PROBE_MS) });
   if ((await asked.catch(() => null))?.ok) tellReachable(true);
   return reachable;
 }
