@@ -363,7 +363,7 @@ class DatabaseUnfit(FarmError):
     """The database cannot serve the farm."""
 
     code = "database_unfit"
-    fix = "name another database in FARM_DATABASE_URL, or change this one as said"
+    fix = "change it as said, or name another one in FARM_DATABASE_URL"
 
 
 class NoBucket(FarmError):

@@ -10,7 +10,7 @@ import math
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import OperationalError
+from psycopg import OperationalError, ProgrammingError
 from psycopg.abc import PQGen
 from psycopg.errors import ConnectionTimeout
 
@@ -48,6 +48,8 @@ class BoundedConnection(psycopg.Connection[Any]):
 def connected(*arguments: Any, **parameters: Any) -> BoundedConnection:
     """Connect to a database that the farm can use. Raises `DatabaseUnfit`, `Silent` or psycopg's errors."""
     allowed_s = left_s()
+    # From URLs for other programs; as text it means nothing to psycopg, and what is prepared is decided below.
+    parameters.pop("prepare_threshold", None)
     if not math.isinf(allowed_s):
         parameters["connect_timeout"] = max(_LEAST_CONNECT_S, math.ceil(allowed_s))
     try:
@@ -55,6 +57,8 @@ def connected(*arguments: Any, **parameters: Any) -> BoundedConnection:
         connection = BoundedConnection.connect(*arguments, autocommit=True, **{**KEEPALIVE, **parameters})
     except ConnectionTimeout as error:
         raise Silent("the server does not answer") from error
+    except ProgrammingError as error:
+        raise DatabaseUnfit(f"FARM_DATABASE_URL cannot be understood: {error}") from error
     try:
         _examine(connection)
     except BaseException:

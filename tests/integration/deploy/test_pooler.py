@@ -79,3 +79,19 @@ def test_a_pooler_without_transactions_is_refused(settings: Settings, tmp_path: 
         pytest.raises(DatabaseUnfit, match="pool_mode=transaction"),
     ):
         db.ping()
+
+
+def test_an_option_of_other_programs_is_refused_by_name(settings: Settings) -> None:
+    wrong = _with(settings, "pgbouncer=true")
+    with closing(Database(wrong)) as db, pytest.raises(DatabaseUnfit, match=r'FARM_DATABASE_URL .*"pgbouncer"'):
+        db.ping()
+
+
+def test_what_a_url_wants_prepared_is_decided_by_the_farm(settings: Settings) -> None:
+    with closing(Database(_with(settings, "prepare_threshold=0"))) as db:
+        db.ping()
+
+
+def _with(settings: Settings, option: str) -> Settings:
+    url = f"{settings.database_url.get_secret_value()}?{option}"
+    return settings.model_copy(update={"database_url": SecretStr(url)})
