@@ -38,7 +38,9 @@ class JobEvent:
 
 
 def publish(redis: Redis, *events: JobEvent) -> None:
-    """Publish events in one message. When Redis does not answer they are lost and logged; nothing is raised."""
+    """Publish events in one message, none in none. When Redis does not answer they are lost and logged; nothing is raised."""
+    if not events:
+        return
     try:
         redis.publish(CHANNEL, json.dumps([asdict(event) for event in events], default=str))
     except RedisError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import starmap
 from typing import TypeVar
 from uuid import UUID
 
@@ -33,7 +34,7 @@ def rescue_lost_jobs(db: Database, redis: Redis, *, lease_s: float) -> list[JobS
         rescued = rescue.rescue_lost(session, lease_s=lease_s)
     for job_id, state in rescued:
         log.warning("job.rescued", job_id=str(job_id), state=state)
-        events.publish(redis, events.JobEvent(job_id, state))
+    events.publish(redis, *starmap(events.JobEvent, rescued))
     return [state for _, state in rescued]
 
 
@@ -68,7 +69,7 @@ def end_overdue_jobs(db: Database, redis: Redis) -> list[JobState]:
         ended += [(job_id, JobState.EXPIRED) for job_id in rescue.expire(session)]
     for job_id, state in ended:
         log.info("job.time_is_up", job_id=str(job_id), state=state)
-        events.publish(redis, events.JobEvent(job_id, state))
+    events.publish(redis, *starmap(events.JobEvent, ended))
     return [state for _, state in ended]
 
 

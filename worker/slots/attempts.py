@@ -6,7 +6,7 @@ are claimable again.
 
 import time
 from collections.abc import Callable
-from itertools import count
+from itertools import count, starmap
 from typing import TypeVar
 
 import structlog
@@ -53,7 +53,7 @@ class Attempts:
             moved = rescue.take_over(session, self.worker_id)
         for job_id, state in moved:
             log.warning("job.taken_over", job_id=str(job_id), state=state)
-            events.publish(self._redis, events.JobEvent(job_id, state))
+        events.publish(self._redis, *starmap(events.JobEvent, moved))
         self.ring(len(moved))
 
     def claim(self) -> Claim | None:
