@@ -18,6 +18,7 @@ from shared.infra.db import Database
 from shared.jobs import lifecycle
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
+from tests.chaos import sketch
 from tests.support import parts, redis_servers
 from tests.support.factories import BODY, DEMO
 from tests.support.jobs import submit
@@ -121,16 +122,24 @@ def test_a_replica_is_no_place_for_doorbells(own: Redis, own_url: str, monkeypat
 
 
 def test_work_goes_on_without_redis(db: Database, tmp_path: Path) -> None:
-    """A job of a lost worker is put back by a courier that nobody asks, and found by a worker that nobody rings for."""
+    """A courier that nobody asks puts a lost job back, a worker that nobody rings for finds it; both end when they are told."""
     lost = submit(db)
     with db.transaction() as session:
         assert lifecycle.claim_next(session, DEMO, "lost@here", lease_s=0)
-    away = {"FARM_REDIS_URL": NOWHERE, "PYTHONPATH": f"{tmp_path}:{parts.ROOT}"}
+    away = {
+        "FARM_REDIS_URL": NOWHERE,
+        "FARM_DRAIN_SECONDS": "0",
+        "PYTHONPATH": f"{tmp_path}:{parts.ROOT}",
+        sketch.STEP_VARIABLE: "0.1",
+    }
     with ExitStack() as farm:
         (tmp_path / "courier").mkdir()
         courier = farm.enter_context(parts.running(parts.COURIER, tmp_path / "courier", away))
         worker = farm.enter_context(parts.running(eager(tmp_path), tmp_path, away))
         assert until(lambda: state(db, lost) == JobState.SUCCEEDED)
+        long = submit(db, steps=150)
+        assert until(lambda: state(db, long) == JobState.RUNNING)
         for process in (worker, courier):
             process.send_signal(signal.SIGTERM)
         assert [process.wait(LIMIT_S) for process in (worker, courier)] == [0, 0]
+        assert state(db, long) == JobState.QUEUED
