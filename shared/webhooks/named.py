@@ -22,7 +22,8 @@ def _steps(name: str, table: str, condition: str) -> str:
     )"""  # noqa: S608
 
 
-_IN_USE = text(f"""
+# Parameter: owner.
+IN_USE = text(f"""
 WITH RECURSIVE
     {_steps("awaited", "deliveries", "state = 'pending'")},
     {_steps("of_jobs", "jobs", "endpoint_id IS NOT NULL AND state IN ('queued', 'running')")},
@@ -39,7 +40,7 @@ WHERE NOT registered AND id IN (
 
 def make_room(session: Session, owner: str, *, most: int) -> None:
     """Check that an owner's jobs may name one more URL. Raises `TooManyWebhookUrls`."""
-    if session.execute(_IN_USE, {"owner": owner}).scalar_one() >= most:
+    if session.execute(IN_USE, {"owner": owner}).scalar_one() >= most:
         raise TooManyWebhookUrls(
             f"Your unfinished jobs and undelivered webhooks name {most} webhook URLs already. Register one endpoint for all jobs "
             "(POST /v1/webhooks/endpoints), or wait until some of them have ended."

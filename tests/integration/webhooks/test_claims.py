@@ -9,9 +9,11 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
+from shared.errors import TooManyWebhookUrls
 from shared.infra.db import Database
 from shared.infra.tables import DeliveryRow, EndpointRow, EventRow
-from shared.webhooks import claims, deliveries
+from shared.webhooks import claims, deliveries, named
+from tests.support.factories import DEMO
 from tests.support.plans import explained
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
@@ -104,6 +106,12 @@ def test_a_claim_steps_over_the_index(flooded: Database, is_generic: bool) -> No
     assert "deliveries" not in plan.read_whole
 
 
+NAMING = text(f"""
+INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, endpoint_id)
+SELECT gen_random_uuid(), CASE WHEN n % 2 = 0 THEN 'queued' ELSE 'succeeded' END, 'o0', '{DEMO}', '{{}}', 1, 1,
+       (SELECT id FROM webhook_endpoints WHERE owner = 'o0' LIMIT 1)
+FROM generate_series(1, 5000) AS n
+""")  # noqa: S608 - constants
 READ = text("SELECT seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'deliveries'")
 
 
@@ -126,3 +134,21 @@ def test_a_claim_gives_each_owner_its_turn_and_locks_no_more_than_it_takes(flood
     assert sorted(due.owner for due in first) == [f"o{number}" for number in range(7)]
     assert Counter(due.owner for due in second) == {"o0": 3, "o2": 1, "o3": 3, "o4": 3, "o5": 3, "o6": 3}
     assert not {due.id for due in first} & {due.id for due in second}
+
+
+def test_urls_in_use_are_counted_by_steps(flooded: Database) -> None:
+    """Thousands of deliveries wait for the two URLs of one owner, and jobs by the thousand name one of them."""
+    with flooded.transaction() as session:
+        session.execute(text("UPDATE webhook_endpoints SET registered = false"))
+        session.execute(NAMING)
+    with flooded.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE jobs, deliveries, webhook_endpoints"))
+    with flooded.transaction() as session:
+        named.make_room(session, "o0", most=3)
+        whole, by_index = session.execute(READ).one()
+        with pytest.raises(TooManyWebhookUrls):
+            named.make_room(session, "o0", most=2)
+    assert (whole, by_index < 20) == (0, True)
+    plan = explained(flooded, named.IN_USE, {"owner": "o0"})
+    assert plan.indexes >= {"deliveries_waiting", "jobs_naming", "batches_naming"}
+    assert plan.read_whole <= {"webhook_endpoints"}

@@ -124,6 +124,26 @@ def test_no_owner_has_more_endpoints_than_its_jobs_can_bear(client: TestClient) 
     problem(client.post("/v1/webhooks/endpoints", json={"url": "https://h.example/"}), 409, "too_many_endpoints")
 
 
+def test_a_receiver_proves_itself_by_its_first_delivery_and_anew_at_a_new_url(
+    client: TestClient, db: Database, open_settings: Settings, receiver: Receiver
+) -> None:
+    endpoint = register(client, receiver.url)
+
+    def is_proven() -> bool:
+        with db.transaction() as session:
+            return session.scalars(select(EndpointRow)).one().proven_at is not None
+
+    receiver.answers = [(500, {})]
+    canceled(client)
+    deliver(db, open_settings)
+    assert not is_proven()
+    client.post(f"/v1/webhooks/endpoints/{endpoint['id']}/resume")
+    deliver(db, open_settings)
+    assert is_proven()
+    client.patch(f"/v1/webhooks/endpoints/{endpoint['id']}", json={"url": receiver.url + "/new"})
+    assert not is_proven()
+
+
 def test_jobs_name_a_bounded_number_of_urls(
     client: TestClient, db: Database, open_settings: Settings, receiver: Receiver
 ) -> None:
