@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache, partial
 from uuid import UUID
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api.admission import inputs, legacy_digests
@@ -15,11 +16,12 @@ from api.admission.submissions import Submission, WebhookChoice
 from api.admission.sweeps import BatchSubmission
 from api.callers import Caller
 from api.desk import Desk
+from shared.errors import KeyReused, SubmissionInFlight
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.infra import broker, tracing
 from shared.infra.tables import BatchRow, JobRow
-from shared.jobs import batches, idempotency, lifecycle
+from shared.jobs import batches, chosen_ids, idempotency, lifecycle
 from shared.jobs.idempotency import Digests
 from shared.jobs.lifecycle import NewJob
 from shared.jobs.outbox import EventType
@@ -55,8 +57,8 @@ def admit(
         order = _order(session, desk, caller, submission, received, Names(session, desk.settings))
         desk.quota.admit(session, caller.owner, caller.max_queued)
         if digests and job_id:
-            order = replace(order, job_id=job_id, digest=digests.legacy, sent_digest=digests.sent)
-        [row] = lifecycle.submit_all(session, [order])
+            order = _named(session, caller, job_id, replace(order, digest=digests.legacy, sent_digest=digests.sent))
+        row = _stored(session, order)
         if digests and key:
             idempotency.remember_key(session, caller.owner, key, digests, row.id)
     tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
@@ -71,6 +73,25 @@ def _earlier(session: Session, caller: Caller, key: str | None, job_id: UUID | N
         return idempotency.job_of_id(session, caller.owner, job_id, digests)
     made = idempotency.job_of_key(session, caller.owner, key, digests) if key else None
     return lifecycle.get(session, made) if made else None
+
+
+def _named(session: Session, caller: Caller, job_id: UUID, order: NewJob) -> NewJob:
+    """Give a job the id that its client chose. Raises `KeyReused` for one who sees the other owner's job of that id."""
+    stored = chosen_ids.stored(session, caller.owner, job_id)
+    if stored != job_id and caller.is_admin:
+        raise KeyReused(f"Job {job_id} is there already, of another owner; choose a new id for a new job.")
+    return replace(order, job_id=stored, chosen_id=job_id if stored != job_id else None)
+
+
+def _stored(session: Session, order: NewJob) -> JobRow:
+    try:
+        [row] = lifecycle.submit_all(session, [order])
+    except IntegrityError as error:
+        if order.job_id is None:
+            raise
+        # Two owners chose one id in the same moment; the next try finds the other one's.
+        raise SubmissionInFlight(retry_after_s=1.0) from error
+    return row
 
 
 def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, sent: Sent, *, key: str | None = None) -> BatchRow:

@@ -37,10 +37,10 @@ def lock(session: Session, job_id: UUID, *, owner: str | None, is_lost: bool = F
     `is_lost` says that the storage has lost images of it. Raises `JobNotFound`, `Gone`, and `NothingToRetry` for one that has
     not ended yet, or has succeeded and neither is lost nor was at an earlier retry.
     """
-    lifecycle.get(session, job_id, owner=owner)
-    row = session.get_one(JobRow, job_id, with_for_update=True, populate_existing=True)
+    found = lifecycle.get(session, job_id, owner=owner)
+    row = session.get_one(JobRow, found.id, with_for_update=True, populate_existing=True)
     may_be_retried = {*DEAD, JobState.CANCELED}
-    if row.state == JobState.SUCCEEDED and (is_lost or of(session, job_id) is not None):
+    if row.state == JobState.SUCCEEDED and (is_lost or of(session, row.id) is not None):
         may_be_retried.add(JobState.SUCCEEDED)
     if row.state not in may_be_retried:
         raise NothingToRetry(

@@ -29,13 +29,13 @@ from shared.vocabulary.states import JobState
 router = Router(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 429, 503))
 
 
-async def _stream_slot(job_id: JobId, desk: DeskDep, caller: Reader) -> AsyncIterator[UUID]:
+async def _stream_slot(job_id: JobId, desk: DeskDep, caller: Reader) -> AsyncIterator[JobRow]:
     # A dependency, because a generator's own errors come after the status has been sent. What follows the yield runs after the
     # stream.
     row = await visible_row(desk, caller, job_id)
     desk.streams.enter(caller.owner)
     try:
-        yield row.id
+        yield row
     finally:
         desk.streams.leave(caller.owner)
 
@@ -47,7 +47,7 @@ async def _stream_slot(job_id: JobId, desk: DeskDep, caller: Reader) -> AsyncIte
     responses=documented(404, 410),
 )
 async def follow(
-    job_id: Annotated[UUID, Depends(_stream_slot)],
+    job: Annotated[JobRow, Depends(_stream_slot)],
     desk: DeskDep,
     caller: Reader,
     last_event_id: Annotated[
@@ -66,11 +66,11 @@ async def follow(
     The `id` of an event is the job's version; previews have none. The stream ends after the event of a final state.
     """
     seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
-    new_previews = NewPreviews(desk.redis, job_id) if with_previews else None
-    async with aclosing(desk.updates.subscribe(job_id)) as updates:
+    new_previews = NewPreviews(desk.redis, job) if with_previews else None
+    async with aclosing(desk.updates.subscribe(job.id)) as updates:
         async for update in updates:
             if (update.version or 0) > seen or _is_last(update):
-                yield _event(update)
+                yield _event(update, job.shown_id)
             if new_previews is not None and not _is_last(update):
                 for preview in await _read(desk, caller, new_previews, update):
                     yield ServerSentEvent(event="preview", data=preview)
@@ -79,9 +79,9 @@ async def follow(
 class NewPreviews:
     """Previews of a job that its stream has not sent yet. Best effort: without Redis there are none."""
 
-    def __init__(self, redis: Redis, job_id: UUID) -> None:
+    def __init__(self, redis: Redis, job: JobRow) -> None:
         self._redis = redis
-        self._job_id = job_id
+        self._job_id, self._shown_id = job.id, job.shown_id
         self._sent: dict[int, bytes | None] = {}
 
     def after(self, update: JobRow | JobEvent) -> list[Preview]:
@@ -97,7 +97,7 @@ class NewPreviews:
         if jpeg is None or jpeg == self._sent[index]:
             return None
         self._sent[index] = jpeg
-        return Preview(job_id=self._job_id, index=index, content_type=previews.JPEG, data=base64.b64encode(jpeg))
+        return Preview(job_id=self._shown_id, index=index, content_type=previews.JPEG, data=base64.b64encode(jpeg))
 
 
 async def _read(desk: Desk, caller: Caller, new: NewPreviews, update: JobRow | JobEvent) -> list[Preview]:
@@ -110,11 +110,11 @@ def _is_last(update: JobRow | JobEvent) -> bool:
     return isinstance(update, JobRow) and JobState(update.state).is_final
 
 
-def _event(update: JobRow | JobEvent) -> ServerSentEvent:
+def _event(update: JobRow | JobEvent, job_id: UUID) -> ServerSentEvent:
     if isinstance(update, JobRow):
         return ServerSentEvent(event="state", id=str(update.version), data=Job.of(update))
     steps = Steps(
-        job_id=update.job_id,
+        job_id=job_id,
         version=update.version or 0,
         steps_done=update.steps_done or 0,
         steps_total=update.steps_total or 0,

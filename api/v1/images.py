@@ -88,8 +88,8 @@ async def preview(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) ->
 
     204 before the first preview and after the last: not an error, since a client that polls asks once too often.
     """
-    await desk.rooms.database.run(caller.owner, _row, desk, caller, job_id)
-    data = await desk.rooms.redis.run(caller.owner, previews.get, desk.redis, job_id, index)
+    row = await desk.rooms.database.run(caller.owner, _row, desk, caller, job_id)
+    data = await desk.rooms.redis.run(caller.owner, previews.get, desk.redis, row.id, index)
     if data is None:
         return Response(status_code=204)
     return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
@@ -118,11 +118,11 @@ def _lasting(data: bytes, content_type: str, etag: str) -> Response:
 def _image(desk: Desk, caller: Caller, job_id: UUID, index: int) -> ImageRow:
     row = _row(desk, caller, job_id)
     if row.state != JobState.SUCCEEDED:
-        raise ImagesNotReady(f"Job {row.id} is {row.state}; images appear when it has succeeded.")
+        raise ImagesNotReady(f"Job {row.shown_id} is {row.state}; images appear when it has succeeded.")
     for found in row.images:
         if found.index == index:
             return found
-    raise ImageNotFound(f"Job {row.id} has {len(row.images)} images; there is no index {index}.")
+    raise ImageNotFound(f"Job {row.shown_id} has {len(row.images)} images; there is no index {index}.")
 
 
 def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:

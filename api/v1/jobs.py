@@ -77,7 +77,7 @@ async def submit(
     row = await inputs.room(desk, submission).run(
         caller.owner, admit, desk, caller, submission, sent, key=idempotency_key
     )
-    response.headers["Location"] = f"/v1/jobs/{row.id}"
+    response.headers["Location"] = f"/v1/jobs/{row.shown_id}"
     return Job.of(await _wait_for_end(desk, request, row, wait_s))
 
 
@@ -96,7 +96,7 @@ async def put(
 ) -> Job:
     """Queue a job under an id that you choose, any UUID. A repeated request with the same JSON answers with the same job."""
     row = await inputs.room(desk, submission).run(caller.owner, admit, desk, caller, submission, sent, job_id=job_id)
-    response.headers["Location"] = f"/v1/jobs/{row.id}"
+    response.headers["Location"] = f"/v1/jobs/{row.shown_id}"
     return Job.of(await _wait_for_end(desk, request, row, wait_s))
 
 

@@ -76,13 +76,13 @@ def _doubtful(desk: Desk, caller: Caller, job_id: UUID) -> Sequence[ImageRow]:
     """Return the images of a job that succeeded and was never retried: it may be retried if the storage has lost one."""
     with desk.db.transaction() as session:
         row = lifecycle.get(session, job_id, owner=caller.sees_only)
-        return row.images if row.state == JobState.SUCCEEDED and retries.of(session, job_id) is None else ()
+        return row.images if row.state == JobState.SUCCEEDED and retries.of(session, row.id) is None else ()
 
 
 def _retried(desk: Desk, caller: Caller, job_id: UUID, *, is_lost: bool) -> Job:
     with desk.db.transaction() as session:
         row = retries.lock(session, job_id, owner=caller.sees_only, is_lost=is_lost)
-        again = retries.of(session, job_id)
+        again = retries.of(session, row.id)
         if again is None:
             desk.quota.admit(session, row.owner, caller.max_queued)
             again = retries.retry(session, row, max_attempts=desk.settings.max_attempts)

@@ -98,6 +98,8 @@ class JobRow(Base):
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
+    # What its client calls it, where another owner's job had that id already; null for all others.
+    chosen_id: Mapped[UUID | None]
     owner: Mapped[str] = mapped_column(server_default="anonymous")
     state: Mapped[str] = mapped_column(server_default=JobState.QUEUED)
     version: Mapped[int] = mapped_column(BigInteger, server_default="1")
@@ -149,6 +151,11 @@ class JobRow(Base):
     is_swept: Mapped[bool] = mapped_column(server_default=text("false"))
 
     images: Mapped[list["ImageRow"]] = relationship(order_by="ImageRow.index", lazy="selectin")
+
+    @property
+    def shown_id(self) -> UUID:
+        """The id by which clients know the job."""
+        return self.chosen_id or self.id
 
 
 class BatchRow(Base):

@@ -1,7 +1,7 @@
 """Idempotency keys and client-chosen job ids: a repeated submission returns the job that the first one made.
 
 Key and job are written in one transaction, so neither exists without the other, and a refused submission leaves its key free.
-Each owner has its own keys; ids are unique over all owners while the job is kept.
+Each owner has its own keys and ids (`chosen_ids`).
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from shared.errors import JobNotFound, KeyReused, SubmissionInFlight
-from shared.infra.tables import JobRow, PromiseRow, RemovedJobRow
+from shared.infra.tables import JobRow, PromiseRow
 from shared.jobs import lifecycle
 
 KEPT_S = 48 * 3600.0
@@ -47,17 +47,15 @@ def job_of_key(session: Session, owner: str, key: str, digests: Digests) -> UUID
 
 
 def job_of_id(session: Session, owner: str, job_id: UUID, digests: Digests) -> JobRow | None:
-    """Return the job of a client-chosen id; None for a free id, which this transaction then locks until it ends.
+    """Return the job that an owner calls by an id; None for a new one, which this transaction then locks until it ends.
 
     Raises `KeyReused` when the job came from another body, `SubmissionInFlight` while another transaction has the lock,
-    `JobNotFound` for a job of another owner, `Gone` for a removed job.
+    `Gone` for a removed job.
     """
-    _lock(session, job_id.hex)
+    _lock(session, f"{owner}\n{job_id.hex}")
     try:
         row = lifecycle.get(session, job_id, owner=owner)
     except JobNotFound:
-        if session.get(JobRow, job_id) or session.get(RemovedJobRow, job_id):
-            raise
         return None
     if not digests.are_of(row):
         raise KeyReused(f"Job {job_id} was submitted with a different request body; choose a new id for a new job.")

@@ -35,7 +35,7 @@ from uuid_utils.compat import uuid7
 
 from shared.errors import FarmError, Gone, JobAlreadyFinal, JobNotFound
 from shared.infra.tables import ImageRow, JobRow, RemovedJobRow
-from shared.jobs import claims, fair_queue, outbox
+from shared.jobs import chosen_ids, claims, fair_queue, outbox
 from shared.jobs.fair_queue import Lane, Turn
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState, sources
@@ -106,8 +106,10 @@ class NewJob:
     expires_in_s: float | None = None
     timeout_s: float | None = None
     retry_of: UUID | None = None
-    # Its client's choice, and what the client sent, so that the same again is this job.
+    # The id to store it by, and what its client calls it, if that is another.
     job_id: UUID | None = None
+    chosen_id: UUID | None = None
+    # Of what the client sent under its id, so that the same again is this job.
     digest: str | None = None
     sent_digest: str | None = None
     batch_id: UUID | None = None
@@ -144,6 +146,7 @@ def submit_all(session: Session, orders: Sequence[NewJob]) -> Sequence[JobRow]:
 def _columns(order: NewJob, turn: Turn, now: datetime | None) -> Mapping[str, Any]:
     return {
         "id": order.job_id or uuid7(),
+        "chosen_id": order.chosen_id,
         "owner": order.owner,
         "checkpoint": order.params.checkpoint,
         "priority": order.priority,
@@ -168,19 +171,24 @@ def _columns(order: NewJob, turn: Turn, now: datetime | None) -> Mapping[str, An
 
 
 def get(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:
-    """Return the job. Raises `JobNotFound`, also for a job of another owner, or `Gone` for a removed one."""
-    row = session.get(JobRow, job_id, populate_existing=True)
-    if row is None:
-        _refuse_removed(session, job_id, owner)
-    if row is None or owner not in {None, row.owner}:
-        raise JobNotFound(f"There is no job {job_id}.")
-    return row
+    """Return the job that an owner calls `job_id`; without an owner, the one that has this id.
+
+    Raises `JobNotFound`, also for a job of another owner, or `Gone` for a removed one.
+    """
+    ids = [job_id] if owner is None else [job_id, chosen_ids.derived(owner, job_id)]
+    for one in ids:
+        row = session.get(JobRow, one, populate_existing=True)
+        if row is not None and owner in {None, row.owner}:
+            return row
+    for one in ids:
+        _refuse_removed(session, one, owner, shown=job_id)
+    raise JobNotFound(f"There is no job {job_id}.")
 
 
-def _refuse_removed(session: Session, job_id: UUID, owner: str | None) -> None:
+def _refuse_removed(session: Session, job_id: UUID, owner: str | None, *, shown: UUID) -> None:
     removed = session.get(RemovedJobRow, job_id)
     if removed is not None and owner in {None, removed.owner}:
-        raise Gone(f"Job {job_id} was deleted with its images at {removed.removed_at:%Y-%m-%d %H:%M} UTC.")
+        raise Gone(f"Job {shown} was deleted with its images at {removed.removed_at:%Y-%m-%d %H:%M} UTC.")
 
 
 def claim_next(
@@ -311,8 +319,10 @@ def cancel(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRo
     if canceled:
         outbox.record(session, job_id)
     row = get(session, job_id, owner=owner)
+    if not canceled and row.id != job_id:
+        return cancel(session, row.id, owner=owner)
     if not canceled:
-        raise JobAlreadyFinal(f"Job {job_id} has already {row.state}.")
+        raise JobAlreadyFinal(f"Job {row.shown_id} has already {row.state}.")
     fair_queue.give_back(session, [job_id])
     return row
 

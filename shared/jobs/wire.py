@@ -175,14 +175,15 @@ class Job(BaseModel):
     def of(cls, row: "JobRow", forecast: Forecast | None = None, *, prefix: str | None = None) -> "Job":
         """Build it from a row and its forecast, with links under `prefix`, or under that of the request at hand."""
         params = GenerationParams.model_validate(row.params)
+        links = PREFIX.get() if prefix is None else prefix
         return cls(
-            id=row.id,
+            id=row.shown_id,
             state=JobState(row.state),
             version=row.version,
             progress=Progress(steps_done=row.steps_done, steps_total=row.steps_total),
             priority=row.priority,
             seeds=list(params.seeds),
-            images=[_image(image, PREFIX.get() if prefix is None else prefix) for image in row.images],
+            images=[_image(image, f"{links}/v1/jobs/{row.shown_id}") for image in row.images],
             params=params,
             timings=_timings(row),
             resumed_from_step=row.resumed_from_step,
@@ -259,11 +260,11 @@ class Batch(BaseModel):
         )
 
 
-def _image(row: "ImageRow", prefix: str) -> Image:
+def _image(row: "ImageRow", job: str) -> Image:
     return Image(
         index=row.index,
         seed=row.seed,
-        url=f"{prefix}/v1/jobs/{row.job_id}/images/{row.index}",
+        url=f"{job}/images/{row.index}",
         content_type=row.content_type,
         width=row.width,
         height=row.height,

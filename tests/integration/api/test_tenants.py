@@ -1,9 +1,10 @@
 """What belongs to one key is to every other as if it had never been: a walk over all routes, as the API documents itself."""
 
+import re
 from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,12 +14,13 @@ from api.auth import keys
 from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.infra.db import Database
+from shared.infra.tables import JobRow
 from shared.settings import Settings
 from tests.support.factories import BODY, DEMO, png
 
 # What nobody but an admin may ask at all; and those of the farm, which are everyone's to see.
 OF_THE_FARM = ("/v1/keys/", "/v1/workers/")
-BODIES: dict[tuple[str, str], Any] = {("put", "/v1/jobs/{job_id}"): BODY}
+IDS_OF_ONES_OWN = ("put", "/v1/jobs/{job_id}")
 PICTURE = b64encode(png("#ff0000")).decode()
 VERBS = {"get", "post", "put", "patch", "delete"}
 
@@ -64,15 +66,62 @@ def test_nobody_finds_what_is_anothers(mine: tuple[TestClient, dict[str, str]]) 
     walked = list(routes(client))
     assert len(walked) > 20
     for verb, path in walked:
-        body = BODIES.get((verb, path), {} if verb in {"post", "patch"} else None)
+        if (verb, path) == IDS_OF_ONES_OWN:
+            continue  # the next test
+        body: Any = {} if verb in {"post", "patch"} else None
         answers = [client.request(verb, path.format(**known), json=body) for known in (ids, _never(ids))]
         seen = [(answer.status_code, answer.json().get("code")) for answer in answers]
-        if (verb, path) == ("put", "/v1/jobs/{job_id}"):
-            assert seen == [(404, "job_not_found"), (202, None)]  # a free id is free
-            continue
         assert seen[0] == seen[1], (verb, path)
         assert seen[0][0] == 404, (verb, path, seen)
         assert str(BODY["prompt"]) not in answers[0].text
+
+
+def test_an_id_that_is_anothers_is_as_free_as_any(mine: tuple[TestClient, dict[str, str]], db: Database) -> None:
+    client, ids = mine
+    lives = [life(client, chosen) for chosen in (ids["job_id"], str(uuid4()))]
+    assert lives[0] == lives[1]
+    with db.transaction() as session:
+        untouched = session.get_one(JobRow, UUID(ids["job_id"]))
+        assert (untouched.state, untouched.chosen_id) == ("canceled", None)
+
+
+def life(client: TestClient, chosen: str) -> list[Any]:
+    """Lead a job of a chosen id through its life; returns all that its client is told, without times and seeds."""
+    path = f"/v1/jobs/{chosen}"
+    told: list[Any] = []
+
+    def note(answer: Any) -> None:
+        text = re.sub(r"20\d\d-[^\"]+|\d+\.\d+", "TIME", answer.text.replace(chosen, "ID"))
+        told.append((answer.status_code, answer.headers.get("location", "").replace(chosen, "ID"), text))
+
+    wanted = {**BODY, "seed": 1}
+    note(client.put(path, json=wanted))
+    note(client.put(path, json=wanted))
+    note(client.put(path, json={**wanted, "steps": 5}))
+    note(client.get(path))
+    note(client.get(f"{path}?wait=1"))
+    note(client.get(f"{path}/images/0"))
+    note(client.get(f"{path}/images/0/preview"))
+    note(client.delete(path))
+    note(client.post(f"{path}/cancel"))
+    note(client.post(f"{path}/cancel"))
+    note(client.get(f"{path}/events"))
+    assert chosen in [job["id"] for job in client.get("/v1/jobs").json()["jobs"]]
+    note(client.delete(path))
+    note(client.get(path))
+    note(client.put(path, json=wanted))
+    assert [status for status, *_ in told] == [202, 202, 422, 200, 200, 409, 204, 409, 200, 409, 200, 204, 410, 410]
+    return told
+
+
+def test_an_admin_who_sees_the_other_job_is_told_of_it(
+    front: TestClient, mine: tuple[TestClient, dict[str, str]], db: Database
+) -> None:
+    _, ids = mine
+    with db.transaction() as session:
+        admin = keys.create(session, NewKey(name="n", scopes=frozenset({Scope.ADMIN})))[1].text
+    answer = front.put(f"/v1/jobs/{ids['job_id']}", json=BODY, headers={"Authorization": f"Bearer {admin}"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
 
 
 def test_no_list_shows_what_is_anothers(mine: tuple[TestClient, dict[str, str]]) -> None:
