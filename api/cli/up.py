@@ -39,7 +39,7 @@ def up(
     """Run a whole farm on this machine until Ctrl-C. Postgres, Redis and S3 run embedded unless FARM_* names a server."""
     farm = embedded_farm(host=host, port=port, data_dir=data_dir, checkpoint=checkpoint, workers=workers, device=device)
     with farm:
-        for line in _welcome(farm.url, data_dir if farm.asks_for_keys else None):
+        for line in _welcome(farm.url, farm.public_url, data_dir if farm.asks_for_keys else None):
             say(line)
         farm.wait()
 
@@ -59,7 +59,7 @@ def _note_lines(lines: str) -> None:
         note(line)
 
 
-def _welcome(url: str, keys_in: Path | None = None) -> list[str]:
+def _welcome(url: str, public_url: str, keys_in: Path | None = None) -> list[str]:
     body = json.dumps({"prompt": DEMO_PROMPT, "width": 256, "height": 256})
     farm = "farm" if url == DEFAULT_URL else f"farm --url {url}"
     create = "farm keys create NAME" + ("" if keys_in == Path(".farm") else f" --data-dir {shlex.quote(str(keys_in))}")
@@ -67,6 +67,7 @@ def _welcome(url: str, keys_in: Path | None = None) -> list[str]:
     bearer = """ -H "Authorization: Bearer $FARM_API_KEY\"""" if keys_in else ""
     return [
         f"The farm is ready: {url} (API documentation at {url}/docs)",
+        *([f"Other machines reach it at {public_url}"] if public_url != url else []),
         *keys,
         f"  curl -sS {url}/v1/jobs{bearer} -H 'Content-Type: application/json' -d {shlex.quote(body)}",
         f'  {farm} render "{DEMO_PROMPT}" --size 256',

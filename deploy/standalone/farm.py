@@ -65,6 +65,11 @@ class EmbeddedFarm:
         return f"http://{ports.authority(ports.local_address(self._options.host), self._port)}"
 
     @property
+    def public_url(self) -> str:
+        """URL of the api from other machines, as far as can be guessed; on a loopback address that from this one."""
+        return f"http://{ports.authority(ports.public_address(self._options.host), self._port)}"
+
+    @property
     def asks_for_keys(self) -> bool:
         """Whether clients need an API key."""
         return processes.auth(self._options.environ, self._options.host) == "keys"

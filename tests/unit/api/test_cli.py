@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import pytest
 
-from api.cli import checks, main
+from api.cli import checks, main, up
 from api.cli.client import ClientError, FarmClient
 from api.cli.polling import Interrupted, pause_s, watch
 from tests.support.servers import Handler, Server
@@ -358,3 +358,9 @@ def test_migrate_and_doctor_say_what_to_do(
         assert "secret" not in finding.detail
     assert main(["migrate"]) == 1
     assert "secret" not in only_line(capsys)
+
+
+def test_a_farm_for_other_machines_tells_their_address() -> None:
+    here, there = "http://127.0.0.1:8000", "http://192.0.2.7:8000"
+    assert not any("Other machines" in line for line in up._welcome(here, here))
+    assert f"Other machines reach it at {there}" in up._welcome(here, there)
