@@ -42,18 +42,25 @@ class Visitors:
 
     def _refusal(self, scope: Scope) -> FarmError | None:
         headers = Headers(scope=scope)
-        if self._is_named and scope["path"] not in PROBES:
-            # A proxy may write its own name into `Host` and the client's into X-Forwarded-Host: both must be the farm's.
-            written = [*(headers.getlist("host") or [""]), *filter(None, [forwarded_host(scope)])]
-            for text in written:
-                host = Host.read(text)
-                if host is None or not self._hosts.include(host, (scope.get("server") or (None,))[0]):
-                    return HostNotAllowed(
-                        f"This farm does not answer to the name {text[:MAX_ECHO_CHARS]!r}. "
-                        "An operator lists its names in FARM_ALLOWED_HOSTS."
-                    )
+        if self._is_named and scope["path"] not in PROBES and (stranger := self._stranger(scope, headers)) is not None:
+            return HostNotAllowed(
+                f"This farm does not answer to the name {stranger[:MAX_ECHO_CHARS]!r}; "
+                "an operator lists its names in FARM_ALLOWED_HOSTS."
+            )
         if scope["method"] not in SAFE and not self._is_vouched(headers) and self._is_foreign(scope, headers):
             return CrossOrigin()
+        return None
+
+    def _stranger(self, scope: Scope, headers: Headers) -> str | None:
+        """Return a name that the request is for and that is not the farm's; None if all are.
+
+        A proxy may write its own name into `Host` and the client's into X-Forwarded-Host.
+        """
+        address = (scope.get("server") or (None,))[0]
+        for text in [*(headers.getlist("host") or [""]), *filter(None, [forwarded_host(scope)])]:
+            host = Host.read(text)
+            if host is None or not self._hosts.include(host, address):
+                return text
         return None
 
     def _is_vouched(self, headers: Headers) -> bool:
