@@ -44,13 +44,13 @@ def input_key(job: JobRow, field: InputField) -> str:
     """Return the key of a picture that a job started from. Raises `ImageNotFound` where it had none."""
     key: str | None = job.params.get(field)
     if key is None:
-        raise ImageNotFound(f"Job {job.id} has no {field}.")
+        raise ImageNotFound(f"Job {job.shown_id} has no {field}.")
     return key
 
 
 def fetch_input(desk: Desk, job: JobRow, field: InputField) -> bytes:
     """Return a picture that a job started from, as PNG. Raises `ImageNotFound`, `Gone` if it is lost, and as `fetch`."""
-    key, what = input_key(job, field), f"The {field} of job {job.id}"
+    key, what = input_key(job, field), f"The {field} of job {job.shown_id}"
     try:
         return _whole(desk, job.id, key, input_digest(key), what)
     except ObjectMissing as error:

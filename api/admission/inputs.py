@@ -22,9 +22,9 @@ from shared.jobs import inputs, lifecycle, uploads
 # Different pictures in one batch: each takes up to a second of a thread while the client waits.
 MAX_PAIRS = 32
 _UUID_CHARS = 36
-# Where the api shows an input of a job, which names it for another job; before it the path of the farm, if it has one.
-_OF_A_JOB = re.compile(r"(?:/[\w.~-]+)*/v1/jobs/([0-9a-fA-F-]{36})/inputs/(init_image|mask_image)")
-_PATH_CHARS = 400
+# Where the api shows an input of a job, which names it for another job; it may lie under a prefix.
+_OF_A_JOB = re.compile(r"(?:/[\w.~%-]+)*/v1/jobs/([0-9a-fA-F-]{36})/inputs/(init_image|mask_image)")
+_PATH_CHARS = 300
 
 
 def room(desk: Desk, *submissions: Submission) -> Workroom:

@@ -166,6 +166,7 @@ def test_what_a_job_started_from_is_named_for_another(client: TestClient, storag
     named: dict[str, Any] = {field: f"/v1/jobs/{first['id']}/inputs/{field}" for field in ("init_image", "mask_image")}
     again = accepted(client, **named, seed=first["params"]["seed"])
     assert again["params"] == first["params"]
+    assert accepted(client, init_image=f"/sd{named['init_image']}")["params"]["kind"] == "img2img"
     plain = accepted(client)
     nothing = f"/v1/jobs/{plain['id']}/inputs/init_image"
     problem(post_job(client, init_image=nothing), 404, "image_not_found")
