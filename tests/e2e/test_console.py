@@ -962,6 +962,25 @@ def test_two_keys_do_not_see_each_other(browser: Browser, guarded: tuple[str, li
         expect(theirs.locator("job-card p.text")).to_have_text(["a yellow star"])
 
 
+@pytest.mark.usefixtures("address")
+def test_what_waits_to_be_sent_is_its_keys_alone(browser: Browser, guarded: tuple[str, list[str]]) -> None:
+    address, (_, mine, other) = guarded
+    waiting = "job-card[data-state=waiting]"
+    with watched(browser, address, "401", "ERR_CONNECTION_RESET") as page:
+        enter(page, address, mine)
+        page.route("**/v1/jobs/*", lambda route: route.abort("connectionreset"))
+        generate(page, "a green square", steps=1, width=64, height=64)
+        expect(page.locator(waiting)).to_have_count(1)
+        page.get_by_role("button", name="Forget key").click()
+        page.unroute("**/v1/jobs/*")
+        enter(page, address, other)
+        expect(page.get_by_text("No images yet.")).to_be_visible()
+        expect(page.locator(waiting)).to_have_count(0)
+        page.get_by_role("button", name="Forget key").click()
+        enter(page, address, mine)
+        expect(page.locator("job-card[data-state=queued]")).to_have_count(1)
+
+
 def test_refusals_say_what_to_do(browser: Browser, guarded: tuple[str, list[str]], db: Database) -> None:
     address, (small, large, _) = guarded
     with watched(browser, address, "401", "429", "503") as page:

@@ -7,6 +7,7 @@ const CELLS = 200;
 
 class Batches extends EventTarget {
   #batches = new Map();
+  #told = new Set();
   #asking = false;
 
   constructor() {
@@ -52,9 +53,8 @@ class Batches extends EventTarget {
       const found = new Set(jobs.list().flatMap(({ batch_id: id }) => id ?? []));
       // A list from before it was submitted does not know it yet.
       for (const [id, { isSeen }] of this.#batches) if (isSeen && !found.has(id)) this.#drop(id);
-      for (const id of found) await this.#refresh(id);
-    } catch {
-      // The connection tells of it; the next time may do.
+      // Of a failure the connection tells; the next time may do.
+      for (const id of found) await this.#refresh(id).catch(() => null);
     } finally {
       this.#asking = false;
     }
@@ -95,8 +95,15 @@ class Batches extends EventTarget {
     this.dispatchEvent(new CustomEvent("gone", { detail: id }));
   }
 
+  /** Once for all that is heard at a time: a list tells of many cells. */
   #tell(id) {
-    this.dispatchEvent(new CustomEvent("batch", { detail: this.#batches.get(id) }));
+    if (this.#told.has(id)) return;
+    this.#told.add(id);
+    queueMicrotask(() => {
+      this.#told.delete(id);
+      const known = this.#batches.get(id);
+      if (known) this.dispatchEvent(new CustomEvent("batch", { detail: known }));
+    });
   }
 }
 

@@ -33,6 +33,7 @@ class CreatePage extends HTMLElement {
   #controls = {};
   #samplers = [];
   #turn = 0;
+  #reused = 0;
   #keeping = Promise.resolve();
   #isKept = true;
   #count = tokenCounter(
@@ -189,14 +190,15 @@ class CreatePage extends HTMLElement {
 
   /** Fill the form with what made a job, pictures included, and say what of it is not to be had. */
   async #reuse(job, params) {
-    const isLess = unheld(params).map((name) => said.unheld[name]);
+    const turn = (this.#reused += 1);
+    const lost = unheld(params).map((name) => said.unheld[name]);
     const found = params.init_image ? await inputs(job, params) : null;
+    if (turn !== this.#reused) return; // another one was wanted meanwhile
     if (found) await this.picture.restore(found);
     else if (this.picture.isFilled) this.picture.clear();
     if (found && params.inpaint?.mask_invert) this.picture.invert();
-    this.values = fromParams(params);
-    if (isLess.length) announce(said.lost(isLess));
-    else announce(said.filled);
+    this.values = { ...fromParams(params), priority: job.priority };
+    announce(lost.length ? said.lost(lost) : said.filled);
     if (this.form.getBoundingClientRect().bottom < 0) this.form.scrollIntoView();
   }
 

@@ -12,6 +12,8 @@ const KEPT = "submissions";
 // The farm remembers the key of a batch for 48 hours; the id of a job for as long as there is the job.
 const REPEATABLE_MS = 47 * 3600 * 1000;
 const LONGEST_MS = 60_000;
+// Of keys that never come back.
+const LEFT_MS = 30 * 24 * 3600 * 1000;
 const said = words.outbox;
 
 class Outbox extends EventTarget {
@@ -40,8 +42,11 @@ class Outbox extends EventTarget {
 
   /** What has not arrived, the oldest first. Of another key nothing is told. */
   async waiting() {
-    const entries = (await store.all(KEPT)).filter(({ by }) => by === key.name());
-    return entries.sort((a, b) => a.at - b.at);
+    const { mine = [], others = [] } = Object.groupBy(await store.all(KEPT), ({ by }) =>
+      by === key.name() ? "mine" : "others",
+    );
+    for (const { id, at } of others) if (Date.now() - at > LEFT_MS) await store.drop(KEPT, id);
+    return mine.sort((a, b) => a.at - b.at);
   }
 
   /** Send what waits. */
@@ -97,7 +102,12 @@ class Outbox extends EventTarget {
   }
 
   async #fail(entry, error, tries) {
-    if (isTransient(error)) {
+    if (isTransient(error, entry)) {
+      // Discarded meanwhile, here or in another tab.
+      if (!(await store.get(KEPT, entry.id))) {
+        this.#gone(entry.id);
+        return;
+      }
       const pause = (error.retryAfter ?? 2 ** tries) * 1000;
       this.#tries.set(entry.id, { tries: tries + 1, at: Date.now() + Math.min(pause, LONGEST_MS) });
       if (!entry.isLate) announce(entry.isLasting ? said.kept : said.keptHere);
@@ -159,10 +169,11 @@ function isTooLate({ kind, at }) {
   return kind === "batch" && Date.now() - at > REPEATABLE_MS;
 }
 
-/** Whether the farm may take the very same soon: it did not answer, or was too busy to. */
-function isTransient(error) {
+/** Whether the farm may take the very same soon: it did not answer, or had no room. A key's own limit is told first. */
+function isTransient(error, { isLate }) {
   if (!(error instanceof ApiError)) return true; // the answer broke off
   if (error.code === "too_late") return false;
+  if (error.status === 429) return isLate;
   return [0, 502, 503, 504].includes(error.status) || error.code === "submission_in_flight";
 }
 

@@ -8,7 +8,7 @@ const RESTED_MS = 120;
 
 const near = new IntersectionObserver(
   (entries) => entries.forEach(({ isIntersecting, target }) => (isIntersecting ? target.load() : target.unload())),
-  { rootMargin: "800px" },
+  { rootMargin: "800px", scrollMargin: "800px" },
 );
 
 export class Picture extends HTMLElement {

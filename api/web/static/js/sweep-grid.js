@@ -56,7 +56,7 @@ export class SweepGrid extends HTMLElement {
     const { steps_done: done, steps_total: total } = batch.progress;
     this.#parts.bar.value = total ? done / total : 0;
     this.#parts.bar.hidden = batch.state !== "unfinished";
-    const line = entry ? message || words.job.states[batch.state] : tally(batch);
+    const line = entry ? [words.job.states[batch.state], message].filter(Boolean).join(" · ") : tally(batch);
     if (this.#parts.state.textContent !== line) this.#parts.state.textContent = line;
     this.#act(entry);
     const known = [...this.cells.values()].find(Boolean)?.params ?? batch.shape;
@@ -162,11 +162,11 @@ class Cell {
   /** Show a job; undefined is not known yet, null was deleted. It has its shape before its pixels: nothing moves. */
   show(job, known) {
     const { width, height } = job?.params ?? known ?? { width: 1, height: 1 };
-    this.content.style.aspectRatio = `${width} / ${height}`;
     const { steps_done: done, steps_total: total } = job?.progress ?? {};
-    const now = `${job === null ? "removed" : (job?.state ?? "")} ${done}`;
+    const now = `${job === null ? "removed" : (job?.state ?? "")} ${done} ${width} ${height}`;
     if (now === this.#shown) return;
     this.#shown = now;
+    this.content.style.aspectRatio = `${width} / ${height}`;
     this.content.dataset.state = job?.state ?? "";
     this.content.classList.toggle("many", job?.images.length > 1);
     if (job?.state === "succeeded") fill(this.content, job.images.map((image) => this.#picture(job, image)));
