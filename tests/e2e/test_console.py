@@ -382,6 +382,29 @@ def test_a_lost_answer_is_asked_for_again_after_a_reload_and_makes_one_job(brows
         expect(page.locator("job-card")).to_have_count(2)
 
 
+# A sweep that waits in the browser since before the farm has forgotten the keys of that time.
+STALE = """async ([template, grid]) => {
+  const store = await import("/web/js/store.js");
+  const about = { name: "old", sweep: [{ parameter: "steps", values: grid.steps }], total: grid.steps.length };
+  const at = Date.now() - 48 * 3600 * 1000;
+  const more = { by: "", at, refusal: null, isLate: true, about };
+  await store.put("submissions", { id: "stale", kind: "batch", body: { name: "old", template, grid }, ...more });
+}"""
+
+
+def test_a_sweep_that_waited_too_long_is_sent_when_asked_to(page: Page, address: str) -> None:
+    template = {"prompt": PROMPT, "width": 64, "height": 64}
+    page.evaluate(STALE, [template, {"steps": [1, 2]}])
+    page.reload()
+    grid = page.get_by_role("article", name="old")
+    expect(grid).to_contain_text("not sent by itself any more")
+    assert page.request.get(f"{address}/v1/batches").json()["batches"] == []
+    grid.get_by_role("button", name="Send again").click()
+    expect(grid).to_contain_text("2 of 2 done")
+    page.reload()
+    expect(page.locator("sweep-grid")).to_have_count(1)
+
+
 @pytest.mark.parametrize("size", [(360, 740), (1280, 800), (3840, 2160)])
 def test_what_was_asked_for_is_in_sight_wherever_the_form_is_scrolled(page: Page, size: tuple[int, int]) -> None:
     page.set_viewport_size({"width": size[0], "height": size[1]})
@@ -593,6 +616,8 @@ def test_a_sweep_is_one_labelled_grid(page: Page, address: str) -> None:
     page.reload()
     expect(grid.locator("td img")).to_have_count(4)
     assert grid.locator("table").inner_text() == before
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
     for name, end in (("Contact sheet", ".webp"), ("Download as zip", ".zip")):
         with page.expect_download() as saved:
             grid.get_by_role("button", name=name).click()

@@ -170,9 +170,10 @@ class CreatePage extends HTMLElement {
     const choices = this.#choices();
     const { file, job, params } = taken();
     const kept = job || file ? null : await draft.restored();
-    // Size and strength stand in the address and are as they were.
-    const { values } = this;
-    if (kept && turn === this.#turn && (await this.picture.restore(kept))) this.values = values;
+    // Another picture would set the size anew; this one's stands in the address.
+    const { width, height } = this.values;
+    const isRestored = kept && turn === this.#turn && (await this.picture.restore(kept));
+    if (isRestored) this.values = { ...this.values, width, height };
     await choices;
     if (job) await this.#reuse(job, params);
     else await this.picture.offer(file);

@@ -110,7 +110,7 @@ class Jobs extends EventTarget {
   /** Look further back where batches fill the list. */
   async #further(cursor) {
     for (let page = 1; cursor && page < PAGES && this.#entries().size < LISTED; page += 1) {
-      const found = await get(`/v1/jobs?limit=${FURTHER}&cursor=${cursor}`);
+      const found = await get(`/v1/jobs?limit=${FURTHER}&cursor=${encodeURIComponent(cursor)}`);
       found.jobs.forEach((job) => this.take(job));
       cursor = found.next_cursor;
     }

@@ -83,7 +83,7 @@ class Outbox extends EventTarget {
   }
 
   async #send(entry) {
-    if (this.#sending.has(entry.id)) return false;
+    if (this.#sending.has(entry.id) || entry.by !== key.name()) return false;
     const { tries = 0, at = 0 } = this.#tries.get(entry.id) ?? {};
     if (entry.isLate && (!this.#isThere || Date.now() < at)) return false;
     this.#sending.add(entry.id);
