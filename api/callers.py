@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.requests import HTTPConnection
+from starlette.types import Scope as Connection
 
 from api.auth.key_cache import CachedKey
 from api.auth.keys import Scope, Token
@@ -94,6 +95,15 @@ async def identify(desk: Desk, authorization: str | None, path: str) -> Caller:
     if caller.requests_per_minute is not None:
         await _count(desk, caller.owner, caller.requests_per_minute, path)
     return caller
+
+
+def sharer(scope: Connection) -> str:
+    """Return whose share of the api's memory a request takes: that of its key's owner, without keys of its address."""
+    caller: Caller | None = scope.get("state", {}).get("caller")
+    if caller is not None and caller.owner != ANONYMOUS:
+        return caller.owner
+    client = scope.get("client")
+    return f"{ANONYMOUS}@{client[0] if client else 'unknown'}"
 
 
 async def _count(desk: Desk, owner: str, per_minute: int, path: str) -> None:

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import health, openapi, problems
+from api import callers, health, openapi, problems
 from api.a1111 import middleware, styles
 from api.a1111 import routes as a1111_routes
 from api.auth_middleware import AuthMiddleware
@@ -124,7 +124,7 @@ def create_app(settings: Settings | None = None, *, bound: str = "") -> FastAPI:
     app.state.board = Board()
     # Each one around those before it.
     app.add_middleware(Prefix)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, sharer=callers.sharer)
     app.add_middleware(Allow)
     app.add_middleware(AuthMiddleware, guarded=("/v1/", *middleware.PATHS))
     app.add_middleware(Visitors, settings=settings, bound=bound)

@@ -13,13 +13,14 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import serve
 from api.limits import bodies
 from api.limits.bodies import BodyLimit
 from tests.support.waiting import LIMIT_S
 
+MAX_BYTES = 4 * bodies.PIECE_BYTES
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 
 
@@ -101,7 +102,17 @@ async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def asked(limit: BodyLimit, *chunks: bytes, ends: bool = True, **headers: str) -> tuple[int, dict[str, Any]]:
+def whose(scope: Scope) -> str:
+    return str(scope.get("owner", "someone"))
+
+
+def limited(app: ASGIApp, max_bytes: int) -> BodyLimit:
+    return BodyLimit(app, max_bytes=max_bytes, sharer=whose)
+
+
+async def asked(
+    limit: BodyLimit, *chunks: bytes, ends: bool = True, owner: str = "someone", **headers: str
+) -> tuple[int, dict[str, Any]]:
     """Send a body to the middleware; its status, and the problem if it was refused."""
     messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     if ends:
@@ -115,46 +126,76 @@ def asked(limit: BodyLimit, *chunks: bytes, ends: bool = True, **headers: str) -
         sent.append(message)
 
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    asyncio.run(limit({"type": "http", "headers": named, "path": "/", "method": "POST"}, receive, send))
+    scope = {"type": "http", "headers": named, "path": "/", "method": "POST", "owner": owner}
+    await limit(scope, receive, send)
     content = b"".join(message.get("body", b"") for message in sent)
     return sent[0]["status"], json.loads(content) if content != b"ok" else {}
 
 
-def refused(limit: BodyLimit, *chunks: bytes, ends: bool = True) -> int:
+async def refused(limit: BodyLimit, *chunks: bytes, ends: bool = True, **about: str) -> int:
     with pytest.raises(HTTPException) as error:
-        asked(limit, *chunks, ends=ends)
+        await asked(limit, *chunks, ends=ends, **about)
     return error.value.status_code
 
 
 def test_compressed_bodies_are_refused_unread() -> None:
     bomb = gzip.compress(b"0" * 1_000_000)
-    status, problem = asked(BodyLimit(_echo, max_bytes=10_000), bomb, content_encoding="gzip")
+    status, problem = asyncio.run(asked(limited(_echo, 10_000), bomb, content_encoding="gzip"))
     assert (status, problem["code"]) == (415, "unsupported_encoding")
-    assert asked(BodyLimit(_echo, max_bytes=10_000), b"x", content_encoding="Identity")[0] == 200
+    assert asyncio.run(asked(limited(_echo, 10_000), b"x", content_encoding="Identity"))[0] == 200
 
 
 def test_a_body_that_grows_too_large_is_refused() -> None:
-    limit = BodyLimit(_echo, max_bytes=10)
-    assert asked(limit, b"12345", b"67890")[0] == 200
-    assert refused(limit, b"12345", b"67890", b"1") == 413
-    assert asked(limit, content_length="11")[0] == 413
+    limit = limited(_echo, 10)
+    assert asyncio.run(asked(limit, b"12345", b"67890"))[0] == 200
+    assert asyncio.run(refused(limit, b"12345", b"67890", b"1")) == 413
+    assert asyncio.run(asked(limit, content_length="11"))[0] == 413
+    lying = asyncio.run(refused(limit, b"12345", b"67890", b"1", content_length="1"))
+    assert lying == 413
 
 
-def test_all_bodies_together_are_bounded_and_let_go() -> None:
-    limit = BodyLimit(_echo, max_bytes=10)
+@pytest.mark.parametrize("announced", [{"content_length": str(MAX_BYTES)}, {"transfer_encoding": "chunked"}])
+def test_bodies_of_one_owner_leave_room_for_others(monkeypatch: pytest.MonkeyPatch, announced: dict[str, Any]) -> None:
+    monkeypatch.setattr(bodies, "PATIENCE_S", 0.05)
+    limit = limited(_echo, MAX_BYTES)
+    part = b"x" * (MAX_BYTES - 1)
 
-    async def _nested(scope: Scope, receive: Receive, send: Send) -> None:
+    async def run() -> None:
+        silent = [
+            asyncio.create_task(asked(limit, part, ends=False, **announced)) for _ in range(bodies.BODIES_AT_ONCE)
+        ]
+        over, within = await asyncio.wait(silent, timeout=5, return_when=asyncio.FIRST_EXCEPTION)
+        assert {one.exception().status_code for one in over} == {503}  # type: ignore[union-attr]
+        assert await refused(limit, part, **announced) == 503
+        assert (await asked(limit, b"small"))[0] == 200
+        assert (await asked(limit, part, owner="another", **announced))[0] == 200
+        for one in within:
+            one.cancel()
+        await asyncio.wait(silent)
+        assert (await asked(limit, part, **announced))[0] == 200
+
+    asyncio.run(run())
+
+
+def test_large_bodies_wait_for_those_before_them() -> None:
+    begun = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await _echo(scope, receive, send)
-        with pytest.raises(HTTPException) as error:
-            limit.hold(10 * bodies.BODIES_AT_ONCE - 4, 5)
-        assert error.value.status_code == 503
+        await begun.wait()
 
-    nested = BodyLimit(_nested, max_bytes=10)
-    limit = nested
-    assert asked(nested, b"12345")[0] == 200
-    nested.hold(10 * bodies.BODIES_AT_ONCE, 5)
+    async def run() -> None:
+        limit = limited(slow, MAX_BYTES)
+        part = b"x" * (MAX_BYTES - 1)
+        many = [asyncio.create_task(asked(limit, part)) for _ in range(3 * bodies.BODIES_AT_ONCE)]
+        await asyncio.sleep(0)
+        begun.set()
+        assert {status for status, _ in await asyncio.gather(*many)} == {200}
+
+    asyncio.run(run())
 
 
-def test_a_body_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "BODY_S", 0.01)
-    assert refused(BodyLimit(_echo, max_bytes=10), b"12", ends=False) == 408
+@pytest.mark.parametrize("begun", [b"1", b"x" * bodies.PIECE_BYTES], ids=["drips", "begins fast"])
+def test_a_body_that_falls_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+    monkeypatch.setattr(bodies, "PIECE_S", 0.05)
+    assert asyncio.run(refused(limited(_echo, MAX_BYTES), begun, ends=False)) == 408
