@@ -25,6 +25,9 @@ from shared.errors import (
 )
 
 RETRY_AFTER_SECONDS = 5
+# Together they keep a problem below 64 KiB, whatever is wrong and however often.
+MAX_FAULTS = 20
+MAX_PATH_CHARS, MAX_MESSAGE_CHARS, MAX_DETAIL_CHARS = 100, 400, 2500
 # Failures that an operator must fix; anything else unavailable is so by design.
 AWAY = (DatabaseUnavailable, BrokerUnavailable, StorageUnavailable)
 _CODES = {
@@ -83,7 +86,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> ProblemResponse:
     """Build a problem response."""
-    details = problem_of(status, code, detail, errors=errors)
+    details = problem_of(status, code, _shortened(detail, MAX_DETAIL_CHARS), errors=errors)
     return ProblemResponse(details.model_dump(), status_code=status, headers=dict(headers or {}))
 
 
@@ -122,11 +125,22 @@ def _headers(error: FarmError) -> dict[str, str]:
 
 def _invalid_request(_request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
-    errors = [_field_error(found) for found in error.errors()]
-    if any(found["type"] == "json_invalid" for found in error.errors()):
+    faults = error.errors()
+    errors = [_field_error(found) for found in faults[:MAX_FAULTS]]
+    if any(found["type"] == "json_invalid" for found in faults):
         return problem(400, "malformed_body", f"The body is not valid JSON: {errors[0].message}.")
-    detail = "; ".join(f"{found.field}: {found.message}" for found in errors)
-    return problem(422, "invalid_request", detail, errors=errors)
+    return problem(422, "invalid_request", _told(errors, len(faults)), errors=errors)
+
+
+def _told(errors: Sequence[FieldError], count: int) -> str:
+    """Name faults in one line: as many of them as it holds, and how many more there are."""
+    told: list[str] = []
+    room = MAX_DETAIL_CHARS - MAX_MESSAGE_CHARS  # for the last one, and the rest's number
+    for found in errors:
+        if room > 0:
+            told.append(f"{found.field}: {found.message}")
+            room -= len(told[-1])
+    return "; ".join(told) + (f"; and {count - len(told):,} more" if count > len(told) else "")
 
 
 def _field_error(found: Mapping[str, Any]) -> FieldError:
@@ -135,7 +149,15 @@ def _field_error(found: Mapping[str, Any]) -> FieldError:
     message = str(found["msg"]).removeprefix("Value error, ")
     if found["type"] == "json_invalid":
         message = str(found.get("ctx", {}).get("error", message))
-    return FieldError(field=".".join(path) or "body", message=message)
+    return FieldError(
+        field=_shortened(".".join(path), MAX_PATH_CHARS) or "body", message=_shortened(message, MAX_MESSAGE_CHARS)
+    )
+
+
+def _shortened(text: str, most: int) -> str:
+    """Return text on one line and of so many characters at most: what clients write becomes part of it."""
+    line = "".join(character if character.isprintable() else " " for character in text[: most + 1])
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 async def _nobody(_request: Request, _error: Exception) -> Response:

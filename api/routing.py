@@ -10,10 +10,10 @@ from functools import wraps
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.routing import APIRoute
 
 from api.callers import Caller
 from api.desk import DeskDep
+from api.json_bodies import JsonRoute
 from api.limits.workrooms import NOBODY, Workroom, Workrooms
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -32,8 +32,8 @@ def in_room(name: str) -> Callable[[Handler], Handler]:
     return named
 
 
-class SeatedRoute(APIRoute):
-    """A route whose handler, if it blocks, takes a place in its room for the caller."""
+class SeatedRoute(JsonRoute):
+    """A route that reads bodies beside the loop, and whose handler, if it blocks, takes a place in its room for the caller."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **how: Any) -> None:
         super().__init__(path, _seated(endpoint), **how)

@@ -3,11 +3,10 @@
 Bounds are checked after translation, by the schema of a submission.
 """
 
-import json
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_NUMBER_CHARS = 40
 
@@ -61,16 +60,32 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     try:
-        json.dumps(value, allow_nan=False).encode()
+        _check(value)
     except (ValueError, RecursionError):
         raise ValueError("value is not valid JSON") from None
     return value
+
+
+def _check(value: Any) -> None:
+    """Raise `ValueError` for what Python's parser takes for JSON, but is none: NaN, Infinity, half a surrogate pair."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check(name)
+            _check(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check(inner)
 
 
 Int = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[int | float, BeforeValidator(_number)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Text = Annotated[str, BeforeValidator(_text)]
+TextList = Annotated[list[Text], Field(fail_fast=True)]
 Mapping = Annotated[dict[str, Any], BeforeValidator(_mapping)]
 Plain = Annotated[Any, BeforeValidator(_plain)]
 

@@ -4,10 +4,10 @@ A waiting request holds no thread. The call is named by `force_task_id` or a gen
 """
 
 import asyncio
-import hashlib
 import json
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -22,11 +22,12 @@ from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.sessions import SessionId
 from api.a1111.translate import FarmFacts, Translation
 from api.admission.admit import admit
-from api.admission.sent import Sent, SentDep
+from api.admission.sent import Sent, SentDep, digest
 from api.admission.submissions import WebhookChoice
 from api.callers import Caller, Submitter
 from api.desk import Desk, DeskDep
-from api.routing import Router
+from api.json_bodies import Held
+from api.routing import Router, in_room
 from api.waiting.disconnect import while_connected
 from shared.errors import FarmError, InvalidRequest, OutOfMemory, RenderFailed, UnknownCheckpoint
 from shared.infra.tables import JobRow
@@ -43,21 +44,16 @@ log = structlog.get_logger(__name__)
 
 
 @router.post("/sdapi/v1/txt2img", summary="txt2img", response_class=Response)
-async def txt2img(
-    body: Txt2Img, sent: SentDep, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId
-) -> Response:
+def txt2img(body: Txt2Img, sent: SentDep, desk: DeskDep, caller: Submitter, session_id: SessionId) -> Response:
     """Render images from a prompt, with or without hires fix, and answer with them. The request stays open until the end."""
-    call = await desk.rooms.database.run(caller.owner, begin, desk, caller, session_id, body, sent, translate.txt2img)
-    return await _held(request, desk, caller, call, body)
+    return _held(desk, caller, begin(desk, caller, session_id, body, sent, translate.txt2img), body)
 
 
 @router.post("/sdapi/v1/img2img", summary="img2img", response_class=Response)
-async def img2img(
-    body: Img2Img, sent: SentDep, request: Request, desk: DeskDep, caller: Submitter, session_id: SessionId
-) -> Response:
+@in_room("intake")
+def img2img(body: Img2Img, sent: SentDep, desk: DeskDep, caller: Submitter, session_id: SessionId) -> Response:
     """Render images from an init image, with or without a mask, and answer with them. The request stays open until the end."""
-    call = await desk.rooms.intake.run(caller.owner, begin, desk, caller, session_id, body, sent, translate.img2img)
-    return await _held(request, desk, caller, call, body)
+    return _held(desk, caller, begin(desk, caller, session_id, body, sent, translate.img2img), body)
 
 
 def begin(
@@ -103,7 +99,13 @@ def headers_of(call: A1111Call) -> dict[str, str]:
     return {name: "".join(char if char.isprintable() else "?" for char in text) for name, text in headers.items()}
 
 
-async def _held(request: Request, desk: Desk, caller: Caller, call: A1111Call, body: Txt2Img | Img2Img) -> Response:
+def _held(desk: Desk, caller: Caller, call: A1111Call, body: Txt2Img | Img2Img) -> Held:
+    """Return the answer that waits for a call's end. Of the body it keeps what the answer repeats."""
+    echo = json.dumps(body.echo()).encode()
+    return Held(partial(_answered, desk=desk, caller=caller, call=call, echo=echo), kept_bytes=len(echo))
+
+
+async def _answered(request: Request, *, desk: Desk, caller: Caller, call: A1111Call, echo: bytes) -> Response:
     """Wait until a call ends and answer. If the client disconnects first, abandon the call."""
     headers = headers_of(call)
     try:
@@ -113,12 +115,12 @@ async def _held(request: Request, desk: Desk, caller: Caller, call: A1111Call, b
             return Response(status_code=499, headers=headers)
         ended = A1111Call(call.row, tuple(jobs))
         raise_failure(ended)
-        content = await desk.rooms.storage.run(caller.owner, answers.body, desk, ended, body.echo())
+        content = await desk.rooms.storage.run(caller.owner, answers.body, desk, ended, json.loads(echo))
+        answer = Response(content, media_type="application/json")
     except FarmError as error:
-        response = problems.of(request, error)
-        response.headers.update(headers)
-        return response
-    return Response(content, media_type="application/json", headers=headers)
+        answer = problems.of(request, error)
+    answer.headers.update(headers)
+    return answer
 
 
 async def _ended(desk: Desk, call: A1111Call) -> list[JobRow]:
@@ -160,8 +162,7 @@ def _digests(sent: Sent, body: Txt2Img | Img2Img, changes: dict[str, Any] | None
 
 def _legacy_digest(body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> str:
     # Not of a list of fields: what another release takes for another request is rendered again, and not refused.
-    said = json.dumps([type(body).__name__, body.model_dump(), changes], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()
+    return digest([type(body).__name__, body.model_dump(), changes])
 
 
 def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[str, Any]) -> FarmFacts:

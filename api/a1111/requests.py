@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from api.a1111.field_types import Flag, Int, Lax, Mapping, Number, Plain, Text
+from api.a1111.field_types import Flag, Int, Lax, Mapping, Number, Plain, Text, TextList
 
 
 class PictureRequest(Lax):
@@ -12,7 +12,7 @@ class PictureRequest(Lax):
 
     prompt: Text = ""
     negative_prompt: Text = ""
-    styles: list[Text] | None = None
+    styles: TextList | None = None
     seed: Int = -1
     subseed: Int = -1
     subseed_strength: Number = 0
@@ -79,7 +79,7 @@ class Txt2Img(PictureRequest):
 class Img2Img(PictureRequest):
     """An img2img request, with or without a mask."""
 
-    init_images: list[Text] | None = None
+    init_images: TextList | None = None
     resize_mode: Int = 0
     denoising_strength: Number = 0.75
     image_cfg_scale: Number | None = None

@@ -3,9 +3,18 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from api.admission.resolution import drawn_seed
 from api.admission.submissions import Submission
@@ -50,8 +59,12 @@ class BatchSubmission(BaseModel):
         },
     )
 
+    # A short body may be a sweep of a thousand jobs.
+    EXPANDS: ClassVar[bool] = True
+
     name: Annotated[str | None, Field(max_length=MAX_NAME_CHARS, description="A label for people.")] = None
-    jobs: Annotated[list[Submission] | None, Field(min_length=1, max_length=MAX_JOBS)] = None
+    # Of the jobs that are wrong the first one is named: often the others are so for the same reason.
+    jobs: Annotated[list[Submission] | None, Field(min_length=1, max_length=MAX_JOBS, fail_fast=True)] = None
     template: Annotated[
         dict[str, JsonValue] | None,
         Field(description="A job as in POST /v1/jobs. Without a seed, one is drawn and used for all jobs."),

@@ -158,6 +158,7 @@ class Workrooms:
     intake: Workroom
     storage: Workroom
     decoding: Workroom
+    bodies: Workroom
     prompts: Workroom
     redis: Workroom
     keys: Workroom
@@ -173,6 +174,7 @@ class Workrooms:
             intake=room("work on clients' pictures", 8, spend=spend),
             storage=room("work on the image storage", 16, spend=spend),
             decoding=room("decoding of pictures", 4),  # 0.6 GB at worst
+            bodies=room("reading of large bodies", 2, spend=spend),  # so few leave processor time to all else
             prompts=room("reading of prompts", 2, spend=spend_on_counts),
             redis=room("work on Redis", 8),
             keys=room("checking of keys", 4),

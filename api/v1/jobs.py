@@ -17,6 +17,7 @@ from api.admission.submissions import Submission
 from api.callers import Caller, Reader, Submitter
 from api.desk import Desk, DeskDep, JobId
 from api.jobs import queries
+from api.json_bodies import Held
 from api.openapi import documented
 from api.routing import Router
 from api.v1 import cursors
@@ -57,17 +58,22 @@ class JobPage(BaseModel):
     next_cursor: str | None
 
 
-@router.post("", status_code=202, summary="Submit a job", responses=documented(400, 404, 409, 410, 413))
+@router.post(
+    "",
+    status_code=202,
+    summary="Submit a job",
+    response_model=Job,
+    responses=documented(400, 404, 409, 410, 413),
+)
 async def submit(
     submission: Submission,
     sent: SentDep,
     desk: DeskDep,
     caller: Submitter,
     wait_s: WaitS,
-    request: Request,
     response: Response,
     idempotency_key: ClientsKey = None,
-) -> Job:
+) -> Job | Response:
     """Queue a job. A job that was answered 202 is stored and reaches a final state, even if processes or machines fail.
 
     A repeated request with the same `Idempotency-Key` and JSON, within 48 hours, answers with the same job.
@@ -78,11 +84,15 @@ async def submit(
         caller.owner, admit, desk, caller, submission, sent, key=idempotency_key
     )
     response.headers["Location"] = f"/v1/jobs/{row.shown_id}"
-    return Job.of(await _wait_for_end(desk, request, row, wait_s))
+    return _accepted(desk, row, wait_s, response)
 
 
 @router.put(
-    "/{job_id}", status_code=202, summary="Submit a job under an id", responses=documented(400, 404, 409, 410, 413)
+    "/{job_id}",
+    status_code=202,
+    summary="Submit a job under an id",
+    response_model=Job,
+    responses=documented(400, 404, 409, 410, 413),
 )
 async def put(
     job_id: JobId,
@@ -91,13 +101,12 @@ async def put(
     desk: DeskDep,
     caller: Submitter,
     wait_s: WaitS,
-    request: Request,
     response: Response,
-) -> Job:
+) -> Job | Response:
     """Queue a job under an id that you choose, any UUID. A repeated request with the same JSON answers with the same job."""
     row = await inputs.room(desk, submission).run(caller.owner, admit, desk, caller, submission, sent, job_id=job_id)
     response.headers["Location"] = f"/v1/jobs/{row.shown_id}"
-    return Job.of(await _wait_for_end(desk, request, row, wait_s))
+    return _accepted(desk, row, wait_s, response)
 
 
 @router.get("", summary="List jobs")
@@ -186,6 +195,18 @@ async def visible_row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
 def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:
     with desk.db.transaction() as session:
         return lifecycle.get(session, job_id, owner=caller.sees_only)
+
+
+def _accepted(desk: Desk, row: JobRow, wait_s: float, response: Response) -> Job | Held:
+    """Show an accepted job: at once, or held until its end while its body is gone."""
+    if not wait_s:
+        return Job.of(row)
+
+    async def ended(request: Request) -> Response:
+        shown = Job.of(await _wait_for_end(desk, request, row, wait_s)).model_dump_json(by_alias=True)
+        return Response(shown, status_code=202, headers=response.headers, media_type="application/json")
+
+    return Held(ended)
 
 
 async def _wait_for_end(desk: Desk, request: Request, row: JobRow, wait_s: float) -> JobRow:

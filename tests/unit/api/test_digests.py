@@ -1,13 +1,16 @@
 """What a client sent is known again, whatever a release reads in it."""
 
+import hashlib
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from api.admission import legacy_digests
+from api import json_bodies
+from api.admission import legacy_digests, sent
 from api.admission.sent import Sent
 from api.admission.submissions import HiresChoice, LoraChoice, Submission
 from api.admission.sweeps import BatchSubmission
@@ -29,7 +32,7 @@ INPAINTING = json.loads("""{
 
 
 def digest(body: bytes) -> str:
-    return Sent("/", body).digest
+    return Sent("/", json_bodies.parsed(body)).digest
 
 
 def reordered(value: Any) -> Any:
@@ -48,6 +51,17 @@ def test_white_space_and_the_order_of_keys_do_not_matter(value: Any) -> None:
 def test_other_json_has_another_digest(one: Any, other: Any) -> None:
     texts = [json.dumps(value, sort_keys=True) for value in (one, other)]
     assert (digest(texts[0].encode()) == digest(texts[1].encode())) is (texts[0] == texts[1])
+
+
+@given(JSON)
+def test_a_digest_is_that_of_the_text_that_is_never_made(value: Any) -> None:
+    assert sent.digest(value) == hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def test_a_long_text_has_the_digest_of_its_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sent, "_PIECE_CHARS", 2)
+    text = 'ä𝄞"\\\n\ud800 b'
+    assert sent.digest([text]) == hashlib.sha256(json.dumps([text]).encode()).hexdigest()
 
 
 def test_whatever_fastapi_can_read_has_a_digest() -> None:
