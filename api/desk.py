@@ -15,6 +15,7 @@ from redis import Redis
 from api.auth.key_cache import KeyCache
 from api.limits.quota import Quota
 from api.limits.rate import TOKEN_COUNTS, RateLimit
+from api.limits.room import Room
 from api.limits.streams import StreamLimit
 from api.limits.workrooms import Workrooms
 from api.picture_intake import PictureIntake
@@ -34,6 +35,8 @@ log = structlog.get_logger(__name__)
 PATIENCE_S = 7.0
 # And for its calls to the storage: they fail within 11 s, pauses included.
 STORAGE_TRIES, STORAGE_S = 2, 5.0
+# Memory in which all large answers together are made: pictures, sheets and zips on their way to clients.
+ANSWERS_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Desk:
     updates: JobUpdates
     streams: StreamLimit
     dependencies: Dependencies
+    answers: Room
 
     async def tell(self, owner: str, *news: JobEvent) -> None:
         """Publish events for an owner. Best effort: who waits for them looks at the rows, too."""
@@ -91,6 +95,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             JobUpdates(db, broker.connect_async(settings), rooms.updates),
             StreamLimit(),
             dependencies,
+            Room(ANSWERS_BYTES),
         )
 
 

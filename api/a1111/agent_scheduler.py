@@ -1,14 +1,16 @@
 """Routes of the Agent Scheduler extension: queue a task, show it, fetch its images later. Tasks are the session's calls."""
 
-import base64
-import io
-import zipfile
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Path, Query, Response
 from pydantic import ValidationError
 
 from api.a1111 import answers, calls, generation, options, translate
+from api.a1111.answers import CallImage
 from api.a1111.calls import A1111Call
 from api.a1111.errors import NothingFound
 from api.a1111.field_types import Text
@@ -18,7 +20,9 @@ from api.admission.sent import SentDep
 from api.admission.submissions import WebhookChoice
 from api.callers import Reader, Submitter
 from api.desk import Desk, DeskDep
+from api.large_answers import LargeAnswer
 from api.routing import Router, in_room
+from api.v1 import zip_stream
 from shared.errors import InvalidRequest
 from shared.vocabulary.states import JobState
 
@@ -123,14 +127,14 @@ def results(
     call = _task_call(desk, session_id, task_id)
     if _status(call) not in {"done", "interrupted"}:
         return {"success": False, "message": f"Task is {_status(call)}"}
-    images = answers.pictures(desk, call)
+    found = answers.sources(desk, call)
     if as_zip:
-        return Response(_zip([one.file for one in images]), media_type="application/zip")
-    pictures = [
-        {"image": f"data:image/png;base64,{base64.b64encode(one.file).decode()}", "infotext": one.text}
-        for one in images
-    ]
-    return {"success": True, "data": pictures}
+        files = ((f"{index}.png", partial(_file, one)) for index, one in enumerate(found))
+        pieces = zip_stream.zipped(files, at=datetime.now(UTC))
+        return LargeAnswer(
+            pieces, needs_bytes=answers.needs_bytes(found, copies=zip_stream.COPIES), media_type=zip_stream.ZIP
+        )
+    return LargeAnswer(_listed(found), needs_bytes=answers.needs_bytes(found), media_type="application/json")
 
 
 @router.delete("/task/{task_id}", summary="Cancel a task")
@@ -190,9 +194,17 @@ def _status(call: A1111Call) -> str:
     return _STATUSES[JobState.SUCCEEDED]
 
 
-def _zip(files: list[bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for index, file in enumerate(files):
-            archive.writestr(f"{index}.png", file)
-    return out.getvalue()
+def _file(source: CallImage) -> bytes:
+    return source.fetch().file
+
+
+def _listed(found: Sequence[CallImage]) -> Iterator[bytes]:
+    """Yield a task's images with their infotexts, as JSON."""
+    before = b'{"success":true,"data":['
+    for one in found:
+        shown = one.fetch()
+        yield before + b'{"image":"data:image/png;base64,'
+        yield from answers.encoded(shown.file)
+        yield b'","infotext":' + json.dumps(shown.text).encode() + b"}"
+        before = b","
+    yield b"]}" if found else before + b"]}"

@@ -1,12 +1,16 @@
-"""Answer of a finished call: images, echoed parameters, and `info` (JSON inside a string), with the types of A1111."""
+"""Answer of a finished call: images, echoed parameters, and `info` (JSON inside a string), with the types of A1111.
+
+It is made while it is sent, one image at a time: 64 of the largest would fill the memory of an api.
+"""
 
 import base64
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -16,8 +20,9 @@ from PIL.PngImagePlugin import PngInfo
 from api import stored_images
 from api.a1111.calls import A1111Call
 from api.desk import Desk
+from api.large_answers import LargeAnswer
 from shared.infra import previews
-from shared.infra.tables import JobRow
+from shared.infra.tables import ImageRow, JobRow
 from shared.vocabulary import infotext
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.samplers import SAMPLER_LABELS
@@ -25,6 +30,8 @@ from shared.vocabulary.states import JobState
 
 # A sheet of more pixels is left out; the pictures themselves are in the answer anyway.
 MAX_SHEET_PIXELS = 16 * 2**20
+_PIXEL_BYTES = 3
+_SLICE_BYTES = 3 * 2**16  # a multiple of three: base64 of the slices is that of the whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +42,64 @@ class AnswerImage:
     text: str
 
 
-def pictures(desk: Desk, call: A1111Call) -> list[AnswerImage]:
-    """Fetch a call's images in order; the last previews for canceled jobs. Raises `Gone`, `Unavailable`."""
-    return [shown for job in call.jobs for shown in _of(desk, job)]
+@dataclass(frozen=True, slots=True)
+class CallImage:
+    """An image of a call that is still to be fetched, or to be made of a preview."""
+
+    fetch: Callable[[], AnswerImage]
+    pixels: tuple[int, int]
+    file_bytes: int
 
 
-def body(desk: Desk, call: A1111Call, echo: Mapping[str, Any]) -> bytes:
-    """Encode the answer of a finished call as JSON. Raises `Gone`, `Unavailable`."""
-    about, shown = call.row.about, pictures(desk, call)
-    sheet = _sheet([one.file for one in shown]) if about["grid"] and len(shown) > 1 else None
-    texts = [one.text for one in shown]
-    files = [*([sheet] if sheet else []), *(one.file for one in shown)]
-    answer = {
-        "images": [base64.b64encode(file).decode() for file in files] if about["send_images"] else [],
-        "parameters": echo,
-        "info": json.dumps(info(call, texts=[*(texts[:1] if sheet else []), *texts], pictures_from=int(bool(sheet)))),
-    }
-    return json.dumps(answer).encode()
+def sources(desk: Desk, call: A1111Call) -> list[CallImage]:
+    """List a call's images in order; the last previews of canceled jobs. Raises `BrokerUnavailable`."""
+    return [source for job in call.jobs for source in _of(desk, job)]
+
+
+def needs_bytes(found: Sequence[CallImage], *, copies: int = 2) -> int:
+    """Return the memory that passing images on takes, one after another."""
+    return copies * max((one.file_bytes for one in found), default=0)
+
+
+def whole(desk: Desk, call: A1111Call, echo: bytes) -> LargeAnswer:
+    """Answer a finished call, with its request as JSON. While it is made, `Gone` and `Unavailable` may be raised."""
+    found = sources(desk, call)
+    has_sheet = bool(call.row.about["grid"]) and len(found) > 1 and _fits_on_a_sheet(found)
+    needed = needs_bytes(found)
+    if has_sheet:
+        needed = sum(one.file_bytes for one in found) + 2 * _PIXEL_BYTES * _sheet_pixels(found)
+    pieces = _pieces(call, found, echo, has_sheet=has_sheet)
+    return LargeAnswer(pieces, needs_bytes=needed, media_type="application/json")
+
+
+def encoded(file: bytes) -> Iterator[bytes]:
+    """Yield a file in base64."""
+    for at in range(0, len(file), _SLICE_BYTES):
+        yield base64.b64encode(file[at : at + _SLICE_BYTES])
+
+
+def _pieces(call: A1111Call, found: Sequence[CallImage], echo: bytes, *, has_sheet: bool) -> Iterator[bytes]:
+    texts: list[str] = []
+    before = b'{"images": ['  # not sent before the first image is there: that it is gone is a status
+    for shown in _shown(found, has_sheet=has_sheet):
+        texts.append(shown.text)
+        if call.row.about["send_images"]:
+            yield before + b'"'
+            yield from encoded(shown.file)
+            before = b'", '
+    about = json.dumps(json.dumps(info(call, texts=texts, pictures_from=int(has_sheet))))
+    yield b'"' if before == b'", ' else before
+    yield b'], "parameters": ' + echo + b', "info": ' + about.encode() + b"}"
+
+
+def _shown(found: Sequence[CallImage], *, has_sheet: bool) -> Iterator[AnswerImage]:
+    """Yield the images, the sheet before them; it has the text of the first."""
+    if not has_sheet:
+        yield from (one.fetch() for one in found)
+        return
+    fetched = [one.fetch() for one in found]
+    yield AnswerImage(_sheet([one.file for one in fetched]), fetched[0].text)
+    yield from fetched
 
 
 def info(call: A1111Call, *, texts: Sequence[str], pictures_from: int = 0) -> dict[str, Any]:
@@ -102,17 +150,23 @@ def stamp(moment: datetime) -> str:
     return moment.strftime("%Y%m%d%H%M%S")
 
 
-def _of(desk: Desk, job: JobRow) -> Iterator[AnswerImage]:
+def _of(desk: Desk, job: JobRow) -> Iterator[CallImage]:
     params = GenerationParams.model_validate(job.params)
     if job.state == JobState.SUCCEEDED:
         for image in job.images:
-            file = stored_images.fetch(desk, image)
-            yield AnswerImage(file, _text(file))
+            yield CallImage(partial(_fetched, desk, image), (image.width, image.height), image.size_bytes)
     elif job.state == JobState.CANCELED:
         for index in range(params.num_images):
             preview = previews.get(desk.redis, job.id, index)
             if preview is not None:
-                yield _unfinished(preview, params, infotext.encode(params, index))
+                text = infotext.encode(params, index)
+                size = params.width, params.height
+                yield CallImage(partial(_unfinished, preview, size, text), size, _PIXEL_BYTES * math.prod(size))
+
+
+def _fetched(desk: Desk, image: ImageRow) -> AnswerImage:
+    file = stored_images.fetch(desk, image)
+    return AnswerImage(file, _text(file))
 
 
 def _text(file: bytes) -> str:
@@ -121,10 +175,10 @@ def _text(file: bytes) -> str:
         return str(picture.info["parameters"])
 
 
-def _unfinished(preview: bytes, params: GenerationParams, text: str) -> AnswerImage:
+def _unfinished(preview: bytes, size: tuple[int, int], text: str) -> AnswerImage:
     """Enlarge a preview to the size of the image and encode it as PNG."""
     with Image.open(io.BytesIO(preview)) as small:
-        large = small.convert("RGB").resize((params.width, params.height), Image.Resampling.BICUBIC)
+        large = small.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     return AnswerImage(to_png(large, {"parameters": text}), text)
 
 
@@ -138,14 +192,25 @@ def to_png(picture: Image.Image, texts: Mapping[str, str] = MappingProxyType({})
     return out.getvalue()
 
 
-def _sheet(files: Sequence[bytes]) -> bytes | None:
-    """Draw A1111's grid of all images, nearly square; None above `MAX_SHEET_PIXELS`."""
-    rows = round(math.sqrt(len(files)))
-    columns = math.ceil(len(files) / rows)
+def _grid(count: int) -> tuple[int, int]:
+    """Return the columns and rows of A1111's grid: nearly square."""
+    rows = round(math.sqrt(count))
+    return math.ceil(count / rows), rows
+
+
+def _sheet_pixels(found: Sequence[CallImage]) -> int:
+    return math.prod((*_grid(len(found)), *found[0].pixels))
+
+
+def _fits_on_a_sheet(found: Sequence[CallImage]) -> bool:
+    return _sheet_pixels(found) <= MAX_SHEET_PIXELS
+
+
+def _sheet(files: Sequence[bytes]) -> bytes:
+    """Draw A1111's grid of all images."""
+    columns, rows = _grid(len(files))
     with Image.open(io.BytesIO(files[0])) as first:
         width, height = first.size
-    if rows * columns * width * height > MAX_SHEET_PIXELS:
-        return None
     sheet = Image.new("RGB", (columns * width, rows * height))
     for index, file in enumerate(files):
         with Image.open(io.BytesIO(file)) as picture:

@@ -1,10 +1,12 @@
 """PNG Info and Extras: read the infotext of a picture, and upscale pictures. Interrogate is refused."""
 
-import base64
 import io
+import json
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
+from fastapi import Response
 from PIL import Image
 from pydantic import Field
 
@@ -13,6 +15,7 @@ from api.a1111.errors import NothingFound
 from api.a1111.field_types import Flag, Int, Lax, Number, Text
 from api.callers import Reader, Submitter
 from api.desk import Desk, DeskDep
+from api.large_answers import LargeAnswer
 from api.routing import Router, in_room
 from shared.errors import BadPicture, InvalidRequest
 from shared.files import pictures
@@ -21,6 +24,7 @@ from shared.vocabulary.params import MAX_SIDE_PX
 router = Router(prefix="/sdapi/v1", strict_content_type=False)
 
 MAX_BATCH = 16
+MAX_TEXT_CHARS = 2**20
 MAX_UPSCALED_SIDE_PX = 4 * MAX_SIDE_PX
 _EXIF_COMMENT, _EXIF_IFD = 0x9286, 0x8769
 # Of the container, not of the picture's making.
@@ -90,22 +94,24 @@ def png_info(body: PngInfoRequest, desk: DeskDep, _caller: Reader) -> dict[str, 
     with desk.intake.decoding():
         pictures.decode(data, what="image")
     text, items = _texts(data)
+    if len(text) + sum(map(len, items.values())) > MAX_TEXT_CHARS:
+        raise BadPicture(f"image: its texts are longer than {MAX_TEXT_CHARS:,} characters together.")
     return {"info": text, "items": items, "parameters": infotext_parser.parse(text) if text else {}}
 
 
-@router.post("/extra-single-image", summary="Upscale a picture")
+@router.post("/extra-single-image", summary="Upscale a picture", response_model=dict[str, str])
 @in_room("intake")
-def extra_single_image(body: UpscaleRequest, desk: DeskDep, _caller: Submitter) -> dict[str, str]:
+def extra_single_image(body: UpscaleRequest, desk: DeskDep, _caller: Submitter) -> Response:
     """Upscale one picture."""
-    return {"html_info": _html(body), "image": _upscaled(desk, body, body.image, "image")}
+    return _answered(desk, body, {"image": body.image}, opening=b',"image":', closing=b"}")
 
 
-@router.post("/extra-batch-images", summary="Upscale pictures")
+@router.post("/extra-batch-images", summary="Upscale pictures", response_model=dict[str, Any])
 @in_room("intake")
-def extra_batch_images(body: BatchUpscaleRequest, desk: DeskDep, _caller: Submitter) -> dict[str, Any]:
+def extra_batch_images(body: BatchUpscaleRequest, desk: DeskDep, _caller: Submitter) -> Response:
     """Upscale several pictures with the same options."""
-    images = [_upscaled(desk, body, one.data, f"imageList.{index}") for index, one in enumerate(body.imageList)]
-    return {"html_info": _html(body), "images": images}
+    texts = {f"imageList.{index}": one.data for index, one in enumerate(body.imageList)}
+    return _answered(desk, body, texts, opening=b',"images":[', closing=b"]}")
 
 
 @router.post("/interrogate", summary="Describe a picture")
@@ -114,12 +120,50 @@ async def interrogate(body: InterrogateRequest, _caller: Submitter) -> dict[str,
     raise NothingFound("Model not found" if body.image else "Image not found")
 
 
-def _upscaled(desk: Desk, options: UpscaleOptions, image: str, what: str) -> str:
-    data = desk.intake.file(image, what)
+def _answered(
+    desk: Desk, options: UpscaleOptions, texts: Mapping[str, str], *, opening: bytes, closing: bytes
+) -> Response:
+    """Answer with the pictures of these fields, upscaled, between the JSON before and after them."""
+    files = {what: desk.intake.file(text, what) for what, text in texts.items()}
+    for upscaler in (options.upscaler_1, options.upscaler_2):
+        names.pixel_upscaler(upscaler)  # raises for one that the farm lacks
+    pixels = [_most_pixels(options, file, what) for what, file in files.items()]
+    if sum(pixels) > MAX_UPSCALED_SIDE_PX**2:
+        raise InvalidRequest(
+            f"The results would have {sum(pixels):,} pixels together, of at most {MAX_UPSCALED_SIDE_PX**2:,}; send fewer."
+        )
+    pieces = _pieces(desk, options, files, opening=opening, closing=closing)
+    # All results, and three pictures while one is made.
+    needs_bytes = 3 * (sum(pixels) + 3 * max(pixels, default=0))
+    return LargeAnswer(pieces, needs_bytes=needs_bytes, media_type="application/json", room="intake")
+
+
+def _pieces(
+    desk: Desk, options: UpscaleOptions, files: Mapping[str, bytes], *, opening: bytes, closing: bytes
+) -> Iterator[bytes]:
+    # All before the first is sent: a picture that cannot be read is a status.
+    made = [_upscaled(desk, options, file, what) for what, file in files.items()]
+    yield b'{"html_info":' + json.dumps(_html(options)).encode() + opening
+    for index, file in enumerate(made):
+        yield b',"' if index else b'"'
+        yield from answers.encoded(file)
+        yield b'"'
+    yield closing
+
+
+def _most_pixels(options: UpscaleOptions, file: bytes, what: str) -> int:
+    """Return the most pixels that a result may have, from the picture's header. Raises `BadPicture`."""
+    before = pictures.pixels_in(file, what=what)
+    if options.resize_mode == 0:
+        return max(before, min(int(before * options.upscaling_resize**2), MAX_UPSCALED_SIDE_PX**2))
+    return max(before, options.upscaling_resize_w * options.upscaling_resize_h)
+
+
+def _upscaled(desk: Desk, options: UpscaleOptions, file: bytes, what: str) -> bytes:
     upscaler = names.pixel_upscaler(options.upscaler_1)
     second = names.pixel_upscaler(options.upscaler_2)
     with desk.intake.decoding():
-        picture = pictures.decode(data, what=what)
+        picture = pictures.decode(file, what=what)
         width, height = _size(options, picture)
         large = _resized(picture, upscaler, width, height)
         if second != names.NO_UPSCALER and options.extras_upscaler_2_visibility:
@@ -127,9 +171,9 @@ def _upscaled(desk: Desk, options: UpscaleOptions, image: str, what: str) -> str
             large = Image.blend(large, other, float(options.extras_upscaler_2_visibility))
         if options.resize_mode == 1 and options.upscaling_crop and upscaler != names.NO_UPSCALER:
             large = _cropped(large, options.upscaling_resize_w, options.upscaling_resize_h)
-        text, _items = _texts(data)
+        text, _items = _texts(file)
         chunks = {"parameters": text} if text else {}
-        return base64.b64encode(answers.to_png(large, {**chunks, "postprocessing": _facts(options)})).decode()
+        return answers.to_png(large, {**chunks, "postprocessing": _facts(options)})
 
 
 def _size(options: UpscaleOptions, picture: Image.Image) -> tuple[int, int]:

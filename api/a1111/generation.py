@@ -115,8 +115,8 @@ async def _answered(request: Request, *, desk: Desk, caller: Caller, call: A1111
             return Response(status_code=499, headers=headers)
         ended = A1111Call(call.row, tuple(jobs))
         raise_failure(ended)
-        content = await desk.rooms.storage.run(caller.owner, answers.body, desk, ended, json.loads(echo))
-        answer = Response(content, media_type="application/json")
+        # Previews of canceled jobs are looked up in Redis.
+        answer: Response = await desk.rooms.redis.run(caller.owner, answers.whole, desk, ended, echo)
     except FarmError as error:
         answer = problems.of(request, error)
     answer.headers.update(headers)

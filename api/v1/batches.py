@@ -1,9 +1,9 @@
 """Batches: submit many jobs at once, show and cancel them together, fetch their images as a contact sheet or a zip."""
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
@@ -11,7 +11,6 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Path, Query, Response
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from api import stored_images
@@ -21,22 +20,23 @@ from api.admission.sent import SentDep
 from api.admission.sweeps import MAX_JOBS, BatchSubmission
 from api.callers import Caller, Reader, Submitter
 from api.desk import Desk, DeskDep
+from api.large_answers import LargeAnswer
 from api.openapi import documented
 from api.routing import Router
 from api.v1 import contact_sheet, cursors, zip_stream
 from api.v1.contact_sheet import Edges, Tile
 from api.v1.images import shrunk
 from api.v1.jobs import ClientsKey
-from shared.errors import BatchNotFound, Gone, ImageLost, ImagesNotReady, ObjectDamaged, TooBusy
+from shared.errors import BatchNotFound, Gone, ImageLost, ImagesNotReady, ObjectDamaged
 from shared.infra.events import JobEvent
-from shared.infra.tables import BatchRow, JobRow
+from shared.infra.tables import BatchRow, ImageRow, JobRow
 from shared.jobs import batches, lifecycle
 from shared.jobs.wire import Batch, Job
 from shared.vocabulary.states import JobState
 
 ON_A_SHEET = 256
 SIDE_BY_SIDE = 8
-FETCHED_AT_ONCE = 4  # half of what an owner may read at once, so that a sheet leaves room for others of its requests
+FETCHED_AT_ONCE = 4
 
 router = Router(prefix="/v1/batches", tags=["batches"], responses=documented(401, 403, 422, 429, 503))
 
@@ -161,21 +161,21 @@ async def sheet(
     places = [at_place.get(place) for place in range(start, min(batch.total, start + ON_A_SHEET))]
     columns, edges = layout(batch, start, len(places))
     px = contact_sheet.tile_px(columns, -(-len(places) // columns))
-    tiles: list[Tile] = []
-    for at in range(0, len(places), FETCHED_AT_ONCE):
-        part = places[at : at + FETCHED_AT_ONCE]
-        tiles += await asyncio.gather(*(desk.rooms.storage.run(caller.owner, _tile, desk, px, row) for row in part))
-    drawn = await desk.rooms.storage.run(caller.owner, _drawn, desk, tiles, columns, edges)
-    return Response(drawn, media_type=contact_sheet.WEBP, headers={"Cache-Control": "no-store"})
+    shown = [row.images[0] for row in rows if row.images]
+    # The tiles and the sheet, and the pictures that are shrunk meanwhile.
+    needs_bytes = 2 * 3 * px * px * len(places) + FETCHED_AT_ONCE * max(map(_shrunk_bytes, shown), default=0)
+    drawn = map(partial(_drawn, desk, places, px, edges), [columns])
+    headers = {"Cache-Control": "no-store"}
+    return LargeAnswer(drawn, needs_bytes=needs_bytes, media_type=contact_sheet.WEBP, headers=headers, single=True)
 
 
 @router.get(
     "/{batch_id}/images.zip",
     summary="Fetch all images as a zip",
-    response_class=StreamingResponse,
+    response_class=Response,
     responses={200: {"content": {zip_stream.ZIP: {}}}, **documented(404, 409)},
 )
-async def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingResponse:
+async def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> Response:
     """Send all finished images as one zip, with `jobs.json`. File names begin with the job's index in the batch.
 
     Jobs that are deleted during the download are left out. Instead of an image that the storage has lost or gives back damaged
@@ -184,11 +184,10 @@ async def images(batch_id: BatchId, desk: DeskDep, caller: Reader) -> StreamingR
     batch, rows = await desk.rooms.database.run(caller.owner, _with_jobs, desk, caller, batch_id)
     if not any(row.images for row in rows):
         raise ImagesNotReady(f"No job of batch {batch.id} has succeeded yet.")
-    chunks = zip_stream.zipped(_files(desk, rows), at=datetime.now(UTC))
-    # The first picture is fetched before the status is sent: a storage that is away is a 503, not a broken zip.
-    first = await desk.rooms.storage.run(caller.owner, next, chunks)
+    pieces = zip_stream.zipped(_files(desk, rows), at=datetime.now(UTC))
+    needs_bytes = zip_stream.COPIES * max(image.size_bytes for row in rows for image in row.images)
     named = {"Content-Disposition": f'attachment; filename="{batch.id}.zip"', "Cache-Control": "no-store"}
-    return StreamingResponse(_following(desk, caller, first, chunks), media_type=zip_stream.ZIP, headers=named)
+    return LargeAnswer(pieces, needs_bytes=needs_bytes, media_type=zip_stream.ZIP, headers=named)
 
 
 def layout(batch: BatchRow, start: int, count: int) -> tuple[int, Edges]:
@@ -210,20 +209,6 @@ def layout(batch: BatchRow, start: int, count: int) -> tuple[int, Edges]:
     return columns, Edges((), ())
 
 
-async def _following(desk: Desk, caller: Caller, first: bytes, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the chunks of a download that has begun: it waits for its turn however long that takes, and holds no thread."""
-    chunk: bytes | None = first
-    while chunk is not None:
-        yield chunk
-        chunk = await _next(desk, caller, chunks)
-
-
-async def _next(desk: Desk, caller: Caller, chunks: Iterator[bytes]) -> bytes | None:
-    while True:
-        with suppress(TooBusy):
-            return await desk.rooms.storage.run(caller.owner, next, chunks, None)
-
-
 def _canceled(desk: Desk, caller: Caller, batch_id: UUID) -> tuple[Mapping[UUID, int], Batch]:
     with desk.db.transaction() as session:
         batches.get(session, batch_id, owner=caller.sees_only)
@@ -236,9 +221,17 @@ def _with_jobs(desk: Desk, caller: Caller, batch_id: UUID, **which: int) -> tupl
         return batches.get(session, batch_id, owner=caller.sees_only), batches.jobs(session, batch_id, **which)
 
 
-def _drawn(desk: Desk, tiles: Sequence[Tile], columns: int, edges: Edges) -> bytes:
+def _drawn(desk: Desk, places: Sequence[JobRow | None], px: int, edges: Edges, columns: int) -> bytes:
+    caller = copy_context()  # for whom pictures are decoded
+    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+        tiles = list(pool.map(lambda row: caller.copy().run(_tile, desk, px, row), places))
     with desk.intake.decoding():
         return contact_sheet.draw(tiles, columns=columns, edges=edges)
+
+
+def _shrunk_bytes(image: ImageRow) -> int:
+    """Return the memory that shrinking an image takes: its file and its pixels."""
+    return image.size_bytes + 3 * image.width * image.height
 
 
 def _tile(desk: Desk, px: int, row: JobRow | None) -> Tile:

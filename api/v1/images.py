@@ -1,6 +1,8 @@
 """Images of a job: the finished image, its thumbnail and the live preview."""
 
 import io
+from collections.abc import Iterator
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -13,6 +15,7 @@ from api import stored_images
 from api.callers import Caller, Reader
 from api.desk import Desk, DeskDep, JobId
 from api.gate.methods import is_head
+from api.large_answers import LargeAnswer
 from api.openapi import documented
 from api.routing import Router
 from shared.errors import ImageNotFound, ImagesNotReady
@@ -52,8 +55,8 @@ async def image(
     """Redirect to a presigned URL of an image. With `FARM_IMAGE_DELIVERY=proxy` the answer is the image itself."""
     row = await desk.rooms.database.run(caller.owner, _image, desk, caller, job_id, index)
     if inline or desk.settings.image_delivery == "proxy":
-        data = await desk.rooms.storage.run(caller.owner, stored_images.fetch, desk, row)
-        return _lasting(data, row.content_type, f'"{row.sha256}"')
+        pieces = map(partial(stored_images.fetch, desk), [row])
+        return _lasting(pieces, row.content_type, f'"{row.sha256}"', needs_bytes=row.size_bytes)
     url = desk.storage.url(
         row.key,
         ttl_s=desk.settings.image_url_seconds,
@@ -73,8 +76,9 @@ async def image(
 async def thumbnail(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) -> Response:
     """Return a WebP of an image with sides of at most 320 px."""
     row = await desk.rooms.database.run(caller.owner, _image, desk, caller, job_id, index)
-    data = await desk.rooms.storage.run(caller.owner, _thumbnail, desk, row)
-    return _lasting(data, "image/webp", f'"{row.sha256}-{THUMBNAIL_PX}"')
+    needs_bytes = row.size_bytes + 3 * row.width * row.height
+    etag = f'"{row.sha256}-{THUMBNAIL_PX}"'
+    return _lasting(map(partial(_thumbnail, desk), [row]), "image/webp", etag, needs_bytes=needs_bytes)
 
 
 @router.get(
@@ -111,8 +115,9 @@ def _thumbnail(desk: Desk, row: ImageRow) -> bytes:
     return out.getvalue()
 
 
-def _lasting(data: bytes, content_type: str, etag: str) -> Response:
-    return Response(data, media_type=content_type, headers={"Cache-Control": _FOREVER, "ETag": etag})
+def _lasting(made: Iterator[bytes], content_type: str, etag: str, *, needs_bytes: int) -> Response:
+    headers = {"Cache-Control": _FOREVER, "ETag": etag}
+    return LargeAnswer(made, needs_bytes=needs_bytes, media_type=content_type, headers=headers, single=True)
 
 
 def _image(desk: Desk, caller: Caller, job_id: UUID, index: int) -> ImageRow:

@@ -10,6 +10,8 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 from shared.errors import Gone, ImageLost, ObjectDamaged
 
 ZIP = "application/zip"
+# Of a file, in memory while the next one is read: the file, the piece of the zip, and the piece before it.
+COPIES = 3
 
 # A name inside the zip, and how to get its bytes.
 File: TypeAlias = tuple[str, Callable[[], bytes]]

@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from shared.vocabulary.params import GenerationParams, Hires, Upscaler
 from shared.vocabulary.samplers import Sampler, Schedule
@@ -48,8 +49,11 @@ def hires(**changes: Any) -> Hires:
     return Hires(**{**fields, **changes})
 
 
-def png(color: str) -> bytes:
-    """A picture of one colour, 64 px square."""
+def png(color: str, **texts: str) -> bytes:
+    """A picture of one colour, 64 px square, with text chunks by keyword."""
+    chunks = PngInfo()
+    for keyword, text in texts.items():
+        chunks.add_itxt(keyword, text)
     out = io.BytesIO()
-    Image.new("RGB", (64, 64), color).save(out, "PNG")
+    Image.new("RGB", (64, 64), color).save(out, "PNG", pnginfo=chunks)
     return out.getvalue()

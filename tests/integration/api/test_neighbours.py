@@ -1,15 +1,18 @@
-"""What one client sends or leaves unread, others do not feel: bodies, held calls, absurd JSON."""
+"""What one client sends or leaves unread, others do not feel: bodies, held calls, absurd JSON, large answers."""
 
 import asyncio
 import base64
+import hashlib
 import json
 import socket
 import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 import pytest
@@ -17,15 +20,20 @@ from fastapi.testclient import TestClient
 from httpx import ASGITransport
 from redis import Redis
 
-from api import problems
+from api import large_answers, problems
 from api.auth import keys
 from api.auth.keys import NewKey, Scope
+from api.desk import ANSWERS_BYTES
 from api.limits import bodies
 from api.main import create_app
 from shared.infra.db import Database
+from shared.infra.storage import Storage, image_key
+from shared.jobs import lifecycle
+from shared.jobs.lifecycle import FinishedImage
 from shared.settings import Settings
 from tests.support.answers import problem
 from tests.support.factories import BODY, DEMO, png
+from tests.support.jobs import claimed, row
 from tests.support.waiting import LIMIT_S, until
 from tests.support.workshop import serving
 
@@ -150,7 +158,7 @@ def test_no_problem_names_more_than_a_few_faults(farm: Settings, tokens: list[st
 
 
 def test_the_largest_bodies_do_not_hold_up_the_loop(farm: Settings, tokens: list[str]) -> None:
-    """Each is validated, or refused, beside the event loop."""
+    """Each is validated, or refused, beside the event loop; the API's description is made there, too."""
     jobs = [{**BODY, "negative_prompt": "x" * 900, "loras": [{"name": "a"}] * 8}] * 1000
     sweep = {"template": {**BODY, "sampler": "nope"}, "grid": {"seed": list(range(1000))}}
     wanted: list[tuple[str, bytes]] = [
@@ -183,7 +191,69 @@ def test_the_largest_bodies_do_not_hold_up_the_loop(farm: Settings, tokens: list
             for path, body in wanted:
                 refusal = await client.post(path, content=body)
                 assert refusal.status_code in {400, 422}, refusal.text[:500]
+            assert (await client.get("/openapi.json")).status_code == 200
             ticking.cancel()
 
     asyncio.run(run())
     assert max(turns) < SLOW_S
+
+
+def finished(db: Database, storage: Storage, file: bytes, *, images: int = 1) -> UUID:
+    """End the next job with pictures that are all the same file."""
+    taken = claimed(db)
+    key = image_key(taken.job_id, taken.attempt, 0)
+    storage.put(key, file, content_type="image/png")
+    about = "image/png", 64, 64, len(file), hashlib.sha256(file).hexdigest()
+    with db.transaction() as session:
+        assert lifecycle.succeed(session, taken, [FinishedImage(index, index, key, *about) for index in range(images)])
+    return taken.job_id
+
+
+def test_pictures_on_their_way_to_one_key_leave_memory_for_others(
+    farm: Settings, tokens: list[str], db: Database, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large_answers, "PATIENCE_S", 0.05)
+    app = create_app(farm)
+    with TestClient(app) as client:
+        done: list[tuple[UUID, dict[str, str]]] = []
+        for token in tokens:
+            headers = {"Authorization": f"Bearer {token}"}
+            assert client.post("/v1/jobs", json=BODY, headers=headers).status_code == 202
+            done.append((finished(db, storage, png("red")), headers))
+        owner = row(db, done[0][0]).owner
+        take = partial(app.state.desk.answers.take, owner, ANSWERS_BYTES // 2, patience_s=0)
+        client.portal.call(take)  # type: ignore[union-attr]  # entered, it has one
+        for job_id, headers in done:
+            for what in ("?inline=true", "/thumbnail"):
+                answer = client.get(f"/v1/jobs/{job_id}/images/0{what}", headers=headers)
+                if headers is done[0][1]:
+                    problem(answer, 503, "too_busy")
+                    assert answer.headers["retry-after"]
+                else:
+                    assert answer.status_code == 200
+                    assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+def test_an_answer_of_many_large_pictures_is_never_whole_in_memory(
+    farm: Settings, tokens: list[str], db: Database, storage: Storage
+) -> None:
+    images, body = 16, json.dumps({**BODY, "batch_size": 16, "do_not_save_grid": True}).encode()
+    file = png("red", parameters="x") + b"\0" * MAX_BYTES
+    headers = {"Authorization": f"Bearer {tokens[0]}"}
+    with (
+        serving(farm) as address,
+        httpx.Client(base_url=address, headers=headers, timeout=LIMIT_S) as client,
+        sending(address, "/sdapi/v1/txt2img", tokens[0], body) as call,
+    ):
+        assert until(lambda: client.get("/v1/jobs").json()["jobs"])
+        finished(db, storage, file, images=images)
+        tracemalloc.start()
+        count, tail = 0, b""
+        while not tail.endswith(b"\r\n0\r\n\r\n"):
+            part = call.recv(2**16)
+            assert part, "the answer broke off"
+            count, tail = count + len(part), (tail + part)[-64:]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert count > images * len(file) * 4 / 3
+    assert peak < 4 * len(file)

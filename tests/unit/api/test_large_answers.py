@@ -1,0 +1,86 @@
+"""Answers that are made while they are sent, in memory that all of them share."""
+
+import asyncio
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from api import large_answers
+from api.large_answers import PIECE_BYTES, LargeAnswer
+from api.limits.room import Room
+from shared.errors import Gone, TooBusy
+
+SIZE = 1024
+
+
+async def sent(answer: LargeAnswer, room: Room, *, reads: bool = True) -> list[Message]:
+    """Send an answer to a client who reads all of it, or nothing."""
+    messages: list[Message] = []
+
+    async def receive() -> Message:
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+        if not reads:
+            await asyncio.Future()
+
+    app: Any = SimpleNamespace(state=SimpleNamespace(desk=SimpleNamespace(answers=room)))
+    await answer({"type": "http", "app": app, "client": ("one", 1)}, receive, send)
+    return messages
+
+
+def answered(pieces: Iterator[bytes], room: Room, *, reads: bool = True, single: bool = False) -> list[Message]:
+    answer = LargeAnswer(pieces, needs_bytes=SIZE, media_type="x/y", single=single)
+    return asyncio.run(sent(answer, room, reads=reads))
+
+
+def is_free(room: Room) -> bool:
+    asyncio.run(room.take("one", SIZE // 2, patience_s=0))
+    return True
+
+
+def failing(*before: bytes) -> Iterator[bytes]:
+    yield from before
+    raise Gone
+
+
+def test_an_answer_is_sent_in_pieces_that_can_be_paced() -> None:
+    room = Room(SIZE)
+    start, *parts, end = answered(iter([b"a" * 2 * PIECE_BYTES, b"", b"b"]), room)
+    assert (start["status"], dict(start["headers"])) == (200, {b"content-type": b"x/y"})
+    assert [len(part["body"]) for part in parts] == [PIECE_BYTES, PIECE_BYTES, 1]
+    assert not end["more_body"]
+    assert is_free(room)
+
+
+def test_a_single_piece_has_its_length() -> None:
+    start, *_ = answered(iter([b"abc"]), Room(SIZE), single=True)
+    assert dict(start["headers"])[b"content-length"] == b"3"
+
+
+def test_what_goes_wrong_at_first_is_an_error_and_later_no_end() -> None:
+    room = Room(SIZE)
+    with pytest.raises(Gone):
+        answered(failing(), room)
+    with pytest.raises(Gone):
+        answered(failing(b"begun"), room)
+    assert is_free(room)
+
+
+def test_who_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_answers, "PIECE_S", 0.01)
+    room = Room(SIZE)
+    assert len(answered(iter([b"a"]), room, reads=False)) == 1
+    assert is_free(room)
+
+
+def test_an_answer_without_memory_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_answers, "PATIENCE_S", 0.01)
+    room = Room(SIZE)
+    assert is_free(room)  # and is not any more
+    with pytest.raises(TooBusy):
+        answered(iter([b"a"]), room)
