@@ -3,6 +3,9 @@
 import httpx
 from pydantic import ValidationError
 
+# A message is read by a person, whatever answered: a farm of an older release names every fault.
+MAX_FAULTS, MAX_FAULT_CHARS, MAX_DETAIL_CHARS = 20, 500, 2500
+
 
 class ClientError(Exception):
     """The farm refused a request, or did not answer. `transient`: the same request may succeed later.
@@ -70,8 +73,8 @@ def _problem(response: httpx.Response) -> tuple[str, str]:
         body = None
     if not isinstance(body, dict):
         return f"http_{response.status_code}", f"{response.request.url} answered {response.status_code}."
-    detail = str(body.get("detail") or body.get("title") or response.reason_phrase)
-    errors = [error for error in body.get("errors") or [] if isinstance(error, dict)]
-    fields = [f"{error.get('field')}: {error.get('message')}" for error in errors]
+    detail = str(body.get("detail") or body.get("title") or response.reason_phrase)[:MAX_DETAIL_CHARS]
+    errors = [error for error in (body.get("errors") or [])[:MAX_FAULTS] if isinstance(error, dict)]
+    fields = [f"{error.get('field')}: {error.get('message')}"[:MAX_FAULT_CHARS] for error in errors]
     code = str(body.get("code") or f"http_{response.status_code}")
     return code, "; ".join([detail, *(field for field in fields if field not in detail)])

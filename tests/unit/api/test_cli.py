@@ -15,11 +15,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from api.cli import checks, main, up
 from api.cli.client import ClientError, FarmClient
 from api.cli.polling import Interrupted, pause_s, watch
+from api.client import problems
 from tests.support.servers import Handler, Server
 from tests.support.waiting import LIMIT_S
 
@@ -327,6 +329,12 @@ def test_another_server_is_told_from_a_farm(desk: Desk, capsys: pytest.CaptureFi
 def test_a_wrong_command_line_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     only_line(capsys)
+
+
+def test_a_refusal_with_any_number_of_faults_can_be_read() -> None:
+    faults = [{"field": "x" * 1000, "message": "no"}] * 1000
+    body = {"detail": "y" * 100_000, "errors": faults, "code": "invalid_request"}
+    assert len(str(problems.of_response(httpx.Response(422, json=body)))) < 16_000
 
 
 def test_an_unforeseen_error_is_one_line_unless_debugged(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
