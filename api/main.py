@@ -2,14 +2,10 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from threading import Lock
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from api import callers, health, openapi, problems
 from api.a1111 import middleware, styles
@@ -150,26 +146,7 @@ def create_app(settings: Settings | None = None, *, bound: str = "") -> FastAPI:
         app.include_router(module.router)
 
     openapi.install(app)
-    _describe_beside_the_loop(app)
     console.install(app)
     # Around all, Starlette's own answer to an unexpected error included.
     app.middleware_stack = SafeHeaders(app.build_middleware_stack())
     return app
-
-
-def _describe_beside_the_loop(app: FastAPI) -> None:
-    """Have the OpenAPI document built in a thread before it is first served: it takes a second."""
-    building = Lock()
-
-    def build() -> None:
-        with building:
-            app.openapi()
-
-    (route,) = (one for one in app.routes if isinstance(one, Route) and one.path == app.openapi_url)
-    serve = route.app
-
-    async def described(scope: Scope, receive: Receive, send: Send) -> None:
-        await run_in_threadpool(build)
-        await serve(scope, receive, send)
-
-    route.app = described

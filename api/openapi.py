@@ -2,10 +2,14 @@
 
 import http
 import re
+from threading import Lock
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from api.problems import FieldError, ProblemDetails, problem_of
 
@@ -59,6 +63,25 @@ def install(app: FastAPI) -> None:
         return plain()
 
     app.openapi = whole  # type: ignore[method-assign]  # the way that FastAPI's documentation shows
+    _build_beside_the_loop(app)
+
+
+def _build_beside_the_loop(app: FastAPI) -> None:
+    """Have the OpenAPI document built in a thread before it is first served: it takes a second."""
+    building = Lock()
+
+    def build() -> None:
+        with building:
+            app.openapi()
+
+    (route,) = (one for one in app.routes if isinstance(one, Route) and one.path == app.openapi_url)
+    serve = route.app
+
+    async def described(scope: Scope, receive: Receive, send: Send) -> None:
+        await run_in_threadpool(build)
+        await serve(scope, receive, send)
+
+    route.app = described
 
 
 def _complete(document: Document) -> None:
