@@ -1,10 +1,13 @@
 """The connection pool of Postgres, and transactions on it. Each ends within its patience, whatever the server does."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import select
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import psycopg
 from psycopg.errors import DiskFull
+from psycopg.rows import dict_row
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -20,6 +23,9 @@ from shared.settings import Settings
 # Of one transaction; connecting comes on top. Less than a lease, so that a heartbeat can be repeated on another connection.
 PATIENCE_S = 12.0
 _POOL_S = 5.0
+_AWAY = (OperationalError, InterfaceError, PoolTimeoutError, psycopg.OperationalError, psycopg.InterfaceError)
+# Of a driver's errors those that say nothing of the statement.
+_LOST = (Silent, psycopg.errors.AdminShutdown)
 _NO_ROOM = "The database has no space left on its disk; nothing was changed. It goes on by itself once there is space."
 _UNSURE = (
     "The database fell silent at the very end: this may have been stored or not. Look, or send the same again with its "
@@ -62,8 +68,41 @@ class Database:
                 session.flush()
                 is_ending = True
                 session.commit()
-        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        except _AWAY as error:
             raise DatabaseUnavailable(_why(error, is_ending=is_ending)) from error
+
+    @contextmanager
+    def transaction_if_needed(self) -> Iterator["Begun"]:
+        """Run the block in a transaction that begins when it is first asked for a session. Raises `DatabaseUnavailable`."""
+        with ExitStack() as stack:
+            yield Begun(lambda: stack.enter_context(self.transaction()))
+
+    def at_once(self, statement: str, parameters: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """Run a statement that is a transaction of its own, in one round trip. Raises `DatabaseUnavailable`.
+
+        Parameters are named as psycopg's, `%(name)s`.
+        """
+        if self._silence.holds():
+            raise DatabaseUnavailable(retry_after_s=RETRY_S)
+        is_sent = False
+        try:
+            with within(self._patience_s), self.engine.connect() as connection:
+                if not _is_idle(connection):
+                    connection.invalidate()  # with all that are as old; the next one is new
+                driver = connection.connection.driver_connection
+                assert driver is not None  # noqa: S101 - narrows the type; a connection that is open has one
+                is_sent = True
+                try:
+                    answer = list(driver.cursor(row_factory=dict_row).execute(statement, parameters))
+                finally:
+                    if driver.closed:
+                        connection.invalidate()
+        except _AWAY as error:
+            if isinstance(_cause(error), Silent):
+                self._silence.begin()
+            raise DatabaseUnavailable(_why(error, is_ending=is_sent)) from error
+        self._silence.end()
+        return answer
 
     def ping(self) -> None:
         """Raise `DatabaseUnavailable` unless the database answers."""
@@ -104,13 +143,42 @@ class Database:
             connection.exec_driver_sql(statements, execution_options={"no_parameters": True})
 
 
+class Begun:
+    """A transaction that begins when a session is first asked for."""
+
+    def __init__(self, begin: Callable[[], Session]) -> None:
+        self._begin = begin
+        self._session: Session | None = None
+
+    def __call__(self) -> Session:
+        """Return the session."""
+        if self._session is None:
+            self._session = self._begin()
+        return self._session
+
+    def __bool__(self) -> bool:
+        """Whether the transaction has begun."""
+        return self._session is not None
+
+
+def _is_idle(connection: Connection) -> bool:
+    """Whether nothing waits to be read: what a server says unasked is that it has gone."""
+    driver = connection.connection.driver_connection
+    return driver is not None and not driver.closed and not select.select([driver.fileno()], [], [], 0)[0]
+
+
+def _cause(error: Exception) -> Exception:
+    """Return the driver's own error."""
+    cause: Exception = getattr(error, "orig", None) or error
+    return cause
+
+
 def _why(error: Exception, *, is_ending: bool) -> str:
-    cause = getattr(error, "orig", None)
+    cause = _cause(error)
     if isinstance(cause, DiskFull):
         return _NO_ROOM
-    if is_ending and getattr(error, "connection_invalidated", False):
-        return _UNSURE
-    return ""
+    is_cut_off = getattr(error, "connection_invalidated", cause is error and isinstance(cause, _LOST))
+    return _UNSURE if is_ending and is_cut_off else ""
 
 
 def normalized_url(url: str) -> str:

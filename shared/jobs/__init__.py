@@ -2,11 +2,11 @@
 
 Only these modules write the tables of jobs:
 
-    jobs          lifecycle; claims (the claim); fair_queue (`parked`); rescue (expiry, `snapshot_attempt`);
+    jobs          lifecycle; submits and claims (each a statement); fair_queue (`parked`); rescue (expiry, `snapshot_attempt`);
                   removal (`is_swept`, and deletes)
     images        lifecycle; a removed job's go with it (ON DELETE CASCADE)
-    shares        fair_queue
-    clocks        claims; fair_queue adds them
+    shares        submits; fair_queue
+    clocks        claims; submits adds them
     events        outbox, with the deliveries; purging them, outbox deletes unused webhook_endpoints
     batches       batches
     promises      idempotency

@@ -19,6 +19,7 @@ WRITERS = {
         "shared.jobs.rescue",
         "shared.jobs.removal",
         "shared.jobs.fair_queue",
+        "shared.jobs.submits",
     },
     "images": {"shared.jobs.lifecycle"},
     "batches": {"shared.jobs.batches"},
@@ -26,8 +27,8 @@ WRITERS = {
     "uploads": {"shared.jobs.uploads"},
     "inputs": {"shared.jobs.inputs"},
     "removed_jobs": {"shared.jobs.removal"},
-    "shares": {"shared.jobs.fair_queue"},
-    "clocks": {"shared.jobs.claims", "shared.jobs.fair_queue"},
+    "shares": {"shared.jobs.fair_queue", "shared.jobs.submits"},
+    "clocks": {"shared.jobs.claims", "shared.jobs.submits"},
     "events": {"shared.jobs.outbox"},
     "deliveries": {
         "shared.jobs.outbox",
