@@ -99,7 +99,7 @@ def listen_for(app: Celery, checkpoint: str) -> None:
 
 
 def ring(app: Celery, checkpoint: str, times: int = 1) -> bool:
-    """Ring a checkpoint's doorbell. When Redis does not answer: False and a log line; the courier will ring again.
+    """Ring a checkpoint's doorbell so many times. When Redis does not answer: False and a log line; the courier will ring again.
 
     After a Redis that kept its caller waiting, the next ones do not even ask for `SILENT_S`.
     """
@@ -107,8 +107,12 @@ def ring(app: Celery, checkpoint: str, times: int = 1) -> bool:
     if began_s < app.silent_until:
         return False
     try:
-        for _ in range(times):
-            app.send_task(RENDER_TASK, queue=render_queue(checkpoint), retry=False, ignore_result=True)
+        # What `app.send_task` does at three times the cost, in one round trip.
+        with app.producer_or_acquire() as producer, producer.batch():
+            for _ in range(times):
+                bell = app.amqp.as_task_v2(str(uuid4()), RENDER_TASK, ignore_result=True)
+                about = {**bell.properties, "headers": bell.headers, "serializer": "json"}
+                producer.publish(bell.body, routing_key=render_queue(checkpoint), **about)
     except (OperationalError, RedisError, OSError) as error:
         log.warning("doorbell.lost", checkpoint=checkpoint, **explained(error).log_fields)
         if time.monotonic() - began_s > HASTE_S / 2:
