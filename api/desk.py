@@ -13,6 +13,7 @@ from fastapi import Depends, Path, Request
 from redis import Redis
 
 from api.auth.key_cache import KeyCache
+from api.doorbells import Doorbells
 from api.limits.quota import Quota
 from api.limits.rate import TOKEN_COUNTS, RateLimit
 from api.limits.room import Room
@@ -57,6 +58,7 @@ class Desk:
     streams: StreamLimit
     dependencies: Dependencies
     answers: Room
+    doorbells: Doorbells
 
     async def tell(self, owner: str, *news: JobEvent) -> None:
         """Publish events for an owner. Best effort: who waits for them looks at the rows, too."""
@@ -81,6 +83,8 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
         closing.callback(rooms.close)
         dependencies = Dependencies(settings)
         closing.callback(dependencies.close)
+        doorbells = Doorbells(celery)
+        closing.callback(doorbells.close)
         yield Desk(
             settings,
             rooms,
@@ -96,6 +100,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             StreamLimit(),
             dependencies,
             Room(ANSWERS_BYTES),
+            doorbells,
         )
 
 

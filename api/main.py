@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from api import callers, health, openapi, problems
 from api.a1111 import middleware, styles
 from api.a1111 import routes as a1111_routes
+from api.admission import admit
 from api.auth_middleware import AuthMiddleware
 from api.desk import open_desk
 from api.farm import metrics
@@ -108,8 +109,8 @@ def create_app(settings: Settings | None = None, *, bound: str = "") -> FastAPI:
         for route in app.routes:
             # What FastAPI leaves to the first request, which would hold up others for a tenth of a second.
             route.matches({"type": "http", "method": "GET", "path": "/", "root_path": ""})
-        with open_desk(settings) as desk, metrics.served(app.state.board, desk):
-            app.state.desk = desk
+        with open_desk(settings) as desk, metrics.served(app.state.board, desk), admit.store_groups(desk) as submits:
+            app.state.desk, app.state.submits = desk, submits
             async with desk.throttle, desk.updates:
                 yield
 

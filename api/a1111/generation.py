@@ -6,6 +6,7 @@ A waiting request holds no thread. The call is named by `force_task_id` or a gen
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from api.a1111.errors import TooLate
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.sessions import SessionId
 from api.a1111.translate import FarmFacts, Translation
-from api.admission.admit import admit
+from api.admission import admit, inputs
 from api.admission.sent import Sent, SentDep, digest
 from api.admission.submissions import WebhookChoice
 from api.callers import Caller, Submitter
@@ -67,10 +68,12 @@ def begin(
     changes: dict[str, Any] | None = None,
     webhook: WebhookChoice | None = None,
 ) -> A1111Call:
-    """Submit the jobs of a request. Repeating the same request under the same name returns the call that it already made.
+    """Store the jobs of a request and the call that they are, all or nothing, and ring for them.
 
-    `changes` override the session's options. Raises as `admit`; then no job is left behind.
+    Repeating the same request under the same name returns the call that it already made. `changes` override the session's
+    options. Raises as `admit`.
     """
+    began_ns = time.time_ns()
     name, digests = _name(body.force_task_id), _digests(sent, body, changes)
     with desk.db.transaction() as transaction:
         known = calls.same(transaction, session_id, name, digests)
@@ -78,17 +81,19 @@ def begin(
             return known
         farm = _farm(transaction, desk, session_id, changes or {})
     plan = translated(body, farm)
-    made = _admitted(desk, caller, plan, sent, webhook)
     about = {**plan.about, "ignored": list(plan.ignored)}
+    submissions = [one.model_copy(update={"webhook": webhook}) for one in plan.submissions]
+    received = inputs.store_all_inputs(desk, caller, submissions)
     with desk.db.transaction() as transaction:
+        # The same request may come twice at once; the second waits here and finds what the first made.
         calls.hold(transaction, session_id, name)
         known = calls.same(transaction, session_id, name, digests)
-        if known is None:
-            row = calls.record(transaction, session_id=session_id, name=name, made=made, digests=digests, about=about)
-            return A1111Call(row, tuple(made))
-    # The same request came twice at once, and the other was first.
-    calls.cancel(desk, made)
-    return known
+        if known is not None:
+            return known
+        made = admit.store_all(transaction, desk, caller, submissions, received)
+        row = calls.record(transaction, session_id=session_id, name=name, made=made, digests=digests, about=about)
+    admit.announce(desk, made, began_ns)
+    return A1111Call(row, tuple(made))
 
 
 def headers_of(call: A1111Call) -> dict[str, str]:
@@ -176,16 +181,3 @@ def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[s
         styles=styles.read(desk.settings.styles_file),
         draw=lambda last: secrets.randbelow(last + 1),
     )
-
-
-def _admitted(desk: Desk, caller: Caller, plan: Translation, sent: Sent, webhook: WebhookChoice | None) -> list[JobRow]:
-    """Submit all jobs of a translation; if one is refused, cancel the others and raise."""
-    rows: list[JobRow] = []
-    try:
-        for submission in plan.submissions:
-            submission = submission.model_copy(update={"webhook": webhook})
-            rows.append(admit(desk, caller, submission, sent))
-    except BaseException:
-        calls.cancel(desk, rows)
-        raise
-    return rows

@@ -1,127 +1,238 @@
-"""Admit submissions of either API: resolve them, store jobs in one transaction, ring the workers' doorbell."""
+"""Admit submissions of either API: resolve them, store jobs in one transaction, ring the workers' doorbell.
+
+Single jobs that come at once are stored together (`api.group_commit`); a batch and an A1111 call each have a transaction.
+"""
 
 import time
 from collections import Counter
-from dataclasses import replace
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated
 from uuid import UUID
 
+from fastapi import Depends, Request
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from uuid_utils.compat import uuid7
 
 from api.admission import inputs, legacy_digests
-from api.admission.resolution import StoredInputs, resolve
+from api.admission.checkpoint_names import CheckpointNames
+from api.admission.orders import Orders
+from api.admission.resolution import StoredInputs
 from api.admission.sent import Sent
 from api.admission.submissions import Submission, WebhookChoice
 from api.admission.sweeps import BatchSubmission
 from api.callers import Caller
 from api.desk import Desk
-from shared.errors import KeyReused, SubmissionInFlight
-from shared.files.weights import Kind
-from shared.fleet import registry
-from shared.infra import broker, tracing
+from api.group_commit import GroupCommit
+from shared.errors import FarmError, KeyReused, SubmissionInFlight
+from shared.infra import tracing
+from shared.infra.db import Begun
 from shared.infra.tables import BatchRow, JobRow
 from shared.jobs import batches, chosen_ids, idempotency, lifecycle
-from shared.jobs.idempotency import Digests
+from shared.jobs.idempotency import Digests, Name
 from shared.jobs.lifecycle import NewJob
 from shared.jobs.outbox import EventType
-from shared.settings import Settings
-from shared.webhooks import endpoints
 
 
-def admit(
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A submission that waits to be stored. Its pictures are stored already."""
+
+    caller: Caller
+    submission: Submission
+    received: StoredInputs
+    name: Name | None
+
+
+Submits = GroupCommit[Asked, JobRow]
+
+
+def store_groups(desk: Desk) -> Submits:
+    """Return what stores single jobs in groups. One is open while the api runs."""
+    return GroupCommit(partial(store_group, desk, CheckpointNames(desk.settings)))
+
+
+async def _submits(request: Request) -> Submits:
+    submits: Submits = request.app.state.submits
+    return submits
+
+
+SubmitsDep = Annotated[Submits, Depends(_submits)]
+
+
+async def admit(
+    submits: Submits,
     desk: Desk,
     caller: Caller,
     submission: Submission,
     sent: Sent,
     *,
-    key: str | None = None,
-    job_id: UUID | None = None,
+    called: str | UUID | None = None,
 ) -> JobRow:
     """Store a job and ring for it. Once this returns, the job reaches a final state even if processes fail.
 
-    An idempotency `key` or client-chosen `job_id` that made a job from the same body before returns that job.
+    A submission that is `called` by an idempotency key or a job id which made a job from the same body before returns that job.
 
     Raises `InvalidRequest` for what cannot be rendered, `PriorityTooHigh`, `QueueFullForKey`, `QueueFull`, `TooManyWebhookUrls`,
     `KeyReused`, `SubmissionInFlight`, and `Unavailable` while the database or the storage is away.
     """
     began_ns = time.time_ns()
     caller.check_priority(submission.priority)
-    # Before the transaction: storing pictures takes longer than a connection should be held.
-    received = inputs.store_inputs(desk, caller, submission)
-    digests = Digests(sent.digest, legacy_digests.of_job(submission)) if key or job_id else None
-    with desk.db.transaction() as session:
-        earlier = _earlier(session, caller, key, job_id, digests) if digests else None
-        if earlier is not None:
-            return earlier
-        order = _order(session, desk, caller, submission, received, Names(session, desk.settings))
-        desk.quota.admit(session, caller.owner, caller.max_queued)
-        if digests and job_id:
-            order = _named(session, caller, job_id, replace(order, digest=digests.legacy, sent_digest=digests.sent))
-        row = _stored(session, order)
-        if digests and key:
-            idempotency.remember_key(session, caller.owner, key, digests, row.id)
-    tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
-    # After the commit: a worker that hears the doorbell must find the row.
-    broker.ring(desk.celery, row.checkpoint)
+    name = None
+    if called is not None:
+        name = Name(caller.owner, called, Digests(sent.digest, legacy_digests.of_job(submission)))
+    received = StoredInputs()
+    if submission.init_image is not None:
+        # Before the transaction: storing pictures takes longer than a connection should be held.
+        known = await desk.rooms.intake.run(caller.owner, _store_inputs, desk, caller, submission, name)
+        if isinstance(known, JobRow):
+            return known
+        received = known
+    row = await submits.add(caller.owner, Asked(caller, submission, received, name))
+    _trace([row], began_ns)
     return row
 
 
-def _earlier(session: Session, caller: Caller, key: str | None, job_id: UUID | None, digests: Digests) -> JobRow | None:
-    """Return the job that was made under this name before. Raises as `shared.jobs.idempotency`."""
-    if job_id is not None:
-        return idempotency.job_of_id(session, caller.owner, job_id, digests)
-    made = idempotency.job_of_key(session, caller.owner, key, digests) if key else None
-    return lifecycle.get(session, made) if made else None
+def store_group(desk: Desk, names: CheckpointNames, asked: Sequence[Asked]) -> Sequence[JobRow | Exception]:
+    """Store single jobs in one transaction and ring for them; the outcome of each is its job or the error that refuses it.
 
-
-def _named(session: Session, caller: Caller, job_id: UUID, order: NewJob) -> NewJob:
-    """Give a job the id that its client chose. Raises `KeyReused` for one who sees the other owner's job of that id."""
-    stored = chosen_ids.stored(session, caller.owner, job_id)
-    if stored != job_id and caller.is_admin:
-        raise KeyReused(f"Job {job_id} is there already, of another owner; choose a new id for a new job.")
-    return replace(order, job_id=stored, chosen_id=job_id if stored != job_id else None)
-
-
-def _stored(session: Session, order: NewJob) -> JobRow:
-    try:
-        [row] = lifecycle.submit_all(session, [order])
-    except IntegrityError as error:
-        if order.job_id is None:
-            raise
-        # Two owners chose one id in the same moment; the next try finds the other one's.
-        raise SubmissionInFlight(retry_after_s=1.0) from error
-    return row
+    Where nothing has to be looked up, the transaction is one statement.
+    """
+    with desk.db.transaction_if_needed() as session:
+        outcomes = _known(session, asked)
+        orders: dict[int, NewJob] = {}
+        made = Orders(session, desk.settings, names)
+        for index, one in enumerate(asked):
+            if index not in outcomes:
+                try:
+                    orders[index] = _order(session, desk, made, one)
+                except FarmError as error:
+                    outcomes[index] = error
+        if session:
+            idempotency.remember(session(), _promises(asked, orders))
+        rows = _stored(desk, session, list(orders.values()))
+    _ring(desk, rows)
+    outcomes.update(zip(orders, rows, strict=True))
+    return [outcomes[index] for index in range(len(asked))]
 
 
 def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, sent: Sent, *, key: str | None = None) -> BatchRow:
     """Store all jobs of a batch or none, in one transaction, and ring for them. Raises as `admit`."""
     began_ns = time.time_ns()
     caller.check_priority(max(one.priority for one in wanted.submissions))
+    name = None
+    if key is not None:
+        digests = Digests(f"batch {sent.digest}", f"batch {legacy_digests.of_batch(wanted)}")
+        name = Name(caller.owner, key, digests)
+        with desk.db.transaction() as session:
+            if made := idempotency.earlier(session, name):
+                return batches.get(session, made, owner=caller.owner)
     received = inputs.store_all_inputs(desk, caller, wanted.submissions)
-    digests = Digests(f"batch {sent.digest}", f"batch {legacy_digests.of_batch(wanted)}") if key else None
     with desk.db.transaction() as session:
-        made = idempotency.job_of_key(session, caller.owner, key, digests) if key and digests else None
-        if made is not None:
+        if name and (made := _made(session, name)):
             return batches.get(session, made, owner=caller.owner)
-        batch = _opened(session, desk, caller, wanted)
-        names = Names(session, desk.settings)
-        orders = [
-            replace(_order(session, desk, caller, one, pictures, names), batch_id=batch.id, batch_index=index)
+        orders = Orders(lambda: session, desk.settings)
+        batch = _opened(session, orders, caller, wanted)
+        jobs = [
+            replace(orders.order(caller.owner, one, pictures), batch_id=batch.id, batch_index=index)
             for index, (one, pictures) in enumerate(zip(wanted.submissions, received, strict=True))
         ]
-        desk.quota.admit(session, caller.owner, caller.max_queued, count=len(orders))
-        rows = lifecycle.submit_all(session, orders)
-        if key and digests:
-            idempotency.remember_key(session, caller.owner, key, digests, batch.id)
-    for row, order in zip(rows, orders, strict=True):
-        tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=order.params.num_images)
-    for checkpoint, count in Counter(row.checkpoint for row in rows).items():
-        broker.ring(desk.celery, checkpoint, count)
+        desk.quota.admit(lambda: session, caller.owner, caller.max_queued, count=len(jobs))
+        idempotency.remember(session, [(name, batch.id)] if name else [])
+        rows = _stored(desk, lambda: session, jobs)
+    announce(desk, rows, began_ns)
     return batch
 
 
-def _opened(session: Session, desk: Desk, caller: Caller, wanted: BatchSubmission) -> BatchRow:
+def store_all(
+    session: Session, desk: Desk, caller: Caller, submissions: Sequence[Submission], received: Sequence[StoredInputs]
+) -> Sequence[JobRow]:
+    """Store jobs, all or none, in a transaction that has more to store. Its caller commits, then calls `announce`.
+
+    Raises as `admit`.
+    """
+    caller.check_priority(max(one.priority for one in submissions))
+    orders = Orders(lambda: session, desk.settings)
+    jobs = [orders.order(caller.owner, one, pictures) for one, pictures in zip(submissions, received, strict=True)]
+    desk.quota.admit(lambda: session, caller.owner, caller.max_queued, count=len(jobs))
+    return _stored(desk, lambda: session, jobs)
+
+
+def announce(desk: Desk, rows: Sequence[JobRow], began_ns: int) -> None:
+    """Ring for jobs that are committed, and trace them."""
+    _trace(rows, began_ns)
+    _ring(desk, rows)
+
+
+def _store_inputs(desk: Desk, caller: Caller, submission: Submission, name: Name | None) -> JobRow | StoredInputs:
+    """Store a submission's pictures, unless it comes again: then return its job."""
+    if name is not None:
+        with desk.db.transaction() as session:
+            if made := idempotency.earlier(session, name):
+                return lifecycle.get(session, made)
+    return inputs.store_inputs(desk, caller, submission)
+
+
+def _known(session: Begun, asked: Sequence[Asked]) -> dict[int, JobRow | Exception]:
+    """Return the jobs of submissions that came before, and the errors of those whose names are not theirs, by their places."""
+    named = {index: one.name for index, one in enumerate(asked) if one.name}
+    if not named:
+        return {}
+    found = dict(zip(named, idempotency.made_before(session(), list(named.values())), strict=True))
+    return {
+        index: made if isinstance(made, FarmError) else lifecycle.get(session(), made)
+        for index, made in found.items()
+        if made is not None
+    }
+
+
+def _made(session: Session, name: Name) -> UUID | None:
+    [made] = idempotency.made_before(session, [name])
+    if isinstance(made, FarmError):
+        raise made
+    return made
+
+
+def _order(session: Begun, desk: Desk, made: Orders, asked: Asked) -> NewJob:
+    order = made.order(asked.caller.owner, asked.submission, asked.received)
+    desk.quota.admit(session, asked.caller.owner, asked.caller.max_queued)
+    name = asked.name
+    if name is None:
+        return order
+    if isinstance(name.called, UUID):
+        return _named(session(), asked.caller, name.called, name.digests, order)
+    return replace(order, job_id=uuid7())
+
+
+def _named(session: Session, caller: Caller, job_id: UUID, digests: Digests, order: NewJob) -> NewJob:
+    """Give a job the id that its client chose. Raises `KeyReused` for one who sees the other owner's job of that id."""
+    stored = chosen_ids.stored(session, caller.owner, job_id)
+    if stored != job_id and caller.is_admin:
+        raise KeyReused(f"Job {job_id} is there already, of another owner; choose a new id for a new job.")
+    chosen_id = job_id if stored != job_id else None
+    return replace(order, job_id=stored, chosen_id=chosen_id, digest=digests.legacy, sent_digest=digests.sent)
+
+
+def _promises(asked: Sequence[Asked], orders: Mapping[int, NewJob]) -> Sequence[tuple[Name, UUID]]:
+    return [(name, made) for index, order in orders.items() if (name := asked[index].name) and (made := order.job_id)]
+
+
+def _stored(desk: Desk, session: Callable[[], Session], orders: Sequence[NewJob]) -> Sequence[JobRow]:
+    try:
+        if isinstance(session, Begun) and not session:
+            return lifecycle.submit_at_once(desk.db, orders)
+        return lifecycle.submit_all(session(), orders)
+    except BaseException as error:
+        desk.quota.forget()  # it has counted them
+        if isinstance(error, IntegrityError) and len(orders) == 1 and orders[0].digest is not None:
+            # Two owners chose one id in the same moment; the next try finds the other one's.
+            raise SubmissionInFlight(retry_after_s=1.0) from error
+        raise
+
+
+def _opened(session: Session, orders: Orders, caller: Caller, wanted: BatchSubmission) -> BatchRow:
     webhook = wanted.webhook
     told = WebhookChoice(url=webhook.url, events=[EventType.BATCH_FINISHED], secret=webhook.secret) if webhook else None
     return batches.add(
@@ -130,53 +241,17 @@ def _opened(session: Session, desk: Desk, caller: Caller, wanted: BatchSubmissio
         name=wanted.name,
         total=len(wanted.submissions),
         axes=[{"parameter": name, "values": values} for name, values in wanted.axes.items()],
-        endpoint_id=_receiver(session, desk, caller, told),
+        endpoint_id=orders.receiver(caller.owner, told),
     )
 
 
-class Names:
-    """Looks up names of checkpoints and weights in one transaction, each once however many jobs of a batch share it."""
-
-    def __init__(self, session: Session, settings: Settings) -> None:
-        silent_after_s = settings.lease_seconds
-        default = settings.default_checkpoint
-        find = partial(registry.resolve_checkpoint, session, default=default, silent_after_s=silent_after_s)
-        self.checkpoint = cache(find)
-        self.weights = cache(partial(registry.resolve_weights, session, silent_after_s=silent_after_s))
+def _trace(rows: Sequence[JobRow], began_ns: int) -> None:
+    for row in rows:
+        images = row.params["num_images"]
+        tracing.submitted(row.id, began_ns=began_ns, checkpoint=row.checkpoint, images=images)
 
 
-def _order(
-    session: Session, desk: Desk, caller: Caller, submission: Submission, received: StoredInputs, names: Names
-) -> NewJob:
-    """Resolve a submission into a job to store."""
-    params = resolve(
-        submission,
-        checkpoint=names.checkpoint(submission.checkpoint),
-        vae=names.weights(Kind.VAE, submission.vae) if submission.vae else None,
-        find_lora=partial(names.weights, Kind.LORA),
-        inputs=received,
-    )
-    return NewJob(
-        params=params,
-        max_attempts=desk.settings.max_attempts,
-        owner=caller.owner,
-        priority=submission.priority,
-        endpoint_id=_receiver(session, desk, caller, submission.webhook),
-        expires_in_s=submission.expires_in,
-        timeout_s=submission.timeout or desk.settings.run_seconds or None,
-    )
-
-
-def _receiver(session: Session, desk: Desk, caller: Caller, webhook: WebhookChoice | None) -> UUID | None:
-    """Return the id of the webhook endpoint that a submission names. Raises as `shared.webhooks.endpoints.find_or_add`."""
-    if webhook is None:
-        return None
-    return endpoints.find_or_add(
-        session,
-        owner=caller.owner,
-        url=webhook.url,
-        events=webhook.events,
-        secret=webhook.secret.get_secret_value() if webhook.secret else None,
-        allow_private=desk.settings.allow_private_urls,
-        most=desk.settings.max_webhook_urls,
-    )
+def _ring(desk: Desk, rows: Sequence[JobRow]) -> None:
+    # After the commit: a worker that hears the doorbell must find the row.
+    for checkpoint, count in Counter(row.checkpoint for row in rows).items():
+        desk.doorbells.ring(checkpoint, count)

@@ -80,15 +80,18 @@ def made_of(session: Session, job_ids: Sequence[UUID]) -> Mapping[UUID, UUID]:
     return {old: new for old, new in session.execute(pairs) if old is not None}
 
 
-def retry(session: Session, row: JobRow, *, max_attempts: int) -> JobRow:
-    """Queue a dead job again. The new job does not expire: the first one may have, and it is wanted all the same."""
-    again = NewJob(
-        params=GenerationParams.model_validate(row.params),
-        max_attempts=max_attempts,
-        owner=row.owner,
-        priority=row.priority,
-        endpoint_id=row.endpoint_id,
-        timeout_s=row.timeout_s,
-        retry_of=row.id,
-    )
-    return lifecycle.submit_all(session, [again])[0]
+def retry(session: Session, rows: Sequence[JobRow], *, max_attempts: int) -> Sequence[JobRow]:
+    """Queue dead jobs again. A new job does not expire: the first one may have, and it is wanted all the same."""
+    again = [
+        NewJob(
+            params=GenerationParams.model_validate(row.params),
+            max_attempts=max_attempts,
+            owner=row.owner,
+            priority=row.priority,
+            endpoint_id=row.endpoint_id,
+            timeout_s=row.timeout_s,
+            retry_of=row.id,
+        )
+        for row in rows
+    ]
+    return lifecycle.submit_all(session, again)

@@ -37,8 +37,11 @@ class Quota:
         self._counts: dict[str, QueuedCount] = {}
         self._lock = Lock()
 
-    def admit(self, session: Session, owner: str, limit: int | None, *, count: int = 1) -> None:
-        """Admit `count` jobs of an owner whose own limit is `limit`. Raises `QueueFullForKey` or `QueueFull`."""
+    def admit(self, session: Callable[[], Session], owner: str, limit: int | None, *, count: int = 1) -> None:
+        """Admit `count` jobs of an owner whose own limit is `limit`. Raises `QueueFullForKey` or `QueueFull`.
+
+        Asks for a session only where it counts anew.
+        """
         if limit is not None and not self._fits(session, owner, count, limit):
             raise QueueFullForKey(f"This API key may have at most {limit} queued jobs.", retry_after_s=RETRY_AFTER_S)
         if not self._fits(session, EVERYONE, count, self._max_queued):
@@ -52,11 +55,11 @@ class Quota:
         with self._lock:
             self._counts.clear()
 
-    def _fits(self, session: Session, owner: str, count: int, limit: int) -> bool:
+    def _fits(self, session: Callable[[], Session], owner: str, count: int, limit: int) -> bool:
         with self._lock:
             current = self._counts.get(owner)
             if current is None or current.until <= self._clock():
-                current = self._recount(session, owner, limit)
+                current = self._recount(session(), owner, limit)
             if current.queued + count > limit:
                 return False
             current.queued += count

@@ -10,8 +10,7 @@ from fastapi import Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel
 from starlette.requests import ClientDisconnect
 
-from api.admission import inputs
-from api.admission.admit import admit
+from api.admission.admit import SubmitsDep, admit
 from api.admission.sent import SentDep
 from api.admission.submissions import Submission
 from api.callers import Caller, Reader, Submitter
@@ -69,6 +68,7 @@ async def submit(
     submission: Submission,
     sent: SentDep,
     desk: DeskDep,
+    submits: SubmitsDep,
     caller: Submitter,
     wait_s: WaitS,
     response: Response,
@@ -80,9 +80,7 @@ async def submit(
 
     With `wait` the answer is held until the job is final or the time is up, and shows the job as it is then.
     """
-    row = await inputs.room(desk, submission).run(
-        caller.owner, admit, desk, caller, submission, sent, key=idempotency_key
-    )
+    row = await admit(submits, desk, caller, submission, sent, called=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{row.shown_id}"
     return _accepted(desk, row, wait_s, response)
 
@@ -99,12 +97,13 @@ async def put(
     submission: Submission,
     sent: SentDep,
     desk: DeskDep,
+    submits: SubmitsDep,
     caller: Submitter,
     wait_s: WaitS,
     response: Response,
 ) -> Job | Response:
     """Queue a job under an id that you choose, any UUID. A repeated request with the same JSON answers with the same job."""
-    row = await inputs.room(desk, submission).run(caller.owner, admit, desk, caller, submission, sent, job_id=job_id)
+    row = await admit(submits, desk, caller, submission, sent, called=job_id)
     response.headers["Location"] = f"/v1/jobs/{row.shown_id}"
     return _accepted(desk, row, wait_s, response)
 

@@ -1,6 +1,5 @@
 """Retry jobs that failed, expired or were canceled: one by its id, or many by a filter."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
@@ -15,7 +14,6 @@ from api.jobs import retries
 from api.jobs.retries import RETRIED_AT_ONCE, Dead
 from api.openapi import documented
 from api.routing import Router
-from shared.infra import broker
 from shared.infra.tables import ImageRow
 from shared.jobs import lifecycle
 from shared.jobs.wire import Job
@@ -50,11 +48,11 @@ def retry_many(wanted: RetryFilter, desk: DeskDep, caller: Submitter) -> Retried
     with desk.db.transaction() as session:
         dead = retries.dead(session, Dead(caller.sees_only, **dict(wanted)))
         for row in dead:
-            desk.quota.admit(session, row.owner, caller.max_queued)
-            retries.retry(session, row, max_attempts=desk.settings.max_attempts)
+            desk.quota.admit(lambda: session, row.owner, caller.max_queued)
+        retries.retry(session, dead, max_attempts=desk.settings.max_attempts)
         retried = retries.made_of(session, [row.id for row in dead])
-    for checkpoint, count in Counter(row.checkpoint for row in dead).items():
-        broker.ring(desk.celery, checkpoint, count)
+    for row in dead:
+        desk.doorbells.ring(row.checkpoint)
     return Retried(jobs=retried)
 
 
@@ -84,8 +82,8 @@ def _retried(desk: Desk, caller: Caller, job_id: UUID, *, is_lost: bool) -> Job:
         row = retries.lock(session, job_id, owner=caller.sees_only, is_lost=is_lost)
         again = retries.of(session, row.id)
         if again is None:
-            desk.quota.admit(session, row.owner, caller.max_queued)
-            again = retries.retry(session, row, max_attempts=desk.settings.max_attempts)
+            desk.quota.admit(lambda: session, row.owner, caller.max_queued)
+            [again] = retries.retry(session, [row], max_attempts=desk.settings.max_attempts)
         job = Job.of(again)
-    broker.ring(desk.celery, row.checkpoint)
+    desk.doorbells.ring(row.checkpoint)
     return job

@@ -186,12 +186,11 @@ def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[ServedCh
     return [ServedCheckpoint(*row) for row in rows]
 
 
-def resolve_checkpoint(session: Session, wanted: str | None, *, default: str | None, silent_after_s: float) -> str:
+def choose_checkpoint(known: Sequence[ServedCheckpoint], wanted: str | None, *, default: str | None) -> str:
     """Return the checkpoint for a request: the wanted one, else the default, else the only one served, else the only one.
 
     Raises `UnknownCheckpoint`, or `InvalidRequest` where several would do.
     """
-    known = checkpoints(session, silent_after_s=silent_after_s)
     names = [served.name for served in known]
     wanted = wanted or default
     if wanted is not None:

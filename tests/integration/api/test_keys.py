@@ -323,11 +323,11 @@ def test_a_count_is_believed_for_a_second(db: Database) -> None:
     now = 0.0
     quota = Quota(100, clock=lambda: now)
     with db.transaction() as session:
-        quota.admit(session, "o", 2, count=2)
+        quota.admit(lambda: session, "o", 2, count=2)
         with pytest.raises(QueueFullForKey):
-            quota.admit(session, "o", 2)
+            quota.admit(lambda: session, "o", 2)
         now = COUNTED_FOR_S
-        quota.admit(session, "o", 2)  # nothing was stored after all
+        quota.admit(lambda: session, "o", 2)  # nothing was stored after all
 
 
 def desk(door: TestClient) -> Desk:

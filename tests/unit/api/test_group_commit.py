@@ -1,0 +1,116 @@
+"""Group commit: who goes together, who waits for whom, and what one item's failure does to the others."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from threading import Event
+
+import pytest
+
+from api import group_commit
+from api.group_commit import GroupCommit
+from shared.errors import DatabaseUnavailable, QueueFull
+from tests.support.waiting import LIMIT_S
+
+Outcome = int | Exception
+Results = list[int | BaseException]
+
+
+class Store:
+    """Remembers the groups that it gets. The first ones wait until it is opened."""
+
+    def __init__(self, judge: Callable[[Sequence[int]], Sequence[Outcome]] = list) -> None:
+        self.groups: list[list[int]] = []
+        self.opened = Event()
+        self._judge = judge
+
+    def __call__(self, items: Sequence[int]) -> Sequence[Outcome]:
+        self.groups.append(list(items))
+        assert self.opened.wait(LIMIT_S)
+        return self._judge(items)
+
+
+def stored(store: Store, *adds: tuple[str, int], first: int = 0) -> Results:
+    """Add items while groups with the `first` ones, one for each thread, are being stored."""
+
+    async def run(submits: GroupCommit[int, int]) -> Results:
+        under_way = []
+        for owner, item in adds[:first]:
+            under_way.append(asyncio.create_task(submits.add(owner, item)))
+            while len(store.groups) < len(under_way):
+                await asyncio.sleep(0)
+        later = [asyncio.create_task(submits.add(owner, item)) for owner, item in adds[first:]]
+        await asyncio.sleep(0)
+        store.opened.set()
+        return list(await asyncio.gather(*under_way, *later, return_exceptions=True))
+
+    return _run(store, run)
+
+
+def _run(store: Store, act: Callable[[GroupCommit[int, int]], Coroutine[None, None, Results]]) -> Results:
+    async def running() -> Results:
+        with GroupCommit(store) as submits:
+            return await act(submits)
+
+    return asyncio.run(running())
+
+
+def test_who_comes_alone_waits_for_nobody() -> None:
+    store = Store()
+    store.opened.set()
+    assert stored(store, ("a", 1)) == [1]
+    assert store.groups == [[1]]
+
+
+def test_what_comes_meanwhile_goes_together() -> None:
+    store = Store()
+    assert stored(store, *(("a", item) for item in range(9)), first=group_commit.THREADS) == list(range(9))
+    assert store.groups[group_commit.THREADS] == list(range(group_commit.THREADS, 9))
+
+
+def test_a_refused_item_harms_no_other() -> None:
+    store = Store(lambda items: [QueueFull() if item == 5 else item for item in items])
+    outcomes = stored(store, *(("a", item) for item in range(9)), first=group_commit.THREADS)
+    assert [type(one) for one in outcomes] == [QueueFull if item == 5 else int for item in range(9)]
+
+
+def test_an_item_that_cannot_be_stored_harms_no_other() -> None:
+    def judge(items: Sequence[int]) -> Sequence[Outcome]:
+        if 5 in items:
+            raise ValueError("as a constraint would")
+        return list(items)
+
+    outcomes = stored(Store(judge), *(("a", item) for item in range(9)), first=group_commit.THREADS)
+    assert [type(one) for one in outcomes] == [ValueError if item == 5 else int for item in range(9)]
+
+
+def test_a_database_that_is_away_is_asked_once() -> None:
+    def judge(_: Sequence[int]) -> Sequence[Outcome]:
+        raise DatabaseUnavailable
+
+    store = Store(judge)
+    outcomes = stored(store, *(("a", item) for item in range(9)), first=group_commit.THREADS)
+    assert {type(one) for one in outcomes} == {DatabaseUnavailable}
+    assert len(store.groups) <= group_commit.THREADS + 2
+
+
+def test_owners_take_turns() -> None:
+    store = Store()
+    crowd = [("crowd", item) for item in range(3 * group_commit.GROUP)]
+    stored(store, *crowd, ("guest", 1000), first=group_commit.THREADS)
+    assert 1000 in store.groups[group_commit.THREADS][:2]
+    assert max(map(len, store.groups)) <= group_commit.GROUP
+
+
+def test_who_waits_too_long_is_told_and_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 0.05)
+    store = Store()
+
+    async def run(submits: GroupCommit[int, int]) -> Results:
+        adds = [submits.add("a", item) for item in range(group_commit.THREADS + 1)]
+        outcomes = await asyncio.gather(*adds, return_exceptions=True)
+        store.opened.set()
+        return list(outcomes)
+
+    assert {type(one) for one in _run(store, run)} == {DatabaseUnavailable}
+    in_time = [item for group in store.groups for item in group]
+    assert len(in_time) <= group_commit.THREADS + 1
