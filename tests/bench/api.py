@@ -1,7 +1,8 @@
 """`python -m tests.bench.api`: throughput and latency of the api, with a gpu worker whose model does nothing.
 
-Measures submits in turn with a minimal endpoint that validates, inserts one row and rings; submits beside 2,000 waiting clients;
-the time from submit to first step on an idle farm; the time from success to the client's notice, by poll, long poll, events and
+Measures submits of 8 and of 64 clients, of one owner and of many, with keys and without, by turns with a minimal endpoint that
+validates, inserts one row and rings, in short slices, so that a busy machine slows both alike; submits beside waiting clients;
+the time from submit to first step on an idle farm; from success to the client's notice, by poll, long poll, events and
 webhook. All processes are real and share this machine's cores, the clients too. Writes `.farm/bench/api.json`. Asserts nothing: a
 timing is no test.
 """
@@ -25,6 +26,8 @@ from typing import Any
 import httpx
 import psutil
 
+from api.auth import keys
+from api.auth.keys import NewKey
 from api.client import Farm, Job
 from api.limits.streams import MAX_STREAMS
 from deploy.standalone import ports, processes, serving
@@ -54,23 +57,35 @@ SMALL: dict[str, Any] = {
 QUEUED = {**SMALL, "checkpoint": ELSEWHERE}
 POLL_S = 0.1
 SETTLED_S = 0.05
+CLIENTS = (8, 64)
+OWNERS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where the farm, the minimal endpoint and the database answer, and the file where first steps are noted."""
+    """Where the farm, without keys and with, the minimal endpoint and the database answer; keys; where first steps are noted."""
 
     farm: str
+    farm_with_keys: str
     minimal: str
+    keys: Sequence[str]
     steps: Path
     database_url: str
+
+    def crowds(self) -> Mapping[str, tuple[str, Sequence[str]]]:
+        """Return who submits: to which api, with which keys."""
+        return {
+            "no keys": (self.farm, ()),
+            "one owner": (self.farm_with_keys, self.keys[:1]),
+            f"{len(self.keys)} owners": (self.farm_with_keys, self.keys),
+        }
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.api", description=__doc__)
-    parser.add_argument("--submits", type=int, default=2_000, help="in each of the rounds")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--submits", type=int, default=400, help="in each slice")
+    parser.add_argument("--rounds", type=int, default=6, help="slices of each kind")
     parser.add_argument("--waiters", type=int, default=2_000)
     parser.add_argument("--jobs", type=int, default=200, help="of those whose first step and end are timed")
     asked = parser.parse_args()
@@ -90,21 +105,33 @@ def measured(stage: Stage, asked: argparse.Namespace) -> dict[str, Any]:
         "events": milliseconds(streamed(stage, asked.jobs)),
         "webhook": milliseconds(called(stage, asked.jobs)),
     }
-    rounds: dict[str, list[Poured]] = {"minimal": [], "farm": [], "waited": []}
-    for _ in range(asked.rounds):
-        for name, url in (("minimal", stage.minimal), ("farm", stage.farm)):
-            rounds[name].append(asyncio.run(pour(url, QUEUED, submits=asked.submits, clients=8)))
-        rounds["waited"].append(asyncio.run(under_waiters(stage.farm, asked.waiters, asked.submits)))
-    figures = {name: rates(poured) for name, poured in rounds.items()}
+    submits = {
+        f"{clients} clients, {crowd}": compared(stage.minimal, url, keys, asked, clients=clients)
+        for clients in CLIENTS
+        for crowd, (url, keys) in stage.crowds().items()
+    }
+    waited = rates([asyncio.run(under_waiters(stage.farm, asked.waiters, asked.submits * 4))])
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cores": psutil.cpu_count(),
-        "farm_over_minimal": ratios(figures["farm"], figures["minimal"]),
-        f"under_{asked.waiters}_waiters_over_none": ratios(figures["waited"], figures["farm"]),
-        "submits": figures,
+        "farm_over_minimal": {name: ratios(found["farm"], found["minimal"]) for name, found in submits.items()},
+        f"under_{asked.waiters}_waiters_over_none": ratios(waited, submits["8 clients, no keys"]["farm"]),
+        "submits": {**submits, f"8 clients beside {asked.waiters} who wait": waited},
         "submit_to_first_step": milliseconds(first_step),
         "done_to_notified": notified,
     }
+
+
+def compared(
+    minimal: str, farm: str, keys: Sequence[str], asked: argparse.Namespace, *, clients: int
+) -> dict[str, Any]:
+    """Pour into the minimal endpoint and the farm by turns."""
+    slices: dict[str, list[Poured]] = {"minimal": [], "farm": []}
+    for _ in range(asked.rounds):
+        for name, url in (("minimal", minimal), ("farm", farm)):
+            pouring = pour(url, QUEUED, submits=asked.submits, clients=clients, keys=keys)
+            slices[name].append(asyncio.run(pouring))
+    return {name: rates(poured) for name, poured in slices.items()}
 
 
 def rates(rounds: Sequence[Poured]) -> dict[str, Any]:
@@ -221,32 +248,36 @@ async def waiting(url: str, waiters: int) -> AsyncIterator[None]:
 
 @contextmanager
 def running(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Stage]:
-    """Run the engines, the api, a courier, a gpu worker that does nothing, and the minimal endpoint."""
+    """Run the engines, two apis, a courier, a gpu worker that does nothing, and the minimal endpoint."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
-    steps, (port, other) = folder / "steps", (ports.pick(HOST), ports.pick(HOST))
+    steps, (port, keyed, other) = folder / "steps", (ports.pick(HOST) for _ in range(3))
+    url, keyed_url, minimal = (f"http://{HOST}:{one}" for one in (port, keyed, other))
     with ExitStack() as stack:
         reached = stack.enter_context(engines_only(folder / "engines", environ))
         more = {"FARM_ALLOW_PRIVATE_URLS": "true", "FARM_CHECKPOINT": str(serving.DEMO.resolve())}
         env = {**environ, **reached, **more, **settings, STEPS_VARIABLE: str(steps)}
-        stage = Stage(f"http://{HOST}:{port}", f"http://{HOST}:{other}", steps, reached["FARM_DATABASE_URL"])
         (folder / "logs").mkdir()
         supervisor = stack.enter_context(Supervisor(folder / "logs", folder / "run.json", lambda _event: None))
         supervisor.start(processes.migration(env))
-        _announce(reached["FARM_DATABASE_URL"])
+        tokens = _prepared(reached["FARM_DATABASE_URL"])
         supervisor.start(
-            processes.api(env, HOST, port, stage.farm),
+            processes.api(env, HOST, port, url),
+            replace(processes.api({**env, "FARM_AUTH": "keys"}, HOST, keyed, keyed_url), name="api-keys"),
             processes.courier(env),
-            _doing_nothing(processes.gpu_worker(env, PlannedWorker("gpu0", DEMO, 1, 4, {}), stage.farm)),
-            Program("minimal", python_module("tests.bench.minimal", str(other)), env, lambda: _answers(stage.minimal)),
+            _doing_nothing(processes.gpu_worker(env, PlannedWorker("gpu0", DEMO, 1, 4, {}), url)),
+            Program("minimal", python_module("tests.bench.minimal", str(other)), env, lambda: _answers(minimal)),
         )
-        yield stage
+        yield Stage(url, keyed_url, minimal, tokens, steps, reached["FARM_DATABASE_URL"])
 
 
-def _announce(database_url: str) -> None:
+def _prepared(database_url: str) -> list[str]:
+    """Announce a checkpoint that no worker serves and make keys; return those."""
     db = Database(Settings.model_validate({"database_url": database_url}))
     with db.transaction() as session:
         session.add(CheckpointRow(name=ELSEWHERE, size_bytes=1))
+        made = [keys.create(session, NewKey(name=f"owner {number}")) for number in range(OWNERS)]
     db.close()
+    return [token.text for _, token in made]
 
 
 def _doing_nothing(program: Program) -> Program:

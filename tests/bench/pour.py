@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,15 +23,16 @@ class Poured:
         return len(self.latencies_s) / self.took_s
 
 
-async def pour(url: str, body: Mapping[str, Any], *, submits: int, clients: int) -> Poured:
-    """Send one body `submits` times over `clients` connections."""
+async def pour(url: str, body: Mapping[str, Any], *, submits: int, clients: int, keys: Sequence[str] = ()) -> Poured:
+    """Send one body `submits` times over `clients` connections, which take the keys in turn."""
     content = json.dumps(body).encode()
     named = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-    head = f"POST /v1/jobs HTTP/1.1\r\n{named}\r\n\r\n"
-    request = head.encode() + content
+    head = f"POST /v1/jobs HTTP/1.1\r\n{named}\r\n"
+    requests = [f"{head}Authorization: Bearer {key}\r\n\r\n".encode() + content for key in keys]
+    requests = requests or [f"{head}\r\n".encode() + content]
     poured, left, parts = Poured(), iter(range(submits)), urlsplit(url)
 
-    async def client() -> None:
+    async def client(request: bytes) -> None:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         for _ in left:
             began = time.perf_counter()
@@ -44,6 +45,6 @@ async def pour(url: str, body: Mapping[str, Any], *, submits: int, clients: int)
         writer.close()
 
     began = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
+    await asyncio.gather(*(client(requests[n % len(requests)]) for n in range(clients)))
     poured.took_s = time.perf_counter() - began
     return poured
