@@ -6,6 +6,7 @@ that does it too, `uvicorn --factory --no-proxy-headers api.main:create_app` ser
 
 import argparse
 import asyncio
+import sys
 from functools import partial
 from typing import cast
 
@@ -26,6 +27,9 @@ KEEP_ALIVE_S = 20
 MAX_CONNECTIONS = 10_000
 # What a stop lets requests finish.
 DRAIN_S = 5
+# How long a thread that has its answer from the database waits for the event loop to hand over, in place of Python's 5 ms.
+# A tenth more submits a second, of 8 clients on two cores, 2026-12-01.
+SWITCH_S = 0.001
 
 
 class Protocol(HttpToolsProtocol):
@@ -123,6 +127,7 @@ def main() -> None:
     except PortTaken as error:
         raise SystemExit(f"farm: {error}") from None
     dependencies.check(settings)
+    sys.setswitchinterval(SWITCH_S)
     serving = config(arguments.host, arguments.port)
     with without_full_collections():
         from api.main import create_app

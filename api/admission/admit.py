@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends, Request
+from fastapi import Request
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
@@ -54,12 +53,10 @@ def store_groups(desk: Desk) -> Submits:
     return GroupCommit(partial(store_group, desk, CheckpointNames(desk.settings)))
 
 
-async def _submits(request: Request) -> Submits:
+def submits_of(request: Request) -> Submits:
+    """Return the application's."""
     submits: Submits = request.app.state.submits
     return submits
-
-
-SubmitsDep = Annotated[Submits, Depends(_submits)]
 
 
 async def admit(

@@ -10,7 +10,7 @@ from fastapi import Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel
 from starlette.requests import ClientDisconnect
 
-from api.admission.admit import SubmitsDep, admit
+from api.admission.admit import admit, submits_of
 from api.admission.sent import SentDep
 from api.admission.submissions import Submission
 from api.callers import Caller, Reader, Submitter
@@ -68,9 +68,9 @@ async def submit(
     submission: Submission,
     sent: SentDep,
     desk: DeskDep,
-    submits: SubmitsDep,
     caller: Submitter,
     wait_s: WaitS,
+    request: Request,
     response: Response,
     idempotency_key: ClientsKey = None,
 ) -> Job | Response:
@@ -80,7 +80,7 @@ async def submit(
 
     With `wait` the answer is held until the job is final or the time is up, and shows the job as it is then.
     """
-    row = await admit(submits, desk, caller, submission, sent, called=idempotency_key)
+    row = await admit(submits_of(request), desk, caller, submission, sent, called=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{row.shown_id}"
     return _accepted(desk, row, wait_s, response)
 
@@ -97,13 +97,13 @@ async def put(
     submission: Submission,
     sent: SentDep,
     desk: DeskDep,
-    submits: SubmitsDep,
     caller: Submitter,
     wait_s: WaitS,
+    request: Request,
     response: Response,
 ) -> Job | Response:
     """Queue a job under an id that you choose, any UUID. A repeated request with the same JSON answers with the same job."""
-    row = await admit(submits, desk, caller, submission, sent, called=job_id)
+    row = await admit(submits_of(request), desk, caller, submission, sent, called=job_id)
     response.headers["Location"] = f"/v1/jobs/{row.shown_id}"
     return _accepted(desk, row, wait_s, response)
 

@@ -125,13 +125,13 @@ def measured(stage: Stage, asked: argparse.Namespace) -> dict[str, Any]:
 def compared(
     minimal: str, farm: str, keys: Sequence[str], asked: argparse.Namespace, *, clients: int
 ) -> dict[str, Any]:
-    """Pour into the minimal endpoint and the farm by turns."""
+    """Pour into the minimal endpoint and the farm by turns; the first slices warm both up and do not count."""
     slices: dict[str, list[Poured]] = {"minimal": [], "farm": []}
-    for _ in range(asked.rounds):
+    for _ in range(1 + asked.rounds):
         for name, url in (("minimal", minimal), ("farm", farm)):
             pouring = pour(url, QUEUED, submits=asked.submits, clients=clients, keys=keys)
             slices[name].append(asyncio.run(pouring))
-    return {name: rates(poured) for name, poured in slices.items()}
+    return {name: rates(poured[1:]) for name, poured in slices.items()}
 
 
 def rates(rounds: Sequence[Poured]) -> dict[str, Any]:

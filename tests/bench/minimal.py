@@ -17,7 +17,7 @@ INSERT = text("INSERT INTO minimal (id, params) VALUES (:id, :params)")
 
 def create() -> FastAPI:
     settings = Settings()
-    engine = create_engine(settings.database_url.get_secret_value(), pool_size=16)
+    engine = create_engine(settings.database_url.get_secret_value(), pool_size=40)  # as many as handlers run at once
     redis = broker.connect(settings)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE IF NOT EXISTS minimal (id uuid PRIMARY KEY, params jsonb)"))
