@@ -8,6 +8,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,7 @@ FEW, WORKERS, RUNNING = 1_000, 1_000, 10_000
 LEASE_S = 20.0
 OWNERS = 7
 PATIENCE_S = 3600.0  # a million rows are filled in by one statement
+CROWD, CROWD_PER_S, CROWD_S = 50, 200, 10
 
 QUEUE = text("""
 INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start)
@@ -81,6 +83,7 @@ class Bench:
         short, long, aged = self._timed(
             lambda: _claim(self._small), lambda: _claim(self._db), lambda: _claim(self._db, oldest_level=True)
         )
+        crowd = self._crowd()
         plan = self._plan()
         self._fill(self._db, FLEET, 0)
         self._fill(self._db, RUN, RUNNING)
@@ -93,6 +96,7 @@ class Bench:
             f"claim_next, {FEW:,} queued": short,
             f"claim_next, {rows:,} queued": long,
             f"claim_next, {rows:,} queued, oldest level": aged,
+            f"claim_next, {rows:,} queued, {CROWD} workers, {CROWD_PER_S} a second": crowd,
             f"heartbeat of {len(beats)} jobs, {WORKERS:,} workers, {RUNNING:,} running": beat,
             "rescue, nothing lost": idle,
             "rescue of two workers' jobs, one by one": busy,
@@ -129,7 +133,23 @@ class Bench:
                 began = time.perf_counter()
                 act()
                 taken.append((time.perf_counter() - began) * 1000)
-        return [{"p50": round(median(one), 2), "p95": round(sorted(one)[int(len(one) * 0.95)], 2)} for one in times]
+        return [_percentiles(one) for one in times]
+
+    def _crowd(self) -> dict[str, float]:
+        """Have many workers claim at a steady rate, each on a connection of its own, and whether or not others have ended."""
+        began, each = time.perf_counter() + 1, range(CROWD_PER_S * CROWD_S // CROWD)
+
+        def claims_of(worker: int) -> list[float]:
+            taken = []
+            for turn in each:
+                due = began + (turn * CROWD + worker) / CROWD_PER_S
+                time.sleep(max(0.0, due - time.perf_counter()))
+                _claim(self._db)
+                taken.append((time.perf_counter() - due) * 1000)
+            return taken
+
+        with ThreadPoolExecutor(CROWD) as pool:
+            return _percentiles([one for taken in pool.map(claims_of, range(CROWD)) for one in taken])
 
     def _plan(self) -> list[str]:
         """Explain a claim, run for real and rolled back."""
@@ -139,6 +159,10 @@ class Bench:
             plan = connection.execute(explained, about).scalars().all()
             connection.rollback()
         return list(plan)
+
+
+def _percentiles(times: list[float]) -> dict[str, float]:
+    return {"p50": round(median(times), 2), "p95": round(sorted(times)[int(len(times) * 0.95)], 2)}
 
 
 def _claim(db: Database, *, oldest_level: bool = False) -> None:
@@ -162,7 +186,7 @@ def _databases() -> Iterator[list[Database]]:
 
 def _migrated(url: str) -> Database:
     migrations.upgrade(url)
-    db = Database(Settings(database_url=SecretStr(url)), patience_s=PATIENCE_S)
+    db = Database(Settings(database_url=SecretStr(url)), pool_size=CROWD, patience_s=PATIENCE_S)
     with db.transaction() as session:
         registry.announce(session, worker_id="w", checkpoint=DEMO, size_bytes=1, hostname="host", device="cpu", slots=4)
     return db
