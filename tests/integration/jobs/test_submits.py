@@ -1,6 +1,8 @@
 """Submits that are stored together, on the real database: each has its own outcome, and a place in the fair queue."""
 
 import base64
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +19,7 @@ from api.admission.resolution import StoredInputs
 from api.admission.submissions import Submission
 from api.callers import Caller
 from api.desk import Desk, open_desk
+from api.main import create_app
 from shared.errors import (
     KeyReused,
     QueueFullForKey,
@@ -163,3 +166,17 @@ def test_a_repeated_submission_stores_its_pictures_once(
     assert client.post("/v1/jobs", json=body, headers=headers).json()["id"] == first.json()["id"]
     problem(client.post("/v1/jobs", json={**body, "steps": 3}, headers=headers), 422, "idempotency_key_reused")
     assert count(db) == 1
+
+
+def test_a_redis_that_says_nothing_holds_up_no_submit(settings: Settings, announced: str) -> None:
+    """Its doorbells wait for it by themselves, up to a socket's timeout of 10 s each."""
+    assert announced == DEMO
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = type(settings.redis_url)(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        with TestClient(create_app(settings.model_copy(update={"redis_url": url}))) as client:
+            began = time.monotonic()
+            answers = [client.post("/v1/jobs", json={"prompt": "p", "checkpoint": DEMO}) for _ in range(3)]
+            took_s = time.monotonic() - began
+            silent.close()
+    assert [answer.status_code for answer in answers] == [202] * 3
+    assert took_s < 8
