@@ -47,15 +47,16 @@ class Certificate:
 
 
 @contextmanager
-def behind_tls(port: int, certificate: Certificate, folder: Path) -> Iterator[int]:
-    """Run stunnel before a server of this machine; yields the port that speaks TLS."""
+def behind_tls(port: int, certificate: Certificate, folder: Path, client: Certificate | None = None) -> Iterator[int]:
+    """Run stunnel before a server of this machine; yields the port that speaks TLS, to one client alone if it is given."""
     stunnel = program("stunnel4") or program("stunnel")
     if stunnel is None:
         pytest.skip("there is no stunnel")
     door = ports.pick(LOCAL)
     config = folder / "stunnel.conf"
     service = f"accept = {LOCAL}:{door}\nconnect = {LOCAL}:{port}\ncert = {certificate.cert}\nkey = {certificate.key}\n"
-    config.write_text(f"foreground = yes\npid =\n[redis]\n{service}")
+    only = f"CAfile = {client.cert}\nverifyPeer = yes\n" if client else ""
+    config.write_text(f"foreground = yes\npid =\n[redis]\n{service}{only}")
     with (folder / "stunnel.log").open("wb") as log:
         running = subprocess.Popen([stunnel, str(config)], stdout=log, stderr=log)
     try:

@@ -111,6 +111,15 @@ def test_a_wire_that_is_not_safe_is_refused_in_a_line(
     assert secured.password not in str(refused.value.log_fields)
 
 
+def test_a_redis_may_want_a_certificate_of_its_clients(secured: Secured, tmp_path: Path) -> None:
+    me = Certificate.made(tmp_path, "client")
+    with redis_servers.behind_tls(secured.plain_port, secured.certificate, tmp_path, me) as door:
+        for client in ("celery", "redis-py"):
+            asked(secured.url(secured.trusted, f"ssl_certfile={me.cert}", f"ssl_keyfile={me.key}", port=door), client)
+            with pytest.raises(BrokerUnavailable, match="wants a certificate of its clients"):
+                asked(secured.url(secured.trusted, port=door), client)
+
+
 def test_the_doctors_doorbell_leaves_nothing_behind(secured: Secured) -> None:
     url = secured.url(secured.trusted)
     asked(url, "celery")

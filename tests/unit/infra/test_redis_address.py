@@ -1,7 +1,6 @@
 """The URL of Redis, as the libraries are given it, and what is said of a wrong one."""
 
 import ssl
-from pathlib import Path
 
 import pytest
 from kombu.utils.url import parse_url as as_kombu_reads
@@ -77,10 +76,3 @@ def test_a_wrong_url_is_told_without_repeating_it(url: str, says: str) -> None:
         RedisAddress.parse(url)
     assert says in str(refused.value)
     assert "s3same" not in str(refused.value)
-
-
-def test_the_files_of_a_client_go_to_the_libraries(tmp_path: Path) -> None:
-    authorities = Path(ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt")
-    copy = tmp_path / "ca.pem"
-    copy.write_bytes(authorities.read_bytes())
-    assert RedisAddress.parse(f"rediss://h?ssl_ca_certs={copy}").tls["ssl_ca_certs"] == str(copy)
