@@ -6,6 +6,7 @@ everything inside sees the same paths.
 """
 
 import re
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from starlette.datastructures import Headers
@@ -25,6 +26,7 @@ class Proxies:
         trusted = words(settings.trusted_proxies)
         self._anyone = ANYONE in trusted
         self._networks = [ip_network(one, strict=False) for one in trusted if one != ANYONE]
+        self._trusts = lru_cache(maxsize=1024)(self._is_trusted)  # clients are few, and each asks often
         self._app = app
         self._behind = ProxyHeadersMiddleware(app, trusted_hosts=ANYONE if self._anyone else trusted)  # type: ignore[arg-type]
 
@@ -53,7 +55,7 @@ class Proxies:
             scope["path"] = scope["path"].removeprefix(prefix)
             scope["raw_path"] = scope.get("raw_path", b"").removeprefix(prefix.encode())
 
-    def _trusts(self, client: str) -> bool:
+    def _is_trusted(self, client: str) -> bool:
         if self._anyone:
             return True
         try:

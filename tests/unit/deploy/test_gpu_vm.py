@@ -230,6 +230,18 @@ def test_the_wanted_number_of_workers_is_published(tmp_path: Path, cloud: Server
     ]
 
 
+@pytest.mark.parametrize(("key", "sent"), [("", None), ("k" * 16, f"Bearer {'k' * 16}")], ids=["open", "with a key"])
+def test_metrics_are_read_where_they_are_with_their_key(
+    tmp_path: Path, cloud: Server, key: str, sent: str | None
+) -> None:
+    cloud.pages = {"/apart": 'farm_desired_workers{checkpoint="a"} 1.0\n'}  # type: ignore[attr-defined]
+    where = {"FARM_API_URL": "http://127.0.0.1:9", "FARM_METRICS_URL": f"{cloud.url}/apart", "FARM_METRICS_KEY": key}
+    done = bash("farm-publish", **where, PATH=_recorders(tmp_path, "aws"))
+    assert done.returncode == 0, done.stderr
+    [(asked, _, authorization)] = cloud.asked
+    assert (asked, authorization) == ("GET /apart", sent)
+
+
 def test_a_farm_that_shows_nothing_is_an_error_that_says_so(tmp_path: Path, cloud: Server) -> None:
     cloud.pages = {"/metrics": "farm_database_up 0.0\n"}  # type: ignore[attr-defined]
     done = bash("farm-publish", FARM_API_URL=cloud.url, PATH=_recorders(tmp_path, "aws"))
