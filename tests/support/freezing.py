@@ -1,7 +1,7 @@
 """Engines that hang: the processes of one are stopped for a while. They keep their connections, and answer nothing."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -18,15 +18,20 @@ Engine = Literal["postgres", "redis", "s3"]
 @contextmanager
 def frozen(settings: Settings, engine: Engine) -> Iterator[None]:
     """Stop an engine of the test run for as long as the block lasts."""
-    processes = leftovers.tree(psutil.Process(_pids(settings)[engine]))
-    for process in processes:
-        process.suspend()
+    leader = psutil.Process(_pids(settings)[engine])
+    leader.suspend()  # first, so that it starts no others
+    processes = [process for process in leftovers.tree(leader) if process != leader]
     try:
+        _each(processes, psutil.Process.suspend)
         yield
     finally:
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.resume()
+        _each([*processes, leader], psutil.Process.resume)
+
+
+def _each(processes: Iterable[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # a connection of Postgres may have ended
+            act(process)
 
 
 def _pids(settings: Settings) -> dict[str, int]:

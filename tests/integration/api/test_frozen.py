@@ -33,7 +33,7 @@ CROWD = 60
 # What clients are promised: nothing takes longer, however things stand.
 ANSWERED_S = 15.0
 # Far below the seconds for which the crowd waits; a starved machine is not what is tested.
-AT_ONCE_S = 5.0
+AT_ONCE_S = 8.0
 
 # Method, path, and what goes with them.
 Asked = tuple[str, str, dict[str, Any]]
@@ -68,7 +68,7 @@ Played = Callable[..., None]
 def url(engines: Settings) -> Iterator[str]:
     # Less patience than a farm has: tests are waited for, too.
     patch = pytest.MonkeyPatch()
-    patch.setattr(desk, "STORAGE_S", 1.0)
+    patch.setattr(desk, "STORAGE_S", 2.5)
     patch.setattr(workrooms, "PATIENCE_S", 1.0)
     with serving(engines.model_copy(update={"auth": "keys", "connect_seconds": 3.0})) as address:
         yield address
@@ -149,17 +149,25 @@ def test_a_store_that_hangs_holds_up_its_own_reads_alone(
     played(play)
 
 
-def test_a_database_that_hangs_holds_up_no_probe(played: Played, settings: Settings) -> None:
+def test_while_every_engine_hangs_the_process_says_that_it_lives(
+    played: Played, settings: Settings, db: Database, storage: Storage
+) -> None:
     async def play(first: Tenant, second: Tenant) -> None:
-        with frozen(settings, "postgres"):
-            crowd = first.crowds("GET", "/v1/jobs")
+        image = f"/v1/jobs/{finished(db, storage, first.owner)}/images/0"
+        with frozen(settings, "s3"), frozen(settings, "redis"):
+            crowd = [*first.crowds("GET", f"{image}/thumbnail"), *first.crowds("GET", f"{image}/preview")]
             await first_of(crowd)
-            probes = second.crowds("GET", "/readyz")
-            await went_on(second)
-            refused, unanswered = await asyncio.wait(crowd, timeout=AT_ONCE_S)
-            assert len(unanswered) <= CROWD / 2  # and so does the thread of each
-        assert {task.result()[1] for task in refused} <= {"too_busy", "database_unavailable"}
-        assert {status for status, _, _ in await asyncio.gather(*unanswered, *probes)} <= {200, 503}
+            with frozen(settings, "postgres"):
+                crowd += first.crowds("GET", "/v1/jobs")
+                crowd += second.crowds("GET", "/readyz")
+                await went_on(second)
+                await first_of(crowd[2 * CROWD : 3 * CROWD])
+                await went_on(second)
+                _, unanswered = await asyncio.wait(crowd[2 * CROWD : 3 * CROWD], timeout=AT_ONCE_S)
+                assert len(unanswered) <= CROWD / 2  # there are no more places, and the others were told so
+        answers = await asyncio.gather(*crowd)
+        assert {code for _, code, _ in answers[: 2 * CROWD]} >= {"too_busy", "storage_unavailable"}
+        assert {status for status, _, _ in answers} <= {200, 204, 503}
         await went_on(first, SUBMIT, LIST)
 
     played(play)
@@ -180,7 +188,7 @@ def test_a_redis_that_hangs_delays_submits_little(played: Played, settings: Sett
         assert {code for _, code, _ in answers[:CROWD]} == {"broker_unavailable", "too_busy"}
         assert {status for status, _, _ in answers[CROWD : 2 * CROWD]} <= {200, 409, 503}
         assert {status for status, _, _ in answers[2 * CROWD :]} <= {202, 503}
-        assert max(took_s for _, _, took_s in answers) < ANSWERED_S
+        assert max(took_s for _, _, took_s in answers[: 2 * CROWD]) < ANSWERED_S
         # Now that Redis is back, it is asked again.
         await went_on(first, SUBMIT)
 
