@@ -191,9 +191,11 @@ def test_metrics_may_have_a_port_of_their_own(settings: Settings) -> None:
     port = ports.pick("127.0.0.1")
     with TestClient(create_app(settings.model_copy(update={"metrics_port": port}))) as http:
         problem(http.get("/metrics"), 404, "not_found")
+        assert http.head("/internal/ping/").status_code == 200
         with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             now = values(answer.read().decode())
         assert now["farm_database_up",] == now["farm_workers", DEMO] == 1
         assert ("farm_http_request_seconds_count", "GET", "/metrics", "404") in now
+        assert ("farm_http_request_seconds_count", "HEAD", "/internal/ping", "200") in now
     with pytest.raises(OSError, match="refused"):
         urlopen(f"http://127.0.0.1:{port}/metrics")
