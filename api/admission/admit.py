@@ -77,17 +77,12 @@ async def admit(
     """
     began_ns = time.time_ns()
     caller.check_priority(submission.priority)
-    name = None
-    if called is not None:
-        name = Name(caller.owner, called, Digests(sent.digest, legacy_digests.of_job(submission)))
-    received = StoredInputs()
-    if submission.init_image is not None:
-        # Before the transaction: storing pictures takes longer than a connection should be held.
-        known = await desk.rooms.intake.run(caller.owner, _store_inputs, desk, caller, submission, name)
-        if isinstance(known, JobRow):
-            return known
-        received = known
-    row = await submits.add(caller.owner, Asked(caller, submission, received, name))
+    ask = partial(_ask, desk, caller, submission, sent, called)
+    has_pictures = submission.init_image is not None
+    asked = await desk.rooms.intake.run(caller.owner, ask) if has_pictures else ask()
+    if isinstance(asked, JobRow):
+        return asked
+    row = await submits.add(caller.owner, asked)
     _trace([row], began_ns)
     return row
 
@@ -163,13 +158,21 @@ def announce(desk: Desk, rows: Sequence[JobRow], began_ns: int) -> None:
     _ring(desk, rows)
 
 
-def _store_inputs(desk: Desk, caller: Caller, submission: Submission, name: Name | None) -> JobRow | StoredInputs:
-    """Store a submission's pictures, unless it comes again: then return its job."""
+def _ask(desk: Desk, caller: Caller, submission: Submission, sent: Sent, called: str | UUID | None) -> JobRow | Asked:
+    """Store a submission's pictures, before its transaction and for longer than a connection should be held.
+
+    Unless it comes again: then return its job.
+    """
+    name = None
+    if called is not None:
+        name = Name(caller.owner, called, Digests(sent.digest, legacy_digests.of_job(submission)))
+    if submission.init_image is None:
+        return Asked(caller, submission, StoredInputs(), name)
     if name is not None:
         with desk.db.transaction() as session:
             if made := idempotency.earlier(session, name):
                 return lifecycle.get(session, made)
-    return inputs.store_inputs(desk, caller, submission)
+    return Asked(caller, submission, inputs.store_inputs(desk, caller, submission), name)
 
 
 def _known(session: Begun, asked: Sequence[Asked]) -> dict[int, JobRow | Exception]:
