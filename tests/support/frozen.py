@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -18,14 +18,18 @@ def freeze(server: psutil.Process) -> list[psutil.Process]:
     """Stop a server and its children; returns what `thaw` takes."""
     server.send_signal(signal.SIGSTOP)  # first: it would make more children
     stopped = [server, *server.children(recursive=True)]
-    for one in stopped[1:]:
-        one.send_signal(signal.SIGSTOP)
+    _send(stopped[1:], signal.SIGSTOP)
     return stopped
 
 
 def thaw(stopped: list[psutil.Process]) -> None:
-    for one in stopped:
-        one.send_signal(signal.SIGCONT)
+    _send(stopped, signal.SIGCONT)
+
+
+def _send(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for one in processes:
+        with suppress(psutil.NoSuchProcess):  # a child that was about to end
+            one.send_signal(number)
 
 
 @contextmanager
