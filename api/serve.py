@@ -6,6 +6,7 @@ that does it too, `uvicorn --factory --no-proxy-headers api.main:create_app` ser
 
 import argparse
 import asyncio
+import ctypes
 import sys
 from functools import partial
 from typing import cast
@@ -25,6 +26,9 @@ HEAD_S = 10.0
 KEEP_ALIVE_S = 20
 # Connections that wait for a job are cheap; this bounds sockets and their buffers, not work.
 MAX_CONNECTIONS = 10_000
+# Memory in pieces of this size is mapped on its own.
+LARGE_BYTES = 2**20
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 # What a stop lets requests finish.
 DRAIN_S = 5
 # How long a thread that has its answer from the database waits for the event loop to hand over, in place of Python's 5 ms.
@@ -114,12 +118,23 @@ def config(host: str, port: int) -> uvicorn.Config:
     )
 
 
+def give_memory_back() -> None:
+    """Have large pieces of memory given back to the system as soon as they are free, where the C library is glibc.
+
+    From the first large body on it would keep such pieces for the next: 64 held calls of 4 MiB left 0.85 GB in use, now 0.3 GB.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
 def main() -> None:
     """Parse the arguments, check the dependencies, and serve until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m api.serve", description="Serve the farm's API.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
+    give_memory_back()
     settings = load()
     configure_logging(settings)
     try:

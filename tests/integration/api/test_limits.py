@@ -3,7 +3,10 @@
 import asyncio
 import gzip
 import json
+import platform
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from threading import Thread
@@ -64,6 +67,25 @@ def said(server: Server, *parts: bytes) -> bytes:
             while data := connection.recv(65536):
                 answer += data
         return answer
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the option is glibc's")
+def test_memory_of_large_bodies_is_given_back() -> None:
+    used = """
+from pathlib import Path
+from api import serve
+serve.give_memory_back()
+def used():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = used()
+for size in (2**23, 2**22):  # the second time the library has learned from the first
+    bodies = [(b"x" * size, bytes(1000)) for _ in range(40)]  # something small between them stays in use
+    kept = [small for _, small in bodies]
+    del bodies
+print(used() - before)
+"""
+    left = subprocess.run([sys.executable, "-c", used], capture_output=True, check=True, text=True).stdout
+    assert int(left) < 2**24
 
 
 def test_an_honest_request_is_answered(server: Server) -> None:
