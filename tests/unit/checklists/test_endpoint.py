@@ -20,6 +20,7 @@ from fastapi.routing import APIRoute
 import api
 from api.cli.client import FarmClient
 from api.client import AsyncFarm, ClientError, Farm
+from api.json_bodies import JsonRoute
 from api.limits.workrooms import Workrooms
 from api.main import create_app
 from api.routing import USUAL, SeatedRoute
@@ -62,6 +63,13 @@ def test_every_route_is_served(document: dict[str, Any]) -> None:
         assert not route.include_in_schema or set(route.methods or ()) <= served, (
             f"{where} is not served: name it in api/main.py"
         )
+
+
+def test_every_body_is_read_beside_the_loop() -> None:
+    plain = {route.path for route in routes() if route.body_field and not isinstance(route, JsonRoute)}
+    assert not plain, (
+        "their routers need route_class=JsonRoute, or a large body holds up the event loop, and stays in memory"
+    )
 
 
 def test_every_route_is_in_the_document() -> None:
