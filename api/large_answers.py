@@ -7,14 +7,15 @@ from functools import partial
 from typing import TypeAlias
 
 import structlog
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from api import callers
+from api import callers, problems
 from api.callers import Caller
 from api.desk import Desk
 from api.limits.workrooms import NOBODY, Workroom
-from shared.errors import TooBusy
+from shared.errors import FarmError, TooBusy
 
 # How long an answer waits for memory.
 PATIENCE_S = 5.0
@@ -31,8 +32,8 @@ class LargeAnswer(StreamingResponse):
     """An answer of pieces that are made one by one, for which `needs_bytes` of memory are taken as long as it is sent.
 
     What goes wrong with the first piece is answered as any error; later the answer breaks off, so that every client notices.
-    A `single` piece is sent with its length. Each piece is made on a thread of the room, and waits for its turn there; between
-    two pieces the answer holds none.
+    A `single` piece is sent with its length. Headers that are `naming` what was asked for stand in a refusal, too.
+    Each piece is made on a thread of the room, and waits for its turn there; between two pieces the answer holds none.
     """
 
     def __init__(
@@ -42,17 +43,30 @@ class LargeAnswer(StreamingResponse):
         needs_bytes: int,
         media_type: str,
         headers: Mapping[str, str] | None = None,
+        naming: Mapping[str, str] | None = None,
         single: bool = False,
         room: str = "storage",
     ) -> None:
-        super().__init__((), headers=headers, media_type=media_type)
+        super().__init__((), headers={**(headers or {}), **(naming or {})}, media_type=media_type)
+        self._naming = naming
+        self._has_begun = False
         self._pieces = pieces
         self._needs_bytes = needs_bytes
         self._single = single
         self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wait for memory, then make and send the answer. Raises `TooBusy`, and what making the first piece raises."""
+        """Wait for memory, then make and send the answer. Raises `TooBusy`, and what making the pieces raises."""
+        try:
+            await self._made(scope, receive, send)
+        except FarmError as error:
+            if self._has_begun or not self._naming:
+                raise
+            refusal = problems.of(Request(scope), error)
+            refusal.headers.update(self._naming)
+            await refusal(scope, receive, send)
+
+    async def _made(self, scope: Scope, receive: Receive, send: Send) -> None:
         desk: Desk = scope["app"].state.desk
         caller: Caller | None = scope.get("state", {}).get("caller")
         room: Workroom = getattr(desk.rooms, self._room)
@@ -62,6 +76,7 @@ class LargeAnswer(StreamingResponse):
             if self._single:
                 self.headers["Content-Length"] = str(len(first))
             self.body_iterator = _sliced(first, make)
+            self._has_begun = True
             await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:

@@ -61,15 +61,15 @@ def needs_bytes(found: Sequence[CallImage], *, copies: int = 2) -> int:
     return copies * max((one.file_bytes for one in found), default=0)
 
 
-def whole(desk: Desk, call: A1111Call, echo: bytes) -> LargeAnswer:
-    """Answer a finished call, with its request as JSON. While it is made, `Gone` and `Unavailable` may be raised."""
+def whole(desk: Desk, call: A1111Call, echo: bytes, naming: Mapping[str, str]) -> LargeAnswer:
+    """Answer a finished call, with its request as JSON and the headers that name it. Raises `BrokerUnavailable`."""
     found = sources(desk, call)
     has_sheet = bool(call.row.about["grid"]) and len(found) > 1 and _fits_on_a_sheet(found)
     needed = needs_bytes(found)
     if has_sheet:
         needed = sum(one.file_bytes for one in found) + 2 * _PIXEL_BYTES * _sheet_pixels(found)
     pieces = _pieces(call, found, echo, has_sheet=has_sheet)
-    return LargeAnswer(pieces, needs_bytes=needed, media_type="application/json")
+    return LargeAnswer(pieces, needs_bytes=needed, media_type="application/json", naming=naming)
 
 
 def encoded(file: bytes) -> Iterator[bytes]:

@@ -121,11 +121,11 @@ async def _answered(request: Request, *, desk: Desk, caller: Caller, call: A1111
         ended = A1111Call(call.row, tuple(jobs))
         raise_failure(ended)
         # Previews of canceled jobs are looked up in Redis.
-        answer: Response = await desk.rooms.redis.run(caller.owner, answers.whole, desk, ended, echo)
+        return await desk.rooms.redis.run(caller.owner, answers.whole, desk, ended, echo, headers)
     except FarmError as error:
-        answer = problems.of(request, error)
-    answer.headers.update(headers)
-    return answer
+        refusal = problems.of(request, error)
+        refusal.headers.update(headers)
+        return refusal
 
 
 async def _ended(desk: Desk, call: A1111Call) -> list[JobRow]:

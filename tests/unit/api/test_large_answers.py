@@ -71,6 +71,12 @@ def test_what_goes_wrong_at_first_is_an_error_and_later_no_end() -> None:
     assert is_free(room)
 
 
+def test_a_refusal_names_what_was_asked_for() -> None:
+    answer = LargeAnswer(failing(), needs_bytes=SIZE, media_type="x/y", naming={"X-Job": "7"})
+    start, _ = asyncio.run(sent(answer, Room(SIZE)))
+    assert (start["status"], dict(start["headers"])[b"x-job"]) == (Gone.status, b"7")
+
+
 def test_who_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_answers, "PIECE_S", 0.01)
     room = Room(SIZE)
