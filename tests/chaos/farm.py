@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from deploy.standalone import folder as folders
 from deploy.standalone import ports, postgres, processes, redis, s3, serving
@@ -81,6 +82,22 @@ class Stage:
     def flush_redis(self) -> None:
         with Redis.from_url(self._direct["FARM_REDIS_URL"], socket_timeout=5) as client:
             client.flushall()
+
+    def limit_redis(self, max_bytes: int) -> None:
+        """Let Redis take no more memory than so many bytes; 0 for as much as there is. Raises `OSError`."""
+        with Redis.from_url(self._direct["FARM_REDIS_URL"], socket_timeout=5) as client:
+            try:
+                client.config_set("maxmemory", max_bytes)
+            except RedisError as error:
+                raise OSError(str(error)) from error
+
+    def unlimit_redis(self) -> bool:
+        """Let Redis take memory again; whether it is there to be told."""
+        try:
+            self.limit_redis(0)
+        except OSError:
+            return False
+        return True
 
     def swept(self, timeout_s: float) -> frozenset[str]:
         """Walk the bucket as couriers do, past every proxy, until nothing more is found; return the keys that are left.

@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 import psycopg
 
 from shared.errors import FarmError
-from tests.chaos import hooks
+from tests.chaos import crowd, hooks
 from tests.chaos.farm import Stage
 from tests.chaos.history import Fault
 from tests.chaos.proxy import Mode
+from tests.support.freezing import stopped
 from tests.support.waiting import until
 
 RESTART_S = 60.0  # a part that is gone for longer than this will not come back
@@ -42,16 +44,20 @@ WEIGHTS: Mapping[str, int] = {
     "courier_kill": 12,
     "courier_silence": 4,
     "api_kill": 8,
+    "api_bodies": 4,
     "redis_kill": 8,
     "redis_flush": 10,
     "redis_hole": 4,
+    "redis_full": 4,
     "postgres_restart": 6,
     "postgres_kill": 3,
     "postgres_hole": 3,
+    "postgres_crowd": 3,
     "s3_kill": 4,
     "s3_errors": 6,
     "s3_hole": 3,
     "s3_slow": 4,
+    "s3_crowd": 3,
 }
 TRAPS: Mapping[str, str] = {
     "gpu_kill_claimed": "trap for claims",
@@ -232,6 +238,49 @@ class Nemesis:
             self.stop.wait(self.strength.outage_s)
         return Fault(kind, began, time.time())
 
+    def freeze(self, kind: str, target: str) -> Fault:
+        """Stop all processes of an engine while a crowd of clients reads what only it can answer."""
+        path = self._read_from(target)
+        pid = self.stage.pid(target)
+        if pid is None:
+            raise Missed
+        began = time.time()
+        with suppress(psutil.NoSuchProcess), stopped(psutil.Process(pid)), crowd.reading(self.stage.url, path):
+            self.stop.wait(self.strength.outage_s)
+        return Fault(kind, began, time.time())
+
+    def park(self, kind: str, _target: str) -> Fault:
+        """Have clients begin large bodies and fall silent."""
+        began = time.time()
+        try:
+            with crowd.parked_bodies(self.stage.url):
+                self.stop.wait(self.strength.outage_s)
+        except OSError as error:
+            raise Missed from error
+        return Fault(kind, began, time.time())
+
+    def fill(self, kind: str, _target: str) -> Fault:
+        """Leave Redis no memory for a write."""
+        began = time.time()
+        try:
+            self.stage.limit_redis(1)
+            self.stop.wait(self.strength.outage_s)
+        except OSError as error:
+            raise Missed from error
+        finally:
+            # One that was started again meanwhile has no limit.
+            until(self.stage.unlimit_redis, RESTART_S)
+        return Fault(kind, began, time.time())
+
+    def _read_from(self, engine: str) -> str:
+        """Return a path that is read from an engine."""
+        if engine == "postgres":
+            return "/v1/jobs"
+        with suppress(psycopg.Error):  # it may be away just now
+            if found := self.stage.recorder.a_success():
+                return f"/v1/jobs/{found}/images/0/thumbnail"
+        raise Missed
+
     def _at_database(self, act: Callable[[], None]) -> bool:
         """Do something at the database, which may be away just now; whether it was done."""
         try:
@@ -283,14 +332,18 @@ ACTS: Mapping[str, Callable[[Nemesis, str, str], Fault]] = {
     "courier_kill": Nemesis.kill,
     "courier_silence": Nemesis.silence,
     "api_kill": Nemesis.kill,
+    "api_bodies": Nemesis.park,
     "redis_kill": Nemesis.kill,
     "redis_flush": Nemesis.flush,
     "redis_hole": Nemesis.misbehave,
+    "redis_full": Nemesis.fill,
     "postgres_restart": Nemesis.restart,
     "postgres_kill": Nemesis.kill,
     "postgres_hole": Nemesis.misbehave,
+    "postgres_crowd": Nemesis.freeze,
     "s3_kill": Nemesis.kill,
     "s3_errors": Nemesis.misbehave,
     "s3_hole": Nemesis.misbehave,
     "s3_slow": Nemesis.misbehave,
+    "s3_crowd": Nemesis.freeze,
 }

@@ -101,6 +101,12 @@ class Recorder:
         with self._connect() as connection, connection.cursor(row_factory=class_row(Shown)) as cursor:
             return cursor.execute(query).fetchall()
 
+    def a_success(self) -> UUID | None:
+        """Return a job that has succeeded, None as long as there is none."""
+        with self._connect() as connection:
+            row = connection.execute("SELECT job_id FROM images LIMIT 1").fetchone()
+        return row[0] if row else None
+
     def told(self) -> list[Told]:
         query = "SELECT job_id AS job, type, version FROM events WHERE type <> 'job.progress'"
         with self._connect() as connection, connection.cursor(row_factory=class_row(Told)) as cursor:

@@ -18,7 +18,13 @@ Engine = Literal["postgres", "redis", "s3"]
 @contextmanager
 def frozen(settings: Settings, engine: Engine) -> Iterator[None]:
     """Stop an engine of the test run for as long as the block lasts."""
-    leader = psutil.Process(_pids(settings)[engine])
+    with stopped(psutil.Process(_pids(settings)[engine])):
+        yield
+
+
+@contextmanager
+def stopped(leader: psutil.Process) -> Iterator[None]:
+    """Stop a process and all that it started for as long as the block lasts. Raises `NoSuchProcess`."""
     leader.suspend()  # first, so that it starts no others
     processes = [process for process in leftovers.tree(leader) if process != leader]
     try:
