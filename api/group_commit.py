@@ -78,9 +78,13 @@ class GroupCommit(Generic[Item, Result]):
 
     def _run(self) -> None:
         while self._arrivals.get():
-            if group := self._next_group():
-                outcomes = self._stored([waiting.item for waiting in group])
-                group[0].result.get_loop().call_soon_threadsafe(_tell, group, outcomes)
+            self._store_next_group()
+
+    def _store_next_group(self) -> None:
+        # A call of its own: a thread that waits for the next item keeps nothing of the last group, whose bodies may be large.
+        if group := self._next_group():
+            outcomes = self._stored([waiting.item for waiting in group])
+            group[0].result.get_loop().call_soon_threadsafe(_tell, group, outcomes)
 
     def _next_group(self) -> Sequence[_Waiting[Item, Result]]:
         """Take the oldest of each owner in turn. Who has more goes to the end of the line; who has given up is left out."""

@@ -7,10 +7,11 @@ from typing import Any, TypeAlias
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from api.desk import Desk
+from api.limits.workrooms import NOBODY
 from api.problems import FieldError, ProblemDetails, problem_of
 
 # Statuses of authentication and rate limits, and of a body that is missing, slow, large, or encoded in an unknown way.
@@ -78,7 +79,8 @@ def _build_beside_the_loop(app: FastAPI) -> None:
     serve = route.app
 
     async def described(scope: Scope, receive: Receive, send: Send) -> None:
-        await run_in_threadpool(build)
+        desk: Desk = scope["app"].state.desk
+        await desk.rooms.probes.run(NOBODY, build)
         await serve(scope, receive, send)
 
     route.app = described

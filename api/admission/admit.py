@@ -31,8 +31,8 @@ from shared.infra.db import Begun
 from shared.infra.tables import BatchRow, JobRow
 from shared.jobs import batches, chosen_ids, idempotency, lifecycle
 from shared.jobs.idempotency import Digests, Name
-from shared.jobs.lifecycle import NewJob
 from shared.jobs.outbox import EventType
+from shared.jobs.submits import NewJob
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from api.admission.resolution import StoredInputs, resolve
 from api.admission.submissions import Submission, WebhookChoice
 from shared.files.weights import Kind
 from shared.fleet import registry
-from shared.jobs.lifecycle import NewJob
+from shared.jobs.submits import NewJob
 from shared.settings import Settings
 from shared.webhooks import endpoints
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased
 from shared.errors import NothingToRetry
 from shared.infra.tables import JobRow
 from shared.jobs import lifecycle
-from shared.jobs.lifecycle import NewJob
+from shared.jobs.submits import NewJob
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState
 

@@ -29,12 +29,12 @@ from sqlalchemy import (
     values,
 )
 from sqlalchemy.orm import Session
-from uuid_utils.compat import uuid7
 
 from shared.errors import FarmError, Gone, JobAlreadyFinal, JobNotFound
 from shared.infra.db import Database
 from shared.infra.tables import ImageRow, JobRow, RemovedJobRow
 from shared.jobs import chosen_ids, claims, fair_queue, outbox, submits
+from shared.jobs.submits import NewJob
 from shared.vocabulary.params import GenerationParams
 from shared.vocabulary.states import JobState, sources
 
@@ -88,32 +88,6 @@ class FinishedImage:
     flagged: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewJob:
-    """A job to submit.
-
-    It expires unless it is claimed within `expires_in_s`; an attempt that runs longer than `timeout_s` fails it.
-    """
-
-    params: GenerationParams
-    max_attempts: int
-    owner: str = "anonymous"
-    priority: int = 0
-    # Who hears of it, besides its owner's registered receivers.
-    endpoint_id: UUID | None = None
-    expires_in_s: float | None = None
-    timeout_s: float | None = None
-    retry_of: UUID | None = None
-    # The id to store it by, and what its client calls it, if that is another.
-    job_id: UUID | None = None
-    chosen_id: UUID | None = None
-    # Of what the client sent under its id, so that the same again is this job.
-    digest: str | None = None
-    sent_digest: str | None = None
-    batch_id: UUID | None = None
-    batch_index: int | None = None
-
-
 def submit(session: Session, params: GenerationParams, **fields: Any) -> JobRow:
     """Insert one queued job; `fields` are the other fields of `NewJob`."""
     return submit_all(session, [NewJob(params=params, **fields)])[0]
@@ -138,49 +112,13 @@ def _submitted(
 ) -> Sequence[JobRow]:
     if not orders:
         return []
-    fields = [_fields(order) for order in orders]
+    fields = [submits.fields(order) for order in orders]
     new = [
         {**one, "place": place, "expires_in_s": order.expires_in_s}
         for place, (one, order) in enumerate(zip(fields, orders, strict=True))
     ]
     told = {row["id"]: row for row in insert({"jobs": json.dumps(new, default=str)})}
-    return [_row({**_AS_SUBMITTED, **one, **told[one["id"]]}) for one in fields]
-
-
-def _row(columns: Mapping[str, Any]) -> JobRow:
-    return JobRow(**{name: value for name, value in columns.items() if value is not None})
-
-
-# The table's defaults.
-_AS_SUBMITTED: Mapping[str, Any] = {
-    **dict.fromkeys(("attempt", "faults", "losses", "steps_done", "resumed_from_step"), 0),
-    **dict.fromkeys(("suspect", "is_swept"), False),
-    "state": JobState.QUEUED,
-    "version": 1,
-}
-
-
-def _fields(order: NewJob) -> dict[str, Any]:
-    return {
-        "id": order.job_id or uuid7(),
-        "chosen_id": order.chosen_id,
-        "owner": order.owner,
-        "checkpoint": order.params.checkpoint,
-        "priority": order.priority,
-        # Without defaults, which are what a job without the field means: a worker of the release before, which lacks the newest
-        # field and forbids what it does not know, can claim every job that does not use it.
-        "params": order.params.model_dump(mode="json", exclude_defaults=True),
-        "max_attempts": order.max_attempts,
-        "steps_total": order.params.unet_calls,
-        "cost": order.params.cost,
-        "endpoint_id": order.endpoint_id,
-        "timeout_s": order.timeout_s,
-        "retry_of": order.retry_of,
-        "digest": order.digest,
-        "sent_digest": order.sent_digest,
-        "batch_id": order.batch_id,
-        "batch_index": order.batch_index,
-    }
+    return [submits.row(one, told[one["id"]]) for one in fields]
 
 
 def get(session: Session, job_id: UUID, *, owner: str | None = None) -> JobRow:

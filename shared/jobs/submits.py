@@ -8,7 +8,17 @@ A limited key has as many claimable jobs of a checkpoint and priority as it may 
 past all that it has waiting whenever it is at its limit.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
 from sqlalchemy import text
+from uuid_utils.compat import uuid7
+
+from shared.infra.tables import JobRow
+from shared.vocabulary.params import GenerationParams
+from shared.vocabulary.states import JobState
 
 # What `lifecycle` gives for each job, as JSON; the other columns follow from it or have the table's defaults.
 FIELDS = {
@@ -75,3 +85,67 @@ RETURNING id, virtual_start, virtual_finish, parked, created_at, expires_at
 SUBMIT = text(_SUBMIT)
 # For `Database.at_once`.
 SUBMIT_AT_ONCE = _SUBMIT.replace(":jobs", "%(jobs)s")
+
+# The table's defaults.
+_AS_SUBMITTED: Mapping[str, Any] = {
+    **dict.fromkeys(("attempt", "faults", "losses", "steps_done", "resumed_from_step"), 0),
+    **dict.fromkeys(("suspect", "is_swept"), False),
+    "state": JobState.QUEUED,
+    "version": 1,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to submit.
+
+    It expires unless it is claimed within `expires_in_s`; an attempt that runs longer than `timeout_s` fails it.
+    """
+
+    params: GenerationParams
+    max_attempts: int
+    owner: str = "anonymous"
+    priority: int = 0
+    # Who hears of it, besides its owner's registered receivers.
+    endpoint_id: UUID | None = None
+    expires_in_s: float | None = None
+    timeout_s: float | None = None
+    retry_of: UUID | None = None
+    # The id to store it by, and what its client calls it, if that is another.
+    job_id: UUID | None = None
+    chosen_id: UUID | None = None
+    # Of what the client sent under its id, so that the same again is this job.
+    digest: str | None = None
+    sent_digest: str | None = None
+    batch_id: UUID | None = None
+    batch_index: int | None = None
+
+
+def fields(order: NewJob) -> dict[str, Any]:
+    """Return `FIELDS` of a job to store."""
+    return {
+        "id": order.job_id or uuid7(),
+        "chosen_id": order.chosen_id,
+        "owner": order.owner,
+        "checkpoint": order.params.checkpoint,
+        "priority": order.priority,
+        # Without defaults, which are what a job without the field means: a worker of the release before, which lacks the newest
+        # field and forbids what it does not know, can claim every job that does not use it.
+        "params": order.params.model_dump(mode="json", exclude_defaults=True),
+        "max_attempts": order.max_attempts,
+        "steps_total": order.params.unet_calls,
+        "cost": order.params.cost,
+        "endpoint_id": order.endpoint_id,
+        "timeout_s": order.timeout_s,
+        "retry_of": order.retry_of,
+        "digest": order.digest,
+        "sent_digest": order.sent_digest,
+        "batch_id": order.batch_id,
+        "batch_index": order.batch_index,
+    }
+
+
+def row(given: Mapping[str, Any], told: Mapping[str, Any]) -> JobRow:
+    """Return the job that was stored: what was given for it, what the statement told of it, and the defaults."""
+    columns = {**_AS_SUBMITTED, **given, **told}
+    return JobRow(**{name: value for name, value in columns.items() if value is not None})

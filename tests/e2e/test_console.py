@@ -4,6 +4,7 @@ In every test: no error on the browser's console, and no request to another host
 """
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -685,8 +686,10 @@ def test_a_large_sweep_pushes_no_other_job_out_of_sight(page: Page, address: str
 
 def done(db: Database, storage: Storage, times: int = 1) -> None:
     """Put jobs into the farm that ended with one picture each, a second apart."""
-    storage.put("jobs/many.png", png("#00a000"), content_type="image/png")
-    image = FinishedImage(0, 1, "jobs/many.png", "image/png", 128, 128, 1, "0" * 64)
+    picture = png("#00a000")
+    storage.put("jobs/many.png", picture, content_type="image/png")
+    sha256 = hashlib.sha256(picture).hexdigest()
+    image = FinishedImage(0, 1, "jobs/many.png", "image/png", 128, 128, len(picture), sha256)
     with db.transaction() as session:
         lifecycle.submit(session, params(), max_attempts=1)
         run = lifecycle.claim_next(session, DEMO, "w", lease_s=60)

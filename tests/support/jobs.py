@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 from shared.infra.db import Database
 from shared.infra.tables import JobRow
 from shared.jobs import lifecycle
-from shared.jobs.lifecycle import Claim, NewJob
+from shared.jobs.lifecycle import Claim
+from shared.jobs.submits import NewJob
 from tests.support.factories import DEMO, params
 
 LEASE_S = 20.0

@@ -22,7 +22,8 @@ from shared.infra.db import Database
 from shared.infra.storage import Storage, image_key
 from shared.infra.tables import BatchRow, DeliveryRow, EventRow, JobRow, KeyRow
 from shared.jobs import fair_queue, lifecycle, removal, rescue
-from shared.jobs.lifecycle import Attempt, FinishedImage, NewJob
+from shared.jobs.lifecycle import Attempt, FinishedImage
+from shared.jobs.submits import NewJob
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
 from tests.support.answers import problem

@@ -31,7 +31,7 @@ from shared.infra.storage import Storage
 from shared.infra.tables import JobRow
 from shared.jobs import fair_queue, lifecycle
 from shared.jobs.idempotency import Digests, Name
-from shared.jobs.lifecycle import NewJob
+from shared.jobs.submits import NewJob
 from shared.settings import Settings
 from tests.support.answers import problem
 from tests.support.factories import DEMO, params, png

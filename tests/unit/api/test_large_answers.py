@@ -11,6 +11,7 @@ from starlette.types import Message
 from api import large_answers
 from api.large_answers import PIECE_BYTES, LargeAnswer
 from api.limits.room import Room
+from api.limits.workrooms import Workroom
 from shared.errors import Gone, TooBusy
 
 SIZE = 1024
@@ -28,8 +29,13 @@ async def sent(answer: LargeAnswer, room: Room, *, reads: bool = True) -> list[M
         if not reads:
             await asyncio.Future()
 
-    app: Any = SimpleNamespace(state=SimpleNamespace(desk=SimpleNamespace(answers=room)))
-    await answer({"type": "http", "app": app, "client": ("one", 1)}, receive, send)
+    threads = Workroom("work on the image storage", 1)
+    desk = SimpleNamespace(answers=room, rooms=SimpleNamespace(storage=threads))
+    app: Any = SimpleNamespace(state=SimpleNamespace(desk=desk))
+    try:
+        await answer({"type": "http", "app": app, "client": ("one", 1)}, receive, send)
+    finally:
+        threads.close()
     return messages
 
 
