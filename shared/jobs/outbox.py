@@ -6,7 +6,7 @@ also writes the webhook's body and one delivery for each endpoint; couriers send
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -155,8 +155,9 @@ def _write(session: Session, changed: Any) -> int:
         job = session.get_one(JobRow, event.job_id, populate_existing=True)
         body = body_of(event.type, Job.of(job, prefix=session.info.get("root_path", "")), _stamp(event.at))
         session.execute(update(EventRow).where(EventRow.id == event.id).values(body=body))
-    if heard:
-        session.execute(insert(DeliveryRow), [_delivery(row) for row in heard])
+    there = _held(session, {row.endpoint_id for row in heard})
+    if deliveries := [_delivery(row) for row in heard if row.endpoint_id in there]:
+        session.execute(insert(DeliveryRow), deliveries)
     events = {row.id: row for row in told}
     ended = Counter(row.batch_id for row in events.values() if row.batch_id is not None and row.type in ENDINGS)
     for batch in batches.count_down(session, ended):
@@ -182,7 +183,16 @@ def _end(session: Session, batch: BatchRow) -> None:
         event.body = _dumped(kind, _stamp(event.at), told.model_dump(mode="json"))
         session.flush()
         about = {"owner": batch.owner, "job_id": batch.id, "event_id": event.id}
-        session.execute(insert(DeliveryRow), [{"id": uuid7(), **about, "endpoint_id": one} for one in hearing])
+        if deliveries := [{"id": uuid7(), **about, "endpoint_id": one} for one in _held(session, hearing)]:
+            session.execute(insert(DeliveryRow), deliveries)
+
+
+def _held(session: Session, endpoint_ids: Collection[UUID]) -> Set[UUID]:
+    """Keep endpoints from being deleted until the transaction ends; return those that are still there."""
+    if not endpoint_ids:
+        return set()
+    found = select(EndpointRow.id).where(EndpointRow.id.in_(endpoint_ids)).order_by(EndpointRow.id)
+    return set(session.scalars(found.with_for_update(read=True, key_share=True)))
 
 
 def _listeners() -> Any:

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from shared.errors import OutOfMemory, WorkerLost
@@ -17,6 +18,9 @@ from shared.jobs import lifecycle, outbox, rescue
 from shared.jobs.outbox import EventType, Position
 from tests.support.factories import params
 from tests.support.jobs import claimed_in, submit
+from tests.support.waiting import LIMIT_S, until
+
+WAITING = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
 
 def told(db: Database) -> list[str]:
@@ -159,6 +163,23 @@ def test_each_listener_gets_one_delivery_with_the_job_as_it_was(db: Database) ->
     assert bodies["job.started"]["data"]["state"] == "running"
     assert bodies["job.succeeded"]["data"]["images"][0]["url"] == f"/v1/jobs/{run.job_id}/images/0"
     assert set(bodies["job.succeeded"]) == {"type", "timestamp", "data"}
+
+
+def test_an_endpoint_that_is_deleted_meanwhile_spoils_no_end(db: Database) -> None:
+    endpoint_id, job_id = listen(db, EventType.CANCELED), submit(db)
+
+    def cancel() -> None:
+        with db.transaction() as session:
+            lifecycle.cancel(session, job_id)
+
+    with ThreadPoolExecutor(1) as beside:
+        with db.transaction() as session:
+            session.delete(session.get_one(EndpointRow, endpoint_id))
+            session.flush()
+            canceling = beside.submit(cancel)
+            assert until(lambda: session.scalar(WAITING))
+        canceling.result(LIMIT_S)
+    assert (told(db), deliveries(db)) == (["job.canceled"], [])
 
 
 def test_recording_twice_tells_once(db: Database) -> None:
