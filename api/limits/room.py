@@ -58,7 +58,8 @@ class Room:
         if not self._held[owner]:
             del self._held[owner]
         for wait in list(self._waiting):
-            if self._fits(wait.owner, wait.count):
+            # Who has given up is still in line until its task runs again.
+            if not wait.granted.done() and self._fits(wait.owner, wait.count):
                 self._waiting.remove(wait)
                 self._grant(wait.owner, wait.count)
                 wait.granted.set_result(None)

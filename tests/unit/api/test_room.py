@@ -66,6 +66,21 @@ def test_who_gives_up_has_taken_nothing() -> None:
     asyncio.run(run())
 
 
+def test_who_gives_up_before_room_becomes_free_is_given_none() -> None:
+    async def run() -> None:
+        room = Room(SIZE)
+        assert await taken(room, "a", SIZE // 2)
+        waiting = asyncio.create_task(taken(room, "a", SIZE // 2, patience_s=60))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        room.give("a", SIZE // 2)  # before the task hears of it
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await taken(room, "a", SIZE // 2)
+
+    asyncio.run(run())
+
+
 def test_what_is_larger_than_any_part_has_the_largest_alone() -> None:
     async def run() -> None:
         room = Room(SIZE)
