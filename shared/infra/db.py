@@ -24,10 +24,8 @@ from shared.settings import Settings
 PATIENCE_S = 12.0
 _POOL_S = 5.0
 _AWAY = (OperationalError, InterfaceError, PoolTimeoutError, psycopg.OperationalError, psycopg.InterfaceError)
-# Of a driver's errors those that say nothing of the statement.
-_LOST = (Silent, psycopg.errors.AdminShutdown)
 _NO_ROOM = "The database has no space left on its disk; nothing was changed. It goes on by itself once there is space."
-_UNSURE = (
+UNSURE = (
     "The database fell silent at the very end: this may have been stored or not. Look, or send the same again with its "
     "Idempotency-Key or id, which does nothing twice."
 )
@@ -69,7 +67,8 @@ class Database:
                 is_ending = True
                 session.commit()
         except _AWAY as error:
-            raise DatabaseUnavailable(_why(error, is_ending=is_ending)) from error
+            is_unsure = is_ending and getattr(error, "connection_invalidated", False)
+            raise DatabaseUnavailable(_why(error, is_unsure=is_unsure)) from error
 
     @contextmanager
     def transaction_if_needed(self) -> Iterator["Begun"]:
@@ -84,23 +83,23 @@ class Database:
         """
         if self._silence.holds():
             raise DatabaseUnavailable(retry_after_s=RETRY_S)
-        is_sent = False
+        is_cut_off = False
         try:
             with within(self._patience_s), self.engine.connect() as connection:
                 if not _is_idle(connection):
                     connection.invalidate()  # with all that are as old; the next one is new
                 driver = connection.connection.driver_connection
                 assert driver is not None  # noqa: S101 - narrows the type; a connection that is open has one
-                is_sent = True
                 try:
                     answer = list(driver.cursor(row_factory=dict_row).execute(statement, parameters))
                 finally:
-                    if driver.closed:
+                    # By the server's end, or by us: a statement that waits for a lock is as silent as a server that hangs, and
+                    # no sign of one.
+                    is_cut_off = driver.closed
+                    if is_cut_off:
                         connection.invalidate()
         except _AWAY as error:
-            if isinstance(_cause(error), Silent):
-                self._silence.begin()
-            raise DatabaseUnavailable(_why(error, is_ending=is_sent)) from error
+            raise DatabaseUnavailable(_why(error, is_unsure=is_cut_off)) from error
         self._silence.end()
         return answer
 
@@ -167,18 +166,10 @@ def _is_idle(connection: Connection) -> bool:
     return driver is not None and not driver.closed and not select.select([driver.fileno()], [], [], 0)[0]
 
 
-def _cause(error: Exception) -> Exception:
-    """Return the driver's own error."""
-    cause: Exception = getattr(error, "orig", None) or error
-    return cause
-
-
-def _why(error: Exception, *, is_ending: bool) -> str:
-    cause = _cause(error)
-    if isinstance(cause, DiskFull):
+def _why(error: Exception, *, is_unsure: bool) -> str:
+    if isinstance(getattr(error, "orig", None) or error, DiskFull):
         return _NO_ROOM
-    is_cut_off = getattr(error, "connection_invalidated", cause is error and isinstance(cause, _LOST))
-    return _UNSURE if is_ending and is_cut_off else ""
+    return UNSURE if is_unsure else ""
 
 
 def normalized_url(url: str) -> str:

@@ -1,10 +1,12 @@
 """Submits that are stored together, on the real database: each has its own outcome, and a place in the fair queue."""
 
 import base64
+import os
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,6 +23,7 @@ from api.callers import Caller
 from api.desk import Desk, open_desk
 from api.main import create_app
 from shared.errors import (
+    DatabaseUnavailable,
     KeyReused,
     QueueFullForKey,
     SubmissionInFlight,
@@ -35,6 +38,7 @@ from shared.jobs.submits import NewJob
 from shared.settings import Settings
 from tests.support.answers import problem
 from tests.support.factories import DEMO, params, png
+from tests.support.waiting import until
 
 ADA = Caller("ada")
 
@@ -153,6 +157,33 @@ def test_a_server_that_has_gone_and_come_back_costs_no_submit(db: Database, sett
         session.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), dict(about))
     assert len(lifecycle.submit_at_once(idle, [NewJob(params=params(), max_attempts=1)])) == 1
     idle.close()
+
+
+def test_a_statement_whose_server_goes_away_may_have_been_stored(db: Database, settings: Settings) -> None:
+    with closing(Database(settings, pool_size=1)) as lost:
+        with pytest.raises(DatabaseUnavailable, match="may have been stored or not"):
+            lost.at_once("SELECT pg_terminate_backend(pg_backend_pid(), 5000)", {})
+        lost.ping()
+        with lost.engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            line = socket.socket(fileno=os.dup(driver.fileno()))
+        with line, ThreadPoolExecutor() as threads, db.transaction() as session:
+            session.execute(text("SELECT pg_advisory_xact_lock(19)"))
+            waiting = threads.submit(lost.at_once, "SELECT pg_advisory_xact_lock(19)", {})
+            assert until(lambda: session.scalar(text("SELECT count(*) FROM pg_locks WHERE objid = 19 AND NOT granted")))
+            line.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(DatabaseUnavailable, match="may have been stored or not"):
+                waiting.result()
+
+
+def test_a_statement_that_waits_for_a_lock_is_no_sign_of_a_silent_server(db: Database, settings: Settings) -> None:
+    hasty = settings.model_copy(update={"connect_seconds": 1.0})
+    with closing(Database(hasty, pool_size=1, patience_s=0.0)) as waiting, db.transaction() as session:
+        session.execute(text("SELECT pg_advisory_xact_lock(19)"))
+        with pytest.raises(DatabaseUnavailable, match="may have been stored or not"):
+            waiting.at_once("SELECT pg_advisory_xact_lock(19)", {})
+        waiting.ping()
 
 
 def test_a_repeated_submission_stores_its_pictures_once(
