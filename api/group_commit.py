@@ -16,6 +16,7 @@ from typing import Generic, Self, TypeVar
 import structlog
 
 from shared.errors import DatabaseUnavailable
+from shared.infra.db import UNSURE
 
 # While one group is written to the disk, or waits for an owner whose batch is being stored, the next one goes on.
 THREADS = 2
@@ -30,10 +31,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Waiting(Generic[Item, Result]):
     item: Item
     result: asyncio.Future[Result]
+    is_under_way: bool = False
 
 
 class GroupCommit(Generic[Item, Result]):
@@ -68,13 +70,15 @@ class GroupCommit(Generic[Item, Result]):
         """Store an item and return its result. Raises what refuses it, and `DatabaseUnavailable` when its patience ends."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._lock:
-            self._by_owner.setdefault(owner, deque()).append(_Waiting(item, result))
+            self._by_owner.setdefault(owner, deque()).append(waiting := _Waiting(item, result))
         self._arrivals.put(True)
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await result
         except TimeoutError:
-            raise DatabaseUnavailable from None
+            with self._lock:
+                is_unsure = waiting.is_under_way
+            raise DatabaseUnavailable(UNSURE if is_unsure else "") from None
 
     def _run(self) -> None:
         while self._arrivals.get():
@@ -97,6 +101,7 @@ class GroupCommit(Generic[Item, Result]):
                 if line:
                     self._by_owner[owner] = line
                 if not waiting.result.done():
+                    waiting.is_under_way = True
                     group.append(waiting)
         return group
 

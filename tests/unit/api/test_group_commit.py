@@ -106,11 +106,17 @@ def test_who_waits_too_long_is_told_and_not_stored(monkeypatch: pytest.MonkeyPat
     store = Store()
 
     async def run(submits: GroupCommit[int, int]) -> Results:
-        adds = [submits.add("a", item) for item in range(group_commit.THREADS + 1)]
-        outcomes = await asyncio.gather(*adds, return_exceptions=True)
+        under_way = []
+        for item in range(group_commit.THREADS):
+            under_way.append(asyncio.create_task(submits.add("a", item)))
+            while len(store.groups) < len(under_way):
+                await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*under_way, submits.add("a", 1000), return_exceptions=True)
         store.opened.set()
         return list(outcomes)
 
-    assert {type(one) for one in _run(store, run)} == {DatabaseUnavailable}
-    in_time = [item for group in store.groups for item in group]
-    assert len(in_time) <= group_commit.THREADS + 1
+    *under_way, last = _run(store, run)
+    assert {type(one) for one in (*under_way, last)} == {DatabaseUnavailable}
+    assert "nothing was changed" in str(last)
+    assert all("may have been stored or not" in str(one) for one in under_way)
+    assert [1000] not in store.groups
