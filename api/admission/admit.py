@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 
 from api.admission import inputs, legacy_digests
 from api.admission.checkpoint_names import CheckpointNames
-from api.admission.orders import Orders
+from api.admission.orders import Orders, told_apart
 from api.admission.resolution import StoredInputs
 from api.admission.sent import Sent
 from api.admission.submissions import Submission, WebhookChoice
@@ -96,12 +96,13 @@ def store_group(desk: Desk, names: CheckpointNames, asked: Sequence[Asked]) -> S
         outcomes = _known(session, asked)
         orders: dict[int, NewJob] = {}
         made = Orders(session, desk.settings, names)
-        for index, one in enumerate(asked):
+        for index in _in_order(asked):
             if index not in outcomes:
                 try:
-                    orders[index] = _order(session, desk, made, one)
+                    orders[index] = _order(session, desk, made, asked[index])
                 except FarmError as error:
                     outcomes[index] = error
+        orders = dict(sorted(orders.items()))
         if session:
             idempotency.remember(session(), _promises(asked, orders))
         rows = _stored(desk, session, list(orders.values()))
@@ -181,11 +182,27 @@ def _known(session: Begun, asked: Sequence[Asked]) -> dict[int, JobRow | Excepti
     if not named:
         return {}
     found = dict(zip(named, idempotency.made_before(session(), list(named.values())), strict=True))
-    return {
-        index: made if isinstance(made, FarmError) else lifecycle.get(session(), made)
-        for index, made in found.items()
-        if made is not None
-    }
+    return {index: _job(session(), made) for index, made in found.items() if made is not None}
+
+
+def _job(session: Session, made: UUID | FarmError) -> JobRow | FarmError:
+    """Return the job that a name made, or why there is none; it may have been deleted since."""
+    if isinstance(made, FarmError):
+        return made
+    try:
+        return lifecycle.get(session, made)
+    except FarmError as error:
+        return error
+
+
+def _in_order(asked: Sequence[Asked]) -> Sequence[int]:
+    """Return the places of submissions in the order of the webhooks that they name.
+
+    New ones are locked until the transaction ends. In one order, so that two groups wait for each other instead of for ever.
+    """
+    return sorted(
+        range(len(asked)), key=lambda place: told_apart(asked[place].caller.owner, asked[place].submission.webhook)
+    )
 
 
 def _made(session: Session, name: Name) -> UUID | None:

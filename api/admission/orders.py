@@ -56,16 +56,24 @@ class Orders:
         """Return the id of the webhook endpoint that a submission names. Raises `BlockedUrl` and `InvalidRequest`."""
         if webhook is None:
             return None
-        secret = webhook.secret.get_secret_value() if webhook.secret else None
-        same = repr((owner, webhook.url, sorted(webhook.events), secret))
+        same = told_apart(owner, webhook)
         if same not in self._receivers:
             self._receivers[same] = endpoints.find_or_add(
                 self._session(),
                 owner=owner,
                 url=webhook.url,
                 events=webhook.events,
-                secret=secret,
+                secret=_secret(webhook),
                 allow_private=self._settings.allow_private_urls,
                 most=self._settings.max_webhook_urls,
             )
         return self._receivers[same]
+
+
+def told_apart(owner: str, webhook: WebhookChoice | None) -> str:
+    """Return a text that differs between the webhooks that differ; an empty one for none."""
+    return repr((owner, webhook.url, sorted(webhook.events), _secret(webhook))) if webhook else ""
+
+
+def _secret(webhook: WebhookChoice) -> str | None:
+    return webhook.secret.get_secret_value() if webhook.secret else None

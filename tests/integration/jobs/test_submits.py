@@ -24,6 +24,7 @@ from api.desk import Desk, open_desk
 from api.main import create_app
 from shared.errors import (
     DatabaseUnavailable,
+    Gone,
     KeyReused,
     QueueFullForKey,
     SubmissionInFlight,
@@ -32,7 +33,7 @@ from shared.errors import (
 from shared.infra.db import Database
 from shared.infra.storage import Storage
 from shared.infra.tables import JobRow
-from shared.jobs import fair_queue, lifecycle
+from shared.jobs import fair_queue, lifecycle, removal
 from shared.jobs.idempotency import Digests, Name
 from shared.jobs.submits import NewJob
 from shared.settings import Settings
@@ -91,6 +92,24 @@ def test_each_of_a_group_has_its_own_outcome(desk: Desk, db: Database) -> None:
     assert isinstance(outcomes[6], JobRow)
     assert outcomes[6].id == first
     assert count(db) == 2 + 3
+
+
+def test_a_name_whose_job_was_deleted_divides_no_group(desk: Desk, db: Database) -> None:
+    [made] = store(desk, asked(called="k"))
+    assert isinstance(made, JobRow)
+    with db.transaction() as session:
+        removal.remove(session, [lifecycle.cancel(session, made.id)])
+    assert kinds(store(desk, asked(), asked(called="k"), asked())) == [JobRow, Gone, JobRow]
+
+
+def test_groups_that_name_the_same_new_webhooks_wait_for_each_other_and_not_for_ever(desk: Desk) -> None:
+    def churn(group: int) -> list[type]:
+        urls = [f"https://93.184.215.14/{turn}/{number}" for turn in range(3) for number in range(20)]
+        order = urls[:: 1 if group % 2 else -1]
+        return kinds(store(desk, *(asked(webhook={"url": url}) for url in order)))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert {kind for one in pool.map(churn, range(6)) for kind in one} == {JobRow}
 
 
 def test_what_is_returned_is_what_is_stored(desk: Desk, db: Database) -> None:
