@@ -48,6 +48,14 @@ def input_key(job: JobRow, field: InputField) -> str:
     return key
 
 
+def input_bytes(desk: Desk, job: JobRow, field: InputField) -> int:
+    """Return the size of a picture that a job started from; 0 for one that is lost, of which `fetch_input` tells more."""
+    try:
+        return desk.storage.size(input_key(job, field))
+    except ObjectMissing:
+        return 0
+
+
 def fetch_input(desk: Desk, job: JobRow, field: InputField) -> bytes:
     """Return a picture that a job started from, as PNG. Raises `ImageNotFound`, `Gone` if it is lost, and as `fetch`."""
     key, what = input_key(job, field), f"The {field} of job {job.shown_id}"

@@ -1,5 +1,6 @@
 """Inputs of a job: the init image and the mask that it started from."""
 
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -8,6 +9,7 @@ from fastapi import Path, Response
 from api import stored_images
 from api.callers import Caller, Reader
 from api.desk import Desk, DeskDep, JobId
+from api.large_answers import LargeAnswer
 from api.openapi import documented
 from api.routing import Router
 from api.stored_images import InputField
@@ -38,9 +40,10 @@ async def picture(
     The path itself may be sent as `init_image` or `mask_image` of another job, instead of the picture.
     """
     job = await desk.rooms.database.run(caller.owner, _row, desk, caller, job_id)
-    data = await desk.rooms.storage.run(caller.owner, stored_images.fetch_input, desk, job, field)
+    needs_bytes = await desk.rooms.storage.run(caller.owner, stored_images.input_bytes, desk, job, field)
+    pieces = map(partial(stored_images.fetch_input, desk, job), [field])
     headers = {"Cache-Control": _FOREVER, "ETag": f'"{input_digest(stored_images.input_key(job, field))}"'}
-    return Response(data, media_type="image/png", headers=headers)
+    return LargeAnswer(pieces, needs_bytes=needs_bytes, media_type="image/png", headers=headers, single=True)
 
 
 def _row(desk: Desk, caller: Caller, job_id: UUID) -> JobRow:

@@ -1,6 +1,8 @@
 """The stored pictures that jobs start from: shared by the jobs that name them, and gone a day after the last of those."""
 
+import asyncio
 import base64
+import dataclasses
 import io
 import threading
 from datetime import timedelta
@@ -12,6 +14,8 @@ from PIL import Image
 from sqlalchemy import select, text, update
 from sqlalchemy.dialects import postgresql
 
+from api import large_answers
+from api.limits.room import Room
 from shared.errors import ObjectMissing, StorageUnavailable
 from shared.infra.db import Database
 from shared.infra.storage import Storage
@@ -176,3 +180,15 @@ def test_what_a_job_started_from_is_named_for_another(client: TestClient, storag
     problem(post_job(client, init_image="/v1/jobs/nothing/inputs/init_image"), 422, "bad_picture")
     storage.delete(again["params"]["init_image"])  # by somebody else
     problem(client.get(f"/v1/jobs/{again['id']}/inputs/init_image"), 410, "gone")
+
+
+def test_an_input_on_its_way_takes_its_part_of_the_memory_for_answers(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(client)
+    app: Any = client.app
+    room = Room(2)
+    asyncio.run(room.take("somebody", 1, patience_s=0))
+    monkeypatch.setattr(large_answers, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(app.state, "desk", dataclasses.replace(app.state.desk, answers=room))
+    problem(client.get(f"/v1/jobs/{job['id']}/inputs/init_image"), 503, "too_busy")
