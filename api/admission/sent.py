@@ -61,7 +61,8 @@ def _encoded(value: Any, comma: str, colon: str) -> Iterator[str]:
 
 
 async def _sent(request: JsonRequest) -> Sent:
-    return Sent(request.scope["path"], request.plain)
+    # Without the prefix of the proxy by which it came this time.
+    return Sent(request.scope["path"].removeprefix(request.scope["root_path"]), request.plain)
 
 
 SentDep = Annotated[Sent, Depends(_sent)]

@@ -64,3 +64,10 @@ def test_twice_at_once_it_is_one_call(client: TestClient, db: Database) -> None:
         answers = list(pool.map(lambda _: client.post(QUEUE, json=MANY).json(), range(4)))
     assert answers == [{"task_id": NAME}] * 4
     assert count(db) == of_the_call(db)
+
+
+def test_repeated_by_way_of_another_proxy_it_is_the_same(client: TestClient, db: Database) -> None:
+    for path in ("", "/sd"):
+        by_way = TestClient(client.app, client=("127.0.0.1", 1), headers={"X-Forwarded-Prefix": path})
+        assert by_way.post(QUEUE, json=MANY).json() == {"task_id": NAME}
+    assert count(db) == of_the_call(db) == 12
