@@ -59,7 +59,8 @@ class JsonRoute(APIRoute):
                 response = await handle(JsonRequest(request.scope, request.receive, self.body_field))
             except _Refused as refused:
                 raise refused.error from None
-            request.state.body.keep(response.kept_bytes if isinstance(response, Held) else 0)
+            # Of `Held` and `LargeAnswer`.
+            request.state.body.keep(getattr(response, "kept_bytes", 0))
             return response
 
         return handler

@@ -33,7 +33,8 @@ class LargeAnswer(StreamingResponse):
 
     What goes wrong with the first piece is answered as any error; later the answer breaks off, so that every client notices.
     A `single` piece is sent with its length. Headers that are `naming` what was asked for stand in a refusal, too.
-    Each piece is made on a thread of the room, and waits for its turn there; between two pieces the answer holds none.
+    Each piece is made on a thread of the room, and waits for its turn there; between two pieces the answer holds none. Of the
+    request's body `kept_bytes` are kept meanwhile.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class LargeAnswer(StreamingResponse):
         naming: Mapping[str, str] | None = None,
         single: bool = False,
         room: str = "storage",
+        kept_bytes: int = 0,
     ) -> None:
         super().__init__((), headers={**(headers or {}), **(naming or {})}, media_type=media_type)
         self._naming = naming
@@ -54,6 +56,7 @@ class LargeAnswer(StreamingResponse):
         self._needs_bytes = needs_bytes
         self._single = single
         self._room = room
+        self.kept_bytes = kept_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait for memory, then make and send the answer. Raises `TooBusy`, and what making the pieces raises."""

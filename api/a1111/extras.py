@@ -135,7 +135,13 @@ def _answered(
     pieces = _pieces(desk, options, files, opening=opening, closing=closing)
     # All results, and three pictures while one is made.
     needs_bytes = 3 * (sum(pixels) + 3 * max(pixels, default=0))
-    return LargeAnswer(pieces, needs_bytes=needs_bytes, media_type="application/json", room="intake")
+    return LargeAnswer(
+        pieces,
+        needs_bytes=needs_bytes,
+        media_type="application/json",
+        room="intake",
+        kept_bytes=sum(map(len, files.values())),
+    )
 
 
 def _pieces(

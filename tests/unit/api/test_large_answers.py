@@ -6,10 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.testclient import TestClient
 from starlette.types import Message
 
 from api import large_answers
+from api.json_bodies import JsonRoute
 from api.large_answers import PIECE_BYTES, LargeAnswer
+from api.limits.bodies import BodyLimit, Holding
 from api.limits.room import Room
 from api.limits.workrooms import Workroom
 from shared.errors import Gone, TooBusy
@@ -96,3 +100,22 @@ def test_an_answer_without_memory_is_not_begun(monkeypatch: pytest.MonkeyPatch) 
     assert is_free(room)  # and is not any more
     with pytest.raises(TooBusy):
         answered(iter([b"a"]), room)
+
+
+def test_what_an_answer_needs_of_its_request_is_kept_until_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    router = APIRouter(route_class=JsonRoute)
+
+    @router.post("/")
+    async def enlarge(_body: dict[str, str]) -> Response:
+        return LargeAnswer(iter([b"large"]), needs_bytes=5, media_type="x/y", kept_bytes=3)
+
+    threads = Workroom("work on the image storage", 1)
+    app = FastAPI()
+    app.include_router(router)
+    app.add_middleware(BodyLimit, max_bytes=SIZE, sharer=lambda _: "one")
+    app.state.desk = SimpleNamespace(answers=Room(SIZE), rooms=SimpleNamespace(storage=threads))
+    monkeypatch.setattr(Holding, "keep", lambda _, count: kept.append(count))
+    assert TestClient(app).post("/", json={"image": "small"}).content == b"large"
+    threads.close()
+    assert kept[-2:] == [3, 0]
