@@ -40,7 +40,7 @@ class _App(Celery):  # an untyped library
 
 
 def celery_app(settings: Settings, *, hasty: bool = False) -> Celery:
-    """Return the farm's Celery application, without connecting. A hasty one rings while a client waits.
+    """Return the farm's Celery application, without connecting. A hasty one gives up sooner on a Redis that is silent.
 
     Acks are late and nothing is prefetched, so a doorbell never waits in a busy worker while another idles. A redelivered
     doorbell is harmless, hence the short restore intervals; results live in Postgres, so Celery stores none.
@@ -69,7 +69,7 @@ def celery_app(settings: Settings, *, hasty: bool = False) -> Celery:
         broker_channel_error_retry=True,
         broker_connection_timeout=settings.connect_seconds,
         broker_transport_options={
-            # A ring is a hint: it fails at once when Redis is away instead of holding a submit for kombu's default 6 s.
+            # A ring is a hint: it fails at once when Redis is away instead of holding up the next for kombu's default 6 s.
             "max_retries": 1,
             "interval_start": 0,
             "visibility_timeout": 3600,
