@@ -1,1 +1,1 @@
-"""Limits per caller: body size and pace, request rate, open streams, queued jobs."""
+"""Limits per caller: threads, memory, body size and pace, request rate, open streams, queued jobs."""
