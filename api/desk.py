@@ -14,9 +14,9 @@ from redis import Redis
 
 from api.auth.key_cache import KeyCache
 from api.doorbells import Doorbells
+from api.limits.memory import Memory
 from api.limits.quota import Quota
 from api.limits.rate import TOKEN_COUNTS, RateLimit
-from api.limits.room import Room
 from api.limits.streams import StreamLimit
 from api.limits.workrooms import Workrooms
 from api.picture_intake import PictureIntake
@@ -57,7 +57,7 @@ class Desk:
     updates: JobUpdates
     streams: StreamLimit
     dependencies: Dependencies
-    answers: Room
+    answers: Memory
     doorbells: Doorbells
 
     async def tell(self, owner: str, *news: JobEvent) -> None:
@@ -99,7 +99,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             JobUpdates(db, broker.connect_async(settings), rooms.updates),
             StreamLimit(),
             dependencies,
-            Room(ANSWERS_BYTES),
+            Memory(ANSWERS_BYTES),
             doorbells,
         )
 

@@ -47,7 +47,7 @@ class Held(Response):
 
 
 class JsonRoute(APIRoute):
-    """A route that reads its body by `JsonRequest`, and gives the body's room back once the handler has returned."""
+    """A route that reads its body by `JsonRequest`, and gives the body's memory back once the handler has returned."""
 
     def get_route_handler(self) -> Handler:
         """Return the route's handler, between reading and giving back."""

@@ -11,16 +11,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.limits.room import Room
+from api.limits.memory import Memory
 from api.problems import problem
 from shared.errors import TooBusy
 
 # How many of the largest bodies may be in memory at once.
 BODIES_AT_ONCE = 8
-# Bodies up to this size have room of their own, so that no large ones keep them out.
+# Bodies up to this size have memory of their own, so that no large ones keep them out.
 SMALL_BYTES = 64 * 1024
 SMALL_BODIES_AT_ONCE = 1024
-# How long a body waits for room, unread.
+# How long a body waits for memory, unread.
 PATIENCE_S = 5.0
 # Each piece of a body must have come so long after the one before it, its last and smaller one too.
 PIECE_S = 10.0
@@ -37,8 +37,8 @@ class BodyLimit:
         self._app = app
         self._max_bytes = max_bytes
         self._sharer = sharer
-        self._large = Room(max_bytes * BODIES_AT_ONCE)
-        self._small = Room(SMALL_BYTES * SMALL_BODIES_AT_ONCE)
+        self._large = Memory(max_bytes * BODIES_AT_ONCE)
+        self._small = Memory(SMALL_BYTES * SMALL_BODIES_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -64,35 +64,35 @@ def too_large(max_bytes: int) -> str:
 
 
 class Holding:
-    """Memory that the body of one request has taken, from the room for small or for large ones."""
+    """Memory that the body of one request has taken, from the memory for small or for large ones."""
 
-    def __init__(self, owner: str, small: Room, large: Room, *, max_bytes: int) -> None:
+    def __init__(self, owner: str, small: Memory, large: Memory, *, max_bytes: int) -> None:
         self._owner = owner
         self._small, self._large = small, large
-        self._room, self._count = small, 0
+        self._memory, self._count = small, 0
         self.max_bytes = max_bytes
 
     async def reserve(self, count: int) -> None:
-        """Hold room for a body of `count` bytes. Raises `HTTPException` 503 if none becomes free."""
-        room = self._small if count <= SMALL_BYTES else self._large
+        """Hold memory for a body of `count` bytes. Raises `HTTPException` 503 if none becomes free."""
+        memory = self._small if count <= SMALL_BYTES else self._large
         try:
-            await room.take(self._owner, count, patience_s=PATIENCE_S)
+            await memory.take(self._owner, count, patience_s=PATIENCE_S)
         except TooBusy:
             # Of the kind that FastAPI lets out of a body that it reads.
             detail = "The api is receiving as many request bodies as it can; retry in a few seconds."
             raise HTTPException(503, detail, {"Retry-After": "5"}) from None
         self.keep(0)
-        self._room, self._count = room, count
+        self._memory, self._count = memory, count
 
     def keep(self, count: int) -> None:
         """Give back all but `count` bytes."""
         if count < self._count:
-            self._room.give(self._owner, self._count - count)
+            self._memory.give(self._owner, self._count - count)
             self._count = count
 
 
 class ArrivingBody:
-    """Body of one request while it arrives. Its room is reserved before it is read, as announced; else as it grows."""
+    """Body of one request while it arrives. Its memory is reserved before it is read, as announced; else as it grows."""
 
     def __init__(self, receive: Receive, held: Holding, announced: int | None) -> None:
         self._receive = receive
@@ -126,7 +126,7 @@ class ArrivingBody:
         await self._held.reserve(count)
         self._reserved = count
         self._has_begun = True
-        self._piece_began = time.monotonic()  # the wait for room was not the client's
+        self._piece_began = time.monotonic()  # the wait for memory was not the client's
 
     async def _paced(self) -> Message:
         """Receive the next part before the present piece is overdue."""

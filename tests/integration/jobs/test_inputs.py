@@ -15,7 +15,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.dialects import postgresql
 
 from api import large_answers
-from api.limits.room import Room
+from api.limits.memory import Memory
 from shared.errors import ObjectMissing, StorageUnavailable
 from shared.infra.db import Database
 from shared.infra.storage import Storage
@@ -187,8 +187,8 @@ def test_an_input_on_its_way_takes_its_part_of_the_memory_for_answers(
 ) -> None:
     job = submit(client)
     app: Any = client.app
-    room = Room(2)
-    asyncio.run(room.take("somebody", 1, patience_s=0))
+    memory = Memory(2)
+    asyncio.run(memory.take("somebody", 1, patience_s=0))
     monkeypatch.setattr(large_answers, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(app.state, "desk", dataclasses.replace(app.state.desk, answers=room))
+    monkeypatch.setattr(app.state, "desk", dataclasses.replace(app.state.desk, answers=memory))
     problem(client.get(f"/v1/jobs/{job['id']}/inputs/init_image"), 503, "too_busy")

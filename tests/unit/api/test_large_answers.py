@@ -14,14 +14,14 @@ from api import large_answers
 from api.json_bodies import JsonRoute
 from api.large_answers import PIECE_BYTES, LargeAnswer
 from api.limits.bodies import BodyLimit, Holding
-from api.limits.room import Room
+from api.limits.memory import Memory
 from api.limits.workrooms import Workroom
 from shared.errors import Gone, TooBusy
 
 SIZE = 1024
 
 
-async def sent(answer: LargeAnswer, room: Room, *, reads: bool = True) -> list[Message]:
+async def sent(answer: LargeAnswer, memory: Memory, *, reads: bool = True) -> list[Message]:
     """Send an answer to a client who reads all of it, or nothing."""
     messages: list[Message] = []
 
@@ -34,7 +34,7 @@ async def sent(answer: LargeAnswer, room: Room, *, reads: bool = True) -> list[M
             await asyncio.Future()
 
     threads = Workroom("work on the image storage", 1)
-    desk = SimpleNamespace(answers=room, rooms=SimpleNamespace(storage=threads))
+    desk = SimpleNamespace(answers=memory, rooms=SimpleNamespace(storage=threads))
     app: Any = SimpleNamespace(state=SimpleNamespace(desk=desk))
     try:
         await answer({"type": "http", "app": app, "client": ("one", 1)}, receive, send)
@@ -43,13 +43,13 @@ async def sent(answer: LargeAnswer, room: Room, *, reads: bool = True) -> list[M
     return messages
 
 
-def answered(pieces: Iterator[bytes], room: Room, *, reads: bool = True, single: bool = False) -> list[Message]:
+def answered(pieces: Iterator[bytes], memory: Memory, *, reads: bool = True, single: bool = False) -> list[Message]:
     answer = LargeAnswer(pieces, needs_bytes=SIZE, media_type="x/y", single=single)
-    return asyncio.run(sent(answer, room, reads=reads))
+    return asyncio.run(sent(answer, memory, reads=reads))
 
 
-def is_free(room: Room) -> bool:
-    asyncio.run(room.take("one", SIZE // 2, patience_s=0))
+def is_free(memory: Memory) -> bool:
+    asyncio.run(memory.take("one", SIZE // 2, patience_s=0))
     return True
 
 
@@ -59,47 +59,47 @@ def failing(*before: bytes) -> Iterator[bytes]:
 
 
 def test_an_answer_is_sent_in_pieces_that_can_be_paced() -> None:
-    room = Room(SIZE)
-    start, *parts, end = answered(iter([b"a" * 2 * PIECE_BYTES, b"", b"b"]), room)
+    memory = Memory(SIZE)
+    start, *parts, end = answered(iter([b"a" * 2 * PIECE_BYTES, b"", b"b"]), memory)
     assert (start["status"], dict(start["headers"])) == (200, {b"content-type": b"x/y"})
     assert [len(part["body"]) for part in parts] == [PIECE_BYTES, PIECE_BYTES, 1]
     assert not end["more_body"]
-    assert is_free(room)
+    assert is_free(memory)
 
 
 def test_a_single_piece_has_its_length() -> None:
-    start, *_ = answered(iter([b"abc"]), Room(SIZE), single=True)
+    start, *_ = answered(iter([b"abc"]), Memory(SIZE), single=True)
     assert dict(start["headers"])[b"content-length"] == b"3"
 
 
 def test_what_goes_wrong_at_first_is_an_error_and_later_no_end() -> None:
-    room = Room(SIZE)
+    memory = Memory(SIZE)
     with pytest.raises(Gone):
-        answered(failing(), room)
+        answered(failing(), memory)
     with pytest.raises(Gone):
-        answered(failing(b"begun"), room)
-    assert is_free(room)
+        answered(failing(b"begun"), memory)
+    assert is_free(memory)
 
 
 def test_a_refusal_names_what_was_asked_for() -> None:
     answer = LargeAnswer(failing(), needs_bytes=SIZE, media_type="x/y", naming={"X-Job": "7"})
-    start, _ = asyncio.run(sent(answer, Room(SIZE)))
+    start, _ = asyncio.run(sent(answer, Memory(SIZE)))
     assert (start["status"], dict(start["headers"])[b"x-job"]) == (Gone.status, b"7")
 
 
 def test_who_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_answers, "PIECE_S", 0.01)
-    room = Room(SIZE)
-    assert len(answered(iter([b"a"]), room, reads=False)) == 1
-    assert is_free(room)
+    memory = Memory(SIZE)
+    assert len(answered(iter([b"a"]), memory, reads=False)) == 1
+    assert is_free(memory)
 
 
 def test_an_answer_without_memory_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_answers, "PATIENCE_S", 0.01)
-    room = Room(SIZE)
-    assert is_free(room)  # and is not any more
+    memory = Memory(SIZE)
+    assert is_free(memory)  # and is not any more
     with pytest.raises(TooBusy):
-        answered(iter([b"a"]), room)
+        answered(iter([b"a"]), memory)
 
 
 def test_what_an_answer_needs_of_its_request_is_kept_until_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_what_an_answer_needs_of_its_request_is_kept_until_it_is_sent(monkeypatc
     app = FastAPI()
     app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=SIZE, sharer=lambda _: "one")
-    app.state.desk = SimpleNamespace(answers=Room(SIZE), rooms=SimpleNamespace(storage=threads))
+    app.state.desk = SimpleNamespace(answers=Memory(SIZE), rooms=SimpleNamespace(storage=threads))
     monkeypatch.setattr(Holding, "keep", lambda _, count: kept.append(count))
     assert TestClient(app).post("/", json={"image": "small"}).content == b"large"
     threads.close()

@@ -11,17 +11,17 @@ from shared.errors import TooBusy
 
 @dataclass(eq=False, slots=True)
 class _Wait:
-    """A caller that waits for room."""
+    """A caller that waits for memory."""
 
     owner: str
     count: int
     granted: asyncio.Future[None]
 
 
-class Room:
+class Memory:
     """Bytes that callers take and give back. For one event loop.
 
-    An owner may hold as much as is then still free: half of the room for the first, an eighth for each of seven. However many
+    An owner may hold as much as is then still free: half of the memory for the first, an eighth for each of seven. However many
     hold what they may, some is left, and one who waits holds up nobody but himself.
     """
 
