@@ -163,7 +163,11 @@ class Begun:
 def _is_idle(connection: Connection) -> bool:
     """Whether nothing waits to be read: what a server says unasked is that it has gone."""
     driver = connection.connection.driver_connection
-    return driver is not None and not driver.closed and not select.select([driver.fileno()], [], [], 0)[0]
+    if driver is None or driver.closed:
+        return False
+    unasked = select.poll()  # `select` knows no descriptor beyond 1,023
+    unasked.register(driver.fileno(), select.POLLIN)
+    return not unasked.poll(0)
 
 
 def _why(error: Exception, *, is_unsure: bool) -> str:

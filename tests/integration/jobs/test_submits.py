@@ -6,7 +6,8 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -42,6 +43,8 @@ from tests.support.factories import DEMO, params, png
 from tests.support.waiting import until
 
 ADA = Caller("ada")
+# What `select` can watch.
+FD_SETSIZE = 1024
 
 
 @pytest.fixture
@@ -203,6 +206,15 @@ def test_a_statement_that_waits_for_a_lock_is_no_sign_of_a_silent_server(db: Dat
         with pytest.raises(DatabaseUnavailable, match="may have been stored or not"):
             waiting.at_once("SELECT pg_advisory_xact_lock(19)", {})
         waiting.ping()
+
+
+def test_a_process_with_many_open_files_takes_submits(settings: Settings) -> None:
+    with ExitStack() as files:
+        while files.enter_context(Path(os.devnull).open()).fileno() < FD_SETSIZE:
+            pass
+        crowded = Database(settings, pool_size=1)
+        assert len(lifecycle.submit_at_once(crowded, [NewJob(params=params(), max_attempts=1)])) == 1
+        crowded.close()
 
 
 def test_a_repeated_submission_stores_its_pictures_once(
