@@ -20,7 +20,9 @@ from api.gate.prefix import Prefix
 from api.gate.proxies import Proxies
 from api.gate.safe_headers import SafeHeaders
 from api.gate.visitors import Visitors
+from api.limits import connections
 from api.limits.bodies import BodyLimit
+from api.limits.turnstile import Turnstile
 from api.v1 import (
     batches,
     catalog,
@@ -130,6 +132,7 @@ def create_app(settings: Settings | None = None, *, bound: str = "") -> FastAPI:
     app.add_middleware(Prefix)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, sharer=callers.sharer)
     app.add_middleware(Allow)
+    app.add_middleware(Turnstile, places=connections.most(), sharer=callers.sharer)
     app.add_middleware(AuthMiddleware, guarded=("/v1/", *middleware.PATHS))
     app.add_middleware(Visitors, settings=settings, bound=bound)
     app.add_middleware(middleware.A1111Middleware)

@@ -8,12 +8,14 @@ import argparse
 import asyncio
 import ctypes
 import sys
+import time
 from functools import partial
 from typing import cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.limits import connections
 from shared.infra import dependencies, metrics
 from shared.infra.collector import without_full_collections
 from shared.infra.logs import configure_logging
@@ -24,8 +26,6 @@ MAX_HEAD_BYTES = 64 * 1024
 # From the first byte, or the connection, to the end of the head; then the body has a pace to keep (`api.limits.bodies`).
 HEAD_S = 10.0
 KEEP_ALIVE_S = 20
-# Connections that wait for a job are cheap; this bounds sockets and their buffers, not work.
-MAX_CONNECTIONS = 10_000
 # Memory in pieces of this size is mapped on its own.
 LARGE_BYTES = 2**20
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -37,18 +37,36 @@ SWITCH_S = 0.001
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP protocol that bounds request heads in bytes and seconds."""
+    """HTTP protocol that bounds request heads in bytes and seconds, and connections in number."""
 
     _head_bytes = 0
+    _unused_since_s = 0.0
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
+        self._unused_since_s = time.monotonic()  # finer than the clock of the loop
         self._expect_head()
+        if len(self.connections) > connections.most():
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
         super().connection_lost(exc)
+
+    @property
+    def address(self) -> str:
+        """The client's."""
+        return self.client[0] if self.client else ""
+
+    @property
+    def unused_since_s(self) -> float | None:
+        """When its last request was answered; None while one is under way."""
+        return self._unused_since_s if self.cycle is None or self.cycle.response_complete else None
+
+    def on_response_complete(self) -> None:
+        self._unused_since_s = time.monotonic()
+        super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is not None and self._head_bytes + _first_head(data) > MAX_HEAD_BYTES:
@@ -77,6 +95,11 @@ class Protocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _make_room(self) -> None:
+        for one in connections.dispensable(cast(set[Protocol], self.connections)):
+            self.connections.discard(one)  # now, for more may come before it is lost
+            one.transport.close()
 
     def _refuse(self) -> None:
         self.transport.write(_TOO_LARGE)
@@ -112,7 +135,6 @@ def config(host: str, port: int) -> uvicorn.Config:
         ws="none",
         access_log=False,
         proxy_headers=False,  # `api.gate.proxies` reads them
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
@@ -135,6 +157,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     give_memory_back()
+    connections.open_more_files()
     settings = load()
     configure_logging(settings)
     try:

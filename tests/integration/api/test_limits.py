@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
-from threading import Thread
+from contextlib import ExitStack, suppress
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import serve
-from api.limits import bodies
+from api.limits import bodies, connections
 from api.limits.bodies import BodyLimit
 from tests.support.waiting import LIMIT_S
 
@@ -36,7 +36,16 @@ class Server(uvicorn.Server):
         return found
 
 
+HELD, LET_GO = Event(), Event()
+
+
 def _healthy() -> dict[str, str]:
+    return {}
+
+
+def _held() -> dict[str, str]:
+    HELD.set()
+    LET_GO.wait(LIMIT_S)
     return {}
 
 
@@ -44,6 +53,7 @@ def _healthy() -> dict[str, str]:
 def server() -> Iterator[Server]:
     app = FastAPI()
     app.get("/healthz")(_healthy)
+    app.get("/wait")(_held)
     config = serve.config("127.0.0.1", 0)
     config.app, config.factory, config.log_level, config.lifespan = app, False, "critical", "off"
     running = Server(config)
@@ -100,6 +110,20 @@ def test_a_head_without_end_is_cut_off(server: Server) -> None:
 
 def test_a_large_head_at_once_is_refused(server: Server) -> None:
     assert said(server, HEAD + b"X: " + b"x" * serve.MAX_HEAD_BYTES + b"\r\n\r\n").startswith(b"HTTP/1.1 431")
+
+
+def test_connections_that_nobody_uses_make_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MOST", 8)
+    with ExitStack() as crowd:
+        held = crowd.enter_context(socket.create_connection(server.address, timeout=LIMIT_S))
+        held.sendall(HEAD.replace(b"/healthz", b"/wait") + b"\r\n")
+        HELD.wait(LIMIT_S)
+        idle = [crowd.enter_context(socket.create_connection(server.address, timeout=LIMIT_S)) for _ in range(20)]
+        idle[0].settimeout(LIMIT_S)
+        assert idle[0].recv(1) == b""
+        assert said(server, HEAD + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
+        LET_GO.set()
+        assert held.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_a_second_head_is_bounded_too(server: Server) -> None:
