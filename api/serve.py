@@ -7,15 +7,18 @@ that does it too, `uvicorn --factory --no-proxy-headers api.main:create_app` ser
 import argparse
 import asyncio
 import ctypes
+import json
 import sys
 import time
 from functools import partial
+from http import HTTPStatus
 from typing import cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.limits import connections
+from api.problems import problem_of
 from shared.infra import dependencies, metrics
 from shared.infra.collector import without_full_collections
 from shared.infra.logs import configure_logging
@@ -70,13 +73,13 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is not None and self._head_bytes + _first_head(data) > MAX_HEAD_BYTES:
-            self._refuse()
+            self._refuse_head()
             return
         super().data_received(data)
         if self._deadline is not None:
             self._head_bytes += _last_head(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse()
+                self._refuse_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -101,9 +104,20 @@ class Protocol(HttpToolsProtocol):
             self.connections.discard(one)  # now, for more may come before it is lost
             one.transport.close()
 
-    def _refuse(self) -> None:
-        self.transport.write(_TOO_LARGE)
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words
+        """Refuse what cannot be read as HTTP."""
+        self._refuse(400, "malformed_request", "This is no HTTP request that the farm can read.")
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        document = json.dumps(problem_of(status, code, detail).model_dump())
+        self.transport.write(
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(document)}\r\nconnection: close\r\n\r\n{document}".encode("ascii")
+        )
         self.transport.close()
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, "head_too_large", f"The head of the request is larger than {MAX_HEAD_BYTES} bytes.")
 
     def _give_up(self) -> None:
         self._deadline = None
@@ -121,7 +135,6 @@ def _last_head(data: bytes) -> int:
 
 
 _HEAD_END = b"\r\n\r\n"
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 def config(host: str, port: int) -> uvicorn.Config:

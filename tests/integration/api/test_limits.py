@@ -108,8 +108,18 @@ def test_a_head_without_end_is_cut_off(server: Server) -> None:
     assert answer == b"" or answer.startswith(b"HTTP/1.1 431")
 
 
-def test_a_large_head_at_once_is_refused(server: Server) -> None:
-    assert said(server, HEAD + b"X: " + b"x" * serve.MAX_HEAD_BYTES + b"\r\n\r\n").startswith(b"HTTP/1.1 431")
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"NONSENSE / HTTP/1.1\r\n\r\n", 400, "malformed_request"),
+        (HEAD + b"X: " + b"x" * serve.MAX_HEAD_BYTES + b"\r\n\r\n", 431, "head_too_large"),
+    ],
+)
+def test_what_is_no_request_is_told_so_as_a_problem(server: Server, sent: bytes, status: int, code: str) -> None:
+    head, _, document = said(server, sent).partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"content-type: application/problem+json" in head
+    assert json.loads(document)["code"] == code
 
 
 def test_connections_that_nobody_uses_make_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
