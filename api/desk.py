@@ -34,8 +34,8 @@ log = structlog.get_logger(__name__)
 
 # Clients wait for the api's transactions: after 10 s, with what connecting may take, they have their 503.
 PATIENCE_S = 7.0
-# And for its calls to the storage: they fail within 11 s, pauses included.
-STORAGE_TRIES, STORAGE_S = 2, 5.0
+# And for its calls to the storage: they fail within 9 s, pauses included.
+STORAGE_TRIES, STORAGE_S = 2, 4.0
 # Memory in which all large answers together are made: pictures, sheets and zips on their way to clients.
 ANSWERS_BYTES = 256 * 2**20
 
