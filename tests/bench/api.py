@@ -20,7 +20,6 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -63,14 +62,13 @@ OWNERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where the farm, without keys and with, the minimal endpoint and the database answer; keys; where first steps are noted."""
+    """Where the farm answers, without keys and with, and the minimal endpoint; keys; the file where first steps are noted."""
 
     farm: str
     farm_with_keys: str
     minimal: str
     keys: Sequence[str]
     steps: Path
-    database_url: str
 
     def crowds(self) -> Mapping[str, tuple[str, Sequence[str]]]:
         """Return who submits: to which api, with which keys."""
@@ -247,7 +245,7 @@ async def waiting(url: str, waiters: int) -> AsyncIterator[None]:
 
 
 @contextmanager
-def running(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Stage]:
+def running(folder: Path) -> Iterator[Stage]:
     """Run the engines, two apis, a courier, a gpu worker that does nothing, and the minimal endpoint."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     steps, (port, keyed, other) = folder / "steps", (ports.pick(HOST) for _ in range(3))
@@ -255,7 +253,7 @@ def running(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) ->
     with ExitStack() as stack:
         reached = stack.enter_context(engines_only(folder / "engines", environ))
         more = {"FARM_ALLOW_PRIVATE_URLS": "true", "FARM_CHECKPOINT": str(serving.DEMO.resolve())}
-        env = {**environ, **reached, **more, **settings, STEPS_VARIABLE: str(steps)}
+        env = {**environ, **reached, **more, STEPS_VARIABLE: str(steps)}
         (folder / "logs").mkdir()
         supervisor = stack.enter_context(Supervisor(folder / "logs", folder / "run.json", lambda _event: None))
         supervisor.start(processes.migration(env))
@@ -267,7 +265,7 @@ def running(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) ->
             _doing_nothing(processes.gpu_worker(env, PlannedWorker("gpu0", DEMO, 1, 4, {}), url)),
             Program("minimal", python_module("tests.bench.minimal", str(other)), env, lambda: _answers(minimal)),
         )
-        yield Stage(url, keyed_url, minimal, tokens, steps, reached["FARM_DATABASE_URL"])
+        yield Stage(url, keyed_url, minimal, tokens, steps)
 
 
 def _prepared(database_url: str) -> list[str]:

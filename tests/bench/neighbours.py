@@ -22,11 +22,7 @@ from typing import Any
 import httpx
 import psutil
 
-from api.auth import keys
-from api.auth.keys import NewKey, Scope
 from api.client import Job
-from shared.infra.db import Database
-from shared.settings import Settings
 from tests.bench.api import SMALL, Stage, milliseconds, running, since_done
 from tests.bench.nuisance import BEHAVIOURS
 from tests.support.receiver import Receiver, receiving
@@ -74,7 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60, help="of the usual client, beside each behaviour")
     parser.add_argument("--only", choices=[*BEHAVIOURS, "all"], help="one behaviour instead of each")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder), {"FARM_AUTH": "keys"}) as stage:
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as stage:
         result = measured(stage, asked.rounds, [asked.only] if asked.only else [*BEHAVIOURS, "all"])
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(result, indent=2) + "\n")
@@ -83,16 +79,16 @@ def main() -> None:
 
 def measured(stage: Stage, rounds: int, behaviours: Sequence[str]) -> dict[str, Any]:
     """Return the usual client's times beside each behaviour, as ratios to those of the quiet rounds."""
-    usual_key, bad_key = _keys(stage.database_url)
+    usual_key, bad_key = stage.keys[:2]
     quiet: dict[str, list[float]] = {}
     beside: dict[str, tuple[dict[str, list[float]], int]] = {}
     with receiving() as receiver:
-        used(stage.farm, usual_key, receiver, 5)  # warm
+        used(stage.farm_with_keys, usual_key, receiver, 5)  # warm
         for behaviour in behaviours:
-            for act, took_s in used(stage.farm, usual_key, receiver, rounds)[0].items():
+            for act, took_s in used(stage.farm_with_keys, usual_key, receiver, rounds)[0].items():
                 quiet.setdefault(act, []).extend(took_s)
-            with misbehaving(stage.farm, bad_key, [*BEHAVIOURS] if behaviour == "all" else [behaviour]):
-                beside[behaviour] = used(stage.farm, usual_key, receiver, rounds)
+            with misbehaving(stage.farm_with_keys, bad_key, [*BEHAVIOURS] if behaviour == "all" else [behaviour]):
+                beside[behaviour] = used(stage.farm_with_keys, usual_key, receiver, rounds)
     alone = {act: milliseconds(took_s) for act, took_s in quiet.items()}
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -132,17 +128,6 @@ def misbehaving(url: str, key: str, behaviours: Sequence[str]) -> Iterator[None]
             process.stdout.readline()
         time.sleep(SETTLE_S)  # until it is well at it
         yield
-
-
-def _keys(database_url: str) -> tuple[str, str]:
-    db = Database(Settings.model_validate({"database_url": database_url}))
-    with db.transaction() as session:
-        tokens = [
-            keys.create(session, NewKey(name=name, scopes=frozenset({Scope.READ, Scope.SUBMIT})))[1].text
-            for name in ("usual", "bad")
-        ]
-    db.close()
-    return tokens[0], tokens[1]
 
 
 if __name__ == "__main__":
