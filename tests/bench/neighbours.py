@@ -85,6 +85,7 @@ def measured(stage: Stage, rounds: int, behaviours: Sequence[str]) -> dict[str, 
     with receiving() as receiver:
         used(stage.farm_with_keys, usual_key, receiver, 5)  # warm
         for behaviour in behaviours:
+            time.sleep(SETTLE_S)  # what went before has left work behind
             for act, took_s in used(stage.farm_with_keys, usual_key, receiver, rounds)[0].items():
                 quiet.setdefault(act, []).extend(took_s)
             with misbehaving(stage.farm_with_keys, bad_key, [*BEHAVIOURS] if behaviour == "all" else [behaviour]):
