@@ -127,7 +127,9 @@ def admit_batch(desk: Desk, caller: Caller, wanted: BatchSubmission, sent: Sent,
         if name and (made := _made(session, name)):
             return batches.get(session, made, owner=caller.owner)
         orders = Orders(lambda: session, desk.settings)
-        batch = _opened(session, orders, caller, wanted)
+        told = _told(wanted)
+        orders.find_receivers(caller.owner, [told, *(one.webhook for one in wanted.submissions)])
+        batch = _opened(session, wanted, caller.owner, orders.receiver(caller.owner, told))
         jobs = [
             replace(orders.order(caller.owner, one, pictures), batch_id=batch.id, batch_index=index)
             for index, (one, pictures) in enumerate(zip(wanted.submissions, received, strict=True))
@@ -249,16 +251,20 @@ def _stored(desk: Desk, session: Callable[[], Session], orders: Sequence[NewJob]
         raise
 
 
-def _opened(session: Session, orders: Orders, caller: Caller, wanted: BatchSubmission) -> BatchRow:
+def _told(wanted: BatchSubmission) -> WebhookChoice | None:
+    """Return who hears of the end of a batch."""
     webhook = wanted.webhook
-    told = WebhookChoice(url=webhook.url, events=[EventType.BATCH_FINISHED], secret=webhook.secret) if webhook else None
+    return WebhookChoice(url=webhook.url, events=[EventType.BATCH_FINISHED], secret=webhook.secret) if webhook else None
+
+
+def _opened(session: Session, wanted: BatchSubmission, owner: str, endpoint_id: UUID | None) -> BatchRow:
     return batches.add(
         session,
-        owner=caller.owner,
+        owner=owner,
         name=wanted.name,
         total=len(wanted.submissions),
         axes=[{"parameter": name, "values": values} for name, values in wanted.axes.items()],
-        endpoint_id=orders.receiver(caller.owner, told),
+        endpoint_id=endpoint_id,
     )
 
 

@@ -1,6 +1,6 @@
 """From submissions to jobs to store: the names that they use are looked up, in one transaction, each once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from uuid import UUID
 
@@ -51,6 +51,11 @@ class Orders:
             expires_in_s=submission.expires_in,
             timeout_s=submission.timeout or self._settings.run_seconds or None,
         )
+
+    def find_receivers(self, owner: str, webhooks: Iterable[WebhookChoice | None]) -> None:
+        """Look up the webhooks of a transaction in one order: new ones are locked until it ends. Raises as `receiver`."""
+        for webhook in sorted(webhooks, key=partial(told_apart, owner)):
+            self.receiver(owner, webhook)
 
     def receiver(self, owner: str, webhook: WebhookChoice | None) -> UUID | None:
         """Return the id of the webhook endpoint that a submission names. Raises `BlockedUrl` and `InvalidRequest`."""
