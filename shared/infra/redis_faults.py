@@ -38,9 +38,11 @@ _FAULTS = (
     ),
     (r"\[SSL", "Redis does not speak TLS there", "write redis:// in FARM_REDIS_URL, or the port that speaks TLS"),
     (
-        r"while reading|[Cc]onnection (closed|reset)|reset by peer|Protocol Error",
+        # In TLS 1.3 a client that shows no certificate has shaken hands already: what says so may come behind the end.
+        r"while (reading|writing)|[Cc]onnection (closed|reset)|reset by peer|[Bb]roken pipe|EOF occurred|Protocol Error",
         "Redis breaks off the connection",
-        "read its log; if this port speaks TLS, write rediss:// in FARM_REDIS_URL",
+        "read its log; if this port speaks TLS, write rediss:// in FARM_REDIS_URL; if it wants a certificate of its clients,"
+        " append ?ssl_certfile=FILE&ssl_keyfile=FILE",
     ),
     (
         r"Timeout connecting",

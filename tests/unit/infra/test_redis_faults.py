@@ -43,6 +43,7 @@ VERIFY = "Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] certificat
             "ssl_certfile",
         ),
         (BrokenError("Error while reading from h:1 : (104, 'Connection reset by peer')"), "breaks off", "rediss://"),
+        (BrokenError("Error 32 while writing to socket. Broken pipe."), "breaks off", "ssl_certfile"),
         (LateError("Timeout connecting to server"), "does not answer", "rediss:// is for a port that speaks TLS"),
         (BrokenError("Error 111 connecting to h:1. Connection refused."), "does not answer", "start Redis"),
     ],
