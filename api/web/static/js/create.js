@@ -181,9 +181,15 @@ class CreatePage extends HTMLElement {
 
   /** Keep the picture and mask for the next time that the form is opened here. */
   #keep() {
-    this.#turn += 1;
+    const turn = (this.#turn += 1);
+    if (!this.picture.isFilled) {
+      draft.forget();
+      this.#isKept = true;
+    }
     this.#keeping = this.#keeping.then(async () => {
-      const isKept = await draft.save(await this.picture.kept());
+      const kept = await this.picture.kept();
+      if (!kept || turn !== this.#turn) return; // what holds by now is kept behind it
+      const isKept = await draft.save(kept);
       if (!isKept && this.#isKept) announce(said.notKept);
       this.#isKept = isKept;
     });

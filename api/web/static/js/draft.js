@@ -15,11 +15,16 @@ function tab() {
   return id;
 }
 
-/** Keep what the form starts from, null for nothing. Returns whether it outlives a reload. */
+/** Keep what the form starts from. Returns whether it outlives a reload. */
 export async function save(pictures) {
-  if (pictures) return store.put("pictures", { id: tab(), at: Date.now(), ...pictures });
-  await store.drop("pictures", tab());
-  return true;
+  return store.put("pictures", { id: tab(), at: Date.now(), ...pictures });
+}
+
+/** Let go of what the form started from: at once, for a reload may come before the browser has dropped it. */
+export function forget() {
+  const id = sessionStorage.getItem(TAB);
+  sessionStorage.removeItem(TAB);
+  if (id) store.drop("pictures", id);
 }
 
 /** What the form of this tab started from when it was last here; undefined for nothing. */
