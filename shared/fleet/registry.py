@@ -26,6 +26,9 @@ class WorkerStatus:
 
     id: str
     checkpoint: str
+    intends: str | None
+    keeps: int
+    swaps: int
     hostname: str
     device: str
     slots: int
@@ -67,15 +70,16 @@ def announce(
     device: str,
     slots: int,
     sha256: str | None = None,
+    keeps: int = 1,
 ) -> None:
-    """Record that a worker has loaded a checkpoint and takes jobs. A restarted worker announces itself again."""
+    """Record that a worker has loaded a checkpoint and takes jobs; `keeps` is how many it keeps warm. A restart does so again."""
     session.execute(
         insert(CheckpointRow)
         .values(name=checkpoint, size_bytes=size_bytes, sha256=sha256)
         .on_conflict_do_update(index_elements=["name"], set_={"size_bytes": size_bytes, "sha256": sha256})
     )
-    worker = {"checkpoint": checkpoint, "hostname": hostname, "device": device, "slots": slots}
-    fresh = {**worker, "started_at": func.now(), "seen_at": func.now(), "unfit": None}
+    worker = {"checkpoint": checkpoint, "hostname": hostname, "device": device, "slots": slots, "keeps": keeps}
+    fresh = {**worker, "started_at": func.now(), "seen_at": func.now(), "unfit": None, "intends": None, "swaps": 0}
     session.execute(
         insert(WorkerRow).values(id=worker_id, **worker).on_conflict_do_update(index_elements=["id"], set_=fresh)
     )
@@ -143,6 +147,9 @@ def workers(session: Session, *, silent_after_s: float) -> Sequence[WorkerStatus
         select(
             WorkerRow.id,
             WorkerRow.checkpoint,
+            WorkerRow.intends,
+            WorkerRow.keeps,
+            WorkerRow.swaps,
             WorkerRow.hostname,
             WorkerRow.device,
             WorkerRow.slots,

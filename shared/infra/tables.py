@@ -274,7 +274,12 @@ class WorkerRow(Base):
     __tablename__ = "workers"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    # Whose weights are in its pipeline, and whose it is about to bring there.
     checkpoint: Mapped[str] = mapped_column(ForeignKey("checkpoints.name"), index=True)
+    intends: Mapped[str | None]
+    # How many checkpoints its memory keeps warm, and how often the one in the pipeline has changed.
+    keeps: Mapped[int] = mapped_column(server_default="1")
+    swaps: Mapped[int] = mapped_column(server_default="0")
     hostname: Mapped[str]
     device: Mapped[str]
     slots: Mapped[int]
@@ -314,6 +319,21 @@ class CheckpointRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str | None]
     announced_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # The cost a second of the jobs that name it: a mean that forgets (`shared.fleet.demand`).
+    demand: Mapped[float] = mapped_column(server_default="0")
+
+
+class HoldingRow(Base):
+    """A checkpoint in a worker's library: the nearest tier it lies in, and the seconds to make it resident from there."""
+
+    __tablename__ = "holdings"
+
+    worker_id: Mapped[str] = mapped_column(ForeignKey("workers.id", ondelete="CASCADE"), primary_key=True)
+    checkpoint: Mapped[str] = mapped_column(ForeignKey("checkpoints.name"), primary_key=True, index=True)
+    tier: Mapped[str]
+    price_s: Mapped[float]
+    # Why this worker cannot load it.
+    refused: Mapped[str | None]
 
 
 class WeightsRow(Base):

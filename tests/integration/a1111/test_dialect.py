@@ -223,7 +223,7 @@ def test_9_an_unknown_checkpoint_is_refused_by_name(farm: httpx.Client) -> None:
 
 def test_9_titles_carry_hashes_where_workers_have_told_them(farm: httpx.Client, db: Database) -> None:
     sha256 = checkpoints.digest(checkpoints.inspect(studio.DEMO))
-    demo = {"worker_id": "gpu0@test", "checkpoint": "farm-demo", "hostname": "test", "device": "test"}
+    demo: dict[str, Any] = {"worker_id": "gpu0@test", "checkpoint": "farm-demo", "hostname": "test", "device": "test"}
     with db.transaction() as session:
         registry.announce(session, **demo, size_bytes=1, slots=4, sha256=sha256)
     (listed,) = farm.get("/sdapi/v1/sd-models").json()

@@ -41,8 +41,9 @@ WRITERS = {
         "api.v1.webhooks",  # what an owner changes of a receiver, and its deletion
     },
     "webhook_secrets": {"shared.webhooks.endpoints"},
-    "workers": {"shared.fleet.registry"},
-    "checkpoints": {"shared.fleet.registry"},
+    "workers": {"shared.fleet.registry", "shared.fleet.holdings"},
+    "checkpoints": {"shared.fleet.registry", "shared.fleet.holdings"},
+    "holdings": {"shared.fleet.holdings"},
     "weights": {"shared.fleet.registry"},
     "canaries": {"worker.health.canaries"},
     "keys": {"api.auth.keys"},

@@ -1,0 +1,110 @@
+"""Holdings: the checkpoints that each gpu worker can load, and from how near. Only this module writes the table holdings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.infra.tables import CheckpointRow, HoldingRow, WorkerRow
+
+
+class Tier(StrEnum):
+    """Where a worker has the weights of a checkpoint, nearest first."""
+
+    RESIDENT = "resident"
+    VRAM = "vram"
+    RAM = "ram"
+    DISK = "disk"
+    BUCKET = "bucket"
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A checkpoint in a worker's library. `price_s` is the seconds to make it resident; `refused` why it cannot be."""
+
+    checkpoint: str
+    size_bytes: int
+    tier: Tier
+    price_s: float
+    sha256: str | None = None
+    refused: str | None = None
+
+
+def hold(session: Session, worker_id: str, holdings: Sequence[Holding]) -> None:
+    """Record a worker's whole library as it is now; what is not in it any more is let go."""
+    _announce(session, holdings)
+    names = [one.checkpoint for one in holdings]
+    session.execute(delete(HoldingRow).where(HoldingRow.worker_id == worker_id, HoldingRow.checkpoint.not_in(names)))
+    hold_also(session, worker_id, holdings)
+
+
+def hold_also(session: Session, worker_id: str, holdings: Sequence[Holding]) -> None:
+    """Record what has changed in a worker's library. The checkpoints have been announced."""
+    rows = [
+        {
+            "worker_id": worker_id,
+            "checkpoint": one.checkpoint,
+            "tier": one.tier,
+            "price_s": one.price_s,
+            "refused": one.refused,
+        }
+        for one in sorted(holdings, key=lambda one: one.checkpoint)
+    ]
+    if not rows:
+        return
+    insertion = insert(HoldingRow).values(rows)
+    fresh = {column: insertion.excluded[column] for column in ("tier", "price_s", "refused")}
+    session.execute(insertion.on_conflict_do_update(index_elements=["worker_id", "checkpoint"], set_=fresh))
+
+
+def intend(session: Session, worker_id: str, checkpoint: str, *, silent_after_s: float, at_most: int = 1) -> bool:
+    """Record that a worker is about to make a checkpoint resident, unless `at_most` live others have it or intend to.
+
+    Workers that want the same checkpoint ask one after the other: an advisory lock on its name lasts to the transaction's end.
+    """
+    session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"checkpoint {checkpoint}"})
+    others = (
+        select(func.count())
+        .select_from(WorkerRow)
+        .where(
+            WorkerRow.id != worker_id,
+            WorkerRow.unfit.is_(None),
+            WorkerRow.draining_at.is_(None),
+            WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s),
+            func.coalesce(WorkerRow.intends, WorkerRow.checkpoint) == checkpoint,
+        )
+    )
+    if session.execute(others).scalar_one() >= at_most:
+        return False
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(intends=checkpoint))
+    return True
+
+
+def give_up(session: Session, worker_id: str) -> None:
+    """Record that a worker makes nothing else resident after all."""
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(intends=None))
+
+
+def turned(session: Session, worker_id: str, checkpoint: str) -> None:
+    """Record that a checkpoint is resident on a worker now."""
+    change = {"checkpoint": checkpoint, "intends": None, "swaps": WorkerRow.swaps + 1}
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(change))
+
+
+def _announce(session: Session, holdings: Sequence[Holding]) -> None:
+    """Put checkpoints on the list of those that jobs may name."""
+    rows = [
+        {"name": one.checkpoint, "size_bytes": one.size_bytes, "sha256": one.sha256}
+        for one in sorted(holdings, key=lambda one: one.checkpoint)
+    ]
+    if not rows:
+        return
+    insertion = insert(CheckpointRow).values(rows)
+    # A worker that has not read a file yet does not know its digest; one that has, knows it for all.
+    known = func.coalesce(insertion.excluded.sha256, CheckpointRow.sha256)
+    fresh = {"size_bytes": insertion.excluded.size_bytes, "sha256": known}
+    session.execute(insertion.on_conflict_do_update(index_elements=["name"], set_=fresh))
