@@ -8,19 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    CheckConstraint,
-    DateTime,
-    ForeignKey,
-    Index,
-    String,
-    Text,
-    Uuid,
-    func,
-    text,
-)
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, DateTime, ForeignKey, Index, String, Text, Uuid, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -28,6 +16,11 @@ from shared.vocabulary.states import JobState
 
 _STATES = ", ".join(f"'{state}'" for state in JobState)
 _NEWEST = text("created_at DESC"), text("id DESC")
+_BEST = text("priority DESC"), "virtual_start", "id"
+
+
+def _partial(name: str, *columns: Any, where: str) -> Index:
+    return Index(name, *columns, postgresql_where=text(where))
 
 
 class Base(DeclarativeBase):
@@ -43,19 +36,11 @@ class JobRow(Base):
     __table_args__ = (
         CheckConstraint(f"state IN ({_STATES})", name="jobs_state_known"),
         # What a claim walks: the best queued job of a checkpoint, without sorting (`shared.jobs.claims`).
-        Index(
-            "jobs_queued",
-            *("checkpoint", text("priority DESC"), "virtual_start", "id"),
-            postgresql_where=text("state = 'queued' AND NOT parked"),
-        ),
+        _partial("jobs_queued", "checkpoint", *_BEST, where="state = 'queued' AND NOT parked"),
         # The oldest, for the claims that look after what waits longest.
         Index("jobs_queued_by_age", "checkpoint", "created_at", "id", postgresql_where=text("state = 'queued'")),
         # One owner's: to count them, and to find the next one parked.
-        Index(
-            "jobs_queued_by_owner",
-            *("owner", "checkpoint", "parked", text("priority DESC"), "virtual_start", "id"),
-            postgresql_where=text("state = 'queued'"),
-        ),
+        _partial("jobs_queued_by_owner", "owner", "checkpoint", "parked", *_BEST, where="state = 'queued'"),
         Index("jobs_running_by_owner", "owner", postgresql_where=text("state = 'running'")),
         Index("jobs_running", "lease_until", postgresql_where=text("state = 'running'")),
         Index("jobs_expiring", "expires_at", postgresql_where=text("state = 'queued' AND expires_at IS NOT NULL")),
@@ -68,24 +53,13 @@ class JobRow(Base):
         Index("jobs_of_batch", "batch_id", "batch_index", postgresql_where=text("batch_id IS NOT NULL")),
         Index("jobs_retries", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
         # Receivers that unfinished jobs of an owner name.
-        Index(
-            "jobs_naming",
-            "owner",
-            "endpoint_id",
-            postgresql_where=text("endpoint_id IS NOT NULL AND state IN ('queued', 'running')"),
+        _partial(
+            "jobs_naming", "owner", "endpoint_id", where="endpoint_id IS NOT NULL AND state IN ('queued', 'running')"
         ),
         Index("jobs_snapshots", "id", postgresql_where=text("snapshot_attempt IS NOT NULL")),
         # Who starts from a stored picture.
-        Index(
-            "jobs_of_init_image",
-            text("(params->>'init_image')"),
-            postgresql_where=text("params->>'init_image' IS NOT NULL"),
-        ),
-        Index(
-            "jobs_of_mask_image",
-            text("(params->>'mask_image')"),
-            postgresql_where=text("params->>'mask_image' IS NOT NULL"),
-        ),
+        _partial("jobs_of_init_image", text("(params->>'init_image')"), where="params->>'init_image' IS NOT NULL"),
+        _partial("jobs_of_mask_image", text("(params->>'mask_image')"), where="params->>'mask_image' IS NOT NULL"),
         Index("jobs_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         # Those that ended and may have left objects that nobody sees.
         Index(
@@ -105,7 +79,7 @@ class JobRow(Base):
     version: Mapped[int] = mapped_column(BigInteger, server_default="1")
     checkpoint: Mapped[str]
     priority: Mapped[int] = mapped_column(server_default="0")
-    # Its place in the fair order of its checkpoint and priority (`shared.jobs.fair_queue`); it keeps it when it is handed back.
+    # Its place in the fair order of its priority (`shared.jobs.fair_queue`); it keeps it when it is handed back.
     virtual_start: Mapped[float] = mapped_column(server_default="0")
     virtual_finish: Mapped[float] = mapped_column(server_default="0")
     # Beyond what its owner may run at once: out of the way of claims until others of it have been claimed.
@@ -164,12 +138,7 @@ class BatchRow(Base):
     __tablename__ = "batches"
     __table_args__ = (
         Index("batches_of_owner", "owner", text("id DESC")),
-        Index(
-            "batches_naming",
-            "owner",
-            "endpoint_id",
-            postgresql_where=text("endpoint_id IS NOT NULL AND finished_at IS NULL"),
-        ),
+        _partial("batches_naming", "owner", "endpoint_id", where="endpoint_id IS NOT NULL AND finished_at IS NULL"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -230,8 +199,27 @@ class RemovedJobRow(Base):
     removed_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class OwnerShareRow(Base):
+    """The virtual finish of an owner's last job at a priority, over all checkpoints (`shared.jobs.fair_queue`)."""
+
+    __tablename__ = "owner_shares"
+
+    priority: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    finish: Mapped[float]
+
+
+class PriorityClockRow(Base):
+    """The virtual time of the farm at a priority: the latest start of a job that was claimed."""
+
+    __tablename__ = "priority_clocks"
+
+    priority: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    virtual_now: Mapped[float] = mapped_column(server_default="0")
+
+
 class ShareRow(Base):
-    """The virtual finish of an owner's last job at a checkpoint and priority (`shared.jobs.fair_queue`)."""
+    """The virtual finish of an owner's last job at a checkpoint and priority: the end of that lane."""
 
     __tablename__ = "shares"
 
@@ -242,7 +230,7 @@ class ShareRow(Base):
 
 
 class ClockRow(Base):
-    """The virtual time of a checkpoint at a priority: the start of the job claimed last."""
+    """The virtual time of a checkpoint at a priority: the latest start that was claimed there, at most the farm's."""
 
     __tablename__ = "clocks"
 
@@ -321,6 +309,8 @@ class CheckpointRow(Base):
     announced_at: Mapped[datetime] = mapped_column(server_default=func.now())
     # The cost a second of the jobs that name it: a mean that forgets (`shared.fleet.demand`).
     demand: Mapped[float] = mapped_column(server_default="0")
+    # Jobs that came before this are in it.
+    measured_at: Mapped[datetime | None]
 
 
 class HoldingRow(Base):

@@ -1,8 +1,8 @@
 """The claim of a job: one SQL statement, a worked example and its query plan.
 
 Jobs of a checkpoint queue by priority, highest first, then by virtual start (`shared.jobs.fair_queue`), then by id. The statement
-takes the first that may run, moves the clock of its checkpoint and priority, and moves up the best parked job of its owner.
-Concurrent claims skip rows that another one has locked: they never wait for each other and never take the same job.
+takes the first that may run, moves the clocks of its priority and of its checkpoint there, and moves up the best parked job of
+its owner. Concurrent claims skip rows that another one has locked: they never wait for each other and never take the same job.
 
 Example. Ada's key has weight 1 and a running limit of 1, Bob's has weight 2 and no limit. Every job costs 8 and has priority 0:
 
@@ -27,7 +27,8 @@ The plan, which `test_a_claim_walks_indexes_in_their_order` holds and `python -m
     what the key runs         jobs_running_by_owner  as many as run, where the key has a limit
     the oldest job's level    jobs_queued_by_age     1, in `OLDEST_LEVEL` alone
     the update                jobs_pkey              1
-    the clock                 clocks_pkey            1; or the table as a whole, while it is one page
+    the clock of the priority priority_clocks_pkey   1; or the table as a whole, while it is one page
+    the checkpoint's there    clocks_pkey            1; likewise
     the best parked job       jobs_queued_by_owner   1, in order
 
 Nothing is sorted and no table is read whole, so a claim costs the same whatever the length of the queue.
@@ -49,6 +50,9 @@ IS_BLOCKED = """
 ))
 """
 
+# A value, not an EXISTS: a join could tempt the planner away from walking the index of jobs in order.
+OWNER_IS_BLOCKED = f"coalesce((SELECT {IS_BLOCKED} FROM keys WHERE keys.id = jobs.owner), false)"  # noqa: S608 - constants
+
 _OF_OLDEST_LEVEL = """
       AND priority = (
           SELECT priority FROM jobs WHERE state = 'queued' AND checkpoint = :checkpoint ORDER BY created_at, id LIMIT 1
@@ -57,12 +61,11 @@ _OF_OLDEST_LEVEL = """
 
 
 def _first(condition: str = "") -> str:
-    """Return the SQL that selects and locks the job to claim. Must agree with `api.farm.queue_stats.ahead`."""
-    # Whether the key is blocked is a value, not an EXISTS: a join could tempt the planner away from walking the index in order.
+    """Return the SQL that selects and locks the job to claim. `api.farm.queue_stats.ahead` and `waiting` must agree with it."""
     return f"""(
     SELECT id FROM jobs
     WHERE state = 'queued' AND NOT parked AND checkpoint = :checkpoint {condition}
-      AND NOT coalesce((SELECT {IS_BLOCKED} FROM keys WHERE keys.id = jobs.owner), false)
+      AND NOT {OWNER_IS_BLOCKED}
       AND {IS_DUE}
     ORDER BY priority DESC, virtual_start, id
     LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED
@@ -89,8 +92,16 @@ WITH taken AS (
         FOR UPDATE OF clocks SKIP LOCKED
     ) AS behind
     WHERE clocks.checkpoint = behind.checkpoint AND clocks.priority = behind.priority
+), farm_clock AS (
+    -- Values, not a join: nothing is sorted.
+    UPDATE priority_clocks SET virtual_now = (SELECT virtual_start FROM taken)
+    WHERE priority = (
+        SELECT priority FROM priority_clocks
+        WHERE priority = (SELECT priority FROM taken) AND virtual_now < (SELECT virtual_start FROM taken)
+        FOR UPDATE SKIP LOCKED
+    )
 ), moved_up AS (
-    -- Values, not a join: the index then gives the best first, and nothing is sorted.
+    -- The index then gives the best first.
     UPDATE jobs SET parked = false
     WHERE id = (
         SELECT id FROM jobs

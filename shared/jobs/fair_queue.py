@@ -1,11 +1,19 @@
-"""Start-time fair queuing (Goyal, Vin, Cheng 1996) of the jobs of a checkpoint and priority, with its tags in rows.
+"""Start-time fair queuing (Goyal, Vin, Cheng 1996) of the jobs of a priority over all checkpoints, with its tags in rows.
 
-A job's length is its cost over its key's weight. Its virtual start is the virtual finish of its owner's last job, or the clock if
-that is later; its virtual finish is start + length. Claims take the smallest start (`shared.jobs.claims`, with an example). So
-owners with a backlog are served by their weights, an owner who comes back is next, and idle time saves nothing up.
+A job's length is its cost over its key's weight. Its virtual start is the virtual finish of its owner's last job, of whatever
+checkpoint, or the farm's clock if that is later; its virtual finish is start + length. Claims take the smallest start of a
+checkpoint (`shared.jobs.claims`, with an example), and workers turn to the checkpoint whose smallest start is least
+(`shared.jobs.waiting`). So owners with a backlog are served by their weights, however many checkpoints they name; an owner who
+comes back is next, and idle time saves nothing up.
 
-Submits take a turn for each job (`shared.jobs.submits`); a requeued job keeps its turn. This module writes `shares`, to give
-turns back, and sets `jobs.parked` to false.
+A checkpoint that few workers can load may fall behind the farm's clock. Who comes to it then starts as much earlier as it is
+behind: beside those who wait there, not after all of them. How far an owner is ahead of the farm's clock, for what it had
+elsewhere, counts there, too. It is behind by the clock less its first claimable start, or less its own clock, whichever is less:
+a job that nobody may claim holds nothing back. Within a lane, an owner's jobs at a checkpoint, starts are at least as far apart
+as the jobs are long.
+
+Submits take a turn for each job (`shared.jobs.submits`); a requeued job keeps its turn. This module writes `owner_shares` and
+`shares`, to give turns back, and sets `jobs.parked` to false.
 """
 
 from collections.abc import Sequence
@@ -21,7 +29,8 @@ from shared.vocabulary.forecast import Reason
 
 def give_back(session: Session, job_ids: Sequence[UUID]) -> None:
     """Refund the turns of jobs that ended unclaimed, so that they cost their owners nothing."""
-    session.execute(_GIVE_BACK, {"ids": list(job_ids)})
+    for statement in (_GIVE_BACK_TO_OWNERS, _GIVE_BACK_TO_LANES):  # in the order in which submits lock the rows
+        session.execute(statement, {"ids": list(job_ids)})
 
 
 def unpark(session: Session) -> int:
@@ -46,16 +55,28 @@ def block_reason(session: Session, owner: str) -> Reason | None:
     return Reason.PAUSED if paused else Reason.LIMIT
 
 
-_GIVE_BACK = text("""
+_GIVE_BACK_TO_OWNERS = text("""
+WITH gone AS (
+  SELECT priority, owner, sum(virtual_finish - virtual_start) AS length
+  FROM jobs WHERE id = ANY(:ids) AND started_at IS NULL GROUP BY priority, owner
+), held AS (
+  SELECT owner_shares.* FROM owner_shares JOIN gone USING (priority, owner) ORDER BY priority, owner FOR UPDATE OF owner_shares
+)
+UPDATE owner_shares AS share SET finish = share.finish - gone.length FROM held JOIN gone USING (priority, owner)
+WHERE (share.priority, share.owner) = (held.priority, held.owner)
+""").bindparams(bindparam("ids"))
+
+# Between two jobs of a lane its owner may have had others elsewhere: if they are gone, too, they leave no gap.
+_GIVE_BACK_TO_LANES = text("""
 WITH gone AS (
   SELECT checkpoint, priority, owner, sum(virtual_finish - virtual_start) AS length
   FROM jobs WHERE id = ANY(:ids) AND started_at IS NULL GROUP BY checkpoint, priority, owner
 ), held AS (
-  -- In the order in which submits lock them.
   SELECT shares.* FROM shares JOIN gone USING (checkpoint, priority, owner)
   ORDER BY checkpoint, priority, owner FOR UPDATE OF shares
 )
-UPDATE shares SET finish = shares.finish - gone.length FROM held JOIN gone USING (checkpoint, priority, owner)
+UPDATE shares SET finish = least(shares.finish - gone.length, owner_shares.finish)
+FROM held JOIN gone USING (checkpoint, priority, owner) LEFT JOIN owner_shares USING (priority, owner)
 WHERE (shares.checkpoint, shares.priority, shares.owner) = (held.checkpoint, held.priority, held.owner)
 """).bindparams(bindparam("ids"))
 

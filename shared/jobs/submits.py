@@ -1,7 +1,8 @@
 """The submit of jobs: one SQL statement that takes their turns in the fair queue and inserts them.
 
-The turns of a lane, a queue of one owner's jobs at a checkpoint and priority, are taken at once and divided by cost, in the order
-of the jobs. Its row in `shares` is locked until the transaction ends, and other submits to the lane wait: so the statement is the
+The turns of an owner at a priority are taken at once and divided by cost, in the order of the jobs, over all checkpoints; then
+each finds its place in its lane, the queue of one owner's jobs at a checkpoint and priority. The owner's row in `owner_shares`,
+and the lanes' in `shares`, are locked until the transaction ends, and other submits of that owner wait: so the statement is the
 last of its transaction, and a commit is all that is waited for. `shared.jobs.fair_queue` says what turns are.
 
 A limited key has as many claimable jobs of a checkpoint and priority as it may run, and the rest parked: else claims would walk
@@ -52,33 +53,65 @@ WITH new AS MATERIALIZED (
 ), opened AS (
   INSERT INTO clocks (checkpoint, priority) SELECT DISTINCT checkpoint, priority FROM new ORDER BY checkpoint, priority
   ON CONFLICT DO NOTHING
+), begun AS (
+  INSERT INTO priority_clocks (priority) SELECT DISTINCT priority FROM new ORDER BY priority ON CONFLICT DO NOTHING
+), owner AS MATERIALIZED (
+  SELECT priority, owner, length, coalesce(virtual_now, 0) AS now
+  FROM (SELECT priority, owner, sum(length) AS length FROM new GROUP BY priority, owner) AS sums
+  LEFT JOIN priority_clocks USING (priority)
 ), lane AS MATERIALIZED (
-  SELECT checkpoint, priority, owner, coalesce(clocks.virtual_now, 0) AS now, length, room, (
+  SELECT checkpoint, priority, owner, room, (
     SELECT count(*) FROM (
       SELECT FROM jobs WHERE jobs.owner = sums.owner AND jobs.checkpoint = sums.checkpoint AND state = 'queued' AND NOT parked
       AND jobs.priority >= sums.priority LIMIT coalesce(room, 0)
     ) AS waiting
-  ) AS claimable
+  ) AS claimable, now - least(now, (
+    SELECT greatest(jobs.virtual_start, clocks.virtual_now)
+    FROM jobs WHERE jobs.checkpoint = sums.checkpoint AND jobs.priority = sums.priority AND state = 'queued' AND NOT parked
+    ORDER BY virtual_start, id LIMIT 1
+  )) AS behind
   FROM (
-    SELECT checkpoint, priority, owner, sum(length) AS length, min(room) AS room FROM new GROUP BY checkpoint, priority, owner
+    SELECT checkpoint, priority, owner, min(room) AS room FROM new GROUP BY checkpoint, priority, owner
   ) AS sums
+  JOIN owner USING (priority, owner)
   LEFT JOIN clocks USING (checkpoint, priority)
-), taken AS (
-  -- In one order, so that two who want several lanes wait for each other instead of for ever.
-  INSERT INTO shares AS share (checkpoint, priority, owner, finish)
-  SELECT checkpoint, priority, owner, now + length FROM lane ORDER BY checkpoint, priority, owner
-  ON CONFLICT (checkpoint, priority, owner) DO UPDATE
+), charged AS (
+  -- In one order, so that two who want several turns wait for each other instead of for ever.
+  INSERT INTO owner_shares AS share (priority, owner, finish)
+  SELECT priority, owner, now + length FROM owner ORDER BY priority, owner
+  ON CONFLICT (priority, owner) DO UPDATE
   SET finish = (
-    SELECT greatest(share.finish, lane.now) + lane.length FROM lane
-    WHERE (lane.checkpoint, lane.priority, lane.owner) = (share.checkpoint, share.priority, share.owner)
+    SELECT greatest(share.finish, owner.now) + owner.length FROM owner
+    WHERE (owner.priority, owner.owner) = (share.priority, share.owner)
   )
-  RETURNING checkpoint, priority, owner, finish
+  RETURNING priority, owner, finish
+), due AS MATERIALIZED (
+  SELECT place, checkpoint, priority, owner, new.length,
+    finish - owner.length + sum(new.length) OVER of_owner - new.length - behind AS start,
+    sum(new.length) OVER of_lane - new.length AS before,
+    coalesce(row_number() OVER of_lane > lane.room - claimable, false) AS parked
+  FROM new JOIN owner USING (priority, owner) JOIN charged USING (priority, owner) JOIN lane USING (checkpoint, priority, owner)
+  WINDOW of_owner AS (PARTITION BY priority, owner ORDER BY place ROWS UNBOUNDED PRECEDING),
+    of_lane AS (PARTITION BY checkpoint, priority, owner ORDER BY place ROWS UNBOUNDED PRECEDING)
+), ended AS MATERIALIZED (
+  -- OFFSET: the rows are locked in that order, as releases before schema 0024 do, which know no owner_shares.
+  SELECT checkpoint, priority, owner, (
+    SELECT finish FROM shares
+    WHERE (shares.checkpoint, shares.priority, shares.owner) = (used.checkpoint, used.priority, used.owner) FOR UPDATE
+  ) AS finish
+  FROM (SELECT DISTINCT checkpoint, priority, owner FROM due ORDER BY checkpoint, priority, owner OFFSET 0) AS used
+), turn AS MATERIALIZED (
+  SELECT place, checkpoint, priority, owner, parked, length, greatest(start, finish + before) AS start
+  FROM due JOIN ended USING (checkpoint, priority, owner)
+), moved AS (
+  INSERT INTO shares AS share (checkpoint, priority, owner, finish)
+  SELECT checkpoint, priority, owner, max(start + length) FROM turn
+  GROUP BY checkpoint, priority, owner ORDER BY checkpoint, priority, owner
+  ON CONFLICT (checkpoint, priority, owner) DO UPDATE SET finish = greatest(share.finish, excluded.finish)
 )
 INSERT INTO jobs (virtual_start, virtual_finish, parked, expires_at, {_NAMES})
-SELECT finish - lane.length + sum(new.length) OVER before - new.length, finish - lane.length + sum(new.length) OVER before,
-  coalesce(row_number() OVER before > lane.room - claimable, false), now() + make_interval(secs => expires_in_s), {_VALUES}
-FROM new JOIN lane USING (checkpoint, priority, owner) JOIN taken USING (checkpoint, priority, owner)
-WINDOW before AS (PARTITION BY checkpoint, priority, owner ORDER BY place ROWS UNBOUNDED PRECEDING)
+SELECT turn.start, turn.start + turn.length, turn.parked, now() + make_interval(secs => expires_in_s), {_VALUES}
+FROM new JOIN turn USING (place)
 RETURNING id, virtual_start, virtual_finish, parked, created_at, expires_at
 """  # noqa: S608 - constants
 

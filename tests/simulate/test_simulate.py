@@ -13,7 +13,7 @@ from tests.simulate import report
 from tests.simulate.__main__ import run
 from tests.simulate.day import Job, arrivals
 from tests.simulate.farm import Plan
-from tests.simulate.turns import Turns
+from tests.simulate.turns import FarmClocks, Turns
 from tests.support.factories import DEMO, params
 
 GOAL = Goal(target_wait_s=60, minimum=1, maximum=40)
@@ -53,21 +53,23 @@ def test_the_plot_is_a_picture_of_every_fleet(day: list[Job]) -> None:
 
 
 def test_claims_go_in_the_databases_order(db: Database) -> None:
-    """The same submits and claims, by turns, give the same jobs in memory and in Postgres."""
-    random, turns, by_row = Random(11), Turns(), {}
+    """The same submits and claims, by turns, give the same jobs in memory and in Postgres; one checkpoint falls behind."""
+    random, farm, by_row, claims = Random(11), FarmClocks(), {}, 0
+    turns = {name: Turns(farm) for name in (DEMO, "another", "rare")}
     weights = {_key(db, weight): weight for weight in (1.0, 3.0)}
-    claims = 0
-    for number in range(160):
+    for number in range(200):
+        name = random.choice(list(turns) if random.random() < 0.5 else [DEMO])
         if random.random() < 0.6:
             owner, priority, steps = random.choice(list(weights)), random.choice((-5, 0, 5)), random.randint(2, 9)
             with db.transaction() as session:
-                row = lifecycle.submit(session, params(steps=steps), max_attempts=1, owner=owner, priority=priority)
-                turns.submit(Job(number, owner, weights[owner], priority, row.cost, 0.0))
+                about = params(steps=steps, checkpoint=name)
+                row = lifecycle.submit(session, about, max_attempts=1, owner=owner, priority=priority)
+                turns[name].submit(Job(number, owner, weights[owner], priority, row.cost, 0.0))
                 by_row[row.id] = number
         else:
             with db.transaction() as session:
-                claim = lifecycle.claim_next(session, DEMO, "w", lease_s=60, oldest_level=number % 3 == 0)
-            ours = turns.claim(oldest_level=number % 3 == 0)
+                claim = lifecycle.claim_next(session, name, "w", lease_s=60, oldest_level=number % 3 == 0)
+            ours = turns[name].claim(oldest_level=number % 3 == 0)
             assert (ours.id if ours else None) == (by_row[claim.job_id] if claim else None)
             claims += claim is not None
     assert claims > 40

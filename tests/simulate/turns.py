@@ -11,10 +11,19 @@ from shared.vocabulary.forecast import Ahead
 from tests.simulate.day import Job
 
 
-class Turns:
-    """The queue of one checkpoint."""
+class FarmClocks:
+    """The clock of each priority and the shares of owners there, over all checkpoints."""
 
     def __init__(self) -> None:
+        self.now: dict[int, float] = defaultdict(float)
+        self.shares: dict[tuple[int, str], float] = {}
+
+
+class Turns:
+    """The queue of one checkpoint. All queues of a farm are given its clocks."""
+
+    def __init__(self, farm: FarmClocks | None = None) -> None:
+        self._farm = farm or FarmClocks()
         self._levels: dict[int, list[tuple[float, int, Job]]] = defaultdict(list)
         self._shares: dict[tuple[int, str], float] = {}
         self._clocks: dict[int, float] = defaultdict(float)
@@ -27,10 +36,12 @@ class Turns:
 
     def submit(self, job: Job) -> None:
         """Give a job its turn."""
-        share = (job.priority, job.owner)
-        now = self._clocks[job.priority]
-        job.virtual_start = max(self._shares.get(share, now), now)
-        self._shares[share] = job.virtual_start + job.cost / job.weight
+        share, length = (job.priority, job.owner), job.cost / job.weight
+        now = self._farm.now[job.priority]
+        start = max(self._farm.shares.get(share, now), now)
+        self._farm.shares[share] = start + length
+        job.virtual_start = max(start - self._behind(job.priority), self._shares.get(share, 0.0))
+        self._shares[share] = job.virtual_start + length
         self.give_back(job)
 
     def give_back(self, job: Job) -> None:
@@ -48,7 +59,8 @@ class Turns:
         start, number, job = heappop(self._levels[level])
         self._waiting.discard(number)
         self.cost -= job.cost
-        self._clocks[level] = max(self._clocks[level], start)
+        for clocks in (self._clocks, self._farm.now):
+            clocks[level] = max(clocks[level], start)
         return job
 
     def ahead(self, job: Job) -> Ahead:
@@ -61,6 +73,11 @@ class Turns:
             if level > job.priority or (start, number) < (job.virtual_start, job.id)
         ]
         return Ahead(min(len(costs), FARTHEST_COUNTED), sum(costs), is_all=len(costs) <= FARTHEST_COUNTED)
+
+    def _behind(self, level: int) -> float:
+        """Return how far the queue is behind the farm's clock."""
+        now, queue = self._farm.now[level], self._levels[level]
+        return now - min(now, max(queue[0][0], self._clocks[level])) if queue else 0.0
 
     def _oldest_level(self) -> int:
         while self._oldest[0][0] not in self._waiting:

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from api.auth import keys
 from api.auth.keys import NewKey
 from shared.infra.db import Database
-from shared.infra.tables import ClockRow
+from shared.infra.tables import PriorityClockRow
 from shared.jobs import claims, lifecycle
 from tests.support.factories import DEMO, params
 from tests.support.plans import explained
@@ -22,6 +22,7 @@ INDEXES = {
     "jobs_queued_by_owner",
     "keys_pkey",
     "clocks_pkey",
+    "priority_clocks_pkey",
 }
 FLOOD = f"""
 INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start, parked)
@@ -31,6 +32,7 @@ FROM generate_series(1, 20000) AS n;
 INSERT INTO keys (id, name, prefix, hash, scopes, max_running)
 SELECT 'o' || n, 'k', n, '', '{{}}', 10 FROM generate_series(0, 2000) AS n;
 INSERT INTO clocks (checkpoint, priority) SELECT 'c' || n / 20, n % 20 FROM generate_series(0, 1999) AS n;
+INSERT INTO priority_clocks (priority) SELECT n FROM generate_series(0, 1999) AS n;
 """  # noqa: S608 - constants
 
 
@@ -54,7 +56,7 @@ def test_the_worked_example_of_a_claim(db: Database) -> None:
 
     def clock() -> float:
         with db.transaction() as session:
-            return session.get_one(ClockRow, (DEMO, 0)).virtual_now / unit
+            return session.get_one(PriorityClockRow, 0).virtual_now / unit
 
     a1, a1_turn = submit(ada)
     a2, a2_turn = submit(ada)
@@ -87,7 +89,7 @@ def test_a_claim_walks_indexes_in_their_order(db: Database, which: str, plan_of:
         session.execute(text(FLOOD))
     # What is counted must be known, as autovacuum makes it known.
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE jobs, keys, clocks"))
+        connection.execute(text("VACUUM ANALYZE jobs, keys, clocks, priority_clocks"))
     about = {"checkpoint": DEMO, "worker_id": "w", "lease_s": 20.0}
     plan = explained(db, STATEMENTS[which], about, is_generic=plan_of == "any values")
     assert plan.indexes == INDEXES | ({"jobs_queued_by_age"} if which == "oldest level" else set())

@@ -27,6 +27,8 @@ WRITERS = {
     "uploads": {"shared.jobs.uploads"},
     "inputs": {"shared.jobs.inputs"},
     "removed_jobs": {"shared.jobs.removal"},
+    "owner_shares": {"shared.jobs.fair_queue", "shared.jobs.submits"},
+    "priority_clocks": {"shared.jobs.claims", "shared.jobs.submits"},
     "shares": {"shared.jobs.fair_queue", "shared.jobs.submits"},
     "clocks": {"shared.jobs.claims", "shared.jobs.submits"},
     "events": {"shared.jobs.outbox"},
