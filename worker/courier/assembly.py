@@ -56,6 +56,7 @@ class CourierWorker:
         maintenance.unpark_jobs(db)
         maintenance.end_overdue_jobs(db, redis)
         maintenance.record_progress(db, every_s=settings.webhook_progress_seconds)
+        maintenance.measure_demand(db)
         maintenance.forget_silent_workers(db)
         maintenance.forget_idempotency_keys(db)
         maintenance.forget_canaries(db)

@@ -11,7 +11,7 @@ from celery import Celery
 from redis import Redis
 from sqlalchemy.orm import Session
 
-from shared.fleet import registry
+from shared.fleet import demand, registry
 from shared.infra import broker, events
 from shared.infra.db import Database
 from shared.infra.storage import IMAGES, SNAPSHOTS, Storage, snapshot_key, upload_key
@@ -48,6 +48,12 @@ def forget_silent_workers(db: Database) -> None:
     """Delete the rows of workers whose heartbeats stopped long ago."""
     with db.transaction() as session:
         registry.forget(session)
+
+
+def measure_demand(db: Database) -> None:
+    """Bring up to date how much each checkpoint is wanted."""
+    with db.transaction() as session:
+        demand.measure(session)
 
 
 def forget_idempotency_keys(db: Database) -> None:
