@@ -8,23 +8,23 @@ import structlog
 import torch
 
 from shared.errors import NoDevice
-from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile
 from shared.files.weights import Shelves
 from shared.settings import Settings
 from worker.bundle import DeviceBundle
-from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.compiled import CompiledUNet
-from worker.diffusion.fingerprint import fingerprint
 from worker.diffusion.preview import Previewer, load_tiny
 from worker.diffusion.safety import SafetyChecker
-from worker.engine.draft import Library
+from worker.engine.draft import ExtraWeights
 from worker.engine.engine import Engine
 from worker.engine.limits import BatchLimits
 from worker.engine.profile import cached_for, free_bytes, is_faster_channels_last, learn
 from worker.engine.runner import DiffusionRunner
-from worker.health.fitness import Proof
+from worker.health.fitness import Proof, WeightsInMemory
+from worker.residency import budgets, reading
+from worker.residency.residency import Residency
+from worker.residency.source import CheckpointSource, GivenFiles
 
 DEFAULT_CACHE_DIR = Path(".farm/cache")
 FREE_BYTES_S = 1.0
@@ -36,43 +36,72 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 log = structlog.get_logger(__name__)
 
 
-def load(settings: Settings, file: CheckpointFile) -> DeviceBundle:
-    """Load a checkpoint and learn how much one UNet call may hold."""
+def load(settings: Settings, file: CheckpointFile, source: CheckpointSource | None = None) -> DeviceBundle:
+    """Load the first checkpoint and learn how much one UNet call may hold; `source` has those that may come after it."""
     device = chosen_device(settings)
     if device.type == "cpu":
         _spare_a_core()
     if settings.batching == "strict":
         _promise_bits(device)
-    loaded = checkpoint_loader.load(file, device, chosen_dtype(settings, device))
-    if is_channels_last(settings, loaded):
+    loaded, facts = reading.read(file, chosen_dtype(settings, device))
+    loaded = loaded.on(device)
+    if is_last := is_channels_last(settings, loaded):
         loaded.unet.to(memory_format=torch.channels_last)
-    # Its rounding depends on the rows of a call, which is what a strict image must not notice.
-    compiled = CompiledUNet(loaded.unet) if settings.compile and settings.batching != "strict" else None
+    limits = _learned_limits(settings, loaded)
+    residency = Residency(
+        loaded,
+        facts=facts,
+        source=source or GivenFiles(file),
+        outfit=lambda one: one.on(device, channels_last=is_last),
+        ram_bytes=budgets.ram(settings.ram_bytes),
+        vram_bytes=budgets.vram(settings.vram_bytes, free_bytes(device) if device.type == "cuda" else 0),
+    )
     shelves = Shelves.at(
         loras=settings.lora_dir,
         embeddings=settings.embedding_dir,
         vaes=settings.vae_dir,
         context_width=loaded.unet.config.cross_attention_dim,
     )
-    safety, sha256 = settings.safety_checker, checkpoints.digest(file)
+    safety, twins = settings.safety_checker, Twins(settings)
     return DeviceBundle(
-        engine=_engine(settings, loaded, shelves, compiled),
+        engine=Engine(_runner(settings, residency, shelves, twins), limits=limits),
         shelves=shelves,
         device_name=device_name(device),
         safety=SafetyChecker.load(safety, device, loaded.dtype) if safety else None,
         memory=lambda: memory(device),
-        proof=proof(f"{file.name} {sha256}", loaded),
+        proof=proof(loaded, residency),
         gpu_uuid=gpu_uuid(device),
-        sha256=sha256,
-        is_compiling=lambda: compiled is not None and compiled.is_busy,
+        sha256=facts.sha256,
+        is_compiling=lambda: twins.is_busy,
+        residency=residency,
     )
 
 
-def proof(weights: str, loaded: LoadedCheckpoint) -> Proof:
-    """Return the proof of a worker with these weights. Its key names all that a picture depends on beyond the code."""
-    kind = f"{device_name(loaded.device)} {loaded.dtype} torch {torch.__version__}"
-    modules = (loaded.unet, loaded.vae, loaded.text_encoder)
-    return Proof(f"{weights} {kind}", lambda: fingerprint(modules))
+class Twins:
+    """The compiled twins of a worker's UNets, one for each architecture; none unless the settings want them."""
+
+    def __init__(self, settings: Settings) -> None:
+        # Their rounding depends on the rows of a call, which is what a strict image must not notice.
+        self._are_wanted = settings.compile and settings.batching != "strict"
+        self._made: list[CompiledUNet] = []
+
+    def of(self, unet: Any) -> CompiledUNet | None:
+        """Return the twin of a UNet that is new."""
+        if not self._are_wanted:
+            return None
+        self._made.append(CompiledUNet(unet))
+        return self._made[-1]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any has a shape to compile."""
+        return any(one.is_busy for one in self._made)
+
+
+def proof(loaded: LoadedCheckpoint, weights: WeightsInMemory) -> Proof:
+    """Return the proof of a worker that renders with modules like these."""
+    order = " channels-last" if _lies_channels_last(loaded) else ""
+    return Proof(f"{device_name(loaded.device)} {loaded.dtype}{order} torch {torch.__version__}", weights)
 
 
 def gpu_uuid(device: torch.device) -> str | None:
@@ -96,7 +125,7 @@ def open_limits(settings: Settings, checkpoint: LoadedCheckpoint) -> BatchLimits
     """Return the batch limits remembered for this device and this kind of weights."""
     folder = settings.cache_dir or DEFAULT_CACHE_DIR
     channels = "-".join(str(channels) for channels in checkpoint.unet.config.block_out_channels)
-    if checkpoint.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+    if _lies_channels_last(checkpoint):
         channels += " channels-last"
     return BatchLimits(
         folder / "limits.json",
@@ -172,19 +201,24 @@ def _promise_bits(device: torch.device) -> None:
         torch.set_num_threads(1)
 
 
-def _engine(
-    settings: Settings, loaded: LoadedCheckpoint, shelves: Shelves, compiled: CompiledUNet | None
-) -> Engine[Any, Any]:
-    is_strict = settings.batching == "strict"
-    tiny = settings.preview_decoder
-    runner = DiffusionRunner.of(
-        loaded,
-        Library.at(loaded, shelves, memory_bytes=lora_memory(settings, loaded.device)),
-        Previewer(loaded.vae, load_tiny(tiny, loaded.device, loaded.dtype) if tiny else None),
-        strict_samples=settings.max_samples if is_strict else None,
-        compiled=compiled,
+def _lies_channels_last(checkpoint: LoadedCheckpoint) -> bool:
+    return bool(checkpoint.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last))
+
+
+def _runner(settings: Settings, residency: Residency, shelves: Shelves, twins: Twins) -> DiffusionRunner:
+    loaded = residency.modules.loaded
+    tiny = load_tiny(path, loaded.device, loaded.dtype) if (path := settings.preview_decoder) else None
+    return DiffusionRunner(
+        residency,
+        ExtraWeights.at(shelves, memory_bytes=lora_memory(settings, loaded.device)),
+        preview=lambda vae: Previewer(vae, tiny),
+        strict_samples=settings.max_samples if settings.batching == "strict" else None,
+        compile_=twins.of,
     )
+
+
+def _learned_limits(settings: Settings, loaded: LoadedCheckpoint) -> BatchLimits:
     limits = open_limits(settings, loaded)
-    if settings.profile_seconds and not is_strict:
+    if settings.profile_seconds and settings.batching != "strict":
         learn(limits, loaded, ceiling=settings.max_samples, budget_s=settings.profile_seconds)
-    return Engine(runner, limits=limits)
+    return limits

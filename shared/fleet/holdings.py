@@ -1,37 +1,15 @@
 """Holdings: the checkpoints that each gpu worker can load, and from how near. Only this module writes the table holdings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.infra.tables import CheckpointRow, HoldingRow, WorkerRow
-
-
-class Tier(StrEnum):
-    """Where a worker has the weights of a checkpoint, nearest first."""
-
-    RESIDENT = "resident"
-    VRAM = "vram"
-    RAM = "ram"
-    DISK = "disk"
-    BUCKET = "bucket"
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A checkpoint in a worker's library. `price_s` is the seconds to make it resident; `refused` why it cannot be."""
-
-    checkpoint: str
-    size_bytes: int
-    tier: Tier
-    price_s: float
-    sha256: str | None = None
-    refused: str | None = None
+from shared.vocabulary.holdings import Holding as Holding
+from shared.vocabulary.holdings import Tier as Tier
 
 
 def hold(session: Session, worker_id: str, holdings: Sequence[Holding]) -> None:

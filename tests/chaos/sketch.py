@@ -7,7 +7,7 @@ worker at a chosen moment, and a prompt that contains POISON always kills the wo
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ class Sketch:
     draft: Draft
     steps_done: int = 0
     bucket: str = "sketch"
+    checkpoint: str = "sketch"
     samples: int = 1
     cost: float = 1.0
 
@@ -100,12 +101,19 @@ class SketchRunner:
         self._ambush = ambush
         self._step_s = step_s
 
+    def price_s(self, checkpoint: Hashable) -> float:
+        del checkpoint
+        return 0.0
+
+    def turn_to(self, checkpoint: Hashable) -> None:
+        """Nothing is resident in a sketch."""
+
     def draft(self, spec: ImageSpec) -> Draft:
         self._ambush.pass_by("claimed")
         return Draft(spec)
 
     def prepare(self, draft: Draft, snapshot: Snapshot | None = None) -> Preparation[Sketch]:
-        return Preparation(no_way(Sketch(draft, snapshot.steps_done if snapshot else 0)))
+        return Preparation(no_way(Sketch(draft, snapshot.steps_done if snapshot else 0)), "sketch")
 
     def denoise(self, batch: Sequence[Sketch]) -> None:
         time.sleep(self._step_s / 2)

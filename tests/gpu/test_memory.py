@@ -14,7 +14,7 @@ from tests.support.ceiling import Ceiling
 from tests.support.company import beside_a_long_one, every_kind
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.engine import profile
-from worker.engine.draft import ImageDraft, Library
+from worker.engine.draft import ExtraWeights, ImageDraft
 from worker.engine.engine import Engine
 from worker.engine.latents import Latents
 from worker.engine.limits import BatchLimits
@@ -33,7 +33,7 @@ def large() -> LoadedCheckpoint:
 def test_the_host_waits_for_nothing_inside_a_tick(tmp_path: Path) -> None:
     """Images of every kind, LoRAs, embeddings, VAEs and pictures to start from included."""
     checkpoint = demo(torch.float16)
-    library = Library.at(checkpoint, adapters.shelves(tmp_path), memory_bytes=2**30)
+    library = ExtraWeights.at(adapters.shelves(tmp_path), memory_bytes=2**30)
     # Twice: libraries set up something or other at their first call. A new runner has forgotten its prompts.
     for quiet in (nullcontext, no_waiting):
         beside_a_long_one(DiffusionRunner.of(checkpoint, library), every_kind(), quiet=quiet, meanwhile=lambda: None)

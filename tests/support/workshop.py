@@ -20,7 +20,7 @@ from shared.infra.storage import Storage
 from shared.settings import Settings
 from tests.support import studio
 from tests.support.factories import DEMO
-from worker.engine.draft import Library
+from worker.engine.draft import ExtraWeights
 from worker.engine.runner import DiffusionRunner
 from worker.health.fitness import Unexamined
 from worker.periodic import Periodic
@@ -101,5 +101,5 @@ def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = Non
 
 
 def _runner(shelves: Shelves | None) -> DiffusionRunner:
-    library = Library.at(studio.demo(), shelves, memory_bytes=10**9) if shelves else None
+    library = ExtraWeights.at(shelves, memory_bytes=10**9) if shelves else None
     return DiffusionRunner.of(studio.demo(), library)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,14 @@ class LoadedCheckpoint:
     def is_inpainting(self) -> bool:
         """Whether the UNet reads a mask and the masked picture beside the latents."""
         return bool(self.unet.config.in_channels == INPAINTING_CHANNELS)
+
+    def on(self, device: torch.device, *, channels_last: bool = False) -> "LoadedCheckpoint":
+        """Move the modules to a device, their UNet's weights channels-last if so wanted. Raises torch's `OutOfMemoryError`."""
+        if channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+        modules = (self.unet.to(device), self.vae.to(device), self.text_encoder.to(device))
+        unet, vae, text_encoder = modules
+        return replace(self, unet=unet, vae=vae, text_encoder=text_encoder, device=device)
 
 
 def load(file: CheckpointFile, device: torch.device, dtype: torch.dtype) -> LoadedCheckpoint:

@@ -30,15 +30,15 @@ PromptReader = prompt_reader.PromptReader[Embedding]
 
 
 class PromptEncoder:
-    """Encodes scripts with one checkpoint's text encoder; caches chunks. For the engine's thread only."""
+    """Encodes scripts with a text encoder, whatever weights it has; caches chunks. For the engine's thread only."""
 
     def __init__(self, checkpoint: LoadedCheckpoint) -> None:
         self._checkpoint = checkpoint
         self._encoded = lru_cache(CACHED_CHUNKS)(self._encode)
 
     @torch.inference_mode()
-    def encode(self, script: Script, text_loras: Hashable = None) -> "Conditions":
-        """Encode all chunks of a script. `text_loras`, a cache key, names the LoRAs applied to the text encoder at the moment.
+    def encode(self, script: Script, text_loras: Hashable = None, weights: Hashable = None) -> "Conditions":
+        """Encode all chunks of a script. Two cache keys name the LoRAs that the text encoder has at the moment, and its weights.
 
         Raises `InvalidRequest` for a clip skip deeper than the text encoder.
         """
@@ -47,9 +47,11 @@ class PromptEncoder:
             raise InvalidRequest(f"clip_skip {script.clip_skip}: this checkpoint's text encoder has {layers} layers.")
         texts = {id(text): text for row in script.rows for _, text in row.timeline}
         chunks = {chunk for text in texts.values() for chunk in text}
-        return Conditions(script, {chunk: self._encoded(chunk, script.clip_skip, text_loras) for chunk in chunks})
+        return Conditions(
+            script, {chunk: self._encoded(chunk, script.clip_skip, text_loras, weights) for chunk in chunks}
+        )
 
-    def _encode(self, chunk: Chunk, clip_skip: int, _text_loras: Hashable) -> Tensor:
+    def _encode(self, chunk: Chunk, clip_skip: int, _text_loras: Hashable, _weights: Hashable) -> Tensor:
         """Return (77, width)."""
         tokenizer, encoder = self._checkpoint.tokenizer, self._checkpoint.text_encoder
         filling = CHUNK_TOKENS + 1 - len(chunk.slots)

@@ -99,48 +99,50 @@ class Adapters:
 
 
 class LoraShelf:
-    """Cache over the LoRAs of a folder: the last used stay loaded, up to a number of bytes. Thread-safe."""
+    """Cache over the LoRAs of a folder: the last used stay loaded, up to a number of bytes. Thread-safe.
 
-    def __init__(self, shelf: Shelf, checkpoint: LoadedCheckpoint, *, memory_bytes: int) -> None:
+    A LoRA is loaded for the layers of one architecture, whatever weights those have.
+    """
+
+    def __init__(self, shelf: Shelf, *, memory_bytes: int) -> None:
         self._shelf = shelf
-        self._checkpoint = checkpoint
         self._memory_bytes = memory_bytes
-        self._loaded: OrderedDict[WeightsFile, Future[LoadedLora]] = OrderedDict()
+        self._loaded: OrderedDict[tuple[WeightsFile, str], Future[LoadedLora]] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, name: str) -> LoadedLora:
+    def get(self, name: str, checkpoint: LoadedCheckpoint, architecture: str) -> LoadedLora:
         """Return a LoRA by name or alias, loading it on this thread or waiting for the one that does.
 
         Raises `WeightsMissing`, `BadWeights` or `OutOfMemory`.
         """
-        file = self._shelf.find(name)
+        key = self._shelf.find(name), architecture
         with self._lock:
-            future = self._loaded.get(file)
+            future = self._loaded.get(key)
             is_ours = future is None
             if future is None:
-                future = self._loaded[file] = Future()
-            self._loaded.move_to_end(file)
+                future = self._loaded[key] = Future()
+            self._loaded.move_to_end(key)
         if is_ours:
-            self._load(file, future)
+            self._load(key, checkpoint, future)
         return future.result()
 
-    def _load(self, file: WeightsFile, future: "Future[LoadedLora]") -> None:
+    def _load(self, key: tuple[WeightsFile, str], checkpoint: LoadedCheckpoint, future: "Future[LoadedLora]") -> None:
         try:
-            future.set_result(self._read(file))
+            future.set_result(self._read(key[0], checkpoint))
             self._shed(self._memory_bytes, keep=1)
         except BaseException as error:
             with self._lock:
-                self._loaded.pop(file, None)
+                self._loaded.pop(key, None)
             future.set_exception(error)
             raise
 
-    def _read(self, file: WeightsFile) -> LoadedLora:
+    def _read(self, file: WeightsFile, checkpoint: LoadedCheckpoint) -> LoadedLora:
         try:
-            return load(file, self._checkpoint)
+            return load(file, checkpoint)
         except OutOfMemory as error:
             out_of_memory.release(error)
         self._shed(0, keep=0)
-        return load(file, self._checkpoint)
+        return load(file, checkpoint)
 
     def _shed(self, memory_bytes: int, *, keep: int) -> None:
         """Drop the least recently used beyond `memory_bytes`, but never the `keep` last. Images in flight hold theirs anyway."""

@@ -32,7 +32,8 @@ from worker.diffusion.transfer import Readback
 DIFFUSERS_PREFIX = "decoder.mid_block."
 # What diffusers used to call the parts of an attention; its loader still reads such files, and so must we.
 RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
-RESIDENT = 2  # 0.17 GB each in half precision
+LOADED = 2  # 0.17 GB each in half precision
+SPACES = 32  # 50 kB each
 TILED_LATENT_PIXELS = 128 * 128  # 1024 px square: beyond, a whole decode wants over 4 GB
 SMALL_DEVICE_LATENT_PIXELS = 64 * 64
 SMALL_DEVICE_BYTES = 8 * 2**30
@@ -157,27 +158,48 @@ def load_vae(file: WeightsFile, checkpoint: LoadedCheckpoint, space: LatentSpace
     return loaded
 
 
-class VaeShelf:
-    """Cache over the VAEs of a folder: the `RESIDENT` last used stay loaded. Thread-safe."""
+@dataclass(frozen=True, slots=True)
+class OwnVae:
+    """A checkpoint's own VAE: what tells its weights and its modules from others', and a copy that nobody else uses."""
 
-    def __init__(self, shelf: Shelf, checkpoint: LoadedCheckpoint) -> None:
+    digest: str
+    architecture: str
+    copy: Callable[[], Any]
+
+
+class VaeShelf:
+    """Cache over the VAEs of a folder: the `LOADED` last used stay loaded. Thread-safe.
+
+    A VAE is compared with that of each checkpoint whose latents it is to show.
+    """
+
+    def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
-        self._checkpoint = checkpoint
-        self._space: LatentSpace | None = None
-        self._loaded: OrderedDict[WeightsFile, Any] = OrderedDict()
+        self._accepted: set[tuple[WeightsFile, str]] = set()
+        self._spaces: OrderedDict[str, LatentSpace] = OrderedDict()
+        self._loaded: OrderedDict[tuple[WeightsFile, str], Any] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str, checkpoint: LoadedCheckpoint, own: OwnVae) -> Any:
         """Return a VAE by name, loaded on this thread if need be. Raises `WeightsMissing`, `BadWeights` or `OutOfMemory`."""
         file = self._shelf.find(name)
+        key = file, own.architecture
         with self._lock:
-            if file not in self._loaded:
-                self._space = self._space or LatentSpace.of(self._checkpoint.vae)
-                self._loaded[file] = load_vae(file, self._checkpoint, self._space)
-            self._loaded.move_to_end(file)
-            while len(self._loaded) > RESIDENT:
+            if key not in self._loaded or (file, own.digest) not in self._accepted:
+                # Anew, too, for another checkpoint's latents: it is rare, and one that shows them wrong must not stay.
+                self._loaded[key] = load_vae(file, checkpoint, self._space(own))
+                self._accepted.add((file, own.digest))
+            self._loaded.move_to_end(key)
+            while len(self._loaded) > LOADED:
                 self._loaded.popitem(last=False)
-            return self._loaded[file]
+            return self._loaded[key]
+
+    def _space(self, own: OwnVae) -> LatentSpace:
+        if own.digest not in self._spaces:
+            self._spaces[own.digest] = LatentSpace.of(own.copy())
+            while len(self._spaces) > SPACES:
+                self._spaces.popitem(last=False)
+        return self._spaces[own.digest]
 
 
 def _launched(vae: Any, x: Tensor, retry: Callable[[], PixelReadback] | None) -> PixelReadback:

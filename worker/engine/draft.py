@@ -5,6 +5,8 @@ other images. `preparation.py` is the device's share, advanced by the engine's t
 """
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,10 +19,12 @@ from worker.diffusion.conditioning import PromptReader, Script
 from worker.diffusion.lora import LoraShelf, Mix
 from worker.diffusion.noise import FreshNoise, Noise
 from worker.diffusion.plan import Plan
-from worker.diffusion.textual_inversion import Embeddings
+from worker.diffusion.textual_inversion import Embedding, Embeddings
 from worker.diffusion.transfer import pinned
-from worker.diffusion.vae import VaeShelf
+from worker.diffusion.vae import OwnVae, VaeShelf
 from worker.engine.request import ImageSpec, Pass, Start
+from worker.residency.residency import Opened, Residency
+from worker.residency.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +34,12 @@ class PassDraft:
     All noise is unit noise, (1, 4, height/8, width/8), `fresh` (calls, 1, 4, height/8, width/8): `noise` is the latents' at the
     start, `fresh` the sampler's, `posterior` the encoder's for the picture to start from and `masked_posterior` for its unmasked
     part; None where the pass needs none. Prompt editing counts steps from the first call, `steps_skipped` into the schedule.
+    `vae` is named by the image; without one it is the checkpoint's.
     """
 
     spec: Pass
+    opened: Opened
+    vae: Any | None
     plan: Plan
     steps_skipped: int
     script: Script
@@ -43,6 +50,28 @@ class PassDraft:
     posterior: Tensor | None
     masked_posterior: Tensor | None
 
+    @property
+    def weights(self) -> Weights:
+        """The weights that it is walked with."""
+        return self.opened.weights
+
+    @property
+    def checkpoint(self) -> LoadedCheckpoint:
+        """The modules that they will be in."""
+        return self.opened.modules.loaded
+
+    @property
+    def vae_key(self) -> tuple[int, str]:
+        """What tells the VAE in use from others, and its weights from those that the same modules have at other times."""
+        return (
+            (id(self.vae), "") if self.vae is not None else (id(self.checkpoint.vae), self.weights.parts["vae"].digest)
+        )
+
+    @property
+    def vae_in_use(self) -> Any:
+        """The VAE that encodes and decodes its pictures."""
+        return self.checkpoint.vae if self.vae is None else self.vae
+
 
 @dataclass(frozen=True, slots=True)
 class ImageDraft:
@@ -51,7 +80,6 @@ class ImageDraft:
     seed: int
     passes: tuple[PassDraft, ...]
     start: Start | None
-    vae: Any
 
     @property
     def steps_total(self) -> int:
@@ -60,51 +88,43 @@ class ImageDraft:
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
-    """The LoRAs, VAEs and embeddings that images may name."""
+class ExtraWeights:
+    """The LoRAs, VAEs and embeddings that images may name; these in a folder."""
 
     loras: LoraShelf
     vaes: VaeShelf
-    embeddings: Embeddings | None
+    embeddings: Path | None
 
     @classmethod
-    def empty(cls, checkpoint: LoadedCheckpoint) -> "Library":
-        """Return a library without any weights."""
-        return cls.at(checkpoint, Shelves.at(), memory_bytes=0)
-
-    @classmethod
-    def at(cls, checkpoint: LoadedCheckpoint, shelves: Shelves, *, memory_bytes: int) -> "Library":
-        """Open a library over folders; it keeps at most `memory_bytes` of LoRAs loaded."""
-        width = checkpoint.text_encoder.config.hidden_size
-        folder = shelves.embeddings.folder
-        return cls(
-            LoraShelf(shelves.loras, checkpoint, memory_bytes=memory_bytes),
-            VaeShelf(shelves.vaes, checkpoint),
-            Embeddings(folder, width) if folder else None,
-        )
+    def at(cls, shelves: Shelves, *, memory_bytes: int) -> "ExtraWeights":
+        """Open folders; at most `memory_bytes` of LoRAs stay loaded."""
+        loras = LoraShelf(shelves.loras, memory_bytes=memory_bytes)
+        return cls(loras, VaeShelf(shelves.vaes), shelves.embeddings.folder)
 
 
 class Drafter:
-    """Makes drafts for one checkpoint. Thread-safe."""
+    """Makes drafts. Thread-safe."""
 
-    def __init__(self, checkpoint: LoadedCheckpoint, library: Library) -> None:
-        self._checkpoint = checkpoint
-        self._library = library
+    def __init__(self, residency: Residency, extras: ExtraWeights) -> None:
+        self._residency = residency
+        self._extras = extras
         self._reader = PromptReader()
+        self._embeddings: dict[int, Embeddings] = {}
 
     def draft(self, spec: ImageSpec) -> ImageDraft:
-        """Draft an image. Raises a `FarmError` that names missing or broken weights."""
-        vae = self._library.vaes.get(spec.vae) if spec.vae else self._checkpoint.vae
-        passes = tuple(self._draft_pass(spec, index) for index in range(len(spec.passes)))
-        return ImageDraft(spec.seed, passes, spec.start, vae)
+        """Draft an image; its checkpoints are read, if need be. Raises a `FarmError` that names missing or broken weights."""
+        names = [one.checkpoint or spec.checkpoint for one in spec.passes]
+        opened = {name: self._residency.open(name) for name in dict.fromkeys(names)}
+        passes = tuple(self._draft_pass(spec, index, opened[name]) for index, name in enumerate(names))
+        return ImageDraft(spec.seed, passes, spec.start)
 
-    def _draft_pass(self, spec: ImageSpec, index: int) -> PassDraft:
-        pass_spec = spec.passes[index]
+    def _draft_pass(self, spec: ImageSpec, index: int, opened: Opened) -> PassDraft:
+        pass_spec, checkpoint = spec.passes[index], opened.modules.loaded
         plan = plans.make(
             pass_spec.sampler,
             pass_spec.schedule,
             pass_spec.steps,
-            self._checkpoint.scheduler_config,
+            opened.weights.scheduler_config,
             last=pass_spec.last,
         )
         # A1111's rule: the second pass counts its own steps, an image-to-image pass those of the whole schedule.
@@ -115,26 +135,48 @@ class Drafter:
             steps=pass_spec.steps - skipped,
             clip_skip=spec.clip_skip,
             first_pass_steps=spec.passes[0].steps if index else None,
-            embeddings=self._library.embeddings.rescan() if self._library.embeddings else (),
+            embeddings=self._embeddings_of(checkpoint),
         )
-        unet_mix, text_mix = self._mixes(pass_spec.loras)
+        unet_mix, text_mix = self._mixes(pass_spec.loras, opened)
         # The order of the draws is diffusers': the encoder's, the start's, the masked picture's, the sampler's.
         noise = Noise(spec.seed, width=pass_spec.width, height=pass_spec.height)
-        device = self._checkpoint.device
+        device = checkpoint.device
         starts_from_pixels = spec.start is not None if index == 0 else pass_spec.is_enlarged_in_pixels
         posterior = noise.unit() if starts_from_pixels else None
         first = noise.first(spec.variation_seed, spec.variation_strength)
-        masked = noise.unit() if self._checkpoint.is_inpainting and spec.start is not None and index == 0 else None
+        masked = noise.unit() if checkpoint.is_inpainting and spec.start is not None and index == 0 else None
         fresh = noise.fresh(plan)
         posterior, masked = (None if one is None else pinned(one, device) for one in (posterior, masked))
         fresh = pinned(fresh, device) if isinstance(fresh, Tensor) else fresh
         return PassDraft(
-            pass_spec, plan, skipped, script, unet_mix, text_mix, pinned(first, device), fresh, posterior, masked
+            spec=pass_spec,
+            opened=opened,
+            vae=self._vae(spec.vae, opened) if spec.vae else None,
+            plan=plan,
+            steps_skipped=skipped,
+            script=script,
+            unet_mix=unet_mix,
+            text_mix=text_mix,
+            noise=pinned(first, device),
+            fresh=fresh,
+            posterior=posterior,
+            masked_posterior=masked,
         )
 
-    def _mixes(self, loras: tuple[Lora, ...]) -> tuple[Mix | None, Mix | None]:
+    def _vae(self, name: str, opened: Opened) -> Any:
+        modules, digest = opened.modules, opened.weights.parts["vae"].digest
+        own = OwnVae(digest, modules.architecture, partial(self._residency.vae, opened))
+        return self._extras.vaes.get(name, modules.loaded, own)
+
+    def _embeddings_of(self, checkpoint: LoadedCheckpoint) -> tuple[Embedding, ...]:
+        """Return the embeddings as wide as a checkpoint's prompts."""
+        folder, width = self._extras.embeddings, int(checkpoint.text_encoder.config.hidden_size)
+        return self._embeddings.setdefault(width, Embeddings(folder, width)).rescan() if folder else ()
+
+    def _mixes(self, loras: tuple[Lora, ...], opened: Opened) -> tuple[Mix | None, Mix | None]:
         """Return the mixes of LoRAs for the UNet and for the text encoder; None where no LoRA has a weight."""
-        pairs = [(self._library.loras.get(lora.name), lora) for lora in loras]
+        modules = opened.modules
+        pairs = [(self._extras.loras.get(lora.name, modules.loaded, modules.architecture), lora) for lora in loras]
         unet = Mix.of((loaded, lora.weight) for loaded, lora in pairs)
         text = Mix.of((loaded, lora.text_encoder_weight) for loaded, lora in pairs)
         return unet, text

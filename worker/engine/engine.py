@@ -1,6 +1,6 @@
 """Continuous batching: each tick schedules a batch, runs one UNet call for it and postprocesses its requests.
 
-A request goes through these stages, of which `tick` advances all:
+A request goes through these stages, of which `tick` advances all, but for those that need a checkpoint whose turn it is not:
 
     inbox ──admit──▶ preparing ──join──▶ running ──last step──▶ decoding ──finish──▶ its future
                          ▲                  │
@@ -12,7 +12,7 @@ image (`Runner.draft`). An exception of one request fails that request alone, an
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from threading import Condition, Thread
 from typing import Generic, Protocol, TypeVar
 
@@ -20,10 +20,11 @@ import structlog
 
 from shared.errors import Canceled, EngineStopped, FarmError, OutOfMemory, RenderFailed
 from worker.engine.pace import Pace
-from worker.engine.preparation import Preparation
+from worker.engine.preparation import Pending, Preparation
 from worker.engine.request import ActiveImage, Draft, ImageSpec, PendingPixels, Pixels, Request
 from worker.engine.scheduler import BatchScheduler, Limits
 from worker.engine.snapshot import Snapshot
+from worker.engine.turns import Turns
 
 D = TypeVar("D", bound=Draft)
 R = TypeVar("R", bound=ActiveImage)
@@ -33,6 +34,12 @@ log = structlog.get_logger(__name__)
 
 class Runner(Protocol[D, R]):
     """The engine's view of a device. Every method may raise `OutOfMemory`; all but `draft` run on the engine's thread."""
+
+    def price_s(self, checkpoint: Hashable) -> float:
+        """Return the seconds that it takes to turn to a checkpoint of a draft."""
+
+    def turn_to(self, checkpoint: Hashable) -> Pending | None:
+        """Make a checkpoint resident: whatever else is called uses its weights. None once it is, else what to wait for."""
 
     def draft(self, spec: ImageSpec) -> D:
         """Do the host's share, on any thread: read prompts, load weights, plan the steps, draw the noise."""
@@ -55,13 +62,23 @@ class Runner(Protocol[D, R]):
 
 def run_alone(runner: Runner[D, R], spec: ImageSpec) -> Pixels:
     """Render one image without batching: the reference for what the engine must produce."""
-    image = runner.prepare(runner.draft(spec)).result()
+    image = _prepared(runner, runner.prepare(runner.draft(spec)))
     while not image.is_over:
         if image.is_pass_over:
-            image = runner.prepare_next_pass(image).result()
+            image = _prepared(runner, runner.prepare_next_pass(image))
         else:
             runner.denoise([image])
     return runner.decode(image).pixels()
+
+
+def _prepared(runner: Runner[D, R], preparation: Preparation[R]) -> R:
+    """Finish a preparation, with the checkpoints that it asks for."""
+    while True:
+        while pending := runner.turn_to(preparation.checkpoint):
+            pending.wait()
+        if (image := preparation.poll()) is not None:
+            return image
+        preparation.wait()
 
 
 class Engine(Generic[D, R]):
@@ -70,6 +87,9 @@ class Engine(Generic[D, R]):
     def __init__(self, runner: Runner[D, R], *, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._runner = runner
         self._scheduler: BatchScheduler[Request] = BatchScheduler(limits)
+        self._turns: Turns[Hashable] = Turns(runner.price_s)
+        self._present: Hashable = None
+        self._absent: dict[Hashable, Pending] = {}
         self._inbox: deque[tuple[Request, D]] = deque()
         self._preparing: dict[Request, Preparation[R]] = {}
         self._running: dict[Request, R] = {}
@@ -126,21 +146,23 @@ class Engine(Generic[D, R]):
 
     def tick(self) -> None:
         """Schedule one batch, run its UNet call, postprocess its requests."""
-        began = self._clock()
         self._admit()
         self._drop_canceled()
+        self._take_turns()
+        began = self._clock()
         self._join_prepared()
-        batch = self._scheduler.schedule()
+        batch = self._scheduler.schedule(self._present)
         cost = sum(self._running[request].cost for request in batch)
         if batch:
             self._denoise(batch)
             for request in batch:
                 self._after_step(request)
         self._finish_decoded(wait=not self._running and not self._preparing)
+        if not batch:
+            self._wait_for_oldest_work()
+        self._turns.spent(self._clock() - began)
         if batch:
             self.pace = self.pace.after(self._clock() - began, cost=cost, images=len(batch))
-        elif self._preparing:
-            self._wait_for_oldest_preparation()
 
     def _run(self) -> None:
         while self._wait_for_work():
@@ -176,17 +198,53 @@ class Engine(Generic[D, R]):
         for request in [request for request in self._preparing if request.is_canceled]:
             self._fail_preparing(request, Canceled())
 
+    def _take_turns(self) -> None:
+        """Make the checkpoint resident whose turn it is. One that cannot be costs its own requests alone."""
+        self._absent = {one: pending for one, pending in self._absent.items() if not pending.is_ready}
+        while (chosen := self._turns.choose(self._wanted())) is not None and chosen != self._present:
+            # A picture that overflowed is decoded once more, by the VAE that is resident then.
+            while self._decoding:
+                self._finish_decoded(wait=True)
+            try:
+                pending = self._runner.turn_to(chosen)
+            except Exception as error:  # noqa: BLE001 - as below
+                self._present = None
+                self._fail_of(chosen, _as_render_error(error))
+                continue
+            finally:
+                self._report_progress()
+            if pending is None:
+                self._present = chosen
+            else:
+                self._present, self._absent[chosen] = None, pending
+
+    def _wanted(self) -> list[Hashable]:
+        """Return the checkpoints that requests need next, but for those that are being read again."""
+        preparing = dict.fromkeys(preparation.checkpoint for preparation in self._preparing.values())
+        return [one for one in self._scheduler.checkpoints() | preparing if one not in self._absent]
+
+    def _fail_of(self, checkpoint: Hashable, error: Exception) -> None:
+        """Fail all requests that need a checkpoint next."""
+        for request in self._scheduler.of(checkpoint):
+            self._remove(request, error)
+        for request in [one for one, preparation in self._preparing.items() if preparation.checkpoint == checkpoint]:
+            self._fail_preparing(request, error)
+
     def _join_prepared(self) -> None:
-        """Advance every preparation as far as it goes without waiting; those that are done join the running requests.
+        """Advance preparations as far as they go without waiting; those that are done join the running requests.
 
         `poll` raises whatever encoding or upscaling raised (`OutOfMemory`, `NotANumber`, an unknown crash).
         """
         for request, preparation in list(self._preparing.items()):
+            if preparation.checkpoint != self._present:
+                continue
             self._report_progress()
             try:
                 image = preparation.poll()
                 if image is not None:
-                    self._scheduler.add(request, image.bucket, samples=image.samples, cost=image.cost)
+                    self._scheduler.add(
+                        request, image.bucket, samples=image.samples, cost=image.cost, checkpoint=image.checkpoint
+                    )
             except Exception as error:  # noqa: BLE001 - one bad request must not end the others
                 self._fail_preparing(request, _as_render_error(error))
                 continue
@@ -195,12 +253,19 @@ class Engine(Generic[D, R]):
                 self._running[request] = image
                 self._after_step(request)
 
-    def _wait_for_oldest_preparation(self) -> None:
+    def _wait_for_oldest_work(self) -> None:
         """Wait for the pending piece of work of the oldest preparation, since there is nothing to denoise.
 
         Not for all of its pieces: meanwhile others may come, who need none, or go. `wait` raises only where the device breaks.
         """
-        request, preparation = next(iter(self._preparing.items()))
+        mine = [(one, its) for one, its in self._preparing.items() if its.checkpoint == self._present]
+        if not mine and not self._wanted():
+            for pending in list(self._absent.values())[:1]:
+                pending.wait()
+        for request, preparation in mine[:1]:
+            self._wait_for(request, preparation)
+
+    def _wait_for(self, request: Request, preparation: Preparation[R]) -> None:
         try:
             preparation.wait()
         except Exception as error:  # noqa: BLE001 - as above

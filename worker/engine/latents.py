@@ -12,6 +12,7 @@ from worker.diffusion.plan import Walk
 from worker.diffusion.transfer import to_device
 from worker.engine.draft import ImageDraft, PassDraft
 from worker.engine.snapshot import Snapshot
+from worker.residency.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class Latents:
     extra: Tensor | None = None
     passes_left: tuple[PassDraft, ...] = ()
     steps_before: int = 0
+
+    @property
+    def checkpoint(self) -> Weights:
+        """The weights that the present pass is walked with."""
+        return self.present.weights
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 `draft.py` is the host's share of the work, done at once on the submitting thread. This is the device's share, advanced by the
 engine's thread between UNet calls: the generator yields each piece of work that it would have to wait for, and is resumed when
-that is done.
+that is done. It says, too, when it needs the weights of another checkpoint; it is resumed once those are resident.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from concurrent import futures
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -23,11 +23,18 @@ class Pending(Protocol):
         """Block until the work is done."""
 
 
-PreparationSteps = Generator[Pending, None, R_co]
+class Turn:
+    """Says that what follows needs the weights of a checkpoint."""
+
+    def __init__(self, checkpoint: Hashable) -> None:
+        self.checkpoint = checkpoint
+
+
+PreparationSteps = Generator[Pending | Turn, None, R_co]
 
 
 class Preparation(Generic[R_co]):
-    """Drives the generator of one image.
+    """Drives the generator of one image. `checkpoint` is what must be resident when it is polled next.
 
     For example one that encodes the picture to start from:
 
@@ -37,7 +44,8 @@ class Preparation(Generic[R_co]):
             return Latents(...)  # `poll` returns this
     """
 
-    def __init__(self, steps: PreparationSteps[R_co]) -> None:
+    def __init__(self, steps: PreparationSteps[R_co], checkpoint: Hashable = None) -> None:
+        self.checkpoint = checkpoint
         self._steps = steps
         self._pending: Pending | None = None
 
@@ -45,10 +53,14 @@ class Preparation(Generic[R_co]):
         """Advance as far as it goes without waiting; return the image if it is prepared, else None. Raises what a step raised."""
         while self._pending is None or self._pending.is_ready:
             try:
-                self._pending = next(self._steps)
+                step = next(self._steps)
             except StopIteration as end:
                 image: R_co = end.value
                 return image
+            self._pending = None if isinstance(step, Turn) else step
+            if isinstance(step, Turn) and step.checkpoint != self.checkpoint:
+                self.checkpoint = step.checkpoint
+                return None
         return None
 
     def wait(self) -> None:

@@ -22,6 +22,7 @@ class Pass:
 
     The first pass starts from pure noise, or from the image's `Start`; a later pass (hires fix) starts from the result of the
     pass before, upscaled to its size by the `upscaler`. From a picture, only the `last` of the `steps` are made; None means all.
+    Without a `checkpoint` of its own it is walked with the image's.
     """
 
     prompt: str
@@ -33,6 +34,7 @@ class Pass:
     sampler: Sampler
     schedule: Schedule
     last: int | None = None
+    checkpoint: str | None = None
     loras: tuple[Lora, ...] = ()
     upscaler: Upscaler | None = None
 
@@ -53,10 +55,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpec:
-    """Everything that decides one image's pixels."""
+    """Everything that decides one image's pixels. `checkpoint` is its name; "" is the one that the engine began with."""
 
     passes: tuple[Pass, ...]
     seed: int
+    checkpoint: str = ""
     variation_seed: int = 0
     variation_strength: float = 0.0
     clip_skip: int = 1
@@ -74,6 +77,10 @@ class Draft(Protocol):
 
 class ActiveImage(Protocol):
     """A runner's own state of an image between steps; the engine reads only this much."""
+
+    @property
+    def checkpoint(self) -> Hashable:
+        """What must be resident for the next step."""
 
     @property
     def bucket(self) -> Hashable:

@@ -1,8 +1,9 @@
 """Batch scheduler: chooses the requests of the next UNet call by start-time fair queuing over buckets. No torch.
 
-Requests of one bucket may share a call. Within a bucket the oldest go first, so that images finish soon. Each tick goes to the
-bucket with the least service so far, counted in cost (fair queuing, Demers et al. 1989). A bucket that was empty starts level
-with the least served other, so that absence saves up no service and no bucket starves.
+Requests of one checkpoint and bucket may share a call; whose turn it is among checkpoints, `turns` decides. Within a bucket the
+oldest go first, so that images finish soon. Each tick goes to the bucket with the least service so far, counted in cost (fair
+queuing, Demers et al. 1989). A bucket that was empty starts level with the least served other, so that absence saves up no
+service and no bucket starves.
 """
 
 from collections.abc import Hashable
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 R = TypeVar("R", bound=Hashable)
+Key = tuple[Hashable, Hashable]  # checkpoint and bucket
 
 
 class Limits(Protocol):
@@ -47,8 +49,8 @@ class BatchScheduler(Generic[R]):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._buckets: dict[Hashable, Bucket[R]] = {}
-        self._bucket_keys: dict[R, Hashable] = {}
+        self._buckets: dict[Key, Bucket[R]] = {}
+        self._bucket_keys: dict[R, Key] = {}
 
     def __len__(self) -> int:
         return len(self._bucket_keys)
@@ -57,13 +59,21 @@ class BatchScheduler(Generic[R]):
         """Return all scheduled requests."""
         return list(self._bucket_keys)
 
-    def add(self, request: R, bucket: Hashable, *, samples: int, cost: float) -> None:
-        """Add a request; it may be in the next batch."""
-        if bucket not in self._buckets:
-            level = min((other.served for other in self._buckets.values()), default=0.0)
-            self._buckets[bucket] = Bucket(served=level)
-        self._buckets[bucket].entries[request] = BucketEntry(request, samples, cost)
-        self._bucket_keys[request] = bucket
+    def checkpoints(self) -> dict[Hashable, None]:
+        """Return the checkpoints that have requests, each once, in the order of their oldest buckets."""
+        return dict.fromkeys(checkpoint for checkpoint, _ in self._buckets)
+
+    def of(self, checkpoint: Hashable) -> list[R]:
+        """Return the requests of a checkpoint."""
+        return [request for request, (its, _) in self._bucket_keys.items() if its == checkpoint]
+
+    def add(self, request: R, bucket: Hashable, *, samples: int, cost: float, checkpoint: Hashable = None) -> None:
+        """Add a request; it may be in the next batch of its checkpoint."""
+        key = checkpoint, bucket
+        if key not in self._buckets:
+            self._buckets[key] = Bucket(served=min((one.served for one in self._beside(checkpoint)), default=0.0))
+        self._buckets[key].entries[request] = BucketEntry(request, samples, cost)
+        self._bucket_keys[request] = key
 
     def remove(self, request: R) -> None:
         """Remove a request, and its bucket if that is empty."""
@@ -73,12 +83,13 @@ class BatchScheduler(Generic[R]):
         if not bucket.entries:
             del self._buckets[key]
 
-    def schedule(self) -> list[R]:
-        """Choose the next batch and charge its bucket for it. Empty only if there are no requests."""
-        if not self._buckets:
+    def schedule(self, checkpoint: Hashable = None) -> list[R]:
+        """Choose a checkpoint's next batch and charge its bucket for it. Empty only if the checkpoint has no requests."""
+        bucket = min(self._beside(checkpoint), key=lambda one: one.served, default=None)
+        if bucket is None:
             return []
-        key, bucket = min(self._buckets.items(), key=lambda item: item[1].served)
-        batch = _fitting(bucket, self._limits.limit(key))
+        _, shape = self._bucket_keys[next(iter(bucket.entries))]
+        batch = _fitting(bucket, self._limits.limit(shape))
         bucket.served += sum(entry.cost for entry in batch)
         return [entry.request for entry in batch]
 
@@ -96,7 +107,11 @@ class BatchScheduler(Generic[R]):
     def _size(self, batch: list[R]) -> tuple[Hashable, int]:
         """Return a batch's bucket and number of samples."""
         key = self._bucket_keys[batch[0]]
-        return key, sum(self._buckets[key].entries[request].samples for request in batch)
+        return key[1], sum(self._buckets[key].entries[request].samples for request in batch)
+
+    def _beside(self, checkpoint: Hashable) -> list[Bucket[R]]:
+        """Return the buckets of a checkpoint."""
+        return [bucket for (its, _), bucket in self._buckets.items() if its == checkpoint]
 
 
 def _fitting(bucket: Bucket[R], limit: int) -> list[BucketEntry[R]]:

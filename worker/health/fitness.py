@@ -1,19 +1,28 @@
-"""Self-examination of a gpu worker: its weights must be the bits that it loaded, its canary must agree with other workers'.
+"""Self-examination of a gpu worker: its weights must be the bits that it loaded, its canaries must agree with other workers'.
 
 The weights are checksummed again before any picture is handed out, which on a GPU takes milliseconds; the canary is rendered at
-the start, now and then, and after a strange error. A worker that fails either is condemned, once, and vouches for nothing more.
+the start, now and then, and after a strange error, with the checkpoint that is resident then. A worker that fails either is
+condemned, once, and vouches for nothing more.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 import structlog
 
-from shared.errors import DatabaseUnavailable, EngineStopped, OutOfMemory, WorkerUnfit
+from shared.errors import (
+    BadWeights,
+    DatabaseUnavailable,
+    EngineStopped,
+    OutOfMemory,
+    Unavailable,
+    WeightsMissing,
+    WorkerUnfit,
+)
 from shared.infra.db import Database
 from shared.vocabulary.samplers import Sampler, Schedule
 from worker.engine.engine import Engine
@@ -42,12 +51,33 @@ CANARY = ImageSpec(
 log = structlog.get_logger(__name__)
 
 
+class WeightsInMemory(Protocol):
+    """The weights of a device's checkpoints."""
+
+    @property
+    def resident(self) -> str:
+        """The checkpoint whose turn it is or was last."""
+
+    def sha256(self, name: str) -> str | None:
+        """Return the digest of a checkpoint's file."""
+
+    def digest(self, name: str) -> str | None:
+        """Return the digest of a checkpoint's bits in memory as they were first read."""
+
+    def are_sound(self) -> bool:
+        """Whether no weights have changed since. Raises `OutOfMemory` where that cannot be told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How a device is examined: workers with the same `key` must agree, `weights` checksums the weights in memory."""
+    """How a device is examined. `kind` names all that a picture depends on beyond code and checkpoint."""
 
-    key: str
-    weights: Callable[[], str]
+    kind: str
+    weights: WeightsInMemory
+
+    def key(self, checkpoint: str) -> str:
+        """Return the key under which workers must agree about a checkpoint."""
+        return f"{checkpoint} {self.weights.sha256(checkpoint)} {self.kind}"
 
 
 class FitnessCheck(Protocol):
@@ -82,7 +112,7 @@ class Fitness:
     condemn: Callable[[str], None]
     timeout_s: float
     clock: Callable[[], float] = time.monotonic
-    _first: CanaryResult | None = None
+    _first: dict[str, CanaryResult] = field(default_factory=dict)
     _reason: str | None = None
     _summed_at: float = float("-inf")
     _summing: Lock = field(default_factory=Lock)
@@ -90,8 +120,9 @@ class Fitness:
 
     def open(self) -> None:
         """Examine a worker that has not begun. Raises `WorkerUnfit`, also on a tie with another worker."""
-        self._first = result = self._render_canary()
-        if reason := contradiction(result, self._others(result), is_new=True):
+        key, result = self._render_canary()
+        self._first[key] = result
+        if reason := contradiction(result, self._others(key, result), is_new=True):
             raise WorkerUnfit(reason)
 
     def examine(self) -> bool:
@@ -119,7 +150,7 @@ class Fitness:
 
     def _changed_weights(self) -> str | None:
         try:
-            is_same = self._first is None or self.proof.weights() == self._first.weights
+            is_same = self.proof.weights.are_sound()
         except OutOfMemory:  # a device that is full is not broken; the job is tried again
             raise
         except Exception as error:  # noqa: BLE001 - a device that cannot add up has no error of its own
@@ -128,8 +159,11 @@ class Fitness:
 
     def _fault(self) -> str | None:
         try:
-            result = self._render_canary()
+            key, result = self._render_canary()
         except EngineStopped:
+            return None
+        except (BadWeights, WeightsMissing, Unavailable) as error:
+            log.warning("canary.no_checkpoint", error=str(error))  # a file that went away is no fault of the device
             return None
         except TimeoutError:
             log.warning("canary.not_finished", timeout_s=self.timeout_s)  # a device that hangs is the watchdog's
@@ -139,19 +173,22 @@ class Fitness:
             return None
         except Exception as error:  # noqa: BLE001 - whatever a broken device raises
             return f"The canary could not be rendered: {error}"
-        own = _fault_between(result, self._first) if self._first else None
-        return own or contradiction(result, self._others(result))
+        own = _fault_between(result, self._first.setdefault(key, result))
+        return self._changed_weights() or own or contradiction(result, self._others(key, result))
 
-    def _render_canary(self) -> CanaryResult:
-        picture = self.engine.submit(CANARY).result(self.timeout_s)
+    def _render_canary(self) -> tuple[str, CanaryResult]:
+        """Render the canary with the resident checkpoint; returns the key that others share, too."""
+        checkpoint = self.proof.weights.resident
+        picture = self.engine.submit(replace(CANARY, checkpoint=checkpoint)).result(self.timeout_s)
         if not np.ptp(picture):
             raise WorkerUnfit("The canary is one flat colour.")
-        return CanaryResult(self.proof.weights(), picture.tobytes())
+        result = CanaryResult(self.proof.weights.digest(checkpoint) or "", picture.tobytes())
+        return self.proof.key(checkpoint), result
 
-    def _others(self, result: CanaryResult) -> Sequence[CanaryResult]:
+    def _others(self, key: str, result: CanaryResult) -> Sequence[CanaryResult]:
         try:
             with self.db.transaction() as session:
-                return canaries.record(session, self.proof.key, self.worker_id, result)
+                return canaries.record(session, key, self.worker_id, result)
         except DatabaseUnavailable:
             # What it showed when it started is known without.
             log.warning("canary.not_compared")

@@ -39,6 +39,7 @@ class EngineSpecs:
             ImageSpec(
                 passes=passes,
                 seed=seed,
+                checkpoint=params.checkpoint,
                 variation_seed=variation_seed,
                 variation_strength=params.variation.strength if params.variation else 0.0,
                 clip_skip=params.clip_skip,

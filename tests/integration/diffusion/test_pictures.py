@@ -25,7 +25,7 @@ from tests.support.factories import params
 from tests.support.studio import DemoEngine, demo, spec
 from tests.support.waiting import LIMIT_S
 from worker.diffusion.lora import Mix
-from worker.engine.draft import Library
+from worker.engine.draft import ExtraWeights
 from worker.engine.engine import run_alone
 from worker.engine.request import ImageSpec, Pixels, Start
 from worker.engine.runner import DiffusionRunner
@@ -134,7 +134,7 @@ def test_a_lora_does_its_work_beside_images_without_it(tmp_path: Path) -> None:
     """One that reads red as blue, in one batch at several weights; no weight changes no bit."""
     adapters.written(tmp_path / "swap.safetensors", adapters.recoloring("red", "blue"))
     shelves = Shelves.at(loras=tmp_path, context_width=adapters.WIDTH)
-    runner = DiffusionRunner.of(demo(), Library.at(demo(), shelves, memory_bytes=10**9))
+    runner = DiffusionRunner.of(demo(), ExtraWeights.at(shelves, memory_bytes=10**9))
     prompt = "a red circle on a green background"
     swaps = {weight: (Lora(name="swap", weight=weight, text_encoder_weight=0.0),) for weight in (0.0, 0.5, 1.0)}
     with studio.running(runner) as engine:
@@ -155,7 +155,7 @@ def test_an_embedding_does_its_work(tmp_path: Path) -> None:
     vectors = demo().text_encoder.get_input_embeddings().weight[tokens]
     save_file({"emb_params": vectors.clone()}, tmp_path / "Rubyball.safetensors")
     shelves = Shelves.at(embeddings=tmp_path, context_width=adapters.WIDTH)
-    runner = DiffusionRunner.of(demo(), Library.at(demo(), shelves, memory_bytes=0))
+    runner = DiffusionRunner.of(demo(), ExtraWeights.at(shelves, memory_bytes=0))
     named = run_alone(runner, spec(prompt="a rubyball on a blue background", seed=1))
     assert (named == run_alone(runner, spec(prompt="a red circle on a blue background", seed=1))).all()
     assert seen(named) == ("red", {"blue"})
@@ -182,7 +182,7 @@ def test_another_vae_decodes_what_it_is_asked_to(tmp_path: Path) -> None:
     )
     save_file(weights, tmp_path / "negative.safetensors")
     shelves = Shelves.at(vaes=tmp_path, context_width=adapters.WIDTH)
-    runner = DiffusionRunner.of(demo(), Library.at(demo(), shelves, memory_bytes=0))
+    runner = DiffusionRunner.of(demo(), ExtraWeights.at(shelves, memory_bytes=0))
     plain, negative = (run_alone(runner, spec(seed=1, vae=vae)).astype(int) for vae in (None, "negative"))
     assert np.abs(plain + negative - 255).max() <= 1
 

@@ -23,7 +23,7 @@ from worker.diffusion import checkpoint_loader
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.preview import Previewer
 from worker.engine import profile
-from worker.engine.draft import Library
+from worker.engine.draft import ExtraWeights
 from worker.engine.engine import Engine, run_alone
 from worker.engine.runner import DiffusionRunner
 from worker.engine.snapshot import pack, unpack
@@ -46,7 +46,7 @@ def loaded(dtype: torch.dtype = torch.float32) -> LoadedCheckpoint:
 @pytest.mark.usefixtures("gpu")
 def test_the_pictures_are_the_cpus(tmp_path: Path) -> None:
     ours, theirs = (
-        DiffusionRunner.of(one, Library.at(one, adapters.shelves(tmp_path / one.device.type), memory_bytes=2**30))
+        DiffusionRunner.of(one, ExtraWeights.at(adapters.shelves(tmp_path / one.device.type), memory_bytes=2**30))
         for one in (loaded(), studio.demo())
     )
     for spec in every_kind()[:8]:
@@ -57,7 +57,7 @@ def test_the_pictures_are_the_cpus(tmp_path: Path) -> None:
 def test_no_tick_waits_while_there_is_something_to_denoise(tmp_path: Path) -> None:
     """Whatever comes, is encoded, shown, enlarged and developed beside it."""
     checkpoint = loaded()
-    library = Library.at(checkpoint, adapters.shelves(tmp_path), memory_bytes=2**30)
+    library = ExtraWeights.at(adapters.shelves(tmp_path), memory_bytes=2**30)
     shown = beside_a_long_one(
         DiffusionRunner.of(checkpoint, library), every_kind(), quiet=phantom.no_waiting, meanwhile=phantom.finish
     )
@@ -165,7 +165,7 @@ def test_a_worker_gets_ready_on_a_gpu_and_renders(
     assert (bundle.device_name, bundle.gpu_uuid) == ("Phantom", "GPU-phantom")
     assert bundle.memory() == {"free": 80 * 2**30, "total": 80 * 2**30}
     assert bundle.proof is not None
-    assert bundle.proof.weights() == bundle.proof.weights()
+    assert bundle.proof.weights.are_sound()
     request = bundle.engine.submit(studio.spec(width=64, height=64, steps=4))
     while not request.is_done:
         bundle.engine.tick()

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import FrozenInstanceError, fields, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,10 +166,13 @@ def test_a_worker_that_fails_its_examination_is_listed_as_unfit(
     settings: Settings, db: Database, celery: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = sketch.load
-    proof = Proof("key", lambda: "flipped")
+    weights: Any = SimpleNamespace(
+        resident="sketch", sha256=lambda _: "sha256", digest=lambda _: "flipped", are_sound=lambda: True
+    )
+    proof = Proof("kind", weights)
     monkeypatch.setattr(sketch, "load", lambda *parts: replace(load(*parts), proof=proof))
     with db.transaction() as session:
-        canaries.record(session, "key", "other", CanaryResult("weights", b""))
+        canaries.record(session, proof.key("sketch"), "other", CanaryResult("weights", b""))
     with pytest.raises(WorkerUnfit):
         assembled(settings, celery)
     assert listed(db) == {NAME: "The weights in memory are not those of the same file elsewhere."}

@@ -33,11 +33,11 @@ from tests.support.waiting import LIMIT_S
 from worker import device
 from worker.assembly import UNFIT_EXIT_STATUS
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
-from worker.diffusion.fingerprint import fingerprint
 from worker.engine.runner import DiffusionRunner
 from worker.health import canaries
 from worker.health.canaries import CanaryResult
-from worker.health.fitness import CANARY, Fitness, Proof, contradiction
+from worker.health.fitness import CANARY, Fitness, contradiction
+from worker.residency.residency import Residency
 from worker.slots.attempts import Attempts
 from worker.slots.claim_gate import ClaimGate
 from worker.slots.guarded_engine import GuardedEngine
@@ -60,14 +60,19 @@ def loaded() -> LoadedCheckpoint:
 
 
 @pytest.fixture
-def engine(loaded: LoadedCheckpoint) -> Iterator[DemoEngine]:
-    with studio.running(DiffusionRunner.of(loaded)) as engine:
+def residency(loaded: LoadedCheckpoint) -> Residency:
+    return Residency(loaded)
+
+
+@pytest.fixture
+def engine(residency: Residency) -> Iterator[DemoEngine]:
+    with studio.running(DiffusionRunner(residency)) as engine:
         yield engine
 
 
 @pytest.fixture
-def fitness(engine: DemoEngine, loaded: LoadedCheckpoint, db: Database) -> Fitness:
-    return Fitness(engine, proof(loaded), db, "w", condemned(db), timeout_s=LIMIT_S)
+def fitness(engine: DemoEngine, loaded: LoadedCheckpoint, residency: Residency, db: Database) -> Fitness:
+    return Fitness(engine, device.proof(loaded, residency), db, "w", condemned(db), timeout_s=LIMIT_S)
 
 
 @pytest.fixture
@@ -88,10 +93,6 @@ def renderer(
         leases,
         ClaimGate(16),
     )
-
-
-def proof(loaded: LoadedCheckpoint) -> Proof:
-    return device.proof("farm-demo", loaded)
 
 
 def condemned(db: Database) -> Any:
@@ -125,12 +126,10 @@ def test_more_voices_win(mine: CanaryResult, others: list[CanaryResult], is_new:
     assert (contradiction(mine, others, is_new=is_new) is not None) is is_wrong
 
 
-def test_any_flipped_bit_changes_the_fingerprint(loaded: LoadedCheckpoint) -> None:
-    before = fingerprint([loaded.unet])
-    loaded.unet.to(memory_format=torch.channels_last)
-    assert fingerprint([loaded.unet]) == before
+def test_any_flipped_bit_in_the_modules_is_noticed(loaded: LoadedCheckpoint, residency: Residency) -> None:
+    assert residency.are_sound()
     flip(loaded)
-    assert fingerprint([loaded.unet]) != before
+    assert not residency.are_sound()
 
 
 def test_a_well_worker_stays_well_and_shows_it(fitness: Fitness, db: Database) -> None:
@@ -230,9 +229,9 @@ def test_no_other_worker_goes_on_from_what_flipped_weights_made(
     assert bool(found) is not is_flipped
 
 
-def test_a_worker_that_starts_wrong_never_begins(fitness: Fitness, loaded: LoadedCheckpoint, db: Database) -> None:
+def test_a_worker_that_starts_wrong_never_begins(fitness: Fitness, db: Database) -> None:
     with db.transaction() as session:
-        canaries.record(session, fitness.proof.key, "other", CanaryResult(fingerprint([loaded.unet]), b"?"))
+        canaries.record(session, fitness.proof.key("farm-demo"), "other", CanaryResult("flipped", b"?"))
     with pytest.raises(WorkerUnfit):
         fitness.open()
 

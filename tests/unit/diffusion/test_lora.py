@@ -224,31 +224,31 @@ def test_a_file_that_is_cut_while_the_worker_runs_stays_usable_from_memory(tmp_p
     written(path, as_diffusers(DELTAS[1]))
     now = 0.0
     shelf = Shelf(Kind.LORA, tmp_path, context_width=WIDTH, clock=lambda: now)
-    loras = LoraShelf(shelf, demo(), memory_bytes=10**9)
-    lora = loras.get("one")
-    assert loras.get("one") is lora
+    loras = LoraShelf(shelf, memory_bytes=10**9)
+    lora = loras.get("one", demo(), "demo")
+    assert loras.get("one", demo(), "demo") is lora
     before = with_mix(Mix.of([(lora, 1.0)]))
     path.write_bytes(path.read_bytes()[:1000])
     assert torch.equal(with_mix(Mix.of([(lora, 1.0)])), before)
     now = 10.0
-    assert loras.get("one") is lora
+    assert loras.get("one", demo(), "demo") is lora
     with pytest.raises(BadWeights, match="truncated"):
-        LoraShelf(shelf, demo(), memory_bytes=0).get("one")
+        LoraShelf(shelf, memory_bytes=0).get("one", demo(), "demo")
     with pytest.raises(WeightsMissing, match="no lora named 'two'"):
-        loras.get("two")
+        loras.get("two", demo(), "demo")
 
 
 def test_memory_is_bounded_and_the_last_used_stay(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         written(tmp_path / f"{name}.safetensors", as_diffusers(DELTAS[1]))
-    loras = LoraShelf(Shelf(Kind.LORA, tmp_path, context_width=WIDTH), demo(), memory_bytes=0)
-    one = loras.get("a").size_bytes
-    loras = LoraShelf(Shelf(Kind.LORA, tmp_path, context_width=WIDTH), demo(), memory_bytes=2 * one)
-    first, second = loras.get("a"), loras.get("b")
-    assert loras.get("a") is first
-    loras.get("c")
-    assert loras.get("a") is first
-    assert loras.get("b") is not second
+    loras = LoraShelf(Shelf(Kind.LORA, tmp_path, context_width=WIDTH), memory_bytes=0)
+    one = loras.get("a", demo(), "demo").size_bytes
+    loras = LoraShelf(Shelf(Kind.LORA, tmp_path, context_width=WIDTH), memory_bytes=2 * one)
+    first, second = loras.get("a", demo(), "demo"), loras.get("b", demo(), "demo")
+    assert loras.get("a", demo(), "demo") is first
+    loras.get("c", demo(), "demo")
+    assert loras.get("a", demo(), "demo") is first
+    assert loras.get("b", demo(), "demo") is not second
 
 
 @pytest.mark.parametrize("shortages", [1, 2])
@@ -257,8 +257,8 @@ def test_a_lora_that_does_not_fit_takes_the_place_of_those_that_nobody_uses(
 ) -> None:
     for name in ("a", "b"):
         written(tmp_path / f"{name}.safetensors", as_diffusers(DELTAS[1]))
-    loras = LoraShelf(Shelf(Kind.LORA, tmp_path, context_width=WIDTH), demo(), memory_bytes=2**30)
-    unused = loras.get("a")
+    loras = LoraShelf(Shelf(Kind.LORA, tmp_path, context_width=WIDTH), memory_bytes=2**30)
+    unused = loras.get("a", demo(), "demo")
     left = [OutOfMemory("no more")] * shortages
 
     def full(file: WeightsFile, checkpoint: LoadedCheckpoint) -> LoadedLora:
@@ -268,12 +268,12 @@ def test_a_lora_that_does_not_fit_takes_the_place_of_those_that_nobody_uses(
 
     monkeypatch.setattr(lora, "load", full)
     if shortages == 1:
-        assert loras.get("b").size_bytes
-        assert loras.get("a") is not unused
+        assert loras.get("b", demo(), "demo").size_bytes
+        assert loras.get("a", demo(), "demo") is not unused
     else:
         with pytest.raises(OutOfMemory, match="no more"):
-            loras.get("b")
-        assert loras.get("b").size_bytes  # the next one may fit
+            loras.get("b", demo(), "demo")
+        assert loras.get("b", demo(), "demo").size_bytes  # the next one may fit
 
 
 def test_a_lora_that_does_not_fit_is_not_called_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,4 +283,4 @@ def test_a_lora_that_does_not_fit_is_not_called_bad(tmp_path: Path, monkeypatch:
     written(tmp_path / "a.safetensors", as_diffusers(DELTAS[1]))
     monkeypatch.setattr(lora_file, "_parsed", full)
     with pytest.raises(OutOfMemory, match="The LoRA a does not fit"):
-        LoraShelf(Shelf(Kind.LORA, tmp_path, context_width=WIDTH), demo(), memory_bytes=2**30).get("a")
+        LoraShelf(Shelf(Kind.LORA, tmp_path, context_width=WIDTH), memory_bytes=2**30).get("a", demo(), "demo")

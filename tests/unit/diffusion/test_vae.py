@@ -20,7 +20,9 @@ from tests.support.walking import SAME, distance
 from worker.diffusion import img2img
 from worker.diffusion import vae as vaes
 from worker.diffusion.latent_space import LatentSpace, squares
-from worker.diffusion.vae import VaeShelf, begin_decode, needs_tiling, tiling, within_memory
+from worker.diffusion.vae import OwnVae, VaeShelf, begin_decode, needs_tiling, tiling, within_memory
+
+OWN = OwnVae("demo", "demo", lambda: demo().vae)
 
 
 def latents(side: int = 8) -> torch.Tensor:
@@ -223,9 +225,9 @@ def test_a_vae_loads_from_any_layout(tmp_path: Path, layout: str) -> None:
             name.removeprefix(prefix): tensor for name, tensor in load_file(DEMO).items() if name.startswith(prefix)
         }
         save_file(weights, path)
-    shelf = VaeShelf(Shelf(Kind.VAE, tmp_path), demo())
-    vae = shelf.get("mine")
-    assert shelf.get("mine") is vae
+    shelf = VaeShelf(Shelf(Kind.VAE, tmp_path))
+    vae = shelf.get("mine", demo(), OWN)
+    assert shelf.get("mine", demo(), OWN) is vae
     assert (begin_decode(vae, latents()).pixels() == begin_decode(demo().vae, latents()).pixels()).all()
 
 
@@ -238,14 +240,14 @@ def test_a_vae_that_does_not_fit_is_not_called_bad(tmp_path: Path, monkeypatch: 
     save_file(demo().vae.state_dict(), tmp_path / "mine.safetensors")
     monkeypatch.setattr(AutoencoderKL, "to", full)
     with pytest.raises(OutOfMemory, match="The VAE mine does not fit"):
-        VaeShelf(Shelf(Kind.VAE, tmp_path), demo()).get("mine")
+        VaeShelf(Shelf(Kind.VAE, tmp_path)).get("mine", demo(), OWN)
 
 
 def test_a_vae_of_another_architecture_is_refused(tmp_path: Path) -> None:
     weights = {f"{half}.conv_in.weight": torch.zeros(4, 4, 3, 3) for half in ("encoder", "decoder")}
     save_file(weights, tmp_path / "alien.safetensors")
     with pytest.raises(BadWeights, match=r"alien\.safetensors: cannot be loaded as a VAE"):
-        VaeShelf(Shelf(Kind.VAE, tmp_path), demo()).get("alien")
+        VaeShelf(Shelf(Kind.VAE, tmp_path)).get("alien", demo(), OWN)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_a_vae_of_another_architecture_is_refused(tmp_path: Path) -> None:
 def test_a_vae_that_says_it_is_sdxls_is_refused(tmp_path: Path, name: str, metadata: dict[str, str]) -> None:
     save_file(demo().vae.state_dict(), tmp_path / f"{name}.safetensors", metadata)
     with pytest.raises(BadWeights, match="it was made for SDXL"):
-        VaeShelf(Shelf(Kind.VAE, tmp_path), demo()).get(name)
+        VaeShelf(Shelf(Kind.VAE, tmp_path)).get(name, demo(), OWN)
 
 
 def foreign() -> Any:
@@ -276,7 +278,7 @@ def test_a_vae_of_other_latents_is_refused_whatever_it_is_called(tmp_path: Path)
     assert distance(shown, expected) < SAME
     save_file(other.float().state_dict(), tmp_path / "mine.safetensors")
     with pytest.raises(BadWeights, match=r"mine\.safetensors: .*shows this checkpoint's latents as something else"):
-        VaeShelf(Shelf(Kind.VAE, tmp_path), demo()).get("mine")
+        VaeShelf(Shelf(Kind.VAE, tmp_path)).get("mine", demo(), OWN)
 
 
 @torch.inference_mode()
@@ -293,14 +295,14 @@ def test_relatives_of_a_vae_and_those_that_half_precision_cannot_tell_are_taken(
 def test_the_last_two_vaes_stay_in_memory(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         save_file(demo().vae.state_dict(), tmp_path / f"{name}.safetensors")
-    shelf = VaeShelf(Shelf(Kind.VAE, tmp_path), demo())
-    a, b = shelf.get("a"), shelf.get("b")
-    assert shelf.get("a") is a
-    shelf.get("c")
-    assert shelf.get("a") is a
-    assert shelf.get("b") is not b
+    shelf = VaeShelf(Shelf(Kind.VAE, tmp_path))
+    a, b = shelf.get("a", demo(), OWN), shelf.get("b", demo(), OWN)
+    assert shelf.get("a", demo(), OWN) is a
+    shelf.get("c", demo(), OWN)
+    assert shelf.get("a", demo(), OWN) is a
+    assert shelf.get("b", demo(), OWN) is not b
 
 
 def test_a_vae_that_is_not_there_is_another_workers(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match="no vae named 'gone'"):
-        VaeShelf(Shelf(Kind.VAE, tmp_path), demo()).get("gone")
+        VaeShelf(Shelf(Kind.VAE, tmp_path)).get("gone", demo(), OWN)

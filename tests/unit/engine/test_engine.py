@@ -1,6 +1,6 @@
 """The engine's loop on a toy device: exact arithmetic instead of a UNet, and faults on demand."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +31,7 @@ class Spec:
     seed: int = 1
     passes: int = 1
     stops: int = 1
+    checkpoint: str = "a"
 
 
 SPEC: Any = Spec()
@@ -48,6 +49,10 @@ class Toy:
     @property
     def steps_total(self) -> int:
         return self.spec.steps * self.spec.passes
+
+    @property
+    def checkpoint(self) -> str:
+        return self.spec.checkpoint
 
     @property
     def bucket(self) -> int:
@@ -106,8 +111,21 @@ class ToyDevice:
         self.is_fast = True
         self.has_encoded = True
         self.waits = 0
+        self.resident: Hashable = None
+        self.turns: list[Hashable] = []
+        self.prices: dict[Hashable, float] = {}
+        self.unreadable: set[Hashable] = set()
         self.before_call: Callable[[Sequence[Toy]], None] = lambda _batch: None
         self.before_wait: Callable[[], None] = lambda: None
+
+    def price_s(self, checkpoint: Hashable) -> float:
+        return self.prices.get(checkpoint, 0.0)
+
+    def turn_to(self, checkpoint: Hashable) -> None:
+        self.turns.append(checkpoint)
+        if checkpoint in self.unreadable:
+            raise RenderFailed("it cannot be read again")
+        self.resident = checkpoint
 
     def draft(self, spec: Any) -> Toy:
         self.drafted_by.add(current_thread().name)
@@ -116,7 +134,7 @@ class ToyDevice:
         return Toy(spec, spec.seed)
 
     def prepare(self, draft: Toy, snapshot: Snapshot | None = None) -> Preparation[Toy]:
-        return Preparation(self._way(draft, partial(self._begun, draft, snapshot)))
+        return Preparation(self._way(draft, partial(self._begun, draft, snapshot)), draft.checkpoint)
 
     def _way(self, image: Toy, act: Callable[[], Toy]) -> PreparationSteps[Toy]:
         for _ in range(image.spec.stops):
@@ -143,6 +161,7 @@ class ToyDevice:
     def denoise(self, batch: Sequence[Toy]) -> None:
         self.before_call(batch)
         assert len({toy.bucket for toy in batch}) == 1
+        assert {toy.checkpoint for toy in batch} == {self.resident}
         assert not any(toy.is_pass_over for toy in batch)
         self.batches.append([toy.spec.seed for toy in batch])
         for toy in batch:
@@ -150,7 +169,7 @@ class ToyDevice:
             toy.steps_done += 1
 
     def prepare_next_pass(self, image: Toy) -> Preparation[Toy]:
-        return Preparation(self._way(image, partial(self._turned, image)))
+        return Preparation(self._way(image, partial(self._turned, image)), image.checkpoint)
 
     def _turned(self, image: Toy) -> Toy:
         if image.spec.prompt == "unturnable":

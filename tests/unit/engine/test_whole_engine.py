@@ -16,7 +16,7 @@ from shared.vocabulary.samplers import SCHEDULES, Sampler
 from tests.support import adapters, studio
 from tests.support.factories import params
 from tests.support.waiting import LIMIT_S
-from worker.engine.draft import Library
+from worker.engine.draft import ExtraWeights
 from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
 from worker.slots.engine_specs import EngineSpecs
@@ -134,7 +134,7 @@ def shelves(tmp_path_factory: pytest.TempPathFactory) -> Shelves:
 @given(job=jobs())
 def test_what_passes_the_edge_is_rendered(shelves: Shelves, job: GenerationParams) -> None:
     checkpoint = studio.demo()
-    runner = DiffusionRunner.of(checkpoint, Library.at(checkpoint, shelves, memory_bytes=2**30))
+    runner = DiffusionRunner.of(checkpoint, ExtraWeights.at(shelves, memory_bytes=2**30))
     order = EngineSpecs.of(job, STORED.__getitem__, PixelBudget(2**24))
     specs = order.specs()
     assert len(specs) == job.num_images

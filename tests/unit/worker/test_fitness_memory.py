@@ -8,21 +8,21 @@ import torch
 
 from shared.errors import OutOfMemory
 from tests.support import studio
-from worker.diffusion import fingerprint
-from worker.health.canaries import CanaryResult
 from worker.health.fitness import Fitness, Proof
+from worker.residency import arena
+from worker.residency.residency import Residency
 
 
 def test_a_full_device_is_not_condemned(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_tensor: Any) -> Any:
         raise torch.OutOfMemoryError("no more")
 
-    monkeypatch.setattr(fingerprint, "_words", full)
+    residency = Residency(studio.demo())
+    monkeypatch.setattr(arena, "sums", full)
     nowhere: Any = None
     condemned: list[str] = []
     engine: Any = SimpleNamespace(submit=lambda _spec: SimpleNamespace(result=lambda _timeout_s: _raise(OutOfMemory())))
-    proof = Proof("demo", lambda: fingerprint.fingerprint([studio.demo().unet]))
-    fitness = Fitness(engine, proof, nowhere, "gpu0@test", condemned.append, 1.0, _first=CanaryResult("weights", b""))
+    fitness = Fitness(engine, Proof("demo", residency), nowhere, "gpu0@test", condemned.append, 1.0)
     with pytest.raises(OutOfMemory):
         fitness.vouch()
     assert fitness.examine()

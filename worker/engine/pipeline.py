@@ -1,0 +1,51 @@
+"""Pipeline: what the runner hangs on one set of resident modules, whichever checkpoint's weights are in it."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from worker.diffusion.compiled import CompiledUNet
+from worker.diffusion.conditioning import Conditions, PromptEncoder
+from worker.diffusion.lora import Adapters
+from worker.diffusion.preview import Previewer
+from worker.engine.draft import PassDraft
+from worker.engine.unet_batch import UNetBatch
+from worker.residency.modules import ResidentModules
+
+PREVIEWERS = 16  # each a map of a few numbers, fitted in a moment
+
+Compile = Callable[[Any], CompiledUNet | None]
+
+
+class Pipeline:
+    """Encodes prompts, calls the UNet and previews latents by one set of modules. For the engine's thread only."""
+
+    def __init__(
+        self,
+        modules: ResidentModules,
+        preview: Callable[[Any], Previewer],
+        strict_samples: int | None,
+        compile_: Compile,
+    ) -> None:
+        loaded = modules.loaded
+        self.unet_batch = UNetBatch(loaded, strict_samples, compiled=compile_(loaded.unet))
+        self._prompts = PromptEncoder(loaded)
+        self._text_adapters = Adapters(loaded.text_encoder, "text_encoder")
+        self._preview = preview
+        self._vae = loaded.vae
+        self._previewers: OrderedDict[str, Previewer] = OrderedDict()
+
+    def conditions(self, present: PassDraft) -> Conditions:
+        """Encode the prompts of a pass whose checkpoint is resident."""
+        weights = present.weights.parts["text_encoder"].digest
+        with self._text_adapters.applied([(1, present.text_mix)]):
+            return self._prompts.encode(present.script, present.text_mix.key if present.text_mix else None, weights)
+
+    def previewer(self, present: PassDraft) -> Previewer:
+        """Return the previewer for the latents of a pass whose checkpoint is resident."""
+        digest = present.weights.parts["vae"].digest
+        if digest not in self._previewers:
+            self._previewers[digest] = self._preview(self._vae)
+            while len(self._previewers) > PREVIEWERS:
+                self._previewers.popitem(last=False)
+        return self._previewers[digest]

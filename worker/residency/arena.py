@@ -1,0 +1,117 @@
+"""Arena of a module: all of its weights in one piece of memory, so that one copy replaces them and one sum checks them.
+
+Compiled code, hooks and memory format hold on to a module's parameters. They stay what they are; only the numbers in them change.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+# How a tensor is aligned decides by which kernel it is multiplied, and so the last bits of a picture.
+ALIGNMENT = 256
+WORD_BYTES = 8
+ROW_WORDS = 65536
+ROW_BYTES = ROW_WORDS * WORD_BYTES
+
+# Not in the modules: a copy of one would copy its arena beside the weights.
+_arenas: "WeakKeyDictionary[Any, Tensor]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Berth:
+    """Where a tensor lies in an arena. `stride` is in elements: a memory format is kept."""
+
+    offset: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The berths of a module's parameters and buffers, in its own order, and the bytes that they take together."""
+
+    berths: tuple[Berth, ...]
+    size_bytes: int
+
+    @classmethod
+    def of(cls, module: Any) -> Self:
+        """Lay out a module as its tensors are now."""
+        berths, end = [], 0
+        for tensor in tensors(module):
+            berths.append(Berth(end, tensor.shape, tensor.stride(), tensor.dtype))
+            end += _rounded(tensor.numel() * tensor.element_size(), ALIGNMENT)
+        return cls(tuple(berths), _rounded(end, ROW_BYTES))
+
+    def views(self, flat: Tensor) -> Iterator[Tensor]:
+        """Yield the tensors that lie in a piece of memory of this layout."""
+        for berth in self.berths:
+            end = berth.offset + math.prod(berth.shape) * berth.dtype.itemsize
+            yield flat[berth.offset : end].view(berth.dtype).as_strided(berth.shape, berth.stride)
+
+    def empty(self, device: torch.device, *, is_pinned: bool = False) -> Tensor:
+        """Allocate memory for this layout, of zeros: what lies between the tensors counts in the sums, too."""
+        with torch.inference_mode(False):
+            return torch.zeros(self.size_bytes, dtype=torch.uint8, device=device, pin_memory=is_pinned)
+
+    @torch.inference_mode()
+    def fill(self, flat: Tensor, sources: Sequence[Tensor]) -> None:
+        """Copy tensors of these shapes, of any precision and memory format, into a piece of memory."""
+        for view, source in zip(self.views(flat), sources, strict=True):
+            view.copy_(source)
+
+
+def tensors(module: Any) -> list[Tensor]:
+    """Return a module's parameters and buffers in its own order, each once."""
+    return list(chain(module.parameters(), module.buffers()))
+
+
+def move_in(module: Any) -> Tensor:
+    """Move a module's weights into an arena on their device, once and for all; returns its memory."""
+    held = _arenas.get(module)
+    if held is not None and _lies_in(module, held):
+        return held
+    layout, own = Layout.of(module), tensors(module)
+    flat = layout.empty(own[0].device if own else torch.device("cpu"))
+    layout.fill(flat, own)
+    with torch.inference_mode(False):
+        for tensor, view in zip(own, layout.views(flat), strict=True):
+            tensor.data = view
+    _arenas[module] = flat
+    return flat
+
+
+def sums(flat: Tensor) -> Tensor:
+    """Return the sums of a piece of memory's rows of words, (rows,) int64 on its device: any flipped bit changes one.
+
+    Integer sums do not depend on the order in which a device adds, as float sums would.
+    """
+    return _rows(flat).sum(1)
+
+
+def digest(flat: Tensor, row_sums: Tensor) -> str:
+    """Return a digest of a piece of memory: of its sums by rows and by columns, so that swapped numbers are others, too."""
+    total = hashlib.sha256(row_sums.cpu().numpy().tobytes())
+    total.update(_rows(flat).sum(0).cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _rows(flat: Tensor) -> Tensor:
+    return flat.view(torch.int64).view(-1, ROW_WORDS)
+
+
+def _lies_in(module: Any, flat: Tensor) -> bool:
+    """Whether a module's weights are still those of an arena: a copy of a module is not its original."""
+    first = next(iter(tensors(module)), None)
+    return first is None or first.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
+
+
+def _rounded(size: int, to: int) -> int:
+    return -(-size // to) * to

@@ -1,0 +1,404 @@
+"""Residency: which checkpoint's weights are in the modules, and from how near the others come.
+
+The life of a checkpoint's weights:
+
+    file ──open──▶ RAM ──turn_to──▶ modules ──another's turn──▶ spare VRAM ──turn_to──▶ modules
+                    └─────────── what was used least recently makes room ───────────┘
+
+Any thread opens a checkpoint: a file is read on the thread that wants it. Only the engine's thread turns to another: it copies
+from memory to memory, in place. What images in flight have opened stays at hand: in RAM, as soon as others want its modules.
+"""
+
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Condition, Lock
+from typing import Any
+
+import structlog
+from torch import Tensor
+
+from shared.errors import BadCheckpoint, BadWeights, OutOfMemory, RenderFailed
+from shared.files.checkpoints import CheckpointFile
+from shared.vocabulary.holdings import Holding, Tier
+from worker.diffusion import out_of_memory
+from worker.diffusion.checkpoint_loader import LoadedCheckpoint
+from worker.residency import reading
+from worker.residency.copies import Copies
+from worker.residency.modules import ResidentModules
+from worker.residency.prices import Prices
+from worker.residency.reading import CPU, FileFacts
+from worker.residency.source import CheckpointSource, GivenFile, GivenFiles, Listed
+from worker.residency.swaps import SwapCount, Swaps
+from worker.residency.weights import Sums, Weights, architecture
+
+MAX_SETS = 2
+ROOM_S = 60.0  # that an image waits for memory which the checkpoints of others take
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Opened:
+    """Keeps a checkpoint's weights at hand for an image in flight, until nothing refers to it any more."""
+
+    weights: Weights
+    modules: ResidentModules
+
+
+class Residency:
+    """The checkpoints of one device."""
+
+    def __init__(
+        self,
+        first: LoadedCheckpoint,
+        *,
+        facts: FileFacts | None = None,
+        source: CheckpointSource | None = None,
+        outfit: Callable[[LoadedCheckpoint], LoadedCheckpoint] = lambda loaded: loaded,
+        ram_bytes: int = 0,
+        vram_bytes: int = 0,
+        room_s: float = ROOM_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin with a checkpoint that is on the device, in its memory format; `outfit` brings others there like it."""
+        self._source = source or GivenFiles()
+        self._outfit = outfit
+        self._dtype = first.dtype
+        self._is_pinned = first.device.type == "cuda"
+        self._room_s = room_s
+        self._clock = clock
+        self._prices = Prices()
+        self._known: dict[str, Weights] = {}
+        self._refused: dict[str, tuple[object, str]] = {}
+        self._opened: dict[str, tuple[Weights, int]] = {}
+        self._again: dict[str, Future[None]] = {}
+        self._rereader = ThreadPoolExecutor(1, "reread")
+        # Taken in this order: by whoever reads; by whoever touches what is in modules, in `Swaps`; by whoever looks at the books.
+        self._at_disk = Lock()
+        self._books = Condition()
+        self._ram = Copies(ram_bytes)
+        self._swaps = Swaps(self, self._prices, vram_bytes=vram_bytes, clock=clock)
+        self._resident = self._settle(first, facts or FileFacts())
+        self._first = first.name
+
+    @property
+    def resident(self) -> str:
+        """The checkpoint whose turn it is or was last."""
+        return self._resident.name
+
+    @property
+    def modules(self) -> ResidentModules:
+        """The modules that it is in."""
+        modules = self._swaps.modules(self._resident.architecture)
+        assert modules is not None  # noqa: S101 - what was resident last keeps its modules
+        return modules
+
+    @property
+    def keeps(self) -> int:
+        """How many checkpoints of the resident one's size can be kept warm, those in modules included."""
+        size = max(self._resident.size_bytes, 1)
+        return max(1, self._ram.max_bytes // size, 1 + self._swaps.vram.max_bytes // size)
+
+    @property
+    def swaps(self) -> Mapping[Tier, SwapCount]:
+        """How many swaps there were from each tier, and how long they took; from the disk, into RAM."""
+        return dict(self._swaps.counts)
+
+    @property
+    def damaged(self) -> Mapping[Tier, int]:
+        """How many copies were found changed, by tier."""
+        return dict(self._swaps.damaged)
+
+    def sha256(self, name: str) -> str | None:
+        """Return the digest of a checkpoint's file, once it has been read."""
+        known = self._known.get(name)
+        return known.sha256 or None if known else None
+
+    def open(self, name: str) -> Opened:
+        """Bring a checkpoint at hand, on this thread, and keep it there for as long as the result is kept; "" is the first.
+
+        Raises what the library raises, `BadCheckpoint`, and `OutOfMemory` where it does not fit beside what others have opened.
+        """
+        name = name or self._first
+        file, stamp = self._looked_up(name)
+        with self._books:
+            known = self._current(name, stamp)
+            if known is not None and self._is_at_hand(known):
+                return self._keep(known)
+        with self._at_disk:
+            known = self._current(name, stamp)
+            if known is None or not self._is_anywhere(known):
+                known = self._read(name, file)
+            opened = self._keep(known)
+            self._secure(known)
+            return opened
+
+    def bring(self, name: str) -> None:
+        """Bring a checkpoint nearer ahead of its first image, on this thread. Raises as `open`."""
+        self.open(name)
+
+    def turn_to(self, weights: Weights) -> "Future[None] | None":
+        """Make opened weights resident, on the engine's thread; waits for the device. Returns None once they are.
+
+        A checkpoint whose copies were damaged is read again: returns what to wait for, and raises later what came of it.
+        """
+        again = self._again.get(weights.key)
+        if again is not None:
+            if not again.done():
+                return again
+            del self._again[weights.key]
+            again.result()
+        if self._swaps.turn_to(weights):
+            with self._books:
+                self._ram.use(weights)
+            self._resident = weights
+            return None
+        if again is not None:
+            self._swaps.distrust()
+            raise RenderFailed("Weights do not arrive on the device as they were read.")
+        self._again[weights.key] = self._rereader.submit(self._read_again, weights)
+        return self._again[weights.key]
+
+    def price_s(self, weights: Weights) -> float:
+        """Return the seconds to make opened weights resident."""
+        return self._prices.of(self._tier(weights) or Tier.RAM, weights.size_bytes)
+
+    def vae(self, opened: Opened) -> Any:
+        """Return a VAE with an opened checkpoint's weights on the device, apart from the resident modules. Any thread."""
+        return self._swaps.copied_out(opened.weights, "vae")
+
+    def are_sound(self) -> bool:
+        """Whether no weights have changed in the modules. Raises `OutOfMemory` where that cannot be told."""
+        return self._swaps.are_sound()
+
+    def shed(self) -> None:
+        """Give spare VRAM back: memory ran out."""
+        self._swaps.shed()
+
+    def drop_parts(self, digests: Collection[str]) -> None:
+        """Forget copies in RAM that have changed."""
+        with self._books:
+            self._ram.drop_parts(digests)
+
+    def flat(self, digest: str) -> Tensor | None:
+        """Return the copy of a part in RAM."""
+        return self._ram.flat(digest)
+
+    def digest(self, name: str) -> str | None:
+        """Return the digest of a checkpoint's bits in memory as they were first read; None before that."""
+        known = self._known.get(name)
+        return known.digest if known else None
+
+    def holdings(self) -> Sequence[Holding]:
+        """Return the whole library, with the tier that each checkpoint lies in, and why others cannot be loaded."""
+        files, refused = self._source.files(), dict(self._source.refused())
+        known = self._known.get(self._first)
+        if known is not None and known.stamp is None:
+            files = {self._first: GivenFile(known.size_bytes, None), **files}
+        with self._books:
+            refused |= {name: why for name, (_, why) in self._refused.items() if name in files}
+            held = [self._holding(name, listed, refused.get(name)) for name, listed in files.items()]
+            others = [Holding(name, 0, Tier.DISK, 0.0, None, why) for name, why in refused.items() if name not in files]
+        return sorted([*held, *others], key=lambda one: one.checkpoint)
+
+    def _holding(self, name: str, listed: Listed, refused: str | None) -> Holding:
+        known = self._known.get(name)
+        near = self._tier(known) if known else None
+        tier = near or (Tier.DISK if listed.path else Tier.BUCKET)
+        size_bytes = known.size_bytes if known else listed.size_bytes
+        sha256 = (known.sha256 if known else listed.sha256) or None
+        return Holding(name, listed.size_bytes, tier, self._prices.of(tier, size_bytes), sha256, refused)
+
+    def _tier(self, weights: Weights) -> Tier | None:
+        """Return the nearest tier that has weights whole; None for the file."""
+        if self._swaps.holds(weights):
+            return Tier.RESIDENT
+        if weights in self._swaps.vram:
+            return Tier.VRAM
+        return Tier.RAM if weights in self._ram else None
+
+    def _looked_up(self, name: str) -> tuple[CheckpointFile | None, object]:
+        """Return a checkpoint's file and stamp; neither for one that was handed over in memory."""
+        known = self._known.get(name)
+        if known is not None and known.stamp is None:
+            return None, None
+        file = self._source.find(name)
+        return file, reading.stamp_of(file)
+
+    def _current(self, name: str, stamp: object) -> Weights | None:
+        """Return what is known of a file, unless it is another one now; one that cannot be looked at is as it was."""
+        known = self._known.get(name)
+        return known if known is not None and stamp in {None, known.stamp} else None
+
+    def _is_anywhere(self, weights: Weights) -> bool:
+        return weights in self._ram or self._swaps.holds(weights)
+
+    def _is_at_hand(self, weights: Weights) -> bool:
+        """Whether weights, and all that others have opened for the same modules, survive each other's turns."""
+        rivals = self._rivals(weights)
+        if not rivals:
+            return self._is_anywhere(weights)
+        return all(one in self._ram for one in (weights, *rivals))
+
+    def _rivals(self, weights: Weights) -> list[Weights]:
+        """Return what is opened for the same modules beside these weights."""
+        opened = [one for one, _ in self._opened.values()]
+        return [one for one in opened if one.architecture == weights.architecture and one.key != weights.key]
+
+    def _keep(self, weights: Weights) -> Opened:
+        with self._books:
+            _, number = self._opened.get(weights.key, (weights, 0))
+            self._opened[weights.key] = weights, number + 1
+            self._ram.use(weights)
+            modules = self._swaps.modules(weights.architecture)
+            assert modules is not None  # noqa: S101 - a set that something is known for is there
+            opened = Opened(weights, modules)
+            weakref.finalize(opened, self._let_go, weights.key).atexit = False
+            return opened
+
+    def _let_go(self, key: str) -> None:
+        with self._books:
+            weights, number = self._opened.pop(key)
+            if number > 1:
+                self._opened[key] = weights, number - 1
+            self._books.notify_all()
+
+    def _secure(self, weights: Weights) -> None:
+        """Copy into RAM what has to outlive a turn of others. Raises `OutOfMemory`."""
+        rivals = self._rivals(weights)
+        for one in (weights, *rivals) if rivals else ():
+            if one not in self._ram:
+                self._back_up(one)
+
+    def _back_up(self, weights: Weights) -> None:
+        """Copy weights from the modules into RAM."""
+        self._make_room(weights, self._ram.missing_bytes(weights))
+        modules = self._swaps.modules(weights.architecture)
+        if modules is None:
+            return
+        flats = {
+            part: modules.layouts[part].empty(CPU, is_pinned=self._is_pinned) for part in self._ram.lacking(weights)
+        }
+        if self._swaps.copy_out(weights, flats):
+            with self._books:
+                self._ram.put(weights, flats)
+
+    def _spare_from_reading(self, architecture_: str, size_bytes: int) -> None:
+        """Keep what is in the modules in RAM, if there is room beside what will be read: it may be wanted again."""
+        for held in self._swaps.held():
+            if held.architecture == architecture_ and held not in self._ram:
+                with self._books:
+                    fits = self._ram.make_room(size_bytes + self._ram.missing_bytes(held), keep=self._is_opened)
+                if fits:
+                    self._back_up(held)
+
+    def _is_opened(self, weights: Weights) -> bool:
+        return weights.key in self._opened
+
+    def _make_room(self, weights: Weights | str, size_bytes: int) -> None:
+        """Wait until so many bytes fit into RAM beside what is opened. Raises `OutOfMemory`."""
+        name = weights if isinstance(weights, str) else weights.name
+        deadline = self._clock() + self._room_s
+        with self._books:
+            while not self._ram.make_room(size_bytes, keep=self._is_opened):
+                left_s = deadline - self._clock()
+                if size_bytes > self._ram.max_bytes or not self._books.wait(max(0.0, left_s)):
+                    raise OutOfMemory(
+                        f"{name} takes {size_bytes / 1e9:.1f} GB of this worker's memory for checkpoints, which holds"
+                        f" {self._ram.max_bytes / 1e9:.1f} GB."
+                    )
+
+    def _read(self, name: str, file: CheckpointFile | None) -> Weights:
+        """Read a file into RAM, or with modules of its own. Raises `BadCheckpoint` and `OutOfMemory`."""
+        if file is None:
+            raise BadCheckpoint(f"{name}: it has no file to be read again from.")
+        began = self._clock()
+        try:
+            loaded, facts = reading.read(file, self._dtype)
+        except BadWeights as error:
+            self._refused[name] = reading.stamp_of(file), str(error)
+            raise
+        self._refused.pop(name, None)
+        if (modules := self._swaps.modules(architecture(loaded))) is None:
+            weights = self._settle_anew(loaded, facts)
+        else:
+            weights = self._stored(loaded, facts, modules)
+        self._known[name] = weights
+        self._prices.measured(Tier.DISK, weights.size_bytes, self._clock() - began)
+        log.info("checkpoint.read", checkpoint=name, seconds=round(self._clock() - began, 2), bytes=weights.size_bytes)
+        return weights
+
+    def _stored(self, loaded: LoadedCheckpoint, facts: FileFacts, modules: ResidentModules) -> Weights:
+        """Keep a checkpoint in RAM that modules are there for."""
+        sizes = {part: layout.size_bytes for part, layout in modules.layouts.items()}
+        self._make_room(loaded.name, sum(sizes.values()))
+        self._spare_from_reading(modules.architecture, sum(sizes.values()))
+        flats = reading.flats_of(loaded, modules.layouts, is_pinned=self._is_pinned)
+        weights = _weights(loaded, facts, {part: Sums.of(flat) for part, flat in flats.items()}, sizes)
+        with self._books:
+            self._ram.put(weights, flats)
+        return weights
+
+    def _settle_anew(self, loaded: LoadedCheckpoint, facts: FileFacts) -> Weights:
+        """Give an architecture modules of its own, which begin with this checkpoint."""
+        self._drop_a_set()
+        try:
+            with out_of_memory.translated():
+                return self._settle(self._outfit(loaded), facts)
+        except OutOfMemory:
+            self.shed()
+        with out_of_memory.translated():
+            return self._settle(self._outfit(loaded), facts)
+
+    def _settle(self, loaded: LoadedCheckpoint, facts: FileFacts) -> Weights:
+        """Take a checkpoint on the device as resident modules."""
+        modules = ResidentModules.of(loaded, architecture(loaded))
+        sums = modules.sums()
+        sizes = {part: layout.size_bytes for part, layout in modules.layouts.items()}
+        weights = _weights(loaded, facts, sums, sizes)
+        modules.weights = self._known[loaded.name] = weights
+        self._swaps.add(modules)
+        return weights
+
+    def _drop_a_set(self) -> None:
+        """Let go of the modules of an architecture that no image in flight uses. Raises `OutOfMemory` if all are in use."""
+        deadline = self._clock() + self._room_s
+        while len(present := self._swaps.architectures()) >= MAX_SETS:
+            with self._books:
+                in_use = {one.architecture for one, _ in self._opened.values()}
+                idle = [one for one in present if one not in in_use]
+                if idle:
+                    self._forget(idle[0])
+                elif not self._books.wait(max(0.0, deadline - self._clock())):
+                    raise OutOfMemory(f"Images of {MAX_SETS} other kinds of checkpoints are being made.")
+            if idle:
+                self._swaps.drop(idle[0])
+
+    def _forget(self, architecture_: str) -> None:
+        """Forget the checkpoints of an architecture: whoever opens one reads it, and waits for that behind us."""
+        for weights in [one for one in self._known.values() if one.architecture == architecture_]:
+            self._ram.drop(weights)
+            del self._known[weights.name]
+
+    def _read_again(self, weights: Weights) -> None:
+        """Read a checkpoint whose copies were damaged. Raises `BadCheckpoint` if its file is another one now."""
+        with self._at_disk:
+            file = self._source.find(weights.name)
+            loaded, facts = reading.read(file, self._dtype)
+            modules = self._swaps.modules(weights.architecture)
+            if modules is None or facts.sha256 != weights.sha256:
+                raise BadCheckpoint(f"{file.path}: it was replaced while an image was made with it.")
+            flats = reading.flats_of(loaded, modules.layouts, is_pinned=self._is_pinned)
+            if {part: Sums.of(flat).digest for part, flat in flats.items()} != weights.digests():
+                raise BadCheckpoint(
+                    f"{file.path}: it is not read as it was before; its disk or this machine's memory errs."
+                )
+            with self._books:
+                self._ram.put(weights, flats)
+
+
+def _weights(loaded: LoadedCheckpoint, facts: FileFacts, sums: Mapping[str, Sums], sizes: Mapping[str, int]) -> Weights:
+    return Weights(loaded.name, facts.sha256, facts.stamp, architecture(loaded), loaded.scheduler_config, sums, sizes)
