@@ -1,7 +1,7 @@
 """Checkpoints on disk: finds Stable Diffusion 1.5 checkpoints in a folder and says why others cannot be loaded.
 
-Reads safetensors headers only, never weights. A checkpoint is a single file in the original layout or a diffusers folder. A
-folder `NAME.config/` beside a single file `NAME.safetensors` describes a model of other sizes.
+Reads safetensors headers only, never weights. A checkpoint is a single file in the original layout or a diffusers folder; both
+may lie in subfolders. A folder `NAME.config/` beside a single file `NAME.safetensors` describes a model of other sizes.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ SD15_CONTEXT_WIDTH = 768
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
 
 PARTS = ("unet", "vae", "text_encoder")
+DEPTH = 4  # of subfolders; a link that leads back to its own folder ends there
 
 _UNET_IN = "model.diffusion_model.input_blocks.0.0.weight"
 _CONTEXT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -41,6 +42,8 @@ class StoredTensor:
 
 
 Header = Mapping[str, StoredTensor]
+# What changes when a checkpoint does: name, time in ns and size of each of its files.
+Stamp = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class CheckpointFile:
     `dtype` and `in_channels` are its UNet's. `config_dir` is the folder beside a single file that describes its sizes, if any;
     `variant` is set for a diffusers folder that has only half-precision files. `predicts_velocity` (v-prediction) and
     `ends_in_noise` (zero terminal SNR) hold for a single file with the marker tensors `v_pred` and `ztsnr`; for a folder its
-    scheduler config says so.
+    scheduler config says so. `stamp` is of just before.
     """
 
     name: str
@@ -63,12 +66,15 @@ class CheckpointFile:
     variant: Literal["fp16"] | None = None
     predicts_velocity: bool = False
     ends_in_noise: bool = False
+    stamp: Stamp = ()
 
 
 def inspect(path: Path) -> CheckpointFile:
     """Read the headers of one checkpoint. Raises `BadCheckpoint` with one line: the file and what is wrong with it."""
     try:
-        return _inspect(path.expanduser())
+        path = path.expanduser()
+        before = stamp(path) if path.exists() else ()
+        return replace(_inspect(path), stamp=before)
     except OSError as error:
         raise BadCheckpoint(f"{path}: cannot be read ({error.strerror}).") from error
     except RuntimeError as error:  # what expanduser raises for a user that does not exist
@@ -88,25 +94,66 @@ def _sha256(path: Path) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The candidates in a folder and its subfolders, those nearest to its top first, with their stamps.
+
+    `unreadable` says why folders and files could not be looked at.
+    """
+
+    stamps: dict[Path, Stamp]
+    unreadable: dict[Path, str]
+
+
+def walk(folder: Path) -> Walk:
+    """Look for candidates in a folder and its subfolders, without opening them."""
+    found = Walk({}, {})
+    level = [folder]
+    for _ in range(1 + DEPTH):
+        level = [below for one in level for below in _looked_into(one, found)]
+    return found
+
+
+def stamp(path: Path) -> Stamp:
+    """Return the stamp of one checkpoint. Raises `OSError`."""
+    if path.is_dir():
+        parts = sorted([*path.glob("model_index.json"), *path.glob("*/*.safetensors"), *path.glob("*/*.json")])
+    else:
+        sidecar = path.with_suffix(".config")
+        parts = [path, *(sorted(sidecar.glob("*/*.json")) if sidecar.is_dir() else ())]
+    stats = [(part.name, part.stat()) for part in parts]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
 def scan(folder: Path) -> tuple[list[CheckpointFile], list[BadCheckpoint]]:
-    """Inspect every candidate in a folder. Returns the good ones by name, and the errors of the others."""
+    """Inspect every candidate in a folder and its subfolders. Returns the good ones by name, and the errors of the others."""
     try:
-        candidates = sorted(path for path in folder.expanduser().iterdir() if _is_candidate(path))
-    except (OSError, RuntimeError) as error:
+        walked = walk(folder.expanduser())
+    except RuntimeError as error:
         raise BadCheckpoint(f"{folder}: the checkpoint folder cannot be read ({error}).") from error
+    if complaint := walked.unreadable.get(folder.expanduser()):
+        raise BadCheckpoint(complaint)
     found: dict[str, CheckpointFile] = {}
-    refused: list[BadCheckpoint] = []
-    for path in candidates:
+    refused = [BadCheckpoint(complaint) for complaint in walked.unreadable.values()]
+    for path in walked.stamps:
         try:
             file = inspect(path)
             if file.name in found:
-                raise BadCheckpoint(
-                    f"{path}: the name {file.name} is taken by {found[file.name].path.name}; rename one."
-                )
+                raise BadCheckpoint(taken(path, found[file.name]))
             found[file.name] = file
         except BadCheckpoint as error:
             refused.append(error)
-    return list(found.values()), refused
+    return [found[name] for name in sorted(found)], refused
+
+
+def name_of(path: Path) -> str:
+    """Return the name of the checkpoint that lies there."""
+    return path.stem if path.suffix == ".safetensors" else path.name
+
+
+def taken(path: Path, by: CheckpointFile) -> str:
+    """Say that the name of a file is another's."""
+    return f"{path}: the name {by.name} is taken by {by.path}; rename one."
 
 
 def read_header(path: Path) -> Header:
@@ -149,18 +196,34 @@ def _check_extent(tensor: Mapping[str, Any]) -> None:
         raise ValueError("offsets that do not fit the shape")
 
 
-def _is_candidate(path: Path) -> bool:
-    if path.name.startswith(".") or path.suffix == ".config":
-        return False
-    if path.is_dir():
-        return os.access(path, os.R_OK | os.X_OK) and (path / "model_index.json").exists()
-    return path.suffix == ".safetensors" or path.suffix.lower() in PICKLES
+def _looked_into(folder: Path, found: Walk) -> list[Path]:
+    """Add the candidates of one folder to what was found; return its subfolders."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        found.unreadable[folder] = f"{folder}: the folder cannot be read ({error.strerror})."
+        return []
+    below: list[Path] = []
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith(".") or path.suffix == ".config":
+            continue
+        try:
+            if entry.is_dir() and not (path / "model_index.json").exists():
+                below.append(path)
+            elif entry.is_dir() or path.suffix == ".safetensors" or path.suffix.lower() in PICKLES:
+                found.stamps[path] = stamp(path)
+        except FileNotFoundError:  # gone since, or a link to nowhere
+            continue
+        except OSError as error:
+            found.unreadable[path] = f"{path}: cannot be read ({error.strerror})."
+    return below
 
 
 def _inspect(path: Path) -> CheckpointFile:
     if not path.exists():
         raise BadCheckpoint(f"{path}: there is no such file or folder.")
-    name = path.stem if path.suffix == ".safetensors" else path.name
+    name = name_of(path)
     if path.suffix.lower() in PICKLES:
         raise BadCheckpoint(f"{path}: a pickle can run code when it is loaded; convert it to .safetensors first.")
     if not NAME.fullmatch(name):
