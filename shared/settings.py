@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     # The gpu worker.
     checkpoint_dir: Path | None = None
     checkpoint: str | None = None
+    preload: str | None = None
     lora_dir: Path | None = None
     embedding_dir: Path | None = None
     vae_dir: Path | None = None

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from threading import Timer
 from typing import Any
 
@@ -14,7 +13,6 @@ from celery import Celery
 from redis import Redis
 
 from shared.errors import BadCheckpoint, BrokerUnavailable, FarmError, StorageUnavailable, WorkerUnfit
-from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile
 from shared.infra import broker, events
 from shared.infra.collector import without_full_collections
@@ -22,26 +20,32 @@ from shared.infra.db import Database
 from shared.infra.events import Listener
 from shared.infra.storage import Storage
 from shared.settings import Settings
-from worker.bundle import DeviceBundle
+from worker.bundle import Checkpoints, DeviceBundle
 from worker.engine.engine import Engine
 from worker.health.fitness import Fitness, FitnessCheck, Unexamined
 from worker.health.preemption import POLL_S, Notices
 from worker.health.vitals import Monitor, monitor
 from worker.health.watchdog import Watchdog
+from worker.library_announcer import LOOK_S, LibraryAnnouncer
 from worker.metrics import WorkerMetrics
 from worker.periodic import Periodic
 from worker.registration import Registration
-from worker.slots import drain, lookout
+from worker.residency.library import Library
+from worker.slots import drain
 from worker.slots.attempts import Attempts
+from worker.slots.attendant import Attendant
 from worker.slots.claim_gate import ClaimGate
 from worker.slots.departure import Departure
+from worker.slots.doorbells import Doorbells
 from worker.slots.guarded_engine import GuardedEngine
 from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
-from worker.slots.lookout import Lookout, Slots
+from worker.slots.lookout import Slots
+from worker.slots.open_checkpoints import OpenCheckpoints
 from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
+from worker.slots.turning import Turning
 from worker.weights_announcer import RESCAN_S, WeightsAnnouncer
 
 WATCH_S = 1.0
@@ -58,8 +62,11 @@ class GpuWorker:
     attempts: Attempts
     leases: Leases
     engine: Engine[Any, Any]
+    residency: Checkpoints
+    library: LibraryAnnouncer
     registration: Registration
     departure: Departure
+    turning: Callable[[Doorbells, Callable[[], None]], Turning]
     drain_s: float
     is_compiling: Callable[[], bool]
     opened: ExitStack
@@ -68,9 +75,9 @@ class GpuWorker:
         """Answer one doorbell."""
         self.renderer.answer()
 
-    def lookout(self, slots: Slots) -> Lookout:
-        """Return the lookout for jobs without a doorbell, which is to be started once there are slots."""
-        return Lookout(slots, self.renderer.answer, every_s=lookout.EVERY_S)
+    def attendant(self, slots: Slots, doorbells: Doorbells) -> Attendant:
+        """Return what has slots do what waits, which is to be started once there are slots."""
+        return Attendant(self.renderer, slots, partial(self.turning, doorbells))
 
     def drain(self) -> None:
         """Claim no more; after the grace, hand back what still runs."""
@@ -103,35 +110,37 @@ class GpuWorker:
 
 
 def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, opened: ExitStack) -> GpuWorker:
-    """Load the checkpoint, start the engine and announce the worker. On an error, `opened` holds what the caller must close.
+    """Load a first checkpoint, start the engine and announce the worker. On an error, `opened` holds what the caller must close.
 
     Raises `WorkerUnfit` for a worker that fails its examination, after it was announced as unfit.
     """
-    file = chosen_checkpoint(settings)
-    db = Database(settings, pool_size=slots + 2)
+    db = Database(settings, pool_size=slots + 3)
     opened.callback(db.close)
     redis = broker.connect(settings)
     opened.callback(redis.close)
     _try_redis(redis)
-    attempts = Attempts(db, redis, celery, settings, checkpoint=file.name, worker_id=worker_id)
-    attempts.take_over()  # before the checkpoint is loaded: others may be idle
+    open_checkpoints = OpenCheckpoints()
+    attempts = Attempts(db, redis, celery, settings, opened=open_checkpoints, worker_id=worker_id)
+    attempts.take_over()  # before a checkpoint is loaded: others may be idle
     storage = _open_storage(settings)
-    bundle = _load_device(settings, file)
-    engine = bundle.engine
+    library = _open_library(settings)
+    bundle = _load_first(settings, library)
+    engine, residency = bundle.engine, bundle.residency
+    open_checkpoints.open([residency.resident])
     _start(opened, engine)
 
     claim_gate = ClaimGate(slots)
     departure = Departure(claim_gate)
     gpu = monitor(bundle.gpu_uuid) if bundle.gpu_uuid else None
     leases = _leases(db, redis, settings, worker_id, engine, departure, gpu)
-    registration = Registration(db, worker_id, file, bundle.sha256, bundle.device_name, slots)
+    registration = Registration(db, worker_id, residency, bundle.device_name, slots)
     fitness = _examined(opened, settings, bundle, registration, partial(_condemn, departure, leases, registration))
     claim_gate.pause(True)  # until the first beat has told whether to work
     _start(opened, leases)
     _watch(opened, settings, engine, leases, departure)
     if gpu:
         _watch_gpu(opened, settings, gpu, fitness)
-    meters = WorkerMetrics(file.name, pace=lambda: engine.pace, running=leases.running, memory=bundle.memory)
+    meters = WorkerMetrics(residency.resident, pace=lambda: engine.pace, running=leases.running, memory=bundle.memory)
     _start(opened, Listener(redis, leases.hear))
     renderer = Renderer(
         attempts,
@@ -144,36 +153,65 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     if settings.metrics_port:
         opened.callback(meters.board.serve(settings.metrics_port))
     _announce(opened, registration)
-    previews = PreviewPublisher(redis, leases.running)
-    _refresh(opened, settings, bundle, fitness, WeightsAnnouncer(db, bundle.shelves), previews)
+    announcer = LibraryAnnouncer(db, worker_id, library.rescan, residency.holdings)
+    _refresh(
+        opened,
+        settings,
+        bundle,
+        fitness,
+        announcer,
+        WeightsAnnouncer(db, bundle.shelves),
+        PreviewPublisher(redis, leases.running),
+    )
     return GpuWorker(
         renderer=renderer,
         attempts=attempts,
         leases=leases,
         engine=engine,
+        residency=residency,
+        library=announcer,
         registration=registration,
         departure=departure,
+        turning=lambda doorbells, look: Turning(
+            db,
+            worker_id,
+            residency,
+            open_checkpoints,
+            doorbells=doorbells,
+            look=look,
+            is_idle=lambda: not leases.running(),
+            silent_after_s=settings.lease_seconds,
+        ),
         drain_s=settings.drain_seconds,
         is_compiling=bundle.is_compiling,
         opened=opened.pop_all(),
     )
 
 
-def chosen_checkpoint(settings: Settings) -> CheckpointFile:
-    """Find the checkpoint that this worker serves: a path, a name in the checkpoint folder, or the only one in it."""
-    name, folder = settings.checkpoint, settings.checkpoint_dir
-    if name is not None and (Path(name).exists() or folder is None):
-        return checkpoints.inspect(Path(name))
-    if folder is None:
+def _open_library(settings: Settings) -> Library:
+    """Look through what the worker may load. Raises `BadCheckpoint` where there is nothing yet."""
+    library = Library(settings.checkpoint_dir, only=settings.checkpoint)
+    library.rescan()
+    if not library.files():
+        reasons = " ".join(library.refused().values())[:1000]
         raise BadCheckpoint(
-            "No checkpoint to serve: set FARM_CHECKPOINT to a file, or FARM_CHECKPOINT_DIR to a folder of them."
+            f"No checkpoint to serve: set FARM_CHECKPOINT_DIR to a folder of them, or FARM_CHECKPOINT to files. {reasons}".strip()
         )
-    files, _refused = checkpoints.scan(folder)
-    matches = [file for file in files if name in {None, file.name}]
-    if len(matches) != 1:
-        names = ", ".join(file.name for file in files) or "no checkpoint at all"
-        raise BadCheckpoint(f"FARM_CHECKPOINT={name or ''} does not pick one of {folder}: it holds {names}.")
-    return matches[0]
+    return library
+
+
+def _load_first(settings: Settings, library: Library) -> DeviceBundle:
+    """Load the checkpoint that is to be ready first, or the next one that can be. Raises `BadCheckpoint` where none can."""
+    names = sorted(library.files(), key=lambda name: name != settings.preload)
+    if settings.preload is not None and settings.preload not in names:
+        raise BadCheckpoint(f"FARM_PRELOAD={settings.preload} is none of the checkpoints that this worker can load.")
+    for name in names:
+        try:
+            return _load_device(settings, library.find(name), library)
+        except BadCheckpoint as error:
+            log.warning("checkpoint.not_loaded", checkpoint=name, **error.log_fields)
+            fault = error
+    raise fault
 
 
 def _start(opened: ExitStack, part: Engine[Any, Any] | Leases | Listener | Periodic) -> None:
@@ -199,12 +237,12 @@ def _open_storage(settings: Settings) -> Storage:
     return storage
 
 
-def _load_device(settings: Settings, file: CheckpointFile) -> DeviceBundle:
+def _load_device(settings: Settings, first: CheckpointFile, library: Library) -> DeviceBundle:
     # Not at the top: torch takes seconds to load. Before, jobs of a former process are put back, and what is wrong is said.
     with without_full_collections():
         from worker import device
 
-        return device.load(settings, file)
+        return device.load(settings, first, library)
 
 
 def _leases(
@@ -293,12 +331,15 @@ def _refresh(
     settings: Settings,
     bundle: DeviceBundle,
     fitness: FitnessCheck,
-    announcer: WeightsAnnouncer,
+    library: LibraryAnnouncer,
+    weights: WeightsAnnouncer,
     previews: PreviewPublisher,
 ) -> None:
-    """Repeat what goes stale: the canary, the list of weights, the previews."""
+    """Repeat what goes stale: the canary, the lists of checkpoints and other weights, the previews."""
     if bundle.proof and settings.canary_seconds:
         _start(opened, Periodic("canary", fitness.examine, every_s=settings.canary_seconds))
-    _start(opened, Periodic("stock", announcer.announce, every_s=RESCAN_S))
+    library.announce()
+    _start(opened, Periodic("library", library.renew, every_s=LOOK_S))
+    _start(opened, Periodic("stock", weights.announce, every_s=RESCAN_S))
     if settings.preview_seconds:
         _start(opened, Periodic("previews", previews.renew, every_s=settings.preview_seconds))

@@ -64,6 +64,7 @@ class DeviceBundle:
     """Has an engine that is not started. `memory` returns bytes by kind. Without a `proof` the worker is not examined."""
 
     engine: Engine[Any, Any]
+    residency: Checkpoints
     shelves: Shelves
     device_name: str
     safety: Judge | None = None
@@ -74,4 +75,3 @@ class DeviceBundle:
     is_compiling: Callable[[], bool] = lambda: False
     # The first checkpoint's; its beginning is the name by which people know it.
     sha256: str | None = None
-    residency: Checkpoints | None = None

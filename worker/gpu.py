@@ -1,6 +1,6 @@
 """The gpu worker: `celery -A worker.gpu worker --pool threads --concurrency SLOTS`.
 
-Loads one checkpoint, keeps it resident and answers the doorbells of its queue.
+Renders every checkpoint of its library on one device: it answers the doorbells of those that it is a home of.
 """
 
 import os
@@ -21,8 +21,9 @@ from shared.infra import broker
 from shared.infra.logs import configure_logging
 from shared.infra.tracing import configure_tracing
 from shared.settings import load
-from worker.assembly import GpuWorker, assemble, chosen_checkpoint
-from worker.slots.lookout import Lookout
+from worker.assembly import GpuWorker, assemble
+from worker.slots.attendant import Attendant
+from worker.slots.doorbells import ConsumedDoorbells
 from worker.startup import exit_on_error
 
 # The engine thread needs the GIL for ~700 launches a tick; at the default 5 ms a busy slot could hold it 5 ms each time.
@@ -36,6 +37,7 @@ log = structlog.get_logger(__name__)
 settings = load()
 app = broker.celery_app(settings)
 worker: GpuWorker | None = None
+attendant: Attendant | None = None
 
 
 class Threads:
@@ -54,25 +56,28 @@ class Threads:
         self._pool.apply_async(act, callback=lambda _result: None)
 
 
-class LookoutStep(StartStopStep):
+class AttendantStep(StartStopStep):
     """The part of Celery's start that comes after its pool and before its broker, and is undone before the pool waits."""
 
     requires = ("celery.worker.components:Pool",)
 
-    def create(self, parent: WorkController) -> Lookout | None:
+    def create(self, parent: WorkController) -> Attendant | None:
         """Return what is to be started and stopped."""
-        return worker.lookout(Threads(parent.pool)) if worker is not None else None
+        global attendant
+        if worker is not None:
+            attendant = worker.attendant(Threads(parent.pool), ConsumedDoorbells(parent))
+        return attendant
 
 
-app.steps["worker"].add(LookoutStep)
+app.steps["worker"].add(AttendantStep)
 
 
 @app.task(name=broker.RENDER_TASK)
 def answer() -> None:
     """Answer one doorbell. On an error the doorbell is dropped: the courier rings again for every waiting row."""
     try:
-        if worker is not None:
-            worker.answer()
+        if attendant is not None:
+            attendant.answer()
     except FarmError as error:
         log.warning("doorbell.unanswered", **error.log_fields)
 
@@ -85,11 +90,10 @@ def _log(**_: Any) -> None:
 @signals.celeryd_init.connect(weak=False)
 def _choose_queue(sender: str, instance: Any, **_: Any) -> None:
     instance.quiet = True  # its banner is no log line, and on a full disk it would end the process
-    # Before `worker_init`, because Celery has settled which queues it consumes by then.
     configure_logging(settings, worker=sender)
     configure_tracing("worker")
-    with exit_on_error(CANNOT_START):
-        broker.listen_for(app, chosen_checkpoint(settings).name)
+    # Of nobody, until the worker knows what it is a home of.
+    broker.listen_for(app, sender)
 
 
 @signals.worker_init.connect(weak=False)

@@ -6,38 +6,40 @@ from dataclasses import dataclass
 import structlog
 
 from shared.errors import FarmError
-from shared.files.checkpoints import CheckpointFile
 from shared.fleet import registry
 from shared.infra.db import Database
+from worker.bundle import Checkpoints
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """Writes the row of one worker; `sha256` is the digest of the checkpoint that it serves."""
+    """Writes the row of one worker."""
 
     db: Database
     worker_id: str
-    file: CheckpointFile
-    sha256: str | None
+    residency: Checkpoints
     device_name: str
     slots: int
 
     def announce(self) -> None:
-        """Put the worker on the list: it is ready to work."""
+        """Put the worker on the list, with the checkpoint that it has loaded: it is ready to work."""
+        name = self.residency.resident
+        resident = next(one for one in self.residency.holdings() if one.checkpoint == name)
         with self.db.transaction() as session:
             registry.announce(
                 session,
                 worker_id=self.worker_id,
-                checkpoint=self.file.name,
-                size_bytes=self.file.size_bytes,
-                sha256=self.sha256,
+                checkpoint=name,
+                size_bytes=resident.size_bytes,
+                sha256=resident.sha256,
+                keeps=self.residency.keeps,
                 hostname=platform.node(),
                 device=self.device_name,
                 slots=self.slots,
             )
-        log.info("worker.ready", checkpoint=self.file.name, device=self.device_name, slots=self.slots)
+        log.info("worker.ready", checkpoint=name, device=self.device_name, slots=self.slots)
 
     def mark_unfit(self, reason: str) -> None:
         """Say on the list why the worker takes itself out of service."""

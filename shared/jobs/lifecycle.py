@@ -167,6 +167,11 @@ def claim_next(
     return Claim(taken.id, taken.attempt, params, taken.is_limited, taken.losses, taken.snapshot_attempt)
 
 
+def checkpoints(session: Session, job_ids: Sequence[UUID]) -> Sequence[str]:
+    """Return the checkpoint of each of these jobs, in any order."""
+    return session.scalars(select(JobRow.checkpoint).where(JobRow.id.in_(job_ids))).all()
+
+
 def heartbeat(session: Session, beats: Sequence[Beat], *, lease_s: float) -> Mapping[UUID, int]:
     """Extend the leases of a worker's running jobs and record their progress, in one statement.
 

@@ -12,8 +12,10 @@ from shared.files.weights import Shelves
 from shared.settings import Settings
 from tests.chaos.sketch import Ambush, Sketch, SketchRunner
 from tests.support.ceiling import Ceiling
+from tests.support.sketched import SketchedCheckpoints
 from worker.bundle import DeviceBundle
 from worker.engine.engine import Engine
+from worker.residency.source import CheckpointSource
 
 STEPS_VARIABLE = "BENCH_STEPS"
 
@@ -32,8 +34,13 @@ class NoopRunner(SketchRunner):
         super().denoise(batch)
 
 
-def load(_settings: Settings, _file: CheckpointFile) -> DeviceBundle:
-    return DeviceBundle(Engine(NoopRunner(Path(os.environ[STEPS_VARIABLE])), limits=Ceiling(16)), Shelves.at(), "noop")
+def load(_settings: Settings, first: CheckpointFile, source: CheckpointSource | None = None) -> DeviceBundle:
+    return DeviceBundle(
+        Engine(NoopRunner(Path(os.environ[STEPS_VARIABLE])), limits=Ceiling(16)),
+        SketchedCheckpoints(first, source),
+        Shelves.at(),
+        "noop",
+    )
 
 
 device = ModuleType("worker.device")

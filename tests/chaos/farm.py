@@ -174,7 +174,7 @@ def _programs(env: Mapping[str, str], shape: Shape, port: int, stage: Stage) -> 
     workers = [
         processes.gpu_worker(
             own,
-            PlannedWorker(f"gpu{rank}", CHECKPOINT, rank + 1, shape.slots, {sketch.NAME_VARIABLE: f"gpu{rank}"}),
+            PlannedWorker(f"gpu{rank}", shape.slots, {sketch.NAME_VARIABLE: f"gpu{rank}"}),
             stage.url,
         )
         for rank in range(shape.workers)

@@ -18,11 +18,13 @@ from shared.files.checkpoints import CheckpointFile
 from shared.files.weights import Shelves
 from shared.settings import Settings
 from tests.support.ceiling import Ceiling
+from tests.support.sketched import SketchedCheckpoints
 from worker.bundle import DeviceBundle
 from worker.engine.engine import Engine
 from worker.engine.preparation import Preparation, PreparationSteps
 from worker.engine.request import ImageSpec, Pixels
 from worker.engine.snapshot import Snapshot
+from worker.residency.source import CheckpointSource
 
 POISON = "poison"
 AMBUSH_VARIABLE, NAME_VARIABLE, STEP_VARIABLE = "CHAOS_AMBUSH", "CHAOS_NAME", "CHAOS_STEP_SECONDS"
@@ -135,8 +137,8 @@ class SketchRunner:
         return Developed(image.draft.spec.seed, (wanted.height, wanted.width))
 
 
-def load(_settings: Settings, _file: CheckpointFile) -> DeviceBundle:
+def load(_settings: Settings, first: CheckpointFile, source: CheckpointSource | None = None) -> DeviceBundle:
     """Build the engine; the checkpoint's weights are not read."""
     ambush = Ambush(Path(os.environ[AMBUSH_VARIABLE]), os.environ[NAME_VARIABLE])
     runner = SketchRunner(ambush, float(os.environ[STEP_VARIABLE]))
-    return DeviceBundle(Engine(runner, limits=Ceiling(16)), Shelves.at(), "sketch")
+    return DeviceBundle(Engine(runner, limits=Ceiling(16)), SketchedCheckpoints(first, source), Shelves.at(), "sketch")

@@ -29,6 +29,7 @@ from worker.slots.claim_gate import ClaimGate
 from worker.slots.guarded_engine import GuardedEngine
 from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
+from worker.slots.open_checkpoints import OpenCheckpoints
 from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
@@ -75,7 +76,7 @@ def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = Non
             closing.callback(part.stop)
         sha256 = checkpoints.digest(checkpoints.inspect(studio.DEMO))
         renderer = Renderer(
-            Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id="gpu0@test"),
+            Attempts(db, redis, celery, settings, opened=OpenCheckpoints(DEMO), worker_id="gpu0@test"),
             GuardedEngine(engine, Snapshots(db, settings, weights=sha256), Unexamined()),
             ImageStore(Storage(settings), settings, checkpoint_sha256=sha256),
             leases,

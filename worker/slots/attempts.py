@@ -5,6 +5,7 @@ are claimable again.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from itertools import count, starmap
 from typing import TypeVar
@@ -21,6 +22,7 @@ from shared.jobs.lifecycle import Claim
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
 from worker.slots.leases import RunningJob
+from worker.slots.open_checkpoints import OpenCheckpoints
 from worker.slots.outcomes import Failed, Images, Succeeded, Superseded
 from worker.slots.retry import retry
 
@@ -33,16 +35,23 @@ T = TypeVar("T")
 
 
 class Attempts:
-    """Claims jobs of a checkpoint for a worker, and writes how their attempts end."""
+    """Claims jobs of the open checkpoints for a worker, and writes how their attempts end."""
 
     def __init__(
-        self, db: Database, redis: Redis, celery: Celery, settings: Settings, *, checkpoint: str, worker_id: str
+        self,
+        db: Database,
+        redis: Redis,
+        celery: Celery,
+        settings: Settings,
+        *,
+        opened: OpenCheckpoints,
+        worker_id: str,
     ) -> None:
         self._db = db
         self._redis = redis
         self._celery = celery
         self._settings = settings
-        self._checkpoint = checkpoint
+        self._opened = opened
         self.worker_id = worker_id
         # The first claim that looks after the lowest priority is not the very first one.
         self._claims = count(1)
@@ -51,21 +60,24 @@ class Attempts:
         """Put back into the queue what a former process of this worker still held."""
         with self._db.transaction() as session:
             moved = rescue.take_over(session, self.worker_id)
+            waiting = Counter(lifecycle.checkpoints(session, [job_id for job_id, _ in moved]))
         for job_id, state in moved:
             log.warning("job.taken_over", job_id=str(job_id), state=state)
         events.publish(self._redis, *starmap(events.JobEvent, moved))
-        self.ring(len(moved))
+        for checkpoint, times in waiting.items():
+            self.ring(checkpoint, times)
 
     def claim(self) -> Claim | None:
-        """Claim the next job, if there is one."""
+        """Claim the next job of the open checkpoints, if there is one."""
+        is_level = next(self._claims) % OLDEST_LEVEL_EVERY == 0
         with self._db.transaction() as session:
-            return lifecycle.claim_next(
-                session,
-                self._checkpoint,
-                self.worker_id,
-                lease_s=self._settings.lease_seconds,
-                oldest_level=next(self._claims) % OLDEST_LEVEL_EVERY == 0,
-            )
+            for checkpoint in self._opened.in_turn():
+                claim = lifecycle.claim_next(
+                    session, checkpoint, self.worker_id, lease_s=self._settings.lease_seconds, oldest_level=is_level
+                )
+                if claim is not None:
+                    return claim
+        return None
 
     def succeed(self, running: RunningJob, images: Images) -> Succeeded | Superseded:
         """Publish a job's images and end it."""
@@ -99,7 +111,7 @@ class Attempts:
         self.publish(claim, state)
         if state is JobState.QUEUED and not self._settings.retry_seconds:
             # Else the courier rings once the next attempt is due.
-            self.ring()
+            self.ring(claim.params.checkpoint)
         return Failed(error, is_retried=state is JobState.QUEUED)
 
     def release(self, running: RunningJob) -> None:
@@ -113,15 +125,15 @@ class Attempts:
         if self._insist(write, is_leaving=lambda: True):
             log.info("job.released")
             self.publish(claim, JobState.QUEUED)
-            self.ring()
+            self.ring(claim.params.checkpoint)
 
     def publish(self, claim: Claim, state: JobState) -> None:
         """Tell listeners the state that a job has now."""
         events.publish(self._redis, events.JobEvent(claim.job_id, state))
 
-    def ring(self, times: int = 1) -> None:
-        """Ring the doorbell of the checkpoint."""
-        broker.ring(self._celery, self._checkpoint, times)
+    def ring(self, checkpoint: str, times: int = 1) -> None:
+        """Ring the doorbell of a checkpoint."""
+        broker.ring(self._celery, checkpoint, times)
 
     def _insist(self, write: Callable[[], T], *, is_leaving: Callable[[], bool]) -> T:
         """Repeat an act until the database answers: meanwhile nobody else can take the job, and afterwards the act is guarded.

@@ -65,7 +65,7 @@ class Renderer:
             self._claim_gate.release(claim)
         if claim.is_limited:
             # The doorbells of what its key could not run yet were heard in vain.
-            self._attempts.ring()
+            self._attempts.ring(claim.params.checkpoint)
         return True
 
     def drain(self) -> None:

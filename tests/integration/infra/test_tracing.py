@@ -31,6 +31,7 @@ from worker.slots.claim_gate import ClaimGate
 from worker.slots.guarded_engine import GuardedEngine
 from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
+from worker.slots.open_checkpoints import OpenCheckpoints
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
 
@@ -104,7 +105,7 @@ def test_a_real_job_is_followed_from_http_to_its_webhook(
         job_id = UUID(http.post("/v1/jobs", json=body).json()["id"])
         with studio.running(DiffusionRunner.of(studio.demo())) as engine:
             Renderer(
-                Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id="w"),
+                Attempts(db, redis, celery, settings, opened=OpenCheckpoints(DEMO), worker_id="w"),
                 GuardedEngine(engine, Snapshots(db, settings, weights=""), Unexamined()),
                 ImageStore(Storage(settings), settings),
                 Leases(db, settings, "w"),

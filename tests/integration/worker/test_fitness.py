@@ -43,6 +43,7 @@ from worker.slots.claim_gate import ClaimGate
 from worker.slots.guarded_engine import GuardedEngine
 from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
+from worker.slots.open_checkpoints import OpenCheckpoints
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
 
@@ -87,7 +88,7 @@ def renderer(
     settings: Settings, db: Database, redis: Redis, celery: Celery, storage: Storage, fitness: Fitness, leases: Leases
 ) -> Renderer:
     return Renderer(
-        Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id="w"),
+        Attempts(db, redis, celery, settings, opened=OpenCheckpoints(DEMO), worker_id="w"),
         GuardedEngine(fitness.engine, Snapshots(db, settings, weights="w"), fitness),
         ImageStore(storage, settings),
         leases,

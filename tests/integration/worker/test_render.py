@@ -39,6 +39,7 @@ from worker.slots.claim_gate import ClaimGate
 from worker.slots.guarded_engine import GuardedEngine
 from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases, RunningJob
+from worker.slots.open_checkpoints import OpenCheckpoints
 from worker.slots.outcomes import Superseded
 from worker.slots.previews import PreviewPublisher
 from worker.slots.render import Renderer
@@ -57,7 +58,7 @@ class Worker:
     def __init__(self, settings: Settings, db: Database, redis: Redis, celery: Celery, engine: DemoEngine) -> None:
         self.db = db
         self.leases = Leases(db, settings, "w")
-        self.attempts = Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id="w")
+        self.attempts = Attempts(db, redis, celery, settings, opened=OpenCheckpoints(DEMO), worker_id="w")
         self.images = ImageStore(Storage(settings), settings)
         guarded = GuardedEngine(engine, Snapshots(db, settings, weights=""), Unexamined())
         self.renderer = Renderer(self.attempts, guarded, self.images, self.leases, ClaimGate(16))

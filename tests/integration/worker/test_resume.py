@@ -32,6 +32,7 @@ from worker.slots.claim_gate import ClaimGate
 from worker.slots.guarded_engine import GuardedEngine
 from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
+from worker.slots.open_checkpoints import OpenCheckpoints
 from worker.slots.render import Renderer
 from worker.slots.snapshots import Snapshots
 
@@ -68,7 +69,7 @@ class Worker:
         self.engine = engine
         self.leases = Leases(db, settings, name)
         self.renderer = Renderer(
-            Attempts(db, redis, celery, settings, checkpoint=DEMO, worker_id=name),
+            Attempts(db, redis, celery, settings, opened=OpenCheckpoints(DEMO), worker_id=name),
             GuardedEngine(engine, Snapshots(db, settings, weights=weights, storage=shelf), Unexamined()),
             ImageStore(Storage(settings), settings),
             self.leases,

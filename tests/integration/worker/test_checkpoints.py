@@ -1,0 +1,175 @@
+"""A gpu worker with a folder of checkpoints: it renders from every one, each picture with the right weights."""
+
+import threading
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from celery import Celery
+from PIL import Image
+from redis import Redis
+from sqlalchemy import select
+
+from shared.infra.db import Database
+from shared.infra.storage import Storage
+from shared.infra.tables import HoldingRow, ImageRow, JobRow, WorkerRow
+from shared.jobs import lifecycle
+from shared.settings import Settings
+from shared.vocabulary.states import JobState
+from tests.support import recolored
+from tests.support.factories import params
+from tests.support.recolored import Pixels
+from tests.support.waiting import until
+from worker import assembly
+from worker.assembly import GpuWorker
+
+SLOTS = 4
+
+
+class Pool:
+    """Slots that nobody rings: they find jobs by looking."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(SLOTS, "slot")
+        self._active = 0
+        self._lock = threading.Lock()
+
+    @property
+    def unrung(self) -> int:
+        return SLOTS
+
+    def run(self, act: Callable[[], None]) -> None:
+        self._threads.submit(act)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+
+class Ears:
+    """Hears nothing, and keeps what it was to hear."""
+
+    def __init__(self) -> None:
+        self.heard: set[str] = set()
+
+    def hear(self, checkpoints: Collection[str]) -> None:
+        self.heard = set(checkpoints)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for index in (0, 5, 17):
+        recolored.write(folder, index)
+    return folder
+
+
+@contextmanager
+def at_work(settings: Settings, celery: Celery, ears: Ears) -> Iterator[GpuWorker]:
+    pool = Pool()
+    with ExitStack() as opened:
+        worker = assembly.assemble(settings, celery, "gpu0@test", SLOTS, opened)
+        attendant = worker.attendant(pool, ears)
+        attendant.start()
+        try:
+            yield worker
+        finally:
+            attendant.stop()
+            worker.drain()
+            pool.close()
+            worker.close()
+
+
+def submitted(db: Database, *indices: int) -> None:
+    with db.transaction() as session:
+        for index in indices:
+            job = params(checkpoint=recolored.name(index), width=64, height=64, steps=2, seed=7)
+            lifecycle.submit(session, job, max_attempts=1)
+
+
+def rendered(db: Database, settings: Settings) -> dict[str, list[Pixels]]:
+    """Wait until every job has ended; return the pictures by checkpoint."""
+
+    def ended() -> bool:
+        with db.transaction() as session:
+            return not session.scalars(select(JobRow.id).where(JobRow.state.in_(["queued", "running"]))).first()
+
+    assert until(ended)
+    storage, pictures = Storage(settings), dict[str, list[Pixels]]()
+    with db.transaction() as session:
+        assert set(session.scalars(select(JobRow.state))) == {JobState.SUCCEEDED}
+        rows = session.execute(
+            select(JobRow.checkpoint, ImageRow.key).join(ImageRow, ImageRow.job_id == JobRow.id)
+        ).all()
+    for checkpoint, key in rows:
+        picture = np.asarray(Image.open(BytesIO(storage.get(key))))
+        pictures.setdefault(checkpoint, []).append(picture)
+    return pictures
+
+
+def colors(pictures: dict[str, list[Pixels]]) -> dict[str, set[int]]:
+    """By whose weights the pictures of each checkpoint were made, told by their colours."""
+    (demos, *_) = pictures[recolored.name(0)]
+    return {name: {recolored.seen(one, demos) for one in made} for name, made in pictures.items()}
+
+
+@pytest.fixture
+def settings(settings: Settings, folder: Path, redis: Redis) -> Settings:
+    assert redis.ping()
+    return settings.model_copy(
+        update={"checkpoint_dir": folder, "checkpoint": None, "profile_seconds": 0.0, "heartbeat_seconds": 0.2}
+    )
+
+
+def test_one_worker_renders_every_checkpoint_of_its_folder(
+    settings: Settings, folder: Path, db: Database, celery: Celery
+) -> None:
+    ears = Ears()
+    with at_work(settings, celery, ears) as worker:
+        submitted(db, 0, 5, 17, 5, 0, 17)
+        assert colors(rendered(db, settings)) == {recolored.name(index): {index} for index in (0, 5, 17)}
+        assert ears.heard == {recolored.name(index) for index in (0, 5, 17)}
+        with db.transaction() as session:
+            told = session.scalars(select(WorkerRow)).one()
+            assert told.swaps >= 2
+            assert told.checkpoint in ears.heard
+            assert set(session.scalars(select(HoldingRow.checkpoint))) == ears.heard
+
+        (folder / f"{recolored.name(5)}.safetensors").unlink()
+        recolored.write(folder, 29)
+        worker.library.renew()
+        with db.transaction() as session:
+            assert set(session.scalars(select(HoldingRow.checkpoint))) == {recolored.name(one) for one in (0, 17, 29)}
+        submitted(db, 29)
+        assert colors(rendered(db, settings))[recolored.name(29)] == {29}
+
+
+def test_a_file_that_breaks_fails_its_own_jobs_alone(
+    settings: Settings, folder: Path, db: Database, celery: Celery
+) -> None:
+    with at_work(settings, celery, Ears()):
+        broken = folder / f"{recolored.name(17)}.safetensors"
+        whole = broken.read_bytes()
+        broken.write_bytes(whole[: len(whole) // 2])
+        submitted(db, 17, 0, 5)
+        assert until(lambda: states(db).keys() == {JobState.SUCCEEDED, JobState.FAILED})
+        assert states(db) == {
+            JobState.FAILED: {recolored.name(17)},
+            JobState.SUCCEEDED: {recolored.name(0), recolored.name(5)},
+        }
+        broken.write_bytes(whole)
+        submitted(db, 17)
+        assert until(lambda: recolored.name(17) in states(db)[JobState.SUCCEEDED])
+
+
+def states(db: Database) -> dict[JobState, set[str]]:
+    """The checkpoints of the jobs in each state."""
+    found: dict[JobState, set[str]] = {}
+    with db.transaction() as session:
+        for state, checkpoint in session.execute(select(JobRow.state, JobRow.checkpoint)):
+            found.setdefault(JobState(state), set()).add(checkpoint)
+    return found

@@ -1,0 +1,30 @@
+"""The checkpoints that a worker has open: it claims their jobs and no others'."""
+
+from collections.abc import Sequence
+from itertools import count
+from threading import Lock
+
+
+class OpenCheckpoints:
+    """The open checkpoints of one worker, first the one that it turned to last. Thread-safe."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+        self._turns = count()
+        self._lock = Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names."""
+        return self._names
+
+    def open(self, names: Sequence[str]) -> None:
+        """Claim jobs of these from now on. What runs of others goes on."""
+        with self._lock:
+            self._names = tuple(names)
+
+    def in_turn(self) -> tuple[str, ...]:
+        """Return them in the order in which to look for the next job; each comes first as often as the others."""
+        with self._lock:
+            at = next(self._turns) % max(1, len(self._names))
+            return self._names[at:] + self._names[:at]

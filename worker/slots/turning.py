@@ -1,0 +1,183 @@
+"""Turns a worker to the checkpoint that needs it most: reads what waits and who else is there, chooses, and makes ready.
+
+`shared.fleet.choice` decides, `worker.residency` brings weights nearer, `OpenCheckpoints` is what slots claim of. One thread.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from threading import Event, Thread
+from typing import Protocol
+
+import structlog
+
+from shared.errors import DatabaseUnavailable, FarmError
+from shared.fleet import holdings
+from shared.fleet.choice import choose
+from shared.fleet.demand import demand
+from shared.fleet.holdings import Holding
+from shared.fleet.homes import homes
+from shared.fleet.members import Member, members
+from shared.infra.db import Database
+from shared.jobs.waiting import Waiting, waiting
+from worker.slots.attempts import OLDEST_LEVEL_EVERY
+from worker.slots.doorbells import Doorbells
+from worker.slots.open_checkpoints import OpenCheckpoints
+
+LOOK_S = 1.0  # the least time that a job may wait before a worker turns to it (`shared.fleet.choice`)
+FLEET_S = 5.0  # how old what is known of other workers and of demand may be
+
+log = structlog.get_logger(__name__)
+
+
+class Stage(Protocol):
+    """The weights of a worker, in tiers."""
+
+    def bring(self, checkpoint: str) -> None:
+        """Read a checkpoint so far that its first image need not wait for a disk. May take long; raises a `FarmError`."""
+
+    def holdings(self) -> Sequence[Holding]:
+        """Return the library, with tiers and prices as they are now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Who could render what, as of `read_at`: workers, and the homes of each checkpoint."""
+
+    members: Sequence[Member] = ()
+    homes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    read_at: float = float("-inf")
+
+
+class Turning:
+    """Keeps the right checkpoints open on one worker. `look` has slots look for jobs; `is_idle` tells whether none runs."""
+
+    def __init__(
+        self,
+        db: Database,
+        worker_id: str,
+        stage: Stage,
+        opened: OpenCheckpoints,
+        *,
+        doorbells: Doorbells,
+        look: Callable[[], None],
+        is_idle: Callable[[], bool],
+        silent_after_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._db = db
+        self._worker_id = worker_id
+        self._stage = stage
+        self._opened = opened
+        self._doorbells = doorbells
+        self._look = look
+        self._is_idle = is_idle
+        self._silent_after_s = silent_after_s
+        self._clock = clock
+        self._fleet = Fleet()
+        self._turned_at = float("-inf")
+        self._considered = count(1)
+        self._woken = Event()
+        self._has_stopped = False
+        self._thread = Thread(target=self._run, name="turning", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Turn to nothing else; a load that runs is waited for briefly."""
+        self._has_stopped = True
+        self._woken.set()
+        self._thread.join(timeout=5)
+
+    def wake(self) -> None:
+        """Consider at once: a doorbell led to no job, or a job has ended."""
+        self._woken.set()
+
+    def consider(self) -> None:
+        """Choose once, and turn if that is due."""
+        library = {one.checkpoint: one for one in self._stage.holdings() if one.refused is None}
+        fleet = self._seen()
+        mine = [name for name in library if self._worker_id in fleet.homes.get(name, ())]
+        self._doorbells.hear({*mine, *self._opened.names})
+        with self._db.transaction() as session:
+            what_waits = waiting(session, sorted(library))
+        chosen = self._chosen(fleet, library, what_waits)
+        if chosen != self._opened.names:
+            self._turn(chosen, fleet)
+
+    def _chosen(self, fleet: Fleet, library: Mapping[str, Holding], what_waits: Sequence[Waiting]) -> tuple[str, ...]:
+        opened = self._opened.names
+        me = next((one for one in fleet.members if one.id == self._worker_id), None)
+        if me is None:  # not announced yet, drained or unfit: stay
+            return opened
+        me = replace(me, resident=opened[0], library=frozenset(library))
+        return choose(
+            me,
+            fleet.members,
+            fleet.homes,
+            what_waits,
+            open_now=opened,
+            price_s=lambda name: library[name].price_s if name in library else float("inf"),
+            idle=self._is_idle(),
+            stayed_s=self._clock() - self._turned_at,
+            oldest_level=next(self._considered) % OLDEST_LEVEL_EVERY == 0,
+        )
+
+    def _turn(self, chosen: tuple[str, ...], fleet: Fleet) -> None:
+        """Bring what is chosen nearer, while the present work goes on; then claim of it."""
+        for name in chosen:
+            if name not in self._opened.names and not self._is_ready(name, fleet):
+                return
+        self._opened.open(chosen)
+        self._turned_at = self._clock()
+        with self._db.transaction() as session:
+            holdings.turned(session, self._worker_id, chosen[0])
+        log.info("worker.turned", checkpoint=chosen[0], opened=len(chosen))
+        self._look()
+
+    def _is_ready(self, name: str, fleet: Fleet) -> bool:
+        """Say what is intended, and load it. False if others are at it, or if others can load it and this worker cannot."""
+        at_most = max(1, len(fleet.homes.get(name, ())))
+        with self._db.transaction() as session:
+            if not holdings.intend(
+                session, self._worker_id, name, silent_after_s=self._silent_after_s, at_most=at_most
+            ):
+                return False
+        try:
+            self._stage.bring(name)
+        except FarmError as error:
+            log.warning("checkpoint.not_loaded", checkpoint=name, **error.log_fields)
+            if self._is_loadable_elsewhere(name, fleet):
+                self._give_up()
+                return False
+            # Nobody can: its jobs are claimed, and fail with the reason.
+        return True
+
+    def _is_loadable_elsewhere(self, name: str, fleet: Fleet) -> bool:
+        return any(name in one.library for one in fleet.members if one.id != self._worker_id)
+
+    def _give_up(self) -> None:
+        with self._db.transaction() as session:
+            holdings.give_up(session, self._worker_id)
+
+    def _seen(self) -> Fleet:
+        if self._clock() - self._fleet.read_at >= FLEET_S:
+            with self._db.transaction() as session:
+                alive = members(session, silent_after_s=self._silent_after_s)
+                wanted = demand(session)
+            self._fleet = Fleet(alive, homes(wanted, alive), self._clock())
+        return self._fleet
+
+    def _run(self) -> None:
+        while not self._has_stopped:
+            self._woken.wait(LOOK_S)
+            self._woken.clear()
+            try:
+                if not self._has_stopped:
+                    self.consider()
+            except DatabaseUnavailable as error:
+                log.warning("turning.not_considered", **error.log_fields)
+            except Exception:  # whatever it was, the next time may do
+                log.exception("turning.crashed")
