@@ -231,7 +231,7 @@ def checkpoint() -> Finding:
 
     refused: list[str] = []
     try:
-        served = serving.chosen(None, os.environ, refused.append)
+        served = serving.chosen({**os.environ, **serving.source((), os.environ)}, refused.append)
     except FarmError as error:
         return Finding("checkpoint", Level.FAIL, str(error), "check FARM_CHECKPOINT_DIR, or farm checkpoints pull")
     names = ", ".join(file.name for file in served)

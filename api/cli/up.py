@@ -31,13 +31,20 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     data_dir: Annotated[Path, typer.Option(help="Folder for jobs and images.")] = Path(".farm"),
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Stable Diffusion 1.5 checkpoint: a .safetensors file or a diffusers folder.")
+        list[Path] | None,
+        typer.Option(
+            help="Stable Diffusion 1.5 checkpoints to serve: a folder of them, or files and diffusers folders (repeat it)."
+        ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of gpu workers.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Number of gpu workers; by default one for each GPU.")
+    ] = None,
     device: Annotated[Device | None, typer.Option(help="auto uses the GPU if there is one.")] = None,
 ) -> None:
     """Run a whole farm on this machine until Ctrl-C. Postgres, Redis and S3 run embedded unless FARM_* names a server."""
-    farm = embedded_farm(host=host, port=port, data_dir=data_dir, checkpoint=checkpoint, workers=workers, device=device)
+    farm = embedded_farm(
+        host=host, port=port, data_dir=data_dir, checkpoints=checkpoint or (), workers=workers, device=device
+    )
     with farm:
         for line in _welcome(farm.url, farm.public_url, data_dir if farm.asks_for_keys else None):
             say(line)

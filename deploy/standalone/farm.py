@@ -6,7 +6,7 @@ An engine is not started if the environment names a remote one. All options are 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +37,8 @@ class UpOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     data_dir: Path = Path(".farm")
-    checkpoint: Path | None = None
-    workers: int = 1
+    checkpoints: Sequence[Path] = ()
+    workers: int | None = None
     device: str | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
 
@@ -113,7 +113,7 @@ class EmbeddedFarm:
     def _start(self) -> None:
         options = self._options
         self._port = _checked_port(options)
-        workers = serving.plan(options.checkpoint, options.workers, options.device, options.environ, self._say)
+        workers = serving.plan(options.checkpoints, options.workers, options.device, options.environ, self._say)
         folder = self._folder = self._open.enter_context(folders.hold(options.data_dir))
         if shortage := folder.shortage(START_BYTES):
             raise StartFailed(shortage)

@@ -46,12 +46,12 @@ def courier(env: Mapping[str, str]) -> Program:
 
 
 def gpu_worker(env: Mapping[str, str], worker: PlannedWorker, url: str) -> Program:
-    """Return a gpu worker's program; ready when the api lists at least `rank` workers of its checkpoint."""
+    """Return a gpu worker's program; ready when the api lists it as alive and fit."""
     return Program(
         name=worker.name,
-        argv=_celery("worker.gpu", worker.name, worker.slots, "-Q", f"render.{worker.checkpoint}"),
+        argv=_celery("worker.gpu", worker.name, worker.slots),
         env={**env, **worker.env},
-        ready=lambda: _living_workers(url, worker.checkpoint, env.get("FARM_ADMIN_KEY")) >= worker.rank,
+        ready=lambda: _is_listed(url, worker.name, env.get("FARM_ADMIN_KEY")),
         ready_within_s=WORKER_READY_S,
         grace_s=WORKER_GRACE_S,
     )
@@ -64,13 +64,13 @@ def _celery(app: str, name: str, slots: int, *extra: str) -> tuple[str, ...]:
     )
 
 
-def _living_workers(url: str, checkpoint: str, key: str | None) -> int:
+def _is_listed(url: str, name: str, key: str | None) -> bool:
     # One that was drained stays idle, and is as ready as it will be.
     listing = _get(f"{url}/v1/workers", key) or {}
     with suppress(KeyError, TypeError):
-        fit = [one for one in listing["workers"] if one["is_alive"] and not one["unfit"]]
-        return sum(one["checkpoint"] == checkpoint for one in fit)
-    return 0
+        fit = [one["id"] for one in listing["workers"] if one["is_alive"] and not one["unfit"]]
+        return any(one.startswith(f"{name}@") for one in fit)
+    return False
 
 
 def _get(url: str, key: str | None = None) -> Any:

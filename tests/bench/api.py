@@ -262,7 +262,7 @@ def running(folder: Path) -> Iterator[Stage]:
             processes.api(env, HOST, port, url),
             replace(processes.api({**env, "FARM_AUTH": "keys"}, HOST, keyed, keyed_url), name="api-keys"),
             processes.courier(env),
-            _doing_nothing(processes.gpu_worker(env, PlannedWorker("gpu0", DEMO, 1, 4, {}), url)),
+            _doing_nothing(processes.gpu_worker(env, PlannedWorker("gpu0", 4, {}), url)),
             Program("minimal", python_module("tests.bench.minimal", str(other)), env, lambda: _answers(minimal)),
         )
         yield Stage(url, keyed_url, minimal, tokens, steps)
