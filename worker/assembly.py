@@ -144,8 +144,8 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     _start(opened, Listener(redis, leases.hear))
     renderer = Renderer(
         attempts,
-        GuardedEngine(engine, Snapshots(db, settings, weights=bundle.sha256 or ""), fitness),
-        ImageStore(storage, settings, safety=bundle.safety, checkpoint_sha256=bundle.sha256),
+        GuardedEngine(engine, Snapshots(db, settings), fitness),
+        ImageStore(storage, settings, safety=bundle.safety),
         leases,
         claim_gate,
         ended=meters.ended,

@@ -36,6 +36,9 @@ class Draft:
 
     spec: ImageSpec
 
+    sha256: str | None = None
+    weights: str = "sketch"
+
     @property
     def steps_total(self) -> int:
         return self.spec.passes[0].steps

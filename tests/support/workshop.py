@@ -24,6 +24,8 @@ from worker.engine.draft import ExtraWeights
 from worker.engine.runner import DiffusionRunner
 from worker.health.fitness import Unexamined
 from worker.periodic import Periodic
+from worker.residency.reading import FileFacts
+from worker.residency.residency import Residency
 from worker.slots.attempts import Attempts
 from worker.slots.claim_gate import ClaimGate
 from worker.slots.guarded_engine import GuardedEngine
@@ -74,11 +76,10 @@ def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = Non
         for part in parts:
             part.start()
             closing.callback(part.stop)
-        sha256 = checkpoints.digest(checkpoints.inspect(studio.DEMO))
         renderer = Renderer(
             Attempts(db, redis, celery, settings, opened=OpenCheckpoints(DEMO), worker_id="gpu0@test"),
-            GuardedEngine(engine, Snapshots(db, settings, weights=sha256), Unexamined()),
-            ImageStore(Storage(settings), settings, checkpoint_sha256=sha256),
+            GuardedEngine(engine, Snapshots(db, settings), Unexamined()),
+            ImageStore(Storage(settings), settings),
             leases,
             ClaimGate(16),
         )
@@ -102,5 +103,6 @@ def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = Non
 
 
 def _runner(shelves: Shelves | None) -> DiffusionRunner:
-    library = ExtraWeights.at(shelves, memory_bytes=10**9) if shelves else None
-    return DiffusionRunner.of(studio.demo(), library)
+    sha256 = checkpoints.digest(checkpoints.inspect(studio.DEMO))
+    extras = ExtraWeights.at(shelves, memory_bytes=10**9) if shelves else None
+    return DiffusionRunner(Residency(studio.demo(), facts=FileFacts(sha256)), extras)

@@ -82,6 +82,16 @@ class ImageDraft:
     start: Start | None
 
     @property
+    def sha256(self) -> str | None:
+        """The digest of the first pass's checkpoint."""
+        return self.passes[0].weights.sha256 or None
+
+    @property
+    def weights(self) -> str:
+        """What tells the weights of all passes from others."""
+        return " ".join(one.weights.sha256 or one.weights.digest for one in self.passes)
+
+    @property
     def steps_total(self) -> int:
         """UNet calls over all passes."""
         return sum(len(one.plan.calls) for one in self.passes)

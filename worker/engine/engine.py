@@ -28,6 +28,7 @@ from worker.engine.turns import Turns
 
 D = TypeVar("D", bound=Draft)
 R = TypeVar("R", bound=ActiveImage)
+Recall = Callable[[str], Snapshot | None]
 
 log = structlog.get_logger(__name__)
 
@@ -114,18 +115,19 @@ class Engine(Generic[D, R]):
             self._thread.join()
         self._fail_all()
 
-    def submit(self, spec: ImageSpec, snapshot: Snapshot | None = None) -> Request:
+    def submit(self, spec: ImageSpec, snapshot: Snapshot | None = None, *, recall: Recall | None = None) -> Request:
         """Draft an image on this thread and queue it for the next tick; with a snapshot of the same image it resumes there.
 
-        Raises `EngineStopped`. Any other error, also one of the draft, is raised by `Request.result`.
+        `recall` is asked for one once the draft has found out which weights it is to be of. Raises `EngineStopped`. Any other
+        error, also one of the draft, is raised by `Request.result`.
         """
         request = Request(spec, snapshot)
         try:
             draft = self._runner.draft(spec)
+            request.begin(draft, recall(draft.weights) if recall else None)
         except Exception as error:  # noqa: BLE001 - whoever waits for the result must hear of it
             request.fail(_as_render_error(error))
             return request
-        request.steps_total = draft.steps_total
         with self._changed:
             if self._is_stopped:
                 raise EngineStopped

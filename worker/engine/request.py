@@ -74,6 +74,14 @@ class Draft(Protocol):
     def steps_total(self) -> int:
         """UNet calls of the image, over all its passes."""
 
+    @property
+    def sha256(self) -> str | None:
+        """The digest of its checkpoint's file, if it has one."""
+
+    @property
+    def weights(self) -> str:
+        """What tells the weights of all its passes from others."""
+
 
 class ActiveImage(Protocol):
     """A runner's own state of an image between steps; the engine reads only this much."""
@@ -124,7 +132,8 @@ class PendingPixels(Protocol):
 class Request:
     """A submitted image. Any thread may wait for its result or cancel it; only the engine's thread writes its progress.
 
-    `snapshot` is the image after its last step, at first the one to resume from; None before the first step.
+    `snapshot` is the image after its last step, at first the one to resume from; None before the first step. `sha256` and
+    `weights` are its draft's.
     """
 
     def __init__(self, spec: ImageSpec, snapshot: Snapshot | None = None) -> None:
@@ -132,6 +141,8 @@ class Request:
         self.snapshot = snapshot
         self.steps_total = 0  # until the draft has counted them
         self.steps_done = snapshot.steps_done if snapshot else 0
+        self.sha256: str | None = None
+        self.weights = ""
         self.is_canceled = False
         self.wants_preview = False
         self.preview: PendingPixels | None = None
@@ -141,6 +152,12 @@ class Request:
     def is_done(self) -> bool:
         """Whether `result` would return or raise at once."""
         return self._future.done()
+
+    def begin(self, draft: Draft, snapshot: Snapshot | None) -> None:
+        """Take over what a draft says, and where the image goes on."""
+        self.steps_total, self.sha256, self.weights = draft.steps_total, draft.sha256, draft.weights
+        if snapshot is not None:
+            self.snapshot, self.steps_done = snapshot, snapshot.steps_done
 
     def cancel(self) -> None:
         """Ask the engine to drop the request: `result` raises `Canceled` from the next step boundary on."""

@@ -73,6 +73,11 @@ def tensors(module: Any) -> list[Tensor]:
     return list(chain(module.parameters(), module.buffers()))
 
 
+def names(module: Any) -> list[str]:
+    """Return their names."""
+    return [name for name, _ in chain(module.named_parameters(), module.named_buffers())]
+
+
 def move_in(module: Any) -> Tensor:
     """Move a module's weights into an arena on their device, once and for all; returns its memory."""
     held = _arenas.get(module)

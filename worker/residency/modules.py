@@ -23,11 +23,15 @@ FlatOf = Callable[[str], Tensor]
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class ResidentModules:
-    """The modules of one architecture. `weights` are those in them, None after a copy that went wrong."""
+    """The modules of one architecture. `weights` are those in them, None after a copy that went wrong.
+
+    `constants` are the buffers, by part and name: they are the same for all checkpoints, and in no file.
+    """
 
     loaded: LoadedCheckpoint
     architecture: str
     layouts: Mapping[str, Layout]
+    constants: Mapping[str, Mapping[str, Tensor]]
     weights: Weights | None = None
     _flats: dict[str, Tensor] = field(default_factory=dict)
 
@@ -35,17 +39,22 @@ class ResidentModules:
     def of(cls, loaded: LoadedCheckpoint, architecture: str) -> "ResidentModules":
         """Take over the modules of a checkpoint that was loaded onto the device, in the memory format that they have now."""
         layouts = {part: Layout.of(getattr(loaded, part)) for part in PARTS}
+        constants = {part: _buffers(getattr(loaded, part)) for part in PARTS}
         flats = {part: arena.move_in(getattr(loaded, part)) for part in PARTS}
-        return cls(loaded, architecture, layouts, _flats=flats)
+        return cls(loaded, architecture, layouts, constants, _flats=flats)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the weights."""
         return sum(flat.numel() for flat in self._flats.values())
 
-    def sums(self) -> dict[str, Sums]:
-        """Sum up what is in the modules."""
-        return {part: Sums.of(flat) for part, flat in self._flats.items()}
+    def begin(self, loaded: LoadedCheckpoint, sha256: str, stamp: object) -> Weights:
+        """Take what is in the modules for the weights of a checkpoint, and return the facts of it."""
+        sums = {part: Sums.of(flat) for part, flat in self._flats.items()}
+        self.weights = Weights.of(
+            loaded.name, sha256, stamp, self.architecture, loaded.scheduler_config, sums, self._flats
+        )
+        return self.weights
 
     def differing(self, weights: Weights) -> list[str]:
         """Return the parts in which these weights differ from those in the modules."""
@@ -97,3 +106,7 @@ class ResidentModules:
         return [
             part for part, rows in zip(parts, found, strict=True) if not torch.equal(rows, weights.parts[part].rows)
         ]
+
+
+def _buffers(module: Any) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.named_buffers()}

@@ -11,22 +11,23 @@ from memory to memory, in place. What images in flight have opened stays at hand
 
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Condition, Lock
+from threading import Lock
 from typing import Any
 
 import structlog
 from torch import Tensor
 
 from shared.errors import BadCheckpoint, BadWeights, OutOfMemory, RenderFailed
+from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile
 from shared.vocabulary.holdings import Holding, Tier
 from worker.diffusion import out_of_memory
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.residency import reading
-from worker.residency.copies import Copies
+from worker.residency.host import HostMemory
 from worker.residency.modules import ResidentModules
 from worker.residency.prices import Prices
 from worker.residency.reading import CPU, FileFacts
@@ -68,19 +69,17 @@ class Residency:
         self._outfit = outfit
         self._dtype = first.dtype
         self._is_pinned = first.device.type == "cuda"
-        self._room_s = room_s
         self._clock = clock
         self._prices = Prices()
         self._known: dict[str, Weights] = {}
         self._refused: dict[str, tuple[object, str]] = {}
-        self._opened: dict[str, tuple[Weights, int]] = {}
+        self._kinds: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._again: dict[str, Future[None]] = {}
         self._rereader = ThreadPoolExecutor(1, "reread")
-        # Taken in this order: by whoever reads; by whoever touches what is in modules, in `Swaps`; by whoever looks at the books.
+        # Taken in this order: by whoever reads; by whoever touches what is in modules, in `Swaps`; by who looks into host memory.
         self._at_disk = Lock()
-        self._books = Condition()
-        self._ram = Copies(ram_bytes)
-        self._swaps = Swaps(self, self._prices, vram_bytes=vram_bytes, clock=clock)
+        self._host = HostMemory(ram_bytes, room_s=room_s, clock=clock)
+        self._swaps = Swaps(self._host, self._prices, vram_bytes=vram_bytes, clock=clock)
         self._resident = self._settle(first, facts or FileFacts())
         self._first = first.name
 
@@ -98,13 +97,13 @@ class Residency:
 
     @property
     def keeps(self) -> int:
-        """How many checkpoints of the resident one's size can be kept warm, those in modules included."""
+        """How many checkpoints of the resident one's size can be kept warm, the resident one included."""
         size = max(self._resident.size_bytes, 1)
-        return max(1, self._ram.max_bytes // size, 1 + self._swaps.vram.max_bytes // size)
+        return max(1, self._host.max_bytes // size, 1 + self._swaps.vram.max_bytes // size)
 
     @property
     def swaps(self) -> Mapping[Tier, SwapCount]:
-        """How many swaps there were from each tier, and how long they took; from the disk, into RAM."""
+        """How many swaps there were from each tier, and how long they took."""
         return dict(self._swaps.counts)
 
     @property
@@ -117,6 +116,11 @@ class Residency:
         known = self._known.get(name)
         return known.sha256 or None if known else None
 
+    def digest(self, name: str) -> str | None:
+        """Return the digest of a checkpoint's bits in memory as they were first read; None before that."""
+        known = self._known.get(name)
+        return known.digest if known else None
+
     def open(self, name: str) -> Opened:
         """Bring a checkpoint at hand, on this thread, and keep it there for as long as the result is kept; "" is the first.
 
@@ -124,7 +128,7 @@ class Residency:
         """
         name = name or self._first
         file, stamp = self._looked_up(name)
-        with self._books:
+        with self._host.changed:
             known = self._current(name, stamp)
             if known is not None and self._is_at_hand(known):
                 return self._keep(known)
@@ -152,8 +156,7 @@ class Residency:
             del self._again[weights.key]
             again.result()
         if self._swaps.turn_to(weights):
-            with self._books:
-                self._ram.use(weights)
+            self._host.use(weights)
             self._resident = weights
             return None
         if again is not None:
@@ -178,30 +181,15 @@ class Residency:
         """Give spare VRAM back: memory ran out."""
         self._swaps.shed()
 
-    def drop_parts(self, digests: Collection[str]) -> None:
-        """Forget copies in RAM that have changed."""
-        with self._books:
-            self._ram.drop_parts(digests)
-
-    def flat(self, digest: str) -> Tensor | None:
-        """Return the copy of a part in RAM."""
-        return self._ram.flat(digest)
-
-    def digest(self, name: str) -> str | None:
-        """Return the digest of a checkpoint's bits in memory as they were first read; None before that."""
-        known = self._known.get(name)
-        return known.digest if known else None
-
     def holdings(self) -> Sequence[Holding]:
         """Return the whole library, with the tier that each checkpoint lies in, and why others cannot be loaded."""
         files, refused = self._source.files(), dict(self._source.refused())
-        known = self._known.get(self._first)
-        if known is not None and known.stamp is None:
-            files = {self._first: GivenFile(known.size_bytes, None), **files}
-        with self._books:
-            refused |= {name: why for name, (_, why) in self._refused.items() if name in files}
-            held = [self._holding(name, listed, refused.get(name)) for name, listed in files.items()]
-            others = [Holding(name, 0, Tier.DISK, 0.0, None, why) for name, why in refused.items() if name not in files]
+        first = self._known.get(self._first)
+        if first is not None and first.stamp is None:  # it was handed over in memory
+            files = {self._first: GivenFile(first.size_bytes, None), **files}
+        refused |= {name: why for name, (_, why) in list(self._refused.items()) if name in files}
+        held = [self._holding(name, listed, refused.get(name)) for name, listed in files.items()]
+        others = [Holding(name, 0, Tier.DISK, 0.0, None, why) for name, why in refused.items() if name not in files]
         return sorted([*held, *others], key=lambda one: one.checkpoint)
 
     def _holding(self, name: str, listed: Listed, refused: str | None) -> Holding:
@@ -218,7 +206,7 @@ class Residency:
             return Tier.RESIDENT
         if weights in self._swaps.vram:
             return Tier.VRAM
-        return Tier.RAM if weights in self._ram else None
+        return Tier.RAM if weights in self._host else None
 
     def _looked_up(self, name: str) -> tuple[CheckpointFile | None, object]:
         """Return a checkpoint's file and stamp; neither for one that was handed over in memory."""
@@ -234,112 +222,98 @@ class Residency:
         return known if known is not None and stamp in {None, known.stamp} else None
 
     def _is_anywhere(self, weights: Weights) -> bool:
-        return weights in self._ram or self._swaps.holds(weights)
+        return weights in self._host or self._swaps.holds(weights)
 
     def _is_at_hand(self, weights: Weights) -> bool:
         """Whether weights, and all that others have opened for the same modules, survive each other's turns."""
-        rivals = self._rivals(weights)
+        rivals = self._host.rivals(weights)
         if not rivals:
             return self._is_anywhere(weights)
-        return all(one in self._ram for one in (weights, *rivals))
-
-    def _rivals(self, weights: Weights) -> list[Weights]:
-        """Return what is opened for the same modules beside these weights."""
-        opened = [one for one, _ in self._opened.values()]
-        return [one for one in opened if one.architecture == weights.architecture and one.key != weights.key]
+        return all(one in self._host for one in (weights, *rivals))
 
     def _keep(self, weights: Weights) -> Opened:
-        with self._books:
-            _, number = self._opened.get(weights.key, (weights, 0))
-            self._opened[weights.key] = weights, number + 1
-            self._ram.use(weights)
-            modules = self._swaps.modules(weights.architecture)
-            assert modules is not None  # noqa: S101 - a set that something is known for is there
-            opened = Opened(weights, modules)
-            weakref.finalize(opened, self._let_go, weights.key).atexit = False
-            return opened
-
-    def _let_go(self, key: str) -> None:
-        with self._books:
-            weights, number = self._opened.pop(key)
-            if number > 1:
-                self._opened[key] = weights, number - 1
-            self._books.notify_all()
+        self._host.open(weights)
+        modules = self._swaps.modules(weights.architecture)
+        assert modules is not None  # noqa: S101 - what is known has modules
+        opened = Opened(weights, modules)
+        weakref.finalize(opened, self._host.let_go, weights.key).atexit = False
+        return opened
 
     def _secure(self, weights: Weights) -> None:
         """Copy into RAM what has to outlive a turn of others. Raises `OutOfMemory`."""
-        rivals = self._rivals(weights)
+        rivals = self._host.rivals(weights)
         for one in (weights, *rivals) if rivals else ():
-            if one not in self._ram:
+            if one not in self._host:
+                self._host.make_room(one.name, sum(one.sizes[part] for part in self._host.lacking(one)))
                 self._back_up(one)
 
     def _back_up(self, weights: Weights) -> None:
-        """Copy weights from the modules into RAM."""
-        self._make_room(weights, self._ram.missing_bytes(weights))
+        """Copy weights from the modules into RAM, where there is room for them."""
         modules = self._swaps.modules(weights.architecture)
-        if modules is None:
-            return
-        flats = {
-            part: modules.layouts[part].empty(CPU, is_pinned=self._is_pinned) for part in self._ram.lacking(weights)
-        }
-        if self._swaps.copy_out(weights, flats):
-            with self._books:
-                self._ram.put(weights, flats)
+        if modules is not None:
+            lacking = self._host.lacking(weights)
+            flats = {part: modules.layouts[part].empty(CPU, is_pinned=self._is_pinned) for part in lacking}
+            if self._swaps.copy_out(weights, flats):
+                self._host.put(weights, flats)
 
-    def _spare_from_reading(self, architecture_: str, size_bytes: int) -> None:
-        """Keep what is in the modules in RAM, if there is room beside what will be read: it may be wanted again."""
-        for held in self._swaps.held():
-            if held.architecture == architecture_ and held not in self._ram:
-                with self._books:
-                    fits = self._ram.make_room(size_bytes + self._ram.missing_bytes(held), keep=self._is_opened)
-                if fits:
-                    self._back_up(held)
-
-    def _is_opened(self, weights: Weights) -> bool:
-        return weights.key in self._opened
-
-    def _make_room(self, weights: Weights | str, size_bytes: int) -> None:
-        """Wait until so many bytes fit into RAM beside what is opened. Raises `OutOfMemory`."""
-        name = weights if isinstance(weights, str) else weights.name
-        deadline = self._clock() + self._room_s
-        with self._books:
-            while not self._ram.make_room(size_bytes, keep=self._is_opened):
-                left_s = deadline - self._clock()
-                if size_bytes > self._ram.max_bytes or not self._books.wait(max(0.0, left_s)):
-                    raise OutOfMemory(
-                        f"{name} takes {size_bytes / 1e9:.1f} GB of this worker's memory for checkpoints, which holds"
-                        f" {self._ram.max_bytes / 1e9:.1f} GB."
-                    )
+    def _prepare_ram(self, name: str, modules: ResidentModules) -> None:
+        """Make room for a checkpoint that is about to be read; keep what it will take the place of, if there is room for both."""
+        self._host.make_room(name, modules.size_bytes)
+        held = modules.weights
+        if held is not None and held not in self._host:
+            lacking = sum(held.sizes[part] for part in self._host.lacking(held))
+            if self._host.has_room(modules.size_bytes + lacking):
+                self._back_up(held)
 
     def _read(self, name: str, file: CheckpointFile | None) -> Weights:
         """Read a file into RAM, or with modules of its own. Raises `BadCheckpoint` and `OutOfMemory`."""
         if file is None:
             raise BadCheckpoint(f"{name}: it has no file to be read again from.")
-        began = self._clock()
+        began, stamp = self._clock(), reading.stamp_of(file)
         try:
-            loaded, facts = reading.read(file, self._dtype)
+            # Looked at anew: it may have been replaced since it was listed.
+            weights = self._read_as_it_is(checkpoints.inspect(file.path))
         except BadWeights as error:
-            self._refused[name] = reading.stamp_of(file), str(error)
+            self._refused[name] = stamp, str(error)
             raise
         self._refused.pop(name, None)
-        if (modules := self._swaps.modules(architecture(loaded))) is None:
-            weights = self._settle_anew(loaded, facts)
-        else:
-            weights = self._stored(loaded, facts, modules)
         self._known[name] = weights
-        self._prices.measured(Tier.DISK, weights.size_bytes, self._clock() - began)
-        log.info("checkpoint.read", checkpoint=name, seconds=round(self._clock() - began, 2), bytes=weights.size_bytes)
+        seconds = self._clock() - began
+        self._prices.measured(Tier.DISK, weights.size_bytes, seconds)
+        log.info("checkpoint.read", checkpoint=name, seconds=round(seconds, 2), bytes=weights.size_bytes)
         return weights
 
-    def _stored(self, loaded: LoadedCheckpoint, facts: FileFacts, modules: ResidentModules) -> Weights:
-        """Keep a checkpoint in RAM that modules are there for."""
-        sizes = {part: layout.size_bytes for part, layout in modules.layouts.items()}
-        self._make_room(loaded.name, sum(sizes.values()))
-        self._spare_from_reading(modules.architecture, sum(sizes.values()))
+    def _read_as_it_is(self, file: CheckpointFile) -> Weights:
+        kind = reading.kind(file, self._dtype)
+        if kind is not None and kind in self._kinds:
+            architecture_, scheduler_config = self._kinds[kind]
+            modules = self._swaps.modules(architecture_)
+            if modules is not None:
+                self._prepare_ram(file.name, modules)
+                flats, facts = reading.read_directly(file, modules, is_pinned=self._is_pinned)
+                return self._stored(file.name, facts, modules, scheduler_config, flats)
+        loaded, facts = reading.read(file, self._dtype)
+        modules = self._swaps.modules(architecture(loaded))
+        if modules is None:
+            return self._settle_anew(loaded, facts)
+        if kind is not None:
+            self._kinds[kind] = modules.architecture, loaded.scheduler_config
+        self._prepare_ram(file.name, modules)
         flats = reading.flats_of(loaded, modules.layouts, is_pinned=self._is_pinned)
-        weights = _weights(loaded, facts, {part: Sums.of(flat) for part, flat in flats.items()}, sizes)
-        with self._books:
-            self._ram.put(weights, flats)
+        return self._stored(file.name, facts, modules, loaded.scheduler_config, flats)
+
+    def _stored(
+        self,
+        name: str,
+        facts: FileFacts,
+        modules: ResidentModules,
+        scheduler_config: Mapping[str, Any],
+        flats: Mapping[str, Tensor],
+    ) -> Weights:
+        """Keep a checkpoint in RAM that modules are there for."""
+        sums = {part: Sums.of(flat) for part, flat in flats.items()}
+        weights = Weights.of(name, facts.sha256, facts.stamp, modules.architecture, scheduler_config, sums, flats)
+        self._host.put(weights, flats)
         return weights
 
     def _settle_anew(self, loaded: LoadedCheckpoint, facts: FileFacts) -> Weights:
@@ -356,49 +330,33 @@ class Residency:
     def _settle(self, loaded: LoadedCheckpoint, facts: FileFacts) -> Weights:
         """Take a checkpoint on the device as resident modules."""
         modules = ResidentModules.of(loaded, architecture(loaded))
-        sums = modules.sums()
-        sizes = {part: layout.size_bytes for part, layout in modules.layouts.items()}
-        weights = _weights(loaded, facts, sums, sizes)
-        modules.weights = self._known[loaded.name] = weights
+        if facts.kind is not None:
+            self._kinds[facts.kind] = modules.architecture, loaded.scheduler_config
+        weights = modules.begin(loaded, facts.sha256, facts.stamp)
+        self._known[loaded.name] = weights
         self._swaps.add(modules)
         return weights
 
     def _drop_a_set(self) -> None:
         """Let go of the modules of an architecture that no image in flight uses. Raises `OutOfMemory` if all are in use."""
-        deadline = self._clock() + self._room_s
         while len(present := self._swaps.architectures()) >= MAX_SETS:
-            with self._books:
-                in_use = {one.architecture for one, _ in self._opened.values()}
-                idle = [one for one in present if one not in in_use]
-                if idle:
-                    self._forget(idle[0])
-                elif not self._books.wait(max(0.0, deadline - self._clock())):
+            with self._host.changed:
+                self._host.wait_until(lambda: bool(set(present) - self._host.architectures()))
+                idle = next((one for one in present if one not in self._host.architectures()), None)
+                if idle is None:
                     raise OutOfMemory(f"Images of {MAX_SETS} other kinds of checkpoints are being made.")
-            if idle:
-                self._swaps.drop(idle[0])
-
-    def _forget(self, architecture_: str) -> None:
-        """Forget the checkpoints of an architecture: whoever opens one reads it, and waits for that behind us."""
-        for weights in [one for one in self._known.values() if one.architecture == architecture_]:
-            self._ram.drop(weights)
-            del self._known[weights.name]
+                # Whoever opens one of them from now on reads it, and waits for that behind us.
+                for weights in [one for one in self._known.values() if one.architecture == idle]:
+                    self._host.drop(weights)
+                    del self._known[weights.name]
+            self._swaps.drop(idle)
 
     def _read_again(self, weights: Weights) -> None:
         """Read a checkpoint whose copies were damaged. Raises `BadCheckpoint` if its file is another one now."""
         with self._at_disk:
             file = self._source.find(weights.name)
-            loaded, facts = reading.read(file, self._dtype)
-            modules = self._swaps.modules(weights.architecture)
-            if modules is None or facts.sha256 != weights.sha256:
+            again = self._read_as_it_is(checkpoints.inspect(file.path))
+            if again.key != weights.key:
                 raise BadCheckpoint(f"{file.path}: it was replaced while an image was made with it.")
-            flats = reading.flats_of(loaded, modules.layouts, is_pinned=self._is_pinned)
-            if {part: Sums.of(flat).digest for part, flat in flats.items()} != weights.digests():
-                raise BadCheckpoint(
-                    f"{file.path}: it is not read as it was before; its disk or this machine's memory errs."
-                )
-            with self._books:
-                self._ram.put(weights, flats)
-
-
-def _weights(loaded: LoadedCheckpoint, facts: FileFacts, sums: Mapping[str, Sums], sizes: Mapping[str, int]) -> Weights:
-    return Weights(loaded.name, facts.sha256, facts.stamp, architecture(loaded), loaded.scheduler_config, sums, sizes)
+            if again.digests() != weights.digests():
+                raise BadCheckpoint(f"{file.path}: it is not read as before; its disk or this machine's memory errs.")

@@ -45,6 +45,21 @@ class Weights:
     parts: Mapping[str, Sums]
     sizes: Mapping[str, int]
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        sha256: str,
+        stamp: object,
+        architecture: str,
+        scheduler_config: Mapping[str, Any],
+        parts: Mapping[str, Sums],
+        flats: Mapping[str, Tensor],
+    ) -> "Weights":
+        """Put together what was found out about a checkpoint whose parts lie in these pieces of memory."""
+        sizes = {part: flat.numel() for part, flat in flats.items()}
+        return cls(name, sha256, stamp, architecture, scheduler_config, parts, sizes)
+
     @property
     def key(self) -> str:
         """What tells these weights from any other, also from what had the same name before."""

@@ -1,11 +1,13 @@
 """The engine as slots use it: snapshots guard a job's steps against the loss of the worker, fitness checks its images."""
 
 from collections.abc import Iterable
+from functools import cache, partial
 from typing import Any
 
 from shared.errors import NotANumber, OutOfMemory, RenderFailed, WorkerUnfit
 from worker.engine.engine import Engine
 from worker.engine.request import ImageSpec, Pixels, Request
+from worker.engine.snapshot import Snapshot
 from worker.health.fitness import FitnessCheck
 from worker.slots.leases import RunningJob
 from worker.slots.snapshots import Snapshots
@@ -21,9 +23,14 @@ class GuardedEngine:
 
     def submit(self, running: RunningJob, specs: Iterable[ImageSpec]) -> None:
         """Submit a job's images, each from where its snapshot stands."""
-        snapshots = self._snapshots.recall(running.claim)
+        # Once for all images, and again should the checkpoint's file be replaced between two of them.
+        recalled = cache(partial(self._snapshots.recall, running.claim))
+
+        def recall(index: int, weights: str) -> Snapshot | None:
+            return recalled(weights).get(index)
+
         for index, spec in enumerate(specs):
-            running.add(self._engine.submit(spec, snapshots.get(index)))
+            running.add(self._engine.submit(spec, recall=partial(recall, index)))
 
     def pixels(self, running: RunningJob, request: Request) -> Pixels:
         """Wait for an image, and snapshot the whole job now and then.

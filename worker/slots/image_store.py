@@ -41,12 +41,10 @@ class ImageStore:
         settings: Settings,
         *,
         safety: Judge | None = None,
-        checkpoint_sha256: str | None = None,
     ) -> None:
         self._storage = storage
         self._settings = settings
         self._safety = safety
-        self._checkpoint_sha256 = checkpoint_sha256
         self._budget = PixelBudget(DECODED_PIXELS)
 
     def specs(self, running: RunningJob) -> EngineSpecs:
@@ -59,7 +57,7 @@ class ImageStore:
         flagged = self._safety is not None and self._safety.flags(pixels)
         if flagged:
             pixels = np.zeros_like(pixels)
-        data = encode_png(pixels, claim.params, index, checkpoint_sha256=self._checkpoint_sha256)
+        data = encode_png(pixels, claim.params, index, checkpoint_sha256=running.requests[index].sha256)
         key = image_key(claim.job_id, claim.attempt, index)
         with tracing.span("image.store", index=index, bytes=len(data)):
             self._persist(running, lambda: self._storage.put_surely(key, data, content_type=PNG))

@@ -26,19 +26,19 @@ CONTENT_TYPE = "application/octet-stream"
 READ_S = 5.0  # a slot that waits for the storage delivers nothing
 LOOK_BACK = 3  # attempts: the last may have died between its row and its object
 LIBRARIES = ("torch", "diffusers", "transformers")
-PACKAGES = ("diffusion", "engine")
+PACKAGES = ("diffusion", "engine", "residency")
 
 log = structlog.get_logger(__name__)
 
 
 class Snapshots:
-    """The snapshots of one worker's jobs. `weights` is the digest of its checkpoint."""
+    """The snapshots of one worker's jobs."""
 
-    def __init__(self, db: Database, settings: Settings, *, weights: str, storage: Storage | None = None) -> None:
+    def __init__(self, db: Database, settings: Settings, *, storage: Storage | None = None) -> None:
         self._db = db
         self._every_s = settings.snapshot_seconds
         self._storage = storage or Storage(settings, tries=1, read_s=READ_S)
-        self._origin = f"{weights} {code()}"
+        self._code = code()
 
     def due_s(self, running: RunningJob) -> float | None:
         """Return the seconds until a job's next snapshot; None for never."""
@@ -47,21 +47,29 @@ class Snapshots:
     def keep(self, running: RunningJob) -> None:
         """Write a snapshot of a job's images, unless none has moved since the last."""
         running.kept_at = time.monotonic()
-        images = {index: request.snapshot for index, request in enumerate(running.requests) if request.snapshot}
+        weights = next((request.weights for request in running.requests if request.snapshot), "")
+        images = {
+            index: request.snapshot
+            for index, request in enumerate(running.requests)
+            if request.snapshot and request.weights == weights
+        }
         steps = sum(snapshot.steps_done for snapshot in images.values())
         if steps <= running.kept_steps:
             return
         try:
-            size_bytes = self._write(running.claim, images)
+            size_bytes = self._write(running.claim, images, weights)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the job
             log.warning("snapshot.not_kept", error=str(error))
             return
         running.kept_steps = steps
         log.info("snapshot.kept", steps=steps, bytes=size_bytes)
 
-    def recall(self, claim: Claim) -> Mapping[int, Snapshot]:
-        """Return the snapshots of a job's images by index, and note in its row that it resumes from them. Empty: start over."""
-        images = self._read(claim)
+    def recall(self, claim: Claim, weights: str) -> Mapping[int, Snapshot]:
+        """Return the snapshots of a job's images by index, and note in its row that it resumes from them. Empty: start over.
+
+        `weights` tells those that it is rendered with from others.
+        """
+        images = self._read(claim, weights)
         steps = sum(snapshot.steps_done for snapshot in images.values())
         if not steps:
             return {}
@@ -80,9 +88,9 @@ class Snapshots:
         except StorageUnavailable as error:
             log.warning("snapshot.not_discarded", error=str(error))
 
-    def _write(self, claim: Claim, images: Mapping[int, Snapshot]) -> int:
+    def _write(self, claim: Claim, images: Mapping[int, Snapshot], weights: str) -> int:
         """Write an attempt's snapshot over its former one. Returns its bytes, 0 if it was not written."""
-        data = pack(images, self._mark(claim))
+        data = pack(images, self._mark(claim, weights))
         if data is None:
             return 0
         with self._db.transaction() as session:
@@ -91,19 +99,19 @@ class Snapshots:
         self._storage.put(snapshot_key(claim.job_id, claim.attempt), data, content_type=CONTENT_TYPE)
         return len(data)
 
-    def _read(self, claim: Claim) -> Mapping[int, Snapshot]:
+    def _read(self, claim: Claim, weights: str) -> Mapping[int, Snapshot]:
         last = claim.snapshot_attempt or 0
         for attempt in range(last, max(0, last - LOOK_BACK), -1):
             try:
-                return unpack(self._storage.get(snapshot_key(claim.job_id, attempt)), self._mark(claim))
+                return unpack(self._storage.get(snapshot_key(claim.job_id, attempt)), self._mark(claim, weights))
             except (FarmError, BadSnapshot) as error:
                 log.warning("snapshot.unusable", kept_by=attempt, error=str(error))
         return {}
 
-    def _mark(self, claim: Claim) -> bytes:
-        """Return the identity that a snapshot must match: job, parameters, checkpoint, code."""
+    def _mark(self, claim: Claim, weights: str) -> bytes:
+        """Return the identity that a snapshot must match: job, parameters, weights, code."""
         # Without defaults: the next release may know a parameter more.
-        return f"{claim.job_id} {self._origin} {claim.params.model_dump_json(exclude_defaults=True)}".encode()
+        return f"{claim.job_id} {weights} {self._code} {claim.params.model_dump_json(exclude_defaults=True)}".encode()
 
 
 def code(worker: Path = Path(__file__).parents[1]) -> str:

@@ -106,7 +106,7 @@ def test_a_real_job_is_followed_from_http_to_its_webhook(
         with studio.running(DiffusionRunner.of(studio.demo())) as engine:
             Renderer(
                 Attempts(db, redis, celery, settings, opened=OpenCheckpoints(DEMO), worker_id="w"),
-                GuardedEngine(engine, Snapshots(db, settings, weights=""), Unexamined()),
+                GuardedEngine(engine, Snapshots(db, settings), Unexamined()),
                 ImageStore(Storage(settings), settings),
                 Leases(db, settings, "w"),
                 ClaimGate(16),

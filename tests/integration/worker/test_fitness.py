@@ -89,7 +89,7 @@ def renderer(
 ) -> Renderer:
     return Renderer(
         Attempts(db, redis, celery, settings, opened=OpenCheckpoints(DEMO), worker_id="w"),
-        GuardedEngine(fitness.engine, Snapshots(db, settings, weights="w"), fitness),
+        GuardedEngine(fitness.engine, Snapshots(db, settings), fitness),
         ImageStore(storage, settings),
         leases,
         ClaimGate(16),

@@ -60,7 +60,7 @@ class Worker:
         self.leases = Leases(db, settings, "w")
         self.attempts = Attempts(db, redis, celery, settings, opened=OpenCheckpoints(DEMO), worker_id="w")
         self.images = ImageStore(Storage(settings), settings)
-        guarded = GuardedEngine(engine, Snapshots(db, settings, weights=""), Unexamined())
+        guarded = GuardedEngine(engine, Snapshots(db, settings), Unexamined())
         self.renderer = Renderer(self.attempts, guarded, self.images, self.leases, ClaimGate(16))
 
     def submit(self, **changes: object) -> UUID:

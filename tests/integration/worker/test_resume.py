@@ -25,6 +25,7 @@ from tests.support.jobs import row, submit
 from tests.support.studio import DemoEngine
 from tests.support.waiting import LIMIT_S
 from worker.courier import maintenance
+from worker.engine.draft import ImageDraft
 from worker.engine.runner import DiffusionRunner
 from worker.health.fitness import Unexamined
 from worker.slots.attempts import Attempts
@@ -62,7 +63,6 @@ class Worker:
         redis: Redis,
         celery: Celery,
         *,
-        weights: str = "the same",
         shelf: Storage | None = None,
     ) -> None:
         self.db = db
@@ -70,7 +70,7 @@ class Worker:
         self.leases = Leases(db, settings, name)
         self.renderer = Renderer(
             Attempts(db, redis, celery, settings, opened=OpenCheckpoints(DEMO), worker_id=name),
-            GuardedEngine(engine, Snapshots(db, settings, weights=weights, storage=shelf), Unexamined()),
+            GuardedEngine(engine, Snapshots(db, settings, storage=shelf), Unexamined()),
             ImageStore(Storage(settings), settings),
             self.leases,
             ClaimGate(16),
@@ -215,9 +215,11 @@ def test_a_stale_attempt_does_not_touch_a_newer_ones_snapshot(db: Database) -> N
 
 
 @pytest.mark.parametrize("fault", ["cut", "flipped", "gone", "other checkpoint", "other job"])
-def test_what_cannot_be_trusted_is_rendered_anew(fault: str, parts: Parts, pair: Engines, storage: Storage) -> None:
+def test_what_cannot_be_trusted_is_rendered_anew(
+    fault: str, parts: Parts, pair: Engines, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = Worker("a", pair[0], *parts)
-    other = Worker("b", pair[1], *parts, weights="others" if fault == "other checkpoint" else "the same")
+    other = Worker("b", pair[1], *parts)
     expected = undisturbed(other, steps=10)
     job_id = submit_long(one.db, steps=10)
     one.drain_at(job_id, 2)
@@ -227,6 +229,8 @@ def test_what_cannot_be_trusted_is_rendered_anew(fault: str, parts: Parts, pair:
         storage.put(key, data[:-9], content_type="")
     elif fault == "flipped":
         storage.put(key, data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], content_type="")
+    elif fault == "other checkpoint":
+        monkeypatch.setattr(ImageDraft, "weights", "others")
     elif fault == "gone":
         storage.delete(key)
     elif fault == "other job":

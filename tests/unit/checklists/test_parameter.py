@@ -186,8 +186,8 @@ def unmarked(model: type[GenerationParams], mark: Any) -> list[str]:
 
 def test_a_snapshot_of_other_parameters_is_another() -> None:
     settings = Settings()
-    snapshots = Snapshots(Database(settings), settings, weights="")
-    fail_if_any(unmarked(GenerationParams, lambda job: snapshots._mark(Claim(UUID(int=1), 1, job))))
+    snapshots = Snapshots(Database(settings), settings)
+    fail_if_any(unmarked(GenerationParams, lambda job: snapshots._mark(Claim(UUID(int=1), 1, job), "weights")))
 
 
 def test_a_forgotten_parameter_is_named_by_each_check() -> None:

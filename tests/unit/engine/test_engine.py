@@ -45,6 +45,8 @@ class Toy:
     value: int
     steps_done: int = 0
     passes_begun: int = 1
+    sha256: str | None = None
+    weights: str = "toy"
 
     @property
     def steps_total(self) -> int:

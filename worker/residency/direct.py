@@ -1,0 +1,126 @@
+"""Direct reading: a single file's tensors go one by one from the disk to their berths, and all its bytes through its SHA-256.
+
+Nothing is mapped: a mapped file that is cut while it is read would end the process. No module is built either, for which the
+libraries change what all threads share.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from shared.errors import BadCheckpoint
+from shared.files.checkpoints import MAX_HEADER_BYTES
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+CHUNK_BYTES = 16 * 2**20
+LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a tensor lies in a file, from the end of its header."""
+
+    name: str
+    begin: int
+    end: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def read_into(path: Path, views: Mapping[str, Tensor]) -> str:
+    """Copy tensors of a safetensors file into `views`, by their names in it, in the views' precision; returns the file's SHA-256.
+
+    A shape may lack dimensions of one. Raises `BadCheckpoint` for a file that is cut, lacks a tensor or has one of another size.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read_into(path, file, views)
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _read_into(path: Path, file: BinaryIO, views: Mapping[str, Tensor]) -> str:
+    sha256 = hashlib.sha256()
+    length_field = _exactly(path, file, LENGTH_BYTES)
+    length = int.from_bytes(length_field, "little")
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise BadCheckpoint(f"{path}: not a safetensors file (its header is unreadable).")
+    header = _exactly(path, file, length)
+    sha256.update(length_field)
+    sha256.update(header)
+    extents = _extents(path, header)
+    if missing := set(views) - {one.name for one in extents}:
+        raise BadCheckpoint(f"{path}: the tensor {min(missing)} is missing.")
+    at = 0
+    for extent in extents:
+        if extent.begin < at:
+            raise BadCheckpoint(f"{path}: its tensors overlap.")
+        _skip(path, file, extent.begin - at, sha256)
+        view = views.get(extent.name)
+        if view is None:
+            _skip(path, file, extent.end - extent.begin, sha256)
+        else:
+            data = _exactly(path, file, extent.end - extent.begin)
+            sha256.update(data)
+            _fill(path, view, extent, data)
+        at = extent.end
+    while rest := file.read(CHUNK_BYTES):
+        sha256.update(rest)
+    return sha256.hexdigest()
+
+
+def _extents(path: Path, header: bytearray) -> list[Extent]:
+    """Return a file's tensors in the order in which they lie in it."""
+    try:
+        entries: dict[str, Any] = json.loads(header)
+        entries.pop("__metadata__", None)
+        found = [
+            Extent(name, int(begin), int(end), DTYPES[one["dtype"]], tuple(one["shape"]))
+            for name, one in entries.items()
+            for begin, end in [one["data_offsets"]]
+        ]
+        return sorted(found, key=lambda one: (one.begin, one.end))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BadCheckpoint(f"{path}: its header is unreadable.") from error
+
+
+def _fill(path: Path, view: Tensor, extent: Extent, data: bytearray) -> None:
+    expected = math.prod(view.shape)
+    if len(data) != math.prod(extent.shape) * extent.dtype.itemsize or math.prod(extent.shape) != expected:
+        raise BadCheckpoint(f"{path}: the tensor {extent.name} is {extent.shape}, not {tuple(view.shape)}.")
+    if expected:
+        view.copy_(torch.frombuffer(data, dtype=extent.dtype).view(view.shape))
+
+
+def _exactly(path: Path, file: BinaryIO, size: int) -> bytearray:
+    data = bytearray(size)
+    if file.readinto(data) != size:  # type: ignore[attr-defined]
+        raise BadCheckpoint(f"{path}: it was cut while it was read.")
+    return data
+
+
+def _skip(path: Path, file: BinaryIO, size: int, sha256: Any) -> None:
+    while size > 0:
+        data = file.read(min(size, CHUNK_BYTES))
+        if not data:
+            raise BadCheckpoint(f"{path}: it was cut while it was read.")
+        sha256.update(data)
+        size -= len(data)
