@@ -50,7 +50,7 @@ class BodyLimit:
             refusal = problem(415, "unsupported_encoding", "Send the body uncompressed, without Content-Encoding.")
             await refusal(scope, receive, send)
         else:
-            held = Holding(self._sharer(scope), self._small, self._large, max_bytes=self._max_bytes)
+            held = HeldBytes(self._sharer(scope), self._small, self._large, max_bytes=self._max_bytes)
             Request(scope).state.body = held
             try:
                 await self._app(scope, ArrivingBody(receive, held, _announced(scope)).receive, send)
@@ -63,7 +63,7 @@ def too_large(max_bytes: int) -> str:
     return f"The body is larger than the limit of {max_bytes} bytes."
 
 
-class Holding:
+class HeldBytes:
     """Memory that the body of one request has taken, from the memory for small or for large ones."""
 
     def __init__(self, owner: str, small: Memory, large: Memory, *, max_bytes: int) -> None:
@@ -94,7 +94,7 @@ class Holding:
 class ArrivingBody:
     """Body of one request while it arrives. Its memory is reserved before it is read, as announced; else as it grows."""
 
-    def __init__(self, receive: Receive, held: Holding, announced: int | None) -> None:
+    def __init__(self, receive: Receive, held: HeldBytes, announced: int | None) -> None:
         self._receive = receive
         self._held = held
         self._announced = SMALL_BYTES if announced is None else announced

@@ -13,7 +13,7 @@ from starlette.types import Message
 from api import large_answers
 from api.json_bodies import JsonRoute
 from api.large_answers import PIECE_BYTES, LargeAnswer
-from api.limits.bodies import BodyLimit, Holding
+from api.limits.bodies import BodyLimit, HeldBytes
 from api.limits.memory import Memory
 from api.limits.workrooms import Workroom
 from shared.errors import Gone, TooBusy
@@ -115,7 +115,7 @@ def test_what_an_answer_needs_of_its_request_is_kept_until_it_is_sent(monkeypatc
     app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=SIZE, sharer=lambda _: "one")
     app.state.desk = SimpleNamespace(answers=Memory(SIZE), rooms=SimpleNamespace(storage=threads))
-    monkeypatch.setattr(Holding, "keep", lambda _, count: kept.append(count))
+    monkeypatch.setattr(HeldBytes, "keep", lambda _, count: kept.append(count))
     assert TestClient(app).post("/", json={"image": "small"}).content == b"large"
     threads.close()
     assert kept[-2:] == [3, 0]
