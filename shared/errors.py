@@ -3,6 +3,7 @@
 FarmError
 ├── InvalidRequest 422      the request says something impossible
 │   ├── UnknownCheckpoint
+│   ├── RefusedCheckpoint   every worker that has it refuses it
 │   ├── UnknownWeights      no LoRA, embedding or VAE of that name
 │   ├── BadPicture          an init image or mask that cannot be read
 │   ├── BlockedUrl          a URL that the farm must not call (SSRF)
@@ -107,6 +108,12 @@ class UnknownCheckpoint(InvalidRequest):
     """The farm has no checkpoint of that name."""
 
     code = "unknown_checkpoint"
+
+
+class RefusedCheckpoint(InvalidRequest):
+    """No worker can load this checkpoint."""
+
+    code = "checkpoint_refused"
 
 
 class UnknownWeights(InvalidRequest):

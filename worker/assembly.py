@@ -140,7 +140,7 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     _watch(opened, settings, engine, leases, departure)
     if gpu:
         _watch_gpu(opened, settings, gpu, fitness)
-    meters = WorkerMetrics(residency.resident, pace=lambda: engine.pace, running=leases.running, memory=bundle.memory)
+    meters = _meters(bundle, leases)
     _start(opened, Listener(redis, leases.hear))
     renderer = Renderer(
         attempts,
@@ -262,6 +262,16 @@ def _leases(
         on_drain=departure.heed,
         publish=partial(events.publish, redis),
         vitals=lambda: asdict(gpu.vitals) if gpu else {},
+    )
+
+
+def _meters(bundle: DeviceBundle, leases: Leases) -> WorkerMetrics:
+    return WorkerMetrics(
+        pace=lambda: bundle.engine.pace,
+        running=leases.running,
+        memory=bundle.memory,
+        swaps=lambda: {tier: (one.number, one.seconds) for tier, one in bundle.residency.swaps.items()},
+        resident=lambda: bundle.residency.resident,
     )
 
 

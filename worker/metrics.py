@@ -4,42 +4,51 @@ from collections.abc import Callable, Iterator, Mapping, Sized
 
 from prometheus_client.metrics_core import Metric as Family
 
+from shared.fleet.holdings import Tier
 from shared.infra import metrics
 from shared.infra.metrics import Board
 from worker.engine.pace import Pace
 
 
 class WorkerMetrics:
-    """The engine's ticks, steps and cost, the jobs in flight, the device's memory, and the attempts that ended."""
+    """The engine's ticks, steps and cost, swaps and what is resident, the jobs in flight, the device's memory, ended attempts.
+
+    `swaps` tells for each tier how many checkpoints have become resident from there, and in how many seconds altogether.
+    """
 
     def __init__(
         self,
-        checkpoint: str,
         *,
         pace: Callable[[], Pace],
         running: Callable[[], Sized],
         memory: Callable[[], Mapping[str, float]],
+        swaps: Callable[[], Mapping[Tier, tuple[int, float]]],
+        resident: Callable[[], str],
     ) -> None:
-        self._checkpoint = checkpoint
         self._pace = pace
         self._running = running
         self._memory = memory
+        self._swaps = swaps
+        self._resident = resident
         self.board = Board()
         self._ended = self.board.counter(metrics.ATTEMPTS_ENDED)
         self._images = self.board.counter(metrics.IMAGES)
         self.board.read(self.families)
 
-    def ended(self, outcome: str, *, code: str = "", images: int = 0) -> None:
-        """Count an attempt that ended, and the pictures that it gave."""
-        self._ended.labels(self._checkpoint, outcome, code).inc()
-        self._images.labels(self._checkpoint).inc(images)
+    def ended(self, checkpoint: str, outcome: str, *, code: str = "", images: int = 0) -> None:
+        """Count an attempt that ended, and the pictures that it gave, for the checkpoint of its job."""
+        self._ended.labels(checkpoint, outcome, code).inc()
+        self._images.labels(checkpoint).inc(images)
 
     def families(self) -> Iterator[Family]:
         """Yield the metrics that are read at each scrape."""
-        pace, mine = self._pace(), (self._checkpoint,)
-        yield metrics.TICKS.of([(mine, pace.ticks)])
-        yield metrics.BUSY_S.of([(mine, pace.busy_s)])
-        yield metrics.IMAGE_STEPS.of([(mine, pace.image_steps)])
-        yield metrics.COST_DONE.of([(mine, pace.cost)])
-        yield metrics.JOBS_IN_FLIGHT.of([(mine, len(self._running()))])
-        yield metrics.DEVICE_MEMORY.of(((*mine, kind), size) for kind, size in self._memory().items())
+        pace, swaps = self._pace(), self._swaps()
+        yield metrics.TICKS.of([((), pace.ticks)])
+        yield metrics.BUSY_S.of([((), pace.busy_s)])
+        yield metrics.IMAGE_STEPS.of([((), pace.image_steps)])
+        yield metrics.COST_DONE.of([((), pace.cost)])
+        yield metrics.JOBS_IN_FLIGHT.of([((), len(self._running()))])
+        yield metrics.SWAPS.of(((tier,), times) for tier, (times, _) in swaps.items())
+        yield metrics.SWAP_S.of(((tier,), took_s) for tier, (_, took_s) in swaps.items())
+        yield metrics.RESIDENT.of([((self._resident(),), 1)])
+        yield metrics.DEVICE_MEMORY.of(((kind,), size) for kind, size in self._memory().items())

@@ -11,10 +11,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session as Transaction
 
 from api.a1111 import names
+from api.a1111.errors import Impossible
 from api.a1111.options import CHECKPOINT
 from api.callers import ANONYMOUS, Reader
 from api.desk import Desk
-from shared.fleet import registry
+from api.farm import checkpoints as served_checkpoints
 from shared.infra.tables import SessionRow
 
 KEPT_DAYS = 90
@@ -44,15 +45,21 @@ def choose(transaction: Transaction, session_id: str, chosen: dict[str, Any]) ->
 
 
 def checkpoints(transaction: Transaction, desk: Desk) -> dict[str, str | None]:
-    """Return the checkpoints of the farm with their SHA-256, the default one first."""
-    served = registry.checkpoints(transaction, silent_after_s=desk.settings.lease_seconds)
+    """Return the checkpoints of the farm with their SHA-256, the default one first, without those that no worker can load."""
+    served = served_checkpoints.checkpoints(transaction, silent_after_s=desk.settings.lease_seconds)
     preferred = desk.settings.default_checkpoint
-    ranked = sorted(served, key=lambda one: (one.name != preferred, not one.ready_workers, one.name))
+    loadable = [one for one in served if one.refused is None]
+    ranked = sorted(loadable, key=lambda one: (one.name != preferred, not one.ready_workers, one.name))
     return {one.name: one.sha256 for one in ranked}
 
 
 def in_use(chosen: dict[str, Any], known: names.Checkpoints) -> dict[str, Any]:
-    """Return a session's options with a checkpoint: the farm's first if the session has set none."""
-    if chosen.get(CHECKPOINT) or not known:
+    """Return a session's options with a checkpoint by its title of now: the farm's first if the session has set none."""
+    if not known:
         return chosen
-    return {**chosen, CHECKPOINT: names.title(*next(iter(known.items())))}
+    wanted = chosen.get(CHECKPOINT)
+    try:
+        found = names.checkpoint(wanted, known) if wanted else next(iter(known))
+    except Impossible:  # it is gone: a job for it is refused by the name that was chosen
+        return chosen
+    return {**chosen, CHECKPOINT: names.title(found, known[found])}

@@ -34,7 +34,7 @@ class Orders:
         self._receivers: dict[str, UUID] = {}
 
     def order(self, owner: str, submission: Submission, received: StoredInputs) -> NewJob:
-        """Resolve a submission. Raises `InvalidRequest`, `UnknownCheckpoint`, `UnknownWeights` or `BlockedUrl`."""
+        """Resolve a submission. Raises `InvalidRequest`, of which unknown and refused checkpoints are kinds, or `BlockedUrl`."""
         params = resolve(
             submission,
             checkpoint=self._checkpoint(submission.checkpoint),

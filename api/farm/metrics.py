@@ -2,7 +2,6 @@
 
 import hmac
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -16,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.desk import Desk, DeskDep
-from api.farm import queue_stats
-from api.farm.scaling import Goal, backlog_gpu_s, desired_workers
+from api.farm import checkpoints, queue_stats, scaling
+from api.farm.scaling import Goal, backlog_gpu_s, desired_workers, fleet_backlog
 from api.openapi import documented
 from api.routing import Router, in_room
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, Unauthenticated
@@ -117,7 +116,7 @@ def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
     try:
         with db.transaction() as session:
             loads = {load.checkpoint: load for load in queue_stats.loads(session, silent_after_s=silent_after_s)}
-            names = [served.name for served in registry.checkpoints(session, silent_after_s=silent_after_s)]
+            served = checkpoints.checkpoints(session, silent_after_s=silent_after_s)
             statuses = registry.workers(session, silent_after_s=silent_after_s)
             overdue, lag_s = deliveries.overdue(session)
             now = session.scalars(select(func.now())).one()
@@ -129,11 +128,12 @@ def farm_families(db: Database, settings: Settings) -> Iterator[Family]:
     yield metrics.WEBHOOKS_OVERDUE.of([((), overdue)])
     yield metrics.WEBHOOK_LAG_S.of([((), lag_s)])
     # A checkpoint that has nothing to do is shown too: autoscalers must hear a zero, not silence.
+    # Of what no worker can load there is nothing to do or to see; there may be thousands of such files.
+    shown = [loads.get(one.name, Load(one.name)) for one in served if one.refused is None]
     workers = [worker for worker in statuses if worker.is_alive]
-    yield from _load_families([loads.get(name, Load(name)) for name in names], now)
-    yield from _scaling_families([loads.get(name, Load(name)) for name in names], workers, _goal(settings))
-    unfit = Counter(worker.checkpoint for worker in statuses if worker.unfit)
-    yield metrics.UNFIT.of(((name,), unfit[name]) for name in names)
+    yield from _load_families(shown, now)
+    yield from _scaling_families(shown, workers, _goal(settings))
+    yield metrics.UNFIT.of([((), sum(worker.unfit is not None for worker in statuses))])
     yield from _gpu_families(workers)
 
 
@@ -145,26 +145,28 @@ def _load_families(loads: list[Load], now: datetime) -> Iterator[Family]:
     yield metrics.QUEUE_DEPTH.of(((load.checkpoint,), load.queued) for load in loads)
     yield metrics.JOBS_RUNNING.of(((load.checkpoint,), load.running) for load in loads)
     yield metrics.WORKERS.of(((load.checkpoint,), load.workers) for load in loads)
+    yield metrics.RESIDENT_WORKERS.of(((load.checkpoint,), load.resident) for load in loads)
     ages = [(load.checkpoint, now - load.oldest if load.oldest else timedelta()) for load in loads]
     yield metrics.QUEUE_OLDEST_S.of(((name,), age.total_seconds()) for name, age in ages)
 
 
 def _scaling_families(loads: list[Load], workers: list[WorkerStatus], goal: Goal) -> Iterator[Family]:
+    fleet = scaling.fleet(workers)
     measured = [(load.checkpoint, backlog_gpu_s(_backlog(load), _worker_speed(load))) for load in loads]
     yield metrics.BACKLOG_GPU_S.of(((name,), gpu_s) for name, gpu_s in measured if gpu_s is not None)
-    yield metrics.DESIRED_WORKERS.of(
+    yield metrics.FLEET_WORKERS.of([((), fleet.workers)])
+    wanted = desired_workers(fleet_backlog(loads), fleet.worker_speed, workers=fleet.workers, goal=goal)
+    yield metrics.DESIRED_WORKERS.of([((), wanted)])
+    yield metrics.DESIRED_BY_CHECKPOINT.of(
         ((load.checkpoint,), desired_workers(_backlog(load), _worker_speed(load), workers=load.workers, goal=goal))
         for load in loads
     )
-    speeds = {load.checkpoint: _worker_speed(load) for load in loads}
-    yield metrics.SCALE_IN_COST.of(
-        ((worker.checkpoint, worker.id), _lost_gpu_s(worker, speeds.get(worker.checkpoint))) for worker in workers
-    )
+    yield metrics.SCALE_IN_COST.of(((worker.id,), _lost_gpu_s(worker, fleet.worker_speed)) for worker in workers)
 
 
 def _gpu_families(workers: list[WorkerStatus]) -> Iterator[Family]:
     """Yield GPU health as the drivers report it; unknown values are left out."""
-    labeled = [((worker.checkpoint, worker.id), worker) for worker in workers]
+    labeled = [((worker.id,), worker) for worker in workers]
     warmth = [(who, worker.temperature_c) for who, worker in labeled]
     errors = [(who, worker.ecc_errors) for who, worker in labeled]
     xids = [(who, worker.xid) for who, worker in labeled]

@@ -1,13 +1,17 @@
 """Queue statistics: work and workers per checkpoint, and the jobs ahead of one. Reads only."""
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Float, case, cast, func, select, tuple_
+from sqlalchemy import Float, cast, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from shared.infra.tables import JobRow, WorkerRow
+from api.farm.libraries import held
+from shared.fleet.holdings import Tier
+from shared.infra.tables import JobRow
+from shared.vocabulary import forecast
 from shared.vocabulary.forecast import Ahead, Load
 from shared.vocabulary.states import JobState
 
@@ -18,16 +22,25 @@ _Sums = dict[str, dict[str, Any]]
 
 
 def loads(session: Session, *, silent_after_s: float) -> Sequence[Load]:
-    """Return the load of every checkpoint that has jobs or live workers, sorted by name."""
+    """Return the load of every checkpoint that has jobs or that a live worker can load, sorted by name."""
     work = _work(session, JobState.QUEUED, JobState.RUNNING)
     workers = _workers(session, silent_after_s)
-    return [_load(name, work, workers) for name in sorted(work.keys() | workers.keys())]
+    shares = _shares(session, silent_after_s)
+    return [_load(name, work, workers, shares) for name in sorted(work.keys() | workers.keys())]
 
 
 def load(session: Session, checkpoint: str, *, silent_after_s: float) -> Load:
     """Return the running jobs and the workers of one checkpoint. Queued jobs are left out: there may be a million."""
     work = _work(session, JobState.RUNNING, checkpoint=checkpoint)
-    return _load(checkpoint, work, _workers(session, silent_after_s, checkpoint=checkpoint))
+    of_jobs = {**work.get(checkpoint, {}), "waited_s": _waited_s(session, checkpoint)}
+    workers = _workers(session, silent_after_s, checkpoint=checkpoint)
+    return _load(checkpoint, {checkpoint: of_jobs}, workers, _shares(session, silent_after_s))
+
+
+def queued(session: Session) -> Mapping[str, int]:
+    """Count the queued jobs of each checkpoint that has any."""
+    waiting = select(JobRow.checkpoint, func.count()).where(JobRow.state == JobState.QUEUED).group_by(JobRow.checkpoint)
+    return {str(name): int(count) for name, count in session.execute(waiting)}
 
 
 def ahead(session: Session, row: JobRow) -> Ahead:
@@ -59,19 +72,53 @@ def cost_left(row: JobRow) -> float:
     return row.cost * (1 - row.steps_done / row.steps_total) if row.steps_total else 0.0
 
 
-def _load(name: str, work: _Sums, workers: _Sums) -> Load:
-    return Load(checkpoint=name, **{**work.get(name, {}), **workers.get(name, {})})
+def _load(name: str, work: _Sums, workers: _Sums, shares: Mapping[str, float]) -> Load:
+    told = Load(checkpoint=name, **{**work.get(name, {}), **workers.get(name, {})})
+    if not told.workers:
+        return told
+    if share := shares.get(name):
+        return replace(told, share=min(1.0, share / told.workers))
+    until_resident_s = forecast.turn_s(
+        told.price_s, is_loading=told.loading > 0, is_idle=told.idle > 0, waited_s=told.waited_s
+    )
+    return replace(told, share=max(1, told.loading) / told.workers, is_open=False, turn_s=until_resident_s)
+
+
+def _shares(session: Session, silent_after_s: float) -> Mapping[str, float]:
+    """Return how many workers each checkpoint has, counted by the part of each that it has: the open ones share it evenly."""
+    one = held(silent_after_s).c
+    resident = select(one.worker_id, one.checkpoint).where(one.takes_jobs, one.tier == Tier.RESIDENT)
+    runs = (
+        select(one.worker_id, JobRow.checkpoint)
+        .join(JobRow, JobRow.worker_id == one.worker_id)
+        .where(one.takes_jobs, one.tier == Tier.RESIDENT, JobRow.state == JobState.RUNNING)
+    )
+    has_open = [(worker_id, checkpoint) for worker_id, checkpoint in session.execute(resident.union(runs))]
+    open_on = Counter(worker_id for worker_id, _ in has_open)
+    shares: Counter[str] = Counter()
+    for worker_id, checkpoint in has_open:
+        shares[checkpoint] += 1 / open_on[worker_id]  # type: ignore[assignment] # a Counter of floats
+    return shares
+
+
+def _waited_s(session: Session, checkpoint: str) -> float:
+    """Return for how long the oldest queued job of a checkpoint has waited, in seconds; 0 without one."""
+    age = func.extract("epoch", func.now() - func.min(JobRow.created_at))
+    waiting = select(age).where(JobRow.state == JobState.QUEUED, JobRow.checkpoint == checkpoint)
+    return float(session.execute(waiting).scalar_one() or 0.0)
 
 
 def _work(session: Session, *states: JobState, checkpoint: str | None = None) -> _Sums:
     is_queued, is_running = JobRow.state == JobState.QUEUED, JobRow.state == JobState.RUNNING
+    oldest = func.min(JobRow.created_at).filter(is_queued)
     share_left = 1 - cast(JobRow.steps_done, Float) / func.nullif(JobRow.steps_total, 0)
     query = (
         select(
             JobRow.checkpoint,
             func.count().filter(is_queued),
             func.coalesce(func.sum(JobRow.cost).filter(is_queued), 0),
-            func.min(JobRow.created_at).filter(is_queued),
+            oldest,
+            func.coalesce(func.extract("epoch", func.now() - oldest), 0),
             func.count().filter(is_running),
             func.coalesce(func.sum(JobRow.cost).filter(is_running), 0),
             func.coalesce(func.sum(JobRow.cost * share_left).filter(is_running), 0),
@@ -85,30 +132,38 @@ def _work(session: Session, *states: JobState, checkpoint: str | None = None) ->
         name: {
             "queued": queued,
             "queued_cost": int(queued_cost),
-            "oldest": oldest,
+            "oldest": since,
+            "waited_s": float(waited_s),
             "running": running,
             "running_cost": int(running_cost),
             "running_cost_left": float(left),
         }
-        for name, queued, queued_cost, oldest, running, running_cost, left in session.execute(query)
+        for name, queued, queued_cost, since, waited_s, running, running_cost, left in session.execute(query)
     }
 
 
 def _workers(session: Session, silent_after_s: float, *, checkpoint: str | None = None) -> _Sums:
-    takes_jobs = WorkerRow.draining_at.is_(None)
-    workers = func.count().filter(takes_jobs)
+    """Sum up the live workers that can load each checkpoint."""
+    one = held(silent_after_s).c
+    workers = func.count().filter(one.takes_jobs)
     # A worker that has not worked yet counts as fast as the mean of those that have.
-    measured = func.count(case((WorkerRow.speed > 0, 1))).filter(takes_jobs)
-    speed = func.sum(WorkerRow.speed).filter(takes_jobs) * workers / func.nullif(measured, 0)
-    slots = func.coalesce(func.sum(WorkerRow.slots).filter(takes_jobs), 0)
+    measured = func.count().filter(one.takes_jobs, one.speed > 0)
+    busy = select(JobRow.worker_id).where(JobRow.state == JobState.RUNNING, JobRow.worker_id.is_not(None))
     query = (
-        select(WorkerRow.checkpoint, workers, func.count().filter(~takes_jobs), slots, speed)
-        .where(WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s), WorkerRow.unfit.is_(None))
-        .group_by(WorkerRow.checkpoint)
+        select(
+            one.checkpoint,
+            workers.label("workers"),
+            func.count().filter(~one.takes_jobs).label("draining"),
+            func.coalesce(func.sum(one.slots).filter(one.takes_jobs), 0).label("slots"),
+            (func.sum(one.speed).filter(one.takes_jobs) * workers / func.nullif(measured, 0)).label("speed"),
+            func.count().filter(one.takes_jobs, one.tier == Tier.RESIDENT).label("resident"),
+            func.count().filter(one.takes_jobs, one.intends == one.checkpoint).label("loading"),
+            func.count().filter(one.takes_jobs, one.worker_id.not_in(busy)).label("idle"),
+            func.coalesce(func.min(one.price_s).filter(one.takes_jobs), 0.0).label("price_s"),
+        )
+        .where(one.is_fit, one.refused.is_(None))
+        .group_by(one.checkpoint)
     )
     if checkpoint is not None:
-        query = query.where(WorkerRow.checkpoint == checkpoint)
-    return {
-        name: {"workers": workers, "draining": draining, "slots": int(slots), "speed": speed}
-        for name, workers, draining, slots, speed in session.execute(query)
-    }
+        query = query.where(one.checkpoint == checkpoint)
+    return {sums.pop("checkpoint"): sums for row in session.execute(query).mappings() if (sums := dict(row))}

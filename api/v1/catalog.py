@@ -1,5 +1,6 @@
 """Lists of what jobs may name: checkpoints, LoRAs, embeddings, VAEs, samplers and schedules."""
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated
 
@@ -8,6 +9,8 @@ from pydantic import BaseModel, Field
 
 from api.callers import reader
 from api.desk import Desk, DeskDep
+from api.farm import checkpoints as listing
+from api.farm import queue_stats
 from api.openapi import documented
 from api.routing import Router
 from shared.files.weights import Kind
@@ -18,19 +21,44 @@ router = Router(prefix="/v1", tags=["choices"], dependencies=[Depends(reader)], 
 
 
 class Checkpoint(BaseModel):
-    """A checkpoint and the workers that serve it. Jobs for a checkpoint without ready workers wait in the queue."""
+    """A checkpoint and the workers that can load it. Jobs for a checkpoint without ready workers wait in the queue.
+
+    One that is `refused` is not waited for: a job that names it is refused. Admins see which workers it is on at `/v1/workers`.
+    """
 
     name: str
     size_bytes: int
-    ready_workers: Annotated[int, Field(description="Live workers that take jobs for it; draining ones do not count.")]
-    slots: Annotated[int, Field(description="How many jobs those workers render at the same time.")]
+    sha256: Annotated[
+        str | None, Field(description="Of its file, in hexadecimal; null until a worker has read it as a whole.")
+    ]
+    ready_workers: Annotated[
+        int, Field(description="Live workers that can load it and take jobs; draining ones do not count.")
+    ]
+    slots: Annotated[int, Field(description="How many jobs those workers render at the same time, of all checkpoints.")]
+    resident_workers: Annotated[int, Field(description="How many of them have it loaded: they render it at once.")]
+    warm_workers: Annotated[
+        int, Field(description="How many others have it in memory: they load it in a moment, not from disk.")
+    ]
+    loading_workers: Annotated[int, Field(description="How many are loading it now.")]
+    price_s: Annotated[
+        float | None,
+        Field(description="The least seconds until one of them has loaded it; 0 where one has, null without any."),
+    ]
+    queued: Annotated[int, Field(description="Jobs that wait for it.")]
+    refused: Annotated[
+        str | None, Field(description="Why no worker can load it, where each that has it refuses it; else null.")
+    ]
     announced_at: Annotated[datetime, Field(description="When a worker first announced it.")]
 
 
 class Checkpoints(BaseModel):
-    """Every checkpoint that jobs may name."""
+    """Every checkpoint that workers have announced, sorted by name, and which one a job gets that names none."""
 
     checkpoints: list[Checkpoint]
+    default: Annotated[
+        str | None,
+        Field(description="What a job gets that names none; null where it must name one because there are several."),
+    ]
 
 
 class Weights(BaseModel):
@@ -66,10 +94,14 @@ class Samplers(BaseModel):
 
 @router.get("/checkpoints", summary="List checkpoints", responses=documented(503))
 def checkpoints(desk: DeskDep) -> Checkpoints:
-    """List the checkpoints that workers serve or have served."""
+    """List the checkpoints that workers can load or could, with how near they have them, and those that they refuse."""
     with desk.db.transaction() as session:
-        served = registry.checkpoints(session, silent_after_s=desk.settings.lease_seconds)
-    return Checkpoints(checkpoints=[Checkpoint.model_validate(one, from_attributes=True) for one in served])
+        served = listing.checkpoints(session, silent_after_s=desk.settings.lease_seconds)
+        queued = queue_stats.queued(session)
+    return Checkpoints(
+        checkpoints=[Checkpoint(**asdict(one), queued=queued.get(one.name, 0)) for one in served],
+        default=listing.by_default(served, desk.settings.default_checkpoint),
+    )
 
 
 @router.get("/loras", summary="List LoRAs", responses=documented(503))

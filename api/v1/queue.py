@@ -23,15 +23,24 @@ router = Router(prefix="/v1", tags=["operations"], responses=documented(503))
 
 
 class CheckpointQueue(BaseModel):
-    """The queue of one checkpoint. Estimates are in seconds, null while no live worker has measured its speed."""
+    """The queue of one checkpoint. Estimates are in seconds, null while no live worker has measured its speed.
+
+    They take each worker to share itself evenly among the checkpoints whose jobs it renders.
+    """
 
     checkpoint: str
     queued: Annotated[int, Field(description="Jobs that wait.")]
     running: Annotated[int, Field(description="Jobs that are rendered now.")]
     oldest_queued_at: Annotated[datetime | None, Field(description="When the oldest waiting job was submitted.")]
-    workers: Annotated[int, Field(description="Live workers that take jobs; draining ones do not count.")]
-    slots: Annotated[int, Field(description="How many jobs those workers render at the same time.")]
-    predicted_wait_s: Annotated[float | None, Field(description="Seconds until a job submitted now would start.")]
+    workers: Annotated[
+        int, Field(description="Live workers that can load it and take jobs; draining ones do not count.")
+    ]
+    slots: Annotated[int, Field(description="How many jobs those workers render at the same time, of all checkpoints.")]
+    resident_workers: Annotated[int, Field(description="How many of them have it loaded.")]
+    loading_workers: Annotated[int, Field(description="How many are loading it now.")]
+    predicted_wait_s: Annotated[
+        float | None, Field(description="Seconds until a job submitted now would start, loading included.")
+    ]
     backlog_s: Annotated[float | None, Field(description="Seconds until all queued and running jobs would be done.")]
 
 
@@ -139,6 +148,8 @@ def _shown(load: Load) -> CheckpointQueue:
         oldest_queued_at=load.oldest,
         workers=load.workers,
         slots=load.slots,
+        resident_workers=load.resident,
+        loading_workers=load.loading,
         predicted_wait_s=None if new_job.start_s is None else round(new_job.start_s, 1),
-        backlog_s=round(backlog / load.speed, 1) if load.speed else None,
+        backlog_s=round((load.turn_s if backlog else 0.0) + backlog / load.pace, 1) if load.pace else None,
     )

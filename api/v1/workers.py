@@ -1,5 +1,6 @@
 """List the gpu workers with their health and speed; drain and resume them."""
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated
 
@@ -7,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from api.callers import Admin
 from api.desk import DeskDep
+from api.farm.libraries import libraries_of
 from api.openapi import documented
 from api.routing import Router
 from shared.fleet import registry
@@ -18,7 +20,13 @@ class Worker(BaseModel):
     """A gpu worker. Its measurements are null until it has rendered."""
 
     id: str
-    checkpoint: str
+    checkpoint: Annotated[str, Field(description="The one that is loaded: its jobs are rendered at once.")]
+    intends: Annotated[str | None, Field(description="The checkpoint that it is loading now.")]
+    warm: Annotated[list[str], Field(description="The others that it has in memory, and loads in a moment.")]
+    library: Annotated[int, Field(description="How many checkpoints it can load in all.")]
+    refused: Annotated[int, Field(description="How many it has and cannot load; `/v1/checkpoints` says why.")]
+    keeps: Annotated[int, Field(description="How many checkpoints its memory keeps warm.")]
+    swaps: Annotated[int, Field(description="How often it has changed checkpoints since it started.")]
     hostname: str
     device: str
     slots: Annotated[int, Field(description="How many jobs it renders at the same time.")]
@@ -49,7 +57,8 @@ def listing(desk: DeskDep, _caller: Admin) -> Workers:
     """List the gpu workers, silent ones too."""
     with desk.db.transaction() as session:
         rows = registry.workers(session, silent_after_s=desk.settings.lease_seconds)
-    return Workers(workers=[Worker.model_validate(row, from_attributes=True) for row in rows])
+        libraries = libraries_of(session, silent_after_s=desk.settings.lease_seconds)
+    return Workers(workers=[Worker(**asdict(row), **asdict(libraries[row.id])) for row in rows])
 
 
 @router.post("/{worker_id}/drain", status_code=204, responses=documented(404, 422), summary="Drain a worker")

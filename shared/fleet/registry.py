@@ -10,7 +10,7 @@ from sqlalchemy import Float, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.errors import InvalidRequest, UnknownCheckpoint, UnknownWeights, WorkerNotFound
+from shared.errors import UnknownWeights, WorkerNotFound
 from shared.files.weights import Kind, WeightsFile
 from shared.infra.tables import CheckpointRow, JobRow, WeightsRow, WorkerRow
 from shared.vocabulary.states import JobState
@@ -46,18 +46,6 @@ class WorkerStatus:
     # The cost of the steps that its running jobs have made: what would be lost if it died now.
     at_stake: float
     is_alive: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ServedCheckpoint:
-    """A checkpoint that jobs may name, and its workers that take jobs now."""
-
-    name: str
-    size_bytes: int
-    ready_workers: int
-    slots: int
-    announced_at: datetime
-    sha256: str | None = None
 
 
 def announce(
@@ -171,45 +159,6 @@ def workers(session: Session, *, silent_after_s: float) -> Sequence[WorkerStatus
         .order_by(WorkerRow.id)
     )
     return [WorkerStatus(**row) for row in rows.mappings()]
-
-
-def checkpoints(session: Session, *, silent_after_s: float) -> Sequence[ServedCheckpoint]:
-    """List all announced checkpoints by name, with their workers that take jobs."""
-    is_alive = WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s)
-    takes_jobs = is_alive & WorkerRow.unfit.is_(None) & WorkerRow.draining_at.is_(None)
-    rows = session.execute(
-        select(
-            CheckpointRow.name,
-            CheckpointRow.size_bytes,
-            func.count(WorkerRow.id),
-            func.coalesce(func.sum(WorkerRow.slots), 0),
-            CheckpointRow.announced_at,
-            CheckpointRow.sha256,
-        )
-        .join(WorkerRow, (WorkerRow.checkpoint == CheckpointRow.name) & takes_jobs, isouter=True)
-        .group_by(CheckpointRow.name)
-        .order_by(CheckpointRow.name)
-    )
-    return [ServedCheckpoint(*row) for row in rows]
-
-
-def choose_checkpoint(known: Sequence[ServedCheckpoint], wanted: str | None, *, default: str | None) -> str:
-    """Return the checkpoint for a request: the wanted one, else the default, else the only one served, else the only one.
-
-    Raises `UnknownCheckpoint`, or `InvalidRequest` where several would do.
-    """
-    names = [served.name for served in known]
-    wanted = wanted or default
-    if wanted is not None:
-        if wanted not in names:
-            raise UnknownCheckpoint(f"No checkpoint is named {wanted!r}. Known: {', '.join(names) or 'none yet'}.")
-        return wanted
-    if not names:
-        raise UnknownCheckpoint("No gpu worker has announced a checkpoint yet; start one, then submit again.")
-    candidates = [served.name for served in known if served.ready_workers] or names
-    if len(candidates) > 1:
-        raise InvalidRequest(f"Several checkpoints are available; name one of: {', '.join(candidates)}.")
-    return candidates[0]
 
 
 def announce_weights(session: Session, files: Iterable[WeightsFile]) -> None:

@@ -59,8 +59,15 @@ QUEUE_DEPTH = Metric("farm_queue_depth", "gauge", "Jobs that wait.", ("checkpoin
 QUEUE_OLDEST_S = Metric("farm_queue_oldest_seconds", "gauge", "Age of the oldest job that waits.", ("checkpoint",))
 JOBS_RUNNING = Metric("farm_jobs_running", "gauge", "Jobs that workers hold.", ("checkpoint",))
 WORKERS = Metric(
-    "farm_workers", "gauge", "Gpu workers that take jobs: heard within a lease, fit and not draining.", ("checkpoint",)
+    "farm_workers",
+    "gauge",
+    "Gpu workers that can load it and take jobs: heard within a lease, fit and not draining.",
+    ("checkpoint",),
 )
+RESIDENT_WORKERS = Metric(
+    "farm_resident_workers", "gauge", "Those of them that have it loaded, and render it at once.", ("checkpoint",)
+)
+FLEET_WORKERS = Metric("farm_fleet_workers", "gauge", "Gpu workers that take jobs, of whatever checkpoints.")
 BACKLOG_GPU_S = Metric(
     "farm_backlog_gpu_seconds",
     "gauge",
@@ -68,28 +75,35 @@ BACKLOG_GPU_S = Metric(
     ("checkpoint",),
 )
 DESIRED_WORKERS = Metric(
-    "farm_desired_workers", "gauge", "Workers that would do all work within FARM_TARGET_WAIT_SECONDS.", ("checkpoint",)
+    "farm_desired_workers",
+    "gauge",
+    "Workers that would do all work, of all checkpoints, within FARM_TARGET_WAIT_SECONDS.",
+)
+DESIRED_BY_CHECKPOINT = Metric(
+    "farm_checkpoint_desired_workers",
+    "gauge",
+    "Workers that would do all work of one checkpoint in that time, for groups of workers that load no other.",
+    ("checkpoint",),
 )
 SCALE_IN_COST = Metric(
     "farm_worker_scale_in_cost",
     "gauge",
     "GPU seconds of finished steps that would be lost if the worker died now; stop the least first.",
-    ("checkpoint", "worker"),
+    ("worker",),
 )
 UNFIT = Metric(
     "farm_workers_unfit",
     "gauge",
     "Workers that took themselves out of service because they compute wrongly, of the last day.",
-    ("checkpoint",),
 )
-GPU_TEMPERATURE_C = Metric("farm_gpu_temperature_celsius", "gauge", "Temperature of the GPU.", ("checkpoint", "worker"))
+GPU_TEMPERATURE_C = Metric("farm_gpu_temperature_celsius", "gauge", "Temperature of the GPU.", ("worker",))
 GPU_ECC_ERRORS = Metric(
     "farm_gpu_ecc_errors",
     "gauge",
     "Memory errors of the GPU beyond correction since its driver started.",
-    ("checkpoint", "worker"),
+    ("worker",),
 )
-GPU_XID = Metric("farm_gpu_xid", "gauge", "The Xid that the driver reported of the GPU last.", ("checkpoint", "worker"))
+GPU_XID = Metric("farm_gpu_xid", "gauge", "The Xid that the driver reported of the GPU last.", ("worker",))
 WEBHOOKS_OVERDUE = Metric("farm_webhooks_overdue", "gauge", "Webhooks that are due and not delivered yet.")
 WEBHOOK_LAG_S = Metric(
     "farm_webhook_lag_seconds",
@@ -110,16 +124,19 @@ ATTEMPTS_ENDED = Metric(
     ("checkpoint", "outcome", "code"),
 )
 IMAGES = Metric("farm_images_total", "counter", "Pictures stored for jobs that succeeded.", ("checkpoint",))
-JOBS_IN_FLIGHT = Metric("farm_jobs_in_flight", "gauge", "Jobs that this worker holds.", ("checkpoint",))
-TICKS = Metric("farm_engine_ticks_total", "counter", "UNet calls made, each for a whole batch.", ("checkpoint",))
-BUSY_S = Metric("farm_engine_busy_seconds_total", "counter", "Time spent on ticks; the rest was idle.", ("checkpoint",))
-IMAGE_STEPS = Metric(
-    "farm_engine_image_steps_total", "counter", "Images advanced by a step, over all calls.", ("checkpoint",)
+JOBS_IN_FLIGHT = Metric("farm_jobs_in_flight", "gauge", "Jobs that this worker holds.")
+TICKS = Metric("farm_engine_ticks_total", "counter", "UNet calls made, each for a whole batch.")
+BUSY_S = Metric(
+    "farm_engine_busy_seconds_total", "counter", "Time spent on ticks; the rest was idle, or went into swaps."
 )
-COST_DONE = Metric("farm_engine_cost_total", "counter", "Latent pixels put through the UNet.", ("checkpoint",))
-DEVICE_MEMORY = Metric(
-    "farm_device_memory_bytes", "gauge", "Memory of the GPU, in all and free.", ("checkpoint", "kind")
+IMAGE_STEPS = Metric("farm_engine_image_steps_total", "counter", "Images advanced by a step, over all calls.")
+COST_DONE = Metric("farm_engine_cost_total", "counter", "Latent pixels put through the UNet.")
+DEVICE_MEMORY = Metric("farm_device_memory_bytes", "gauge", "Memory of the GPU, in all and free.", ("kind",))
+SWAPS = Metric(
+    "farm_swaps_total", "counter", "Checkpoints made resident, by the tier that their weights came from.", ("tier",)
 )
+SWAP_S = Metric("farm_swap_seconds_total", "counter", "Time that making checkpoints resident took.", ("tier",))
+RESIDENT = Metric("farm_resident_checkpoint", "gauge", "1 for the checkpoint that is resident.", ("checkpoint",))
 
 # Each courier.
 RESCUED = Metric(

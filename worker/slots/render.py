@@ -25,8 +25,8 @@ log = structlog.get_logger(__name__)
 class AttemptCounter(Protocol):
     """Counts how attempts end."""
 
-    def __call__(self, outcome: str, *, code: str = "", images: int = 0) -> None:
-        """Count one; `code` says why it failed, `images` how many pictures it gave."""
+    def __call__(self, checkpoint: str, outcome: str, *, code: str = "", images: int = 0) -> None:
+        """Count one at a job of this checkpoint; `code` says why it failed, `images` how many pictures it gave."""
 
 
 class Renderer:
@@ -79,7 +79,7 @@ class Renderer:
             self._attempts.publish(claim, JobState.RUNNING)
             result = self._result(running)
             decision = decide(result, is_drained=running.is_drained, is_unfit=self._engine.is_unfit(result))
-            self._count(self._apply(running, decision))
+            self._count(running.claim, self._apply(running, decision))
         finally:
             self._leases.leave(running)
 
@@ -120,7 +120,7 @@ class Renderer:
             case Aborted():
                 return decision
 
-    def _count(self, outcome: AttemptOutcome) -> None:
+    def _count(self, claim: Claim, outcome: AttemptOutcome) -> None:
         code = outcome.error.code if isinstance(outcome, Failed) else ""
         images = len(outcome.images) if isinstance(outcome, Succeeded) else 0
-        self._ended(outcome.label, code=code, images=images)
+        self._ended(claim.params.checkpoint, outcome.label, code=code, images=images)

@@ -5,7 +5,7 @@ variable "name" {
 }
 
 variable "checkpoint" {
-  description = "The checkpoint that the workers of this group serve; the group follows its farm_desired_workers."
+  description = "The checkpoint that the workers of this group serve; the group follows its farm_checkpoint_desired_workers."
   type        = string
 }
 

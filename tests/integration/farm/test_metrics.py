@@ -1,5 +1,6 @@
 """What Prometheus is told, from the real database: what waits, what runs, what is wanted and who would be missed least."""
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from http import HTTPStatus
@@ -13,7 +14,8 @@ from sqlalchemy import func, update
 
 from api.main import create_app
 from deploy.standalone import ports
-from shared.fleet import registry
+from shared.fleet import holdings, registry
+from shared.fleet.holdings import Holding, Tier
 from shared.infra.db import Database
 from shared.infra.metrics import Board, PortTaken
 from shared.infra.tables import DeliveryRow, EndpointRow, JobRow
@@ -23,7 +25,7 @@ from shared.settings import Settings
 from shared.webhooks import endpoints
 from tests.support.answers import problem
 from tests.support.factories import DEMO, params
-from tests.support.jobs import submit_many
+from tests.support.jobs import submit, submit_many
 from tests.support.metrics import METRICS
 from worker.engine.pace import Pace
 from worker.metrics import WorkerMetrics
@@ -65,11 +67,43 @@ def test_the_load_of_the_farm_is_shown(http: TestClient, db: Database) -> None:
     assert now["farm_database_up",] == 1
     assert now["farm_queue_depth", DEMO] == 4
     assert now["farm_queue_oldest_seconds", DEMO] >= 7
-    assert (now["farm_jobs_running", DEMO], now["farm_workers", DEMO]) == (1, 2)
+    assert (now["farm_jobs_running", DEMO], now["farm_workers", DEMO], now["farm_fleet_workers",]) == (1, 2, 2)
     assert now["farm_backlog_gpu_seconds", DEMO] == pytest.approx(left_s)
-    assert now["farm_desired_workers", DEMO] == -(-left_s // 60)
-    assert now["farm_worker_scale_in_cost", DEMO, "gpu0@test"] == 0
-    assert now["farm_worker_scale_in_cost", DEMO, "gpu1@test"] == pytest.approx(100 * half / params().unet_calls)
+    assert now["farm_desired_workers",] == now["farm_checkpoint_desired_workers", DEMO] == -(-left_s // 60)
+    assert now["farm_worker_scale_in_cost", "gpu0@test"] == 0
+    assert now["farm_worker_scale_in_cost", "gpu1@test"] == pytest.approx(100 * half / params().unet_calls)
+
+
+@pytest.mark.usefixtures("announced")
+def test_one_number_counts_the_work_of_all_checkpoints(http: TestClient, db: Database) -> None:
+    """Many checkpoints with a job each are no reason for as many workers; jobs that nobody can render want one."""
+    cost = params().cost
+    names = [f"c{number}" for number in range(20)]
+    with db.transaction() as session:
+        registry.beat(session, "gpu0@test", speed=cost / 10)
+        library = [Holding(name, 1, Tier.RAM, 0.1) for name in names]
+        broken = Holding("broken", 1, Tier.DISK, 9.0, refused="broken.safetensors: truncated.")
+        holdings.hold(session, "gpu0@test", [*library, broken])
+    for name in names:
+        submit(db, checkpoint=name)
+    now = values(http.get("/metrics").text)
+    assert now["farm_desired_workers",] == math.ceil(len(names) * 10 / 60)
+    assert now["farm_checkpoint_desired_workers", "c7"] == 1
+    assert (now["farm_workers", "c7"], now["farm_resident_workers", "c7"], now["farm_resident_workers", DEMO]) == (
+        1,
+        0,
+        1,
+    )
+    assert ("farm_queue_depth", "broken") not in now
+    with db.transaction() as session:
+        registry.retire(session, "gpu0@test")
+    assert values(http.get("/metrics").text)["farm_desired_workers",] == 1  # from zero
+    with db.transaction() as session:
+        registry.announce(
+            session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
+        )
+        registry.beat(session, "gpu1@test", speed=cost / 1000)
+    assert values(http.get("/metrics").text)["farm_desired_workers",] == 1  # more of these would not help
 
 
 @pytest.mark.usefixtures("announced")
@@ -79,14 +113,14 @@ def test_what_is_known_of_gpus_is_shown_and_the_unfit_are_counted(http: TestClie
         registry.announce(
             session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=4
         )
-        assert values(http.get("/metrics").text)["farm_workers_unfit", DEMO] == 0
+        assert values(http.get("/metrics").text)["farm_workers_unfit",] == 0
         registry.mark_unfit(session, "gpu1@test", "The canary is 61.0 levels off.")
     now = values(http.get("/metrics").text)
-    assert now["farm_workers_unfit", DEMO] == 1
-    assert now["farm_gpu_temperature_celsius", DEMO, "gpu0@test"] == 71
-    assert now["farm_gpu_ecc_errors", DEMO, "gpu0@test"] == 0
-    assert ("farm_gpu_xid", DEMO, "gpu0@test") not in now
-    assert ("farm_gpu_temperature_celsius", DEMO, "gpu1@test") not in now
+    assert now["farm_workers_unfit",] == 1
+    assert now["farm_gpu_temperature_celsius", "gpu0@test"] == 71
+    assert now["farm_gpu_ecc_errors", "gpu0@test"] == 0
+    assert ("farm_gpu_xid", "gpu0@test") not in now
+    assert ("farm_gpu_temperature_celsius", "gpu1@test") not in now
 
 
 def test_nothing_that_clients_write_becomes_a_label(http: TestClient) -> None:
@@ -108,7 +142,7 @@ def test_nothing_that_clients_write_becomes_a_label(http: TestClient) -> None:
 
 def test_every_label_takes_its_values_from_the_operators_side() -> None:
     """A further label wants a look at who chooses its values; then it belongs here."""
-    bounded = {"checkpoint", "worker", "method", "route", "status", "outcome", "code", "kind", "state"}
+    bounded = {"checkpoint", "worker", "method", "route", "status", "outcome", "code", "kind", "state", "tier"}
     assert {label for metric in METRICS.values() for label in metric.labels} == bounded
 
 
@@ -150,9 +184,15 @@ def test_a_scrape_without_a_database_says_so(settings: Settings) -> None:
 
 def test_a_worker_answers_on_its_own_port() -> None:
     pace = Pace(ticks=3, busy_s=1.5, cost=600, image_steps=6)
-    meters = WorkerMetrics(DEMO, pace=lambda: pace, running=lambda: [1, 2], memory=lambda: {"free": 1.0, "total": 4.0})
-    meters.ended("succeeded", images=4)
-    meters.ended("failed", code="not_a_number")
+    meters = WorkerMetrics(
+        pace=lambda: pace,
+        running=lambda: [1, 2],
+        memory=lambda: {"free": 1.0, "total": 4.0},
+        swaps=lambda: {Tier.RAM: (5, 0.75), Tier.DISK: (1, 2.0)},
+        resident=lambda: DEMO,
+    )
+    meters.ended(DEMO, "succeeded", images=4)
+    meters.ended("other", "failed", code="not_a_number")
     port = ports.pick("127.0.0.1")
     stop = meters.board.serve(port)
     try:
@@ -162,13 +202,15 @@ def test_a_worker_answers_on_its_own_port() -> None:
             Board().serve(port)
     finally:
         stop()
-    assert now["farm_engine_ticks_total", DEMO] == 3
-    assert now["farm_engine_busy_seconds_total", DEMO] == 1.5
-    assert now["farm_engine_image_steps_total", DEMO] == 6
-    assert now["farm_jobs_in_flight", DEMO] == 2
-    assert now["farm_device_memory_bytes", DEMO, "free"] == 1
+    assert now["farm_engine_ticks_total",] == 3
+    assert now["farm_engine_busy_seconds_total",] == 1.5
+    assert now["farm_engine_image_steps_total",] == 6
+    assert now["farm_jobs_in_flight",] == 2
+    assert now["farm_device_memory_bytes", "free"] == 1
     assert now["farm_images_total", DEMO] == 4
-    assert now["farm_attempts_ended_total", DEMO, "not_a_number", "failed"] == 1
+    assert now["farm_attempts_ended_total", "other", "not_a_number", "failed"] == 1
+    assert (now["farm_swaps_total", "ram"], now["farm_swap_seconds_total", "disk"]) == (5, 2.0)
+    assert now["farm_resident_checkpoint", DEMO] == 1
 
 
 def test_every_declared_name_is_well_formed() -> None:

@@ -9,11 +9,13 @@ from sqlalchemy import text
 
 from api.main import create_app
 from shared.errors import InvalidRequest, OutOfMemory
-from shared.fleet import registry
+from shared.fleet import holdings, registry
+from shared.fleet.holdings import Holding, Tier
 from shared.infra.db import Database
 from shared.jobs import lifecycle
 from shared.jobs.lifecycle import MAX_RETRY_S
 from shared.settings import Settings
+from tests.support.answers import problem
 from tests.support.factories import DEMO, params
 from tests.support.jobs import claimed, submit, submit_many
 
@@ -90,6 +92,99 @@ def test_a_job_that_nobody_serves_says_so(client: TestClient, db: Database) -> N
         "start_s": None,
         "finish_s": None,
     }
+
+
+def in_library(db: Database, *held: Holding, worker: str = WORKER) -> None:
+    with db.transaction() as session:
+        holdings.hold(session, worker, held)
+
+
+def test_a_job_says_that_its_checkpoint_must_be_loaded_first(client: TestClient, db: Database) -> None:
+    """With a start that counts the loading; a worker that is busy turns to it before long."""
+    in_library(db, Holding("second", 1, Tier.RAM, 0.5), Holding("third", 1, Tier.DISK, 6.0))
+    measured(db, speed=COST)
+    job_id = submit(db, checkpoint="second")
+    path = f"/v1/jobs/{job_id}"
+    idle = client.get(path).json()["outlook"]
+    assert (idle["reason"], idle["start_s"]) == ("waits_for_a_worker_to_change_checkpoints", 0.5)
+    assert idle["finish_s"] == 1.5
+    submit(db)
+    claimed(db, WORKER)
+    busy = client.get(path).json()["outlook"]
+    assert (busy["reason"], 0.5 <= busy["start_s"] <= 5.5) == ("waits_for_a_worker_to_change_checkpoints", True)
+    with db.transaction() as session:
+        assert holdings.intend(session, WORKER, "second", silent_after_s=60)
+    loading = client.get(path).json()["outlook"]
+    assert (loading["reason"], loading["start_s"]) == ("its_checkpoint_is_being_loaded", 0.5)
+    queue = {one["checkpoint"]: one for one in client.get("/v1/queue").json()["checkpoints"]}
+    assert (queue["second"]["workers"], queue["second"]["resident_workers"], queue["second"]["loading_workers"]) == (
+        1,
+        0,
+        1,
+    )
+    assert queue["second"]["backlog_s"] == 1.5
+    assert queue["third"]["backlog_s"] == 0  # what has no work is not loaded
+    with db.transaction() as session:
+        holdings.turned(session, WORKER, "second")
+    open_now = client.get(path).json()["outlook"]  # beside the job of the first, which still runs
+    assert (open_now["reason"], open_now["start_s"], open_now["finish_s"]) == ("waits_its_turn", 0, 2.0)
+
+
+def test_checkpoints_are_listed_with_where_they_are(client: TestClient, db: Database) -> None:
+    sha256 = "5" * 64
+    with db.transaction() as session:
+        registry.announce(
+            session, worker_id="gpu1@test", checkpoint="warm", size_bytes=7, hostname="test", device="test", slots=2
+        )
+        holdings.hold(session, "gpu1@test", [Holding("cold", 8, Tier.BUCKET, 90.0)])
+    broken = Holding("broken", 9, Tier.DISK, 4.0, refused="/srv/secret place/broken.safetensors: truncated.")
+    in_library(db, Holding("warm", 7, Tier.RAM, 0.25, sha256), Holding("cold", 8, Tier.DISK, 3.0), broken)
+    submit_many(db, 2, checkpoint="cold")
+    told = client.get("/v1/checkpoints").json()
+    listed = {one["name"]: one for one in told["checkpoints"]}
+    assert [*listed] == ["broken", "cold", DEMO, "warm"]
+    assert told["default"] is None
+    facts = ("ready_workers", "slots", "resident_workers", "warm_workers", "price_s", "queued", "refused")
+    assert [listed["cold"][name] for name in facts] == [2, 6, 0, 0, 3.0, 2, None]
+    assert [listed["warm"][name] for name in facts] == [2, 6, 1, 1, 0, 0, None]
+    assert [listed[DEMO][name] for name in facts] == [1, 4, 1, 0, 0, 0, None]  # a library that is not announced
+    assert [listed["broken"][name] for name in facts] == [0, 0, 0, 0, None, 0, "broken.safetensors: truncated."]
+    assert (listed["warm"]["size_bytes"], listed["warm"]["sha256"], listed["cold"]["sha256"]) == (7, sha256, None)
+    first, second = client.get("/v1/workers").json()["workers"]
+    assert (first["checkpoint"], first["warm"], first["library"], first["refused"]) == (DEMO, ["warm"], 3, 1)
+    assert (second["checkpoint"], second["warm"], second["library"], second["swaps"]) == ("warm", [], 2, 0)
+    # What was resident is still near, before its worker says so.
+    with db.transaction() as session:
+        holdings.turned(session, WORKER, "cold")
+    first, _ = client.get("/v1/workers").json()["workers"]
+    assert (first["checkpoint"], first["swaps"], first["intends"]) == ("cold", 1, None)
+
+
+def test_a_checkpoint_that_nobody_can_load_is_refused_with_the_reason(client: TestClient, db: Database) -> None:
+    in_library(db, Holding("broken", 9, Tier.DISK, 4.0, refused="broken.safetensors: truncated."))
+    refused = problem(client.post("/v1/jobs", json={"prompt": "x", "checkpoint": "broken"}), 422, "checkpoint_refused")
+    assert refused["detail"] == "No worker can load the checkpoint 'broken': broken.safetensors: truncated."
+    # With one that loads beside it, that is the only choice.
+    assert client.get("/v1/checkpoints").json()["default"] == DEMO
+    with db.transaction() as session:
+        registry.announce(
+            session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=2
+        )
+        holdings.hold(session, "gpu1@test", [Holding("broken", 9, Tier.DISK, 4.0)])
+        registry.drain(session, "gpu1@test", is_draining=True)
+    # The other one has it whole, and will come back.
+    assert client.post("/v1/jobs", json={"prompt": "x", "checkpoint": "broken"}).status_code == 202
+
+
+def test_of_several_checkpoints_one_must_be_named(client: TestClient, db: Database) -> None:
+    in_library(db, *(Holding(f"c{number:02}", 1, Tier.DISK, 1.0) for number in range(30)))
+    # First, since the only checkpoint of a second ago may be given by default.
+    unknown = problem(client.post("/v1/jobs", json={"prompt": "x", "checkpoint": "c12x"}), 422, "unknown_checkpoint")
+    assert "c12" in unknown["detail"]
+    assert "c29" not in unknown["detail"]
+    several = problem(client.post("/v1/jobs", json={"prompt": "x"}), 422, "invalid_request")["detail"]
+    assert "FARM_DEFAULT_CHECKPOINT" in several
+    assert "c19, and 11 more" in several
 
 
 def test_a_draining_worker_is_not_counted_on(client: TestClient, db: Database) -> None:

@@ -17,6 +17,7 @@ from celery import Celery
 from redis import Redis
 from sqlalchemy import select
 
+from api.farm import checkpoints
 from api.v1.workers import Workers, listing
 from shared.errors import WorkerUnfit
 from shared.fleet import registry
@@ -161,7 +162,7 @@ def test_no_client_gets_a_picture_of_flipped_weights(
     with pytest.raises(WorkerUnfit):
         fitness.vouch()
     with db.transaction() as session:
-        (served,) = registry.checkpoints(session, silent_after_s=60)
+        (served,) = checkpoints.checkpoints(session, silent_after_s=60)
     assert served.ready_workers == 0
 
 

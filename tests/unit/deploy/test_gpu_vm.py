@@ -216,17 +216,20 @@ def test_other_clouds_leave_a_file(tmp_path: Path) -> None:
     assert done == ["systemctl stop farm-worker@*.service"]
 
 
+WANTED = {"a.b-1": 3.0, "other": 0.0}
+
+
 def test_the_wanted_number_of_workers_is_published(tmp_path: Path, cloud: Server) -> None:
-    wanted = 'farm_desired_workers{checkpoint="a.b-1"} 3.0\nfarm_desired_workers{checkpoint="other"} 0.0\n'
-    shown = f'# HELP\n{wanted}farm_workers{{checkpoint="a"}} 9.0\n'
+    named = [f'farm_checkpoint_desired_workers{{checkpoint="{name}"}} {value}\n' for name, value in WANTED.items()]
+    shown = f'# HELP\nfarm_desired_workers 4.0\n{"".join(named)}farm_workers{{checkpoint="a"}} 9.0\n'
     cloud.pages = {"/metrics": shown}  # type: ignore[attr-defined]
     path = _recorders(tmp_path, "aws")
     done = bash("farm-publish", FARM_API_URL=cloud.url, PATH=path)
     assert done.returncode == 0, done.stderr
     put = "aws cloudwatch put-metric-data --namespace RenderFarm --metric-name DesiredWorkers"
     assert (tmp_path / "done").read_text().splitlines() == [
-        f"{put} --dimensions Checkpoint=a.b-1 --value 3.0 --unit Count",
-        f"{put} --dimensions Checkpoint=other --value 0.0 --unit Count",
+        f"{put} --value 4.0 --unit Count",
+        *(f"{put} --dimensions Checkpoint={name} --value {value} --unit Count" for name, value in WANTED.items()),
     ]
 
 
@@ -234,7 +237,7 @@ def test_the_wanted_number_of_workers_is_published(tmp_path: Path, cloud: Server
 def test_metrics_are_read_where_they_are_with_their_key(
     tmp_path: Path, cloud: Server, key: str, sent: str | None
 ) -> None:
-    cloud.pages = {"/apart": 'farm_desired_workers{checkpoint="a"} 1.0\n'}  # type: ignore[attr-defined]
+    cloud.pages = {"/apart": "farm_desired_workers 1.0\n"}  # type: ignore[attr-defined]
     where = {"FARM_API_URL": "http://127.0.0.1:9", "FARM_METRICS_URL": f"{cloud.url}/apart", "FARM_METRICS_KEY": key}
     done = bash("farm-publish", **where, PATH=_recorders(tmp_path, "aws"))
     assert done.returncode == 0, done.stderr

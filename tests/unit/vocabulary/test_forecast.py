@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.vocabulary.forecast import Ahead, Load, Reason, forecast_queued, forecast_running
+from shared.vocabulary.forecast import Ahead, Load, Reason, forecast_queued, forecast_running, turn_s
 
 COST = 100
 
@@ -46,6 +46,33 @@ def test_a_job_that_failed_waits_to_be_tried_again() -> None:
 
 def test_what_was_not_counted_to_the_end_is_not_predicted() -> None:
     assert forecast_queued(load(), Ahead(10_000, 10**6, is_all=False), COST).start_s is None
+
+
+def test_a_checkpoint_that_nobody_has_open_waits_until_a_worker_turns_to_it() -> None:
+    """Then one of the workers serves it alone, with its own speed and slots."""
+    three = {"workers": 3, "slots": 12, "speed": 30.0, "is_open": False, "share": 1 / 3}
+    loading = forecast_queued(load(**three, loading=1, turn_s=0.5), Ahead(0, 0), COST)
+    assert (loading.reason, loading.start_s) == (Reason.LOADING, 0.5)
+    assert loading.finish_s == pytest.approx(0.5 + COST / 10)
+    waiting = forecast_queued(load(**three, turn_s=2.5), Ahead(8, 8 * COST), COST)
+    assert waiting.reason is Reason.SWAP
+    assert waiting.start_s == pytest.approx(2.5 + (8 + 1 - 4) * COST / 10)
+    assert forecast_queued(load(**three, turn_s=2.5), Ahead(0, 0), COST, held=Reason.PAUSED).reason is Reason.PAUSED
+
+
+def test_a_worker_shares_itself_among_the_checkpoints_that_it_has_open() -> None:
+    halved = load(share=0.5, running=1)
+    assert forecast_running(halved, COST).finish_s == pytest.approx(COST / 5)
+    assert halved.open_slots == 2
+
+
+@given(price_s=st.floats(0, 100), waited_s=st.floats(0, 2000))
+def test_a_worker_turns_after_a_bounded_wait(price_s: float, waited_s: float) -> None:
+    busy = turn_s(price_s, is_loading=False, is_idle=False, waited_s=waited_s)
+    assert price_s <= busy <= price_s + max(1.0, 10 * price_s)
+    assert busy == price_s or busy + waited_s == pytest.approx(price_s + max(1.0, 10 * price_s))
+    for at_once in ({"is_loading": True, "is_idle": False}, {"is_loading": False, "is_idle": True}):
+        assert turn_s(price_s, waited_s=waited_s, **at_once) == price_s
 
 
 @given(jobs=st.integers(0, 60), running=st.integers(0, 4), slots=st.integers(1, 8), speed=st.floats(1, 1000))
