@@ -1,7 +1,7 @@
 """`farm checkpoints`: list the checkpoints of the farm, and download Stable Diffusion 1.5."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ app = typer.Typer(rich_markup_mode=None, help="List the farm's checkpoints, or d
 
 @app.callback(invoke_without_command=True)
 def list_checkpoints(context: typer.Context) -> None:
-    """List the checkpoints that jobs may name."""
+    """List the checkpoints: how near workers have each, and why they refuse others."""
     if context.invoked_subcommand is not None:
         return
     front: Front = context.obj
@@ -26,12 +26,25 @@ def list_checkpoints(context: typer.Context) -> None:
     rows = [
         (
             shortened(str(one.get("name")), 60),
+            _state(one),
             str(one.get("ready_workers")),
+            str(one.get("queued", 0)),
             f"{int(one.get('size_bytes') or 0) / 1e6:.0f} MB",
         )
         for one in served
     ]
-    table(("CHECKPOINT", "READY WORKERS", "SIZE"), rows)
+    table(("CHECKPOINT", "STATE", "READY WORKERS", "QUEUED", "SIZE"), rows)
+
+
+def _state(one: dict[str, Any]) -> str:
+    if reason := one.get("refused"):
+        return shortened(f"refused: {reason}", 100)
+    if one.get("resident_workers"):
+        return "loaded"
+    if one.get("loading_workers"):
+        return "is being loaded"
+    price_s = one.get("price_s")
+    return "no worker has it now" if price_s is None else f"loads in {price_s:.1f} s"
 
 
 @app.command("pull")

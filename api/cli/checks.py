@@ -195,7 +195,10 @@ def workers(front: Front) -> Finding:
         return Finding(
             "workers", Level.FAIL, "no gpu worker is ready; jobs wait in the queue", "start one, or read its log"
         )
-    return Finding("workers", Level.OK, ", ".join(f"{name} ×{count}" for name, count in ready.items()))
+    able = [f"{name} ×{count}" for name, count in ready.items() if count]
+    return Finding(
+        "workers", Level.OK, ", ".join(able[:10]) + (f" and {len(able) - 10} more" if len(able) > 10 else "")
+    )
 
 
 def gpu() -> Finding:

@@ -50,10 +50,12 @@ def sections(client: FarmClient) -> list[Section]:
     queue = client.document("/v1/queue").get("checkpoints", [])
     return [
         Section(
-            ("CHECKPOINT", "QUEUED", "RUNNING", "OLDEST", "WORKERS", "WAIT"), [_queue_row(one, now) for one in queue]
+            ("CHECKPOINT", "QUEUED", "RUNNING", "OLDEST", "LOADED", "WORKERS", "WAIT"),
+            [_queue_row(one, now) for one in queue if _has_news(one)],
         ),
         Section(
-            ("WORKER", "STATE", "JOBS", "FILL", "TICK", "GPU", "DEVICE"), [_worker_row(one) for one in _workers(client)]
+            ("WORKER", "STATE", "CHECKPOINT", "WARM", "SWAPS", "JOBS", "FILL", "TICK", "GPU", "DEVICE"),
+            [_worker_row(one) for one in _workers(client)],
         ),
         Section(
             ("JOB", "STATE", "STEPS", "AGE", "WORKER", "PROMPT"),
@@ -100,6 +102,11 @@ def _workers(client: FarmClient) -> list[dict[str, Any]]:
         return []
 
 
+def _has_news(one: dict[str, Any]) -> bool:
+    """Say whether a checkpoint has jobs or is loaded; hundreds of others may lie in folders."""
+    return any(one.get(name) for name in ("queued", "running", "resident_workers", "loading_workers"))
+
+
 def _queue_row(one: dict[str, Any], now: datetime) -> tuple[str, ...]:
     oldest, wait = one.get("oldest_queued_at"), one.get("predicted_wait_s")
     return (
@@ -107,6 +114,7 @@ def _queue_row(one: dict[str, Any], now: datetime) -> tuple[str, ...]:
         str(one.get("queued")),
         str(one.get("running")),
         age(oldest, now) if oldest else "-",
+        str(one.get("resident_workers")),
         f"{one.get('workers')}×{one.get('slots')}",
         "?" if wait is None else f"{wait:g} s",
     )
@@ -117,12 +125,21 @@ def _worker_row(one: dict[str, Any]) -> tuple[str, ...]:
     return (
         shortened(str(one.get("id")), 40),
         _worker_state(one),
+        _loaded(one),
+        f"{len(one.get('warm') or [])}/{one.get('library')}",
+        str(one.get("swaps")),
         f"{one.get('running')}/{one.get('slots')}",
         "-" if fill is None else f"{fill:.1f}",
         "-" if tick is None else f"{tick * 1000:.0f} ms",
         "-" if warmth is None else f"{warmth:.0f} °C",
         shortened(str(one.get("device")), 30),
     )
+
+
+def _loaded(one: dict[str, Any]) -> str:
+    """Say which checkpoint a worker has loaded, and which one it is loading."""
+    loaded, intends = shortened(str(one.get("checkpoint")), 30), one.get("intends")
+    return f"{loaded} > {shortened(str(intends), 30)}" if intends else loaded
 
 
 def _worker_state(one: dict[str, Any]) -> str:

@@ -45,7 +45,8 @@ from api.auth import keys
 from api.auth.keys import NewKey, Scope
 from shared.errors import InvalidRequest
 from shared.files.weights import Shelves
-from shared.fleet import registry
+from shared.fleet import holdings, registry
+from shared.fleet.holdings import Holding, Tier
 from shared.infra.db import Database
 from shared.infra.outbound_http import OutboundHttp
 from shared.infra.storage import Storage
@@ -1262,6 +1263,35 @@ def test_webhooks_tell_of_their_attempts_and_are_sent_again(page: Page, db: Data
     page.get_by_role("link", name="Farm").click()
     expect(panel.locator(".tries li")).to_have_text(["500", "200"])
     expect(panel).to_contain_text("delivered")
+
+
+def test_checkpoints_are_offered_by_how_near_they_are_and_refused_with_the_reason(page: Page, db: Database) -> None:
+    cold = Holding("a-cold-one", 1, Tier.DISK, 3.0)
+    warm = Holding("warm-one", 1, Tier.RAM, 0.1)
+    broken = Holding("broken", 1, Tier.DISK, 9.0, refused="/srv/broken.safetensors: truncated.")
+    with db.transaction() as session:
+        holdings.hold(session, "gpu0@test", [cold, warm, broken])
+        assert holdings.intend(session, "gpu0@test", "warm-one", silent_after_s=60)
+    page.reload()
+    offered = page.locator("[data-field=checkpoint] option")
+    # Of several one must be chosen, and so one is: the loaded one.
+    expect(offered).to_have_text(
+        [
+            "farm-demo · loaded",
+            "warm-one",
+            "a-cold-one",
+            "broken · cannot be loaded: broken.safetensors: truncated.",
+        ]
+    )
+    expect(page.locator("[data-field=checkpoint] select")).to_have_value("farm-demo")
+    expect(offered.last).to_be_disabled()
+    page.get_by_role("link", name="Farm").click()
+    queue = page.get_by_role("region", name="Queue", exact=True)
+    expect(queue.locator("tbody tr")).to_have_count(2)
+    expect(queue).to_contain_text("not loaded: 1 more checkpoint.")
+    workers = page.get_by_role("region", name="Workers", exact=True)
+    expect(workers).to_contain_text("loading warm-one")
+    expect(workers).to_contain_text("2 of 3")
 
 
 def test_a_worker_is_drained_and_takes_jobs_again(page: Page, address: str) -> None:

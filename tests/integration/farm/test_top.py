@@ -11,7 +11,8 @@ from contextlib import suppress
 import pytest
 
 from api.cli import main
-from shared.fleet import registry
+from shared.fleet import holdings, registry
+from shared.fleet.holdings import Holding, Tier
 from shared.infra.db import Database
 from shared.jobs import lifecycle
 from shared.settings import Settings
@@ -29,6 +30,8 @@ def url(settings: Settings, db: Database, announced: str) -> Iterator[str]:
         registry.announce(
             session, worker_id="gpu1@b", checkpoint=DEMO, size_bytes=1, hostname="b", device="H100", slots=4
         )
+        holdings.hold(session, "gpu0@test", [Holding("warm", 1, Tier.RAM, 0.1), Holding("cold", 1, Tier.DISK, 5.0)])
+        assert holdings.intend(session, "gpu0@test", "warm", silent_after_s=60)
         registry.mark_unfit(session, "gpu1@b", "The canary is 61.0 levels off.")
     with serving(settings) as address:
         yield address
@@ -38,9 +41,13 @@ def test_once_prints_queue_workers_and_jobs(url: str, capsys: pytest.CaptureFixt
     assert main(["--url", url, "top", "--once"]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     # The unfit worker counts for nothing.
-    assert [DEMO, "1", "0", "0 s", "1×4", "?"] in [[*line[:3], "0 s", *line[4:]] for line in lines if line[0] == DEMO]
-    assert ["gpu0@test", "idle", "0/4", "-", "-", "-", "test"] in lines
-    assert ["gpu1@b", "unfit: The canary is 61.0 levels off.", "0/4", "-", "-", "-", "H100"] in lines
+    assert [DEMO, "1", "0", "0 s", "1", "1×4", "?"] in [
+        [*line[:3], "0 s", *line[4:]] for line in lines if line[0] == DEMO
+    ]
+    assert not [line for line in lines if line[0] == "cold"]  # in folders only
+    assert ["gpu0@test", "idle", f"{DEMO} > warm", "1/3", "0", "0/4", "-", "-", "-", "test"] in lines
+    unfit = "unfit: The canary is 61.0 levels off."
+    assert ["gpu1@b", unfit, DEMO, "0/1", "0", "0/4", "-", "-", "-", "H100"] in lines
     assert [line[1:3] + line[4:] for line in lines if len(line) == 6 and line[1] == "queued"] == [
         ["queued", "0/4", "-", "a [2J star"]
     ]

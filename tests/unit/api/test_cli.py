@@ -66,7 +66,7 @@ class DeskHandler(Handler):
             more = str(begin + 2) if begin + 2 < len(self.server.jobs) else None
             self.answer(200, json.dumps({"jobs": page, "next_cursor": more}).encode())
         elif path == "/v1/checkpoints":
-            served = [{"name": "shapes", "ready_workers": 1, "size_bytes": 5_000_000}]
+            served = [{"name": "shapes", "ready_workers": 1, "size_bytes": 5_000_000, "price_s": 0.5, "queued": 3}]
             self.answer(200, json.dumps({"checkpoints": served}).encode())
         elif (job_id := path.split("/")[-1]) in self.server.jobs:
             self.reply(self.server.advance(job_id))
@@ -286,7 +286,7 @@ def test_job_shows_every_fact_or_the_raw_answer_and_checkpoints_are_listed(
     assert main(["job", job_id]) == 0
     assert f"id               {job_id}\n" in capsys.readouterr().out
     assert main(["checkpoints"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "shapes\t1\t5 MB"
+    assert capsys.readouterr().out.splitlines()[1] == "shapes\tloads in 0.5 s\t1\t3\t5 MB"
 
 
 @pytest.mark.usefixtures("desk")

@@ -47,7 +47,7 @@ const INPUTS = {
     const node = el("select", { id, onchange: () => changed(name) });
     const offer = (options) => {
       const before = node.value;
-      fill(node, options.map(({ value, label }) => el("option", { value }, label)));
+      fill(node, options.map(({ value, label, disabled = false }) => el("option", { value, disabled }, label)));
       node.value = options.some(({ value }) => value === before) ? before : (options[0]?.value ?? "");
     };
     const spelled = (value) => words.options[name]?.[value] ?? value;
@@ -57,6 +57,8 @@ const INPUTS = {
       const isOffered = [...node.options].some((option) => option.value === value);
       if (value && !isOffered) node.append(el("option", { value }, value));
       node.value = value ?? "";
+      // Where none is offered, one must be chosen: the first.
+      if (node.selectedIndex < 0) node.value = node.options[0]?.value ?? "";
     };
     return { node, offer, read: () => node.value, write };
   },

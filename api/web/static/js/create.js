@@ -1,6 +1,7 @@
 /** The page that makes pictures: the form on one side, what becomes of it on the other. */
 
 import { blob, get, uuid } from "./api.js";
+import { checkpointChoices } from "./checkpoints.js";
 import { control, promptBox } from "./controls.js";
 import { announce, el, fill } from "./dom.js";
 import * as draft from "./draft.js";
@@ -156,7 +157,7 @@ class CreatePage extends HTMLElement {
     // What was typed meanwhile stays.
     const { values } = this;
     const named = (list) => (list ?? []).map(({ name }) => ({ value: name, label: name }));
-    this.#controls.checkpoint.offer([{ value: "", label: said.auto }, ...named(checkpoints?.checkpoints)]);
+    this.#controls.checkpoint.offer(checkpointChoices(checkpoints));
     this.#samplers = samplers?.samplers ?? [];
     this.#controls.sampler.offer(this.#samplers.map(({ name, label }) => ({ value: name, label })));
     this.#controls.vae.offer([{ value: "", label: said.own }, ...named(vaes?.weights)]);
@@ -278,7 +279,8 @@ class CreatePage extends HTMLElement {
     const params = readParams(found, this.#samplers);
     if (!params) return false;
     // Other tools name checkpoints that the farm may not have; what it serves by itself does then.
-    const isServed = [...this.#controls.checkpoint.node.options].some(({ value }) => value === params.checkpoint);
+    const { options } = this.#controls.checkpoint.node;
+    const isServed = [...options].some(({ value, disabled }) => value === params.checkpoint && !disabled);
     const { hires } = params;
     const isKnown = !hires || FIELDS.hires_upscaler.options.includes(hires.upscaler);
     const filled = isKnown ? params : { ...params, hires: { ...hires, upscaler: OTHER_UPSCALER } };

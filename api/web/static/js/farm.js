@@ -66,18 +66,23 @@ function refusal(error) {
 
 async function queue(body) {
   const found = await get("/v1/queue");
-  const rows = found.checkpoints.map((one) => [
+  // Hundreds may lie in folders: told one by one are those that have something to do or are loaded.
+  const isNews = (one) => one.queued || one.running || one.resident_workers || one.loading_workers;
+  const shown = found.checkpoints.filter(isNews);
+  const others = found.checkpoints.length - shown.length;
+  const rows = shown.map((one) => [
     one.checkpoint,
     one.queued,
     one.running,
     ago(one.oldest_queued_at),
     span(one.predicted_wait_s),
     span(one.backlog_s),
-    one.workers,
+    `${one.resident_workers} / ${one.workers}`,
   ]);
   const counts = [figure(found.queued, said.queued), figure(found.running, said.running)];
   const figures = el("p", { class: "figures" }, counts);
-  fill(body, figures, rows.length ? table(said.queueColumns, rows) : hint(said.noCheckpoints));
+  const rest = others ? hint(said.others(others)) : "";
+  fill(body, figures, rows.length || others ? [table(said.queueColumns, rows), rest] : hint(said.noCheckpoints));
 }
 
 async function throughput(body) {
@@ -122,7 +127,9 @@ function workerRow(worker, look) {
   const [kind, state] = condition(worker);
   return [
     el("span", {}, el("span", { class: `dot ${kind}` }), worker.id, el("small", { class: "reason" }, state)),
-    worker.checkpoint,
+    loadedOn(worker),
+    el("span", { title: worker.warm.join(", ") }, said.ofLibrary(worker.warm.length + 1, worker.library)),
+    worker.swaps,
     worker.device,
     `${worker.running} / ${worker.slots}`,
     worker.batch_fill?.toFixed(1),
@@ -131,6 +138,10 @@ function workerRow(worker, look) {
     ago(worker.seen_at),
     worker.is_alive ? draining(worker, look) : "",
   ];
+}
+
+function loadedOn({ checkpoint, intends }) {
+  return el("span", {}, checkpoint, intends ? el("small", { class: "reason" }, said.loading(intends)) : "");
 }
 
 function condition(worker) {
