@@ -131,17 +131,28 @@ def title(checkpoint: str, sha256: str | None) -> str:
 def checkpoint(wanted: str, known: Checkpoints) -> str:
     """Return the checkpoint that a title, file name, stem or hash means. A name with another's hash is none.
 
-    Raises `Impossible`.
+    A name as it is written goes first, then one in other letters, then a hash. Raises `Impossible`.
     """
     said = _HASH.search(wanted)
-    plain = stem(_HASH.sub("", wanted).strip()).casefold()
-    for name, sha256 in known.items():
-        is_named = plain in {name.casefold(), stem(name).casefold()}
-        if is_named and (said is None or _may_be(said[1].lower(), sha256)):
-            return name
-        if sha256 and _HEX.fullmatch(plain) and sha256.startswith(plain):
-            return name
-    raise Impossible(f"model {wanted[:200]!r} not found")
+    plain = stem(_HASH.sub("", wanted).strip())
+    found = _named(plain, said[1].lower() if said else None, known) or _hashed(plain.casefold(), known)
+    if found is None:
+        raise Impossible(f"model {wanted[:200]!r} not found")
+    return found
+
+
+def _named(plain: str, said: str | None, known: Checkpoints) -> str | None:
+    """Return the checkpoint of a name, unless the hash that was said with it is another's."""
+    folded = plain.casefold()
+    alike = [name for name in known if stem(name).casefold() == folded]
+    exact_first = sorted(alike, key=lambda name: stem(name) != plain)
+    return next((name for name in exact_first if said is None or _may_be(said, known[name])), None)
+
+
+def _hashed(plain: str, known: Checkpoints) -> str | None:
+    if not _HEX.fullmatch(plain):
+        return None
+    return next((name for name, sha256 in known.items() if sha256 and sha256.startswith(plain)), None)
 
 
 def _may_be(hexadecimal: str, sha256: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""Option routes: show and set the session's options; refresh and reload do nothing on a farm."""
+"""Option routes: show and set the session's options; refresh has workers look for files, reload does nothing on a farm."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ from api.a1111.field_types import Mapping
 from api.a1111.sessions import SessionId
 from api.callers import Reader, Submitter
 from api.desk import DeskDep
-from api.routing import Router
+from api.routing import Router, in_room
+from shared.infra import events
 
 router = Router(prefix="/sdapi/v1", strict_content_type=False)
 
@@ -30,16 +31,18 @@ def set_options(body: Mapping, desk: DeskDep, _caller: Submitter, session_id: Se
             sessions.choose(transaction, session_id, chosen)
 
 
-@router.post("/refresh-checkpoints", summary="Do nothing")
-@router.post("/refresh-vae", summary="Do nothing")
-@router.post("/refresh-loras", summary="Do nothing")
-@router.post("/refresh-embeddings", summary="Do nothing")
-async def refresh(_caller: Reader) -> None:
-    """Do nothing: workers announce new files by themselves."""
+@router.post("/refresh-checkpoints", summary="Look for new files")
+@router.post("/refresh-vae", summary="Look for new files")
+@router.post("/refresh-loras", summary="Look for new files")
+@router.post("/refresh-embeddings", summary="Look for new files")
+@in_room("redis")
+def refresh(_caller: Reader, desk: DeskDep) -> None:
+    """Ask all workers to look through their folders now. They do so by themselves every ten seconds."""
+    events.ask_rescan(desk.redis)
 
 
 @router.post("/unload-checkpoint", summary="Do nothing")
 @router.post("/reload-checkpoint", summary="Do nothing")
 async def reload(_caller: Submitter) -> dict[str, Any]:
-    """Do nothing: each worker keeps its checkpoint in memory."""
+    """Do nothing: workers load checkpoints, and let go of them, as jobs want them."""
     return {}

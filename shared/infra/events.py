@@ -1,4 +1,7 @@
-"""Job events over Redis pub/sub. Best effort: the row is the truth, and every listener also reads it."""
+"""Job events over Redis pub/sub, and the wish that workers look through their folders. Best effort.
+
+The row is the truth, and every listener also reads it; workers look through their folders anyway, now and then.
+"""
 
 import json
 from collections.abc import Callable
@@ -16,6 +19,8 @@ from shared.infra.redis_faults import explained
 from shared.vocabulary.states import JobState
 
 CHANNEL = "farm:events"
+# A channel of its own: a listener of an earlier release reads jobs in whatever comes on the other.
+RESCAN_CHANNEL = "farm:rescan"
 _RECONNECT_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
@@ -47,17 +52,31 @@ def publish(redis: Redis, *events: JobEvent) -> None:
         log.warning("event.lost", job_ids=[str(event.job_id) for event in events[:10]], **explained(error).log_fields)
 
 
+def ask_rescan(redis: Redis) -> None:
+    """Ask all workers to look through their folders now. When Redis does not answer that is logged; nothing is raised."""
+    try:
+        redis.publish(RESCAN_CHANNEL, "")
+    except RedisError as error:
+        log.warning("rescan.unheard", **explained(error).log_fields)
+
+
 def parse(text: str) -> list[JobEvent]:
     """Parse a message of `publish`."""
     return [_event(fields) for fields in json.loads(text)]
 
 
 class Listener:
-    """Subscriber thread: calls `hear` with every event, and reconnects when Redis comes back."""
+    """Subscriber thread: calls `hear` with every event, and reconnects when Redis comes back.
 
-    def __init__(self, redis: Redis, hear: Callable[[JobEvent], None]) -> None:
+    With `rescan` it calls that whenever someone asks workers to look through their folders; it must return at once.
+    """
+
+    def __init__(
+        self, redis: Redis, hear: Callable[[JobEvent], None], *, rescan: Callable[[], None] | None = None
+    ) -> None:
         self._redis = redis
         self._hear = hear
+        self._rescan = rescan
         self._stopped = Flag()
         self._thread = Thread(target=self._run, name="events", daemon=True)
 
@@ -82,12 +101,18 @@ class Listener:
 
     def _listen(self) -> None:
         with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
-            pubsub.subscribe(CHANNEL)
+            pubsub.subscribe(CHANNEL, *([RESCAN_CHANNEL] if self._rescan else []))
             while not self._stopped.is_set():
                 message = pubsub.get_message(timeout=1.0)
                 if message is not None:
-                    for event in parse(message["data"]):
-                        self._hear(event)
+                    self._heard(message["channel"], message["data"])
+
+    def _heard(self, channel: str | bytes, text: str) -> None:
+        if self._rescan and channel in {RESCAN_CHANNEL, RESCAN_CHANNEL.encode()}:
+            self._rescan()
+            return
+        for event in parse(text):
+            self._hear(event)
 
 
 def _event(fields: dict[str, Any]) -> JobEvent:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -26,8 +27,10 @@ from api.auth import keys
 from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.files import checkpoints
-from shared.fleet import registry
+from shared.fleet import holdings, registry
+from shared.fleet.holdings import Holding, Tier
 from shared.infra.db import Database
+from shared.infra.events import RESCAN_CHANNEL, Listener
 from shared.infra.storage import Storage, image_key
 from shared.settings import Settings
 from tests.support import studio
@@ -236,6 +239,58 @@ def test_9_titles_carry_hashes_where_workers_have_told_them(farm: httpx.Client, 
     info = json.loads(rendered(farm)["info"])
     assert info["sd_model_hash"] == sha256[:10]
     assert f"Size: 64x64, Model hash: {sha256[:10]}, Model: farm-demo, " in info["infotexts"][0]
+
+
+def test_9_whatever_the_list_calls_a_checkpoint_chooses_it(farm: httpx.Client, db: Database) -> None:
+    """By title, name, file or hash; those that no worker can load are not on the list."""
+    library = {f"look-{number}.v{number}": f"{number}abcdef0" * 8 for number in range(3)}
+    with db.transaction() as session:
+        held = [Holding(name, 1, Tier.DISK, 1.0, sha256) for name, sha256 in library.items()]
+        unread = Holding("unread", 1, Tier.BUCKET, 9.0)
+        broken = Holding("broken", 1, Tier.DISK, 1.0, "f" * 64, refused="broken.safetensors: truncated.")
+        holdings.hold(session, "gpu0@test", [*held, unread, broken])
+    listed = {one["model_name"]: one for one in farm.get("/sdapi/v1/sd-models").json()}
+    assert listed.keys() == {*library, "unread", "farm-demo"}
+    assert (listed["unread"]["title"], listed["unread"]["sha256"]) == ("unread.safetensors", None)
+    for name, one in listed.items():
+        hashes = [one["sha256"], one["hash"], one["sha256"][:8]] if one["sha256"] else []
+        for wanted in (*hashes, one["filename"], name.upper(), name, one["title"]):
+            farm.post("/sdapi/v1/options", json={"sd_model_checkpoint": wanted}).raise_for_status()
+            assert farm.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == one["title"], wanted
+        once = {"sd_model_checkpoint": listed["look-2.v2"]["hash"]}
+        for fields, meant in (({}, name), ({"override_settings": once}, "look-2.v2")):
+            queued = farm.post("/agent-scheduler/v1/queue/txt2img", json={**SMALL, **fields})
+            queued.raise_for_status()
+            (job, *_) = farm.get("/v1/jobs?limit=1").json()["jobs"]
+            assert job["params"]["checkpoint"] == meant
+    for gone in ("broken", "broken.safetensors [ffffffffff]", "f" * 10):
+        refused = farm.post("/sdapi/v1/options", json={"sd_model_checkpoint": gone})
+        assert (refused.status_code, refused.json()["errors"]) == (500, f"model {gone!r} not found")
+
+
+def test_9_a_title_of_before_its_hash_was_known_stays_chosen(farm: httpx.Client, db: Database) -> None:
+    with db.transaction() as session:
+        holdings.hold(session, "gpu0@test", [Holding("unread", 1, Tier.DISK, 1.0)])
+    farm.post("/sdapi/v1/options", json={"sd_model_checkpoint": "unread.safetensors"}).raise_for_status()
+    with db.transaction() as session:
+        holdings.hold(session, "gpu0@test", [Holding("unread", 1, Tier.RAM, 0.1, "ab" * 32)])
+    options = farm.get("/sdapi/v1/options").json()
+    assert (options["sd_model_checkpoint"], options["sd_checkpoint_hash"]) == (
+        "unread.safetensors [ababababab]",
+        "ab" * 32,
+    )
+
+
+def test_9_refreshing_has_workers_look_through_their_folders(farm: httpx.Client, redis: Redis) -> None:
+    asked = Event()
+    news = Listener(redis, lambda _: None, rescan=asked.set)
+    news.start()
+    try:
+        assert until(lambda: dict(redis.pubsub_numsub(RESCAN_CHANNEL))[RESCAN_CHANNEL.encode()] == 1, LIMIT_S)
+        assert farm.post("/sdapi/v1/refresh-checkpoints").content == b"null"
+        assert asked.wait(LIMIT_S)
+    finally:
+        news.stop()
 
 
 def test_10_an_unknown_sampler(farm: httpx.Client) -> None:

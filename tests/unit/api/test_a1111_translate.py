@@ -181,6 +181,14 @@ def test_a_checkpoint_by_its_hash(wanted: str) -> None:
         txt2img(override_settings={"sd_model_checkpoint": "other [ffffffffff]"})
 
 
+def test_a_name_as_it_is_written_goes_before_others_and_before_hashes() -> None:
+    known = {"A": "cafe0123" + "1" * 56, "a": None, "cafe0123": None, "v1.5": None, "v1.5.safetensors": None}
+    for wanted in ("A", "a", "cafe0123", "v1.5"):
+        assert names.checkpoint(wanted, known) == wanted
+        assert names.checkpoint(names.title(wanted, known[wanted]), known) == wanted
+    assert names.checkpoint("cafe01231", known) == "A"
+
+
 def test_seeds_count_over_batches_and_iterations() -> None:
     plan = txt2img(seed=5, batch_size=2, n_iter=3)
     assert [(one.seed, one.num_images) for one in plan.submissions] == [(5, 2), (7, 2), (9, 2)]
