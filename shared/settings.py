@@ -107,6 +107,7 @@ class Settings(BaseSettings):
     cache_dir: Path | None = None
     ram_bytes: Annotated[int, Field(ge=0)] | None = None
     vram_bytes: Annotated[int, Field(ge=0)] | None = None
+    weights_cache_bytes: Annotated[int, Field(ge=0)] | None = None
     lora_memory_bytes: Annotated[int, Field(ge=0)] | None = None
     preview_seconds: Annotated[float, Field(ge=0)] = 1.0
     preview_decoder: Path | None = None

@@ -1,7 +1,6 @@
 """Loads a gpu worker's device bundle: checkpoint, engine, batch limits. Only this and what it loads import torch."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -25,8 +24,8 @@ from worker.health.fitness import Proof, WeightsInMemory
 from worker.residency import budgets, reading
 from worker.residency.residency import Residency
 from worker.residency.source import CheckpointSource, GivenFiles
+from worker.residency.weights_cache import DEFAULT_CACHE_DIR
 
-DEFAULT_CACHE_DIR = Path(".farm/cache")
 FREE_BYTES_S = 1.0
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 LORA_BYTES = 2 * 2**30

@@ -10,7 +10,22 @@ from typing import Annotated
 
 import typer
 
-from api.cli import checkpoints, delete, demo, doctor, drain, jobs, keys, migrate, render, retry, sweep, top, up
+from api.cli import (
+    checkpoints,
+    delete,
+    demo,
+    doctor,
+    drain,
+    jobs,
+    keys,
+    migrate,
+    render,
+    retry,
+    sweep,
+    top,
+    up,
+    weights,
+)
 from api.cli.client import DEFAULT_URL, ClientError, Front
 from api.cli.output import Failure, complain, forgive_encoding
 from shared.errors import FarmError
@@ -32,6 +47,9 @@ app.command("cancel")(jobs.cancel_jobs)
 app.command("retry")(retry.retry)
 app.command("delete")(delete.delete)
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(weights.group("lora"), name="loras")
+app.add_typer(weights.group("embedding"), name="embeddings")
+app.add_typer(weights.group("vae"), name="vaes")
 app.add_typer(keys.app, name="keys")
 app.command("migrate")(migrate.migrate)
 app.command("top")(top.top)

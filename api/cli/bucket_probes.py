@@ -6,15 +6,20 @@ same.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from api.cli.bucket_roles import Role
 from shared.errors import ObjectMissing, StorageUnavailable
+from shared.fleet import weights_bucket
+from shared.fleet.weights_bucket import BucketFile
+from shared.infra import large_objects
 from shared.infra.storage import IMAGES, Storage, image_key, input_key, snapshot_key, upload_key
 
 PROBE = b"farm doctor"
 REFUSED = {"AccessDenied", "403"}
 _NOBODY = UUID(int=0)
+_WEIGHTS = BucketFile(weights_bucket.CHECKPOINT, "farm-doctor", "0" * 64, 0, datetime.fromtimestamp(0, UTC))
 
 
 def probe(storage: Storage, roles: Sequence[Role] = tuple(Role)) -> Mapping[Role, StorageUnavailable | None]:
@@ -41,6 +46,9 @@ def _worker(storage: Storage) -> None:
     storage.put(image_key(_NOBODY, 0, 0), PROBE, content_type="text/plain")
     with suppress(ObjectMissing):
         storage.get(input_key("doctor"))
+    weights_bucket.look(storage)
+    with suppress(ObjectMissing):
+        large_objects.read_range(storage, _WEIGHTS.key, 0, 8)
     key = snapshot_key(uuid4(), 0)
     storage.put(key, PROBE, content_type="text/plain")
     same = storage.get(key) == PROBE
@@ -66,6 +74,14 @@ def _courier(storage: Storage) -> None:
     _remove(storage)
 
 
+def _librarian(storage: Storage) -> None:
+    weights_bucket.look(storage, f"{_WEIGHTS.kind}/{_WEIGHTS.name}/")
+    upload = storage.call("create_multipart_upload", Key=_WEIGHTS.key)["UploadId"]
+    large_objects.abandon(storage, _WEIGHTS.key, upload)
+    storage.put(_WEIGHTS.config_key, PROBE, content_type="text/plain")
+    storage.delete(_WEIGHTS.config_key)
+
+
 def _remove(storage: Storage) -> None:
     storage.delete(snapshot_key(_NOBODY, 0))
     storage.delete(image_key(uuid4(), 0, 0))
@@ -75,4 +91,5 @@ _PROBES: Mapping[Role, Callable[[Storage], None]] = {
     Role.WORKER: _worker,
     Role.API: _api,
     Role.COURIER: _courier,
+    Role.LIBRARIAN: _librarian,
 }

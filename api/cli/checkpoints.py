@@ -1,18 +1,19 @@
-"""`farm checkpoints`: list the checkpoints of the farm, and download Stable Diffusion 1.5."""
+"""`farm checkpoints`: list the checkpoints of the farm, download Stable Diffusion 1.5, store files in the farm's bucket."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from api.cli import hub_download
+from api.cli import hub_download, weights
 from api.cli.client import Front
 from api.cli.output import say, shortened, table
 
 SD15 = hub_download.Source("stable-diffusion-v1-5/stable-diffusion-v1-5", "v1-5-pruned-emaonly.safetensors")
 VAE = hub_download.Source("stabilityai/sd-vae-ft-mse-original", "vae-ft-mse-840000-ema-pruned.safetensors")
 
-app = typer.Typer(rich_markup_mode=None, help="List the farm's checkpoints, or download one.")
+app = typer.Typer(rich_markup_mode=None, help="List the farm's checkpoints, download one, or keep them in its bucket.")
+weights.add_push_and_remove(app, "checkpoint")
 
 
 @app.callback(invoke_without_command=True)

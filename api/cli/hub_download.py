@@ -9,22 +9,20 @@ import hashlib
 import os
 import re
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import BinaryIO, TypeVar
 
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from api.cli import progress_bars
 from api.cli.output import Failure, note, shortened
+from api.cli.progress_bars import Advance
 
 ANSWER_WITHIN_S = 12.0
 IDLE_TRIES = 5
@@ -33,7 +31,6 @@ _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
 
 T = TypeVar("T")
-Advance: TypeAlias = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +155,7 @@ def _download(file: BinaryIO, partial: Path, remote: Remote) -> None:
     if shutil.disk_usage(partial.parent).free < remote.size_bytes - have:
         raise Failure(f"{partial.parent} does not have enough space for {(remote.size_bytes - have) / 1e9:.1f} GB more")
     idle = 0
-    with _meter("downloading", remote.size_bytes, have) as advance:
+    with progress_bars.meter("downloading", remote.size_bytes, have) as advance:
         while have < remote.size_bytes:
             try:
                 _transfer(file, have, remote, advance)
@@ -211,21 +208,8 @@ def _verify(partial: Path, remote: Remote) -> None:
 
 def _sha256(path: Path, size_bytes: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file, _meter("checking", size_bytes, 0) as advance:
+    with path.open("rb") as file, progress_bars.meter("checking", size_bytes, 0) as advance:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
             advance(len(chunk))
     return digest.hexdigest()
-
-
-@contextmanager
-def _meter(verb: str, total: int, begin: int) -> Iterator[Advance]:
-    """Show the transferred bytes: a progress bar on a terminal, else one line."""
-    if not sys.stderr.isatty():
-        note(f"{verb} {total - begin} of {total} bytes")
-        yield lambda _count: None
-        return
-    columns = (TextColumn(verb), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=False) as progress:
-        task = progress.add_task(verb, total=total, completed=begin)
-        yield lambda count: progress.advance(task, count)

@@ -1,4 +1,4 @@
-"""Progress of jobs: one live bar per job on a terminal, else one line per change.
+"""Progress of jobs and of files: one live bar each on a terminal, else one line per change.
 
 On stderr, so that stdout has results only.
 """
@@ -9,12 +9,22 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from api.cli.client import JobBody, JobId
 from api.cli.output import note, shortened
 
 Show: TypeAlias = Callable[[JobBody], None]
+Advance: TypeAlias = Callable[[int], None]
 
 
 @contextmanager
@@ -25,6 +35,19 @@ def bars() -> Iterator[Show]:
         return
     with _progress() as progress:
         yield _Bars(progress)
+
+
+@contextmanager
+def meter(verb: str, total: int, begin: int = 0) -> Iterator[Advance]:
+    """Show the bytes that are done: a progress bar on a terminal, else one line."""
+    if not sys.stderr.isatty():
+        note(f"{verb} {total - begin} of {total} bytes")
+        yield lambda _count: None
+        return
+    columns = (TextColumn(verb), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=False) as progress:
+        task = progress.add_task(verb, total=total, completed=begin)
+        yield lambda count: progress.advance(task, count)
 
 
 def steps(job: JobBody) -> tuple[int, int]:

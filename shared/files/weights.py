@@ -3,21 +3,24 @@
 A file that cannot be loaded is logged once, in one line, and never hides the others.
 """
 
-import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 import structlog
 
 from shared.errors import BadWeights, WeightsMissing
-from shared.files.checkpoints import PICKLES, SD15_CONTEXT_WIDTH, Header, read_header
+from shared.files import headers
+from shared.files.checkpoints import PICKLES, SD15_CONTEXT_WIDTH
+from shared.files.headers import Header
 
 # What a folder held is believed for so long; jobs would otherwise look through it each.
 BELIEVED_S = 2.0
@@ -66,28 +69,64 @@ def inspect(kind: Kind, path: Path, *, context_width: int = SD15_CONTEXT_WIDTH) 
         raise BadWeights(f"{path}: not a .safetensors file.")
     try:
         stamp = _stamp(path.stat())
-        header = read_header(path)
-        alias = _alias(path) if kind is Kind.LORA else None
+        raw = headers.read_raw(path)
     except OSError as error:
         raise BadWeights(f"{path}: cannot be read ({error.strerror}).") from error
+    return recognised(kind, path, raw, stamp, context_width=context_width)
+
+
+def recognised(kind: Kind, path: Path, raw: bytes, stamp: Stamp, *, context_width: int) -> WeightsFile:
+    """Return what the JSON of its header tells of a file. Raises `BadWeights`, naming the path, if it is not of this kind."""
+    header = headers.parsed(path, raw, stamp[1])
     if complaint := _COMPLAINTS[kind](header, context_width):
         raise BadWeights(f"{path}: {complaint}")
+    alias = _alias(raw, path.stem) if kind is Kind.LORA else None
     vectors = _vectors(header) if kind is Kind.EMBEDDING else None
     return WeightsFile(kind, path.stem, path, stamp[1], alias, stamp, vectors)
 
 
+@dataclass(frozen=True, slots=True)
+class HeldFile:
+    """A file that is held elsewhere, and lies at `path` once it has been fetched. `packed` is its header's JSON, by zlib."""
+
+    name: str
+    path: Path
+    stamp: Stamp
+    packed: bytes
+
+    @property
+    def raw(self) -> bytes:
+        """Return the JSON of its header."""
+        return zlib.decompress(self.packed)
+
+
+class Elsewhere(Protocol):
+    """Where weights come from that lie in no folder of this machine."""
+
+    def held(self, kind: str) -> Mapping[str, HeldFile]:
+        """Return by name what was seen last; it waits for nothing."""
+
+    def fetch(self, path: Path) -> None:
+        """See that a held file lies at its path. Raises `WeightsMissing` or `StorageUnavailable`."""
+
+
 class Shelf:
-    """A folder of weights of one kind, with its subfolders, scanned again when asked after `BELIEVED_S`. Thread-safe."""
+    """The weights of one kind: of a folder with its subfolders, and what is held elsewhere. Thread-safe.
+
+    The folder is scanned again when asked after `BELIEVED_S`. Its file is taken where both have one of a name.
+    """
 
     def __init__(
         self,
         kind: Kind,
         folder: Path | None,
         *,
+        elsewhere: Elsewhere | None = None,
         context_width: int = SD15_CONTEXT_WIDTH,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.kind = kind
+        self._elsewhere = elsewhere
         self.folder = folder.expanduser() if folder else None
         self._context_width = context_width
         self._clock = clock
@@ -100,8 +139,8 @@ class Shelf:
     def files(self) -> Mapping[str, WeightsFile]:
         """Return the loadable files by name. One that turns bad stays listed as it was: an engine may have it in memory."""
         with self._lock:
-            if self.folder is not None and self._clock() - self._looked_at >= BELIEVED_S:
-                self._scan(self.folder)
+            if self._clock() - self._looked_at >= BELIEVED_S:
+                self._scan()
                 self._looked_at = self._clock()
             return self._files
 
@@ -113,7 +152,10 @@ class Shelf:
             return dict(self._refused)
 
     def find(self, name: str) -> WeightsFile:
-        """Find a file by name or alias, ignoring case. Raises `WeightsMissing`: another worker may have it."""
+        """Find a file by name or alias, ignoring case; it may have to be `fetched`.
+
+        Raises `WeightsMissing`: another worker may have it.
+        """
         files = self.files()
         spellings = {file.alias.casefold(): file for file in files.values() if file.alias}
         spellings |= {file.name.casefold(): file for file in files.values()}
@@ -122,6 +164,16 @@ class Shelf:
             raise WeightsMissing(f"This worker has no {self.kind} named {name!r}. {self._hint(name, spellings)}")
         return file
 
+    def fetched(self, file: WeightsFile) -> WeightsFile:
+        """Return a file that lies at its path now. Raises `WeightsMissing` or `StorageUnavailable`."""
+        if self._elsewhere is not None and self._is_held(file):
+            self._elsewhere.fetch(file.path)
+        return file
+
+    def _is_held(self, file: WeightsFile) -> bool:
+        held = self._elsewhere.held(self.kind).get(file.name) if self._elsewhere else None
+        return held is not None and held.path == file.path
+
     def _hint(self, name: str, spellings: Mapping[str, WeightsFile]) -> str:
         for path, reason in self.refused.items():
             if path.stem.casefold() == name.casefold():
@@ -129,21 +181,37 @@ class Shelf:
         close = get_close_matches(name.casefold(), spellings, n=3)
         return f"Close: {', '.join(spellings[spelling].name for spelling in close) or 'none'}."
 
-    def _scan(self, folder: Path) -> None:
+    def _scan(self) -> None:
         refused: dict[Path, str] = {}
         files: dict[str, WeightsFile] = {}
-        self._seen = {path: self._inspected(path, stamp) for path, stamp in _stamped(folder, refused).items()}
-        for path, seen in self._seen.items():
-            if seen.complaint is not None:
-                refused[path] = seen.complaint
-            if seen.file is not None and files.setdefault(seen.file.name, seen.file) is not seen.file:
-                refused[path] = (
-                    f"{path}: the name {seen.file.name} is taken by {files[seen.file.name].path}; rename one."
-                )
+        stamps = _stamped(self.folder, refused) if self.folder else {}
+        seen = {path: self._inspected(path, stamp) for path, stamp in stamps.items()}
+        seen |= {one.path: self._recognised(one) for one in self._held() if one.path not in seen}
+        self._seen = seen
+        for path, one in seen.items():
+            if one.complaint is not None:
+                refused[path] = one.complaint
+            # What a folder has under the name of a held file is taken; of two in folders one has the wrong name.
+            if one.file is not None and files.setdefault(one.file.name, one.file) is not one.file and path in stamps:
+                refused[path] = f"{path}: the name {one.file.name} is taken by {files[one.file.name].path}; rename one."
         for path, reason in refused.items():
             if self._refused.get(path) != reason:
                 log.warning("weights.refused", kind=self.kind, reason=reason)
         self._files, self._refused = files, refused
+
+    def _held(self) -> Iterable[HeldFile]:
+        return self._elsewhere.held(self.kind).values() if self._elsewhere else ()
+
+    def _recognised(self, one: HeldFile) -> "_Seen":
+        before = self._seen.get(one.path)
+        if before is not None and before.stamp == one.stamp:
+            return before
+        called = one.path.with_name(f"{one.name}.safetensors")  # its own name is its digest
+        try:
+            file = recognised(self.kind, called, one.raw, one.stamp, context_width=self._context_width)
+        except BadWeights as error:
+            return _Seen(one.stamp, None, str(error))
+        return _Seen(one.stamp, replace(file, path=one.path), None)
 
     def _inspected(self, path: Path, stamp: Stamp) -> "_Seen":
         before = self._seen.get(path)
@@ -170,13 +238,14 @@ class Shelves:
         loras: Path | None = None,
         embeddings: Path | None = None,
         vaes: Path | None = None,
+        elsewhere: Elsewhere | None = None,
         context_width: int = SD15_CONTEXT_WIDTH,
     ) -> "Shelves":
-        """Open folders, for checkpoints whose prompts are `context_width` wide; None is an empty shelf."""
+        """Open folders and what is held elsewhere, for checkpoints whose prompts are `context_width` wide."""
         return cls(
-            Shelf(Kind.LORA, loras, context_width=context_width),
-            Shelf(Kind.EMBEDDING, embeddings, context_width=context_width),
-            Shelf(Kind.VAE, vaes, context_width=context_width),
+            Shelf(Kind.LORA, loras, elsewhere=elsewhere, context_width=context_width),
+            Shelf(Kind.EMBEDDING, embeddings, elsewhere=elsewhere, context_width=context_width),
+            Shelf(Kind.VAE, vaes, elsewhere=elsewhere, context_width=context_width),
         )
 
     def __iter__(self) -> Iterator[Shelf]:
@@ -222,14 +291,11 @@ def _stamp(stat: os.stat_result) -> Stamp:
     return stat.st_mtime_ns, stat.st_size
 
 
-def _alias(path: Path) -> str | None:
+def _alias(raw: bytes, name: str) -> str | None:
     """Return the name in kohya's training metadata of a LoRA (`ss_output_name`)."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    metadata = header.get("__metadata__")
-    alias = metadata.get("ss_output_name") if isinstance(metadata, dict) else None
+    alias = headers.metadata(raw).get("ss_output_name")
     is_name = isinstance(alias, str) and NAME.fullmatch(alias) and alias.isprintable()
-    return alias if is_name and alias != path.stem else None
+    return alias if is_name and alias != name else None
 
 
 def _lora_complaint(header: Header, context_width: int) -> str | None:

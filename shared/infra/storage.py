@@ -103,7 +103,7 @@ class Storage:
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
         """Store an object, replacing what was there. The store is told its MD5, and refuses what arrives damaged."""
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-        self._call("put_object", Key=key, Body=data, ContentType=content_type, ContentMD5=md5)
+        self.call("put_object", Key=key, Body=data, ContentType=content_type, ContentMD5=md5)
 
     def put_surely(self, key: str, data: bytes, *, content_type: str) -> None:
         """Store an object and see that it is there. Raises `ObjectDamaged` if a store took it and did not keep it whole.
@@ -124,7 +124,7 @@ class Storage:
 
     def get(self, key: str) -> bytes:
         """Return an object's bytes. Raises `ObjectMissing` when there is none."""
-        answer = self._call("get_object", Key=key)
+        answer = self.call("get_object", Key=key)
         try:
             body: bytes = answer["Body"].read()
         except (BotoCoreError, OSError) as error:
@@ -147,7 +147,7 @@ class Storage:
     def size(self, key: str) -> int:
         """Return an object's size in bytes. Raises `ObjectMissing` when there is none."""
         try:
-            return int(self._call("head_object", Key=key)["ContentLength"])
+            return int(self.call("head_object", Key=key)["ContentLength"])
         except StorageUnavailable as error:
             if _code(error.__cause__) == "404":
                 raise ObjectMissing(f"The image storage has no object {key}.") from error
@@ -156,11 +156,11 @@ class Storage:
     def keys(self, prefix: str, *, after: str = "") -> Sequence[str]:
         """List the keys of a prefix in order, after the key `after`, at most `LISTED_AT_ONCE`."""
         page = {"Prefix": prefix, "StartAfter": after, "MaxKeys": LISTED_AT_ONCE}
-        return [found["Key"] for found in self._call("list_objects_v2", **page).get("Contents", [])]
+        return [found["Key"] for found in self.call("list_objects_v2", **page).get("Contents", [])]
 
     def delete(self, key: str) -> None:
         """Delete an object; a missing one is fine."""
-        self._call("delete_object", Key=key)
+        self.call("delete_object", Key=key)
 
     def delete_all(self, keys: Sequence[str]) -> None:
         """Delete objects, in requests of at most a thousand, or one by one in a store that lacks that; missing ones are fine.
@@ -177,7 +177,7 @@ class Storage:
     def _delete_in_bulk(self, keys: Sequence[str]) -> None:
         wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         try:
-            answer = self._call("delete_objects", Delete=wanted)
+            answer = self.call("delete_objects", Delete=wanted)
         except StorageUnavailable as error:
             if not _lacks_bulk(error.__cause__):
                 raise
@@ -218,7 +218,7 @@ class Storage:
 
     def ping(self) -> None:
         """Send HEAD for the bucket. Raises `StorageUnavailable`."""
-        self._call("head_bucket")
+        self.call("head_bucket")
 
     def check(self) -> None:
         """Check bucket and credentials. Raises `NoBucket`, `StorageRefused` or `StorageUnavailable`.
@@ -246,7 +246,8 @@ class Storage:
             if code != "AccessDenied":
                 raise
 
-    def _call(self, operation: str, **arguments: Any) -> Any:
+    def call(self, operation: str, **arguments: Any) -> Any:
+        """Ask for an operation of boto3's client on the bucket. Raises `ObjectMissing` or `StorageUnavailable`."""
         try:
             return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
         except (BotoCoreError, ClientError) as error:

@@ -75,8 +75,9 @@ def shelves(folder: Path) -> Shelves:
         path = folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True)
         save_file(tensors, path)
-    kinds = {kind: folder / kind for kind in ("loras", "embeddings", "vaes")}
-    return Shelves.at(**kinds, context_width=WIDTH)
+    return Shelves.at(
+        loras=folder / "loras", embeddings=folder / "embeddings", vaes=folder / "vaes", context_width=WIDTH
+    )
 
 
 def recoloring(color: str, becomes: str, *, rank: int = 16) -> dict[str, Tensor]:

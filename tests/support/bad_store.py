@@ -25,7 +25,12 @@ class _Proxied(Handler):
 
     def do_GET(self) -> None:
         store: BadStore = self.server
-        if store.cuts_gets and f"/{store.cut_prefix}" in self.path:
+        if f"/{store.cut_prefix}" in self.path:
+            store.ranges.append(self.headers["Range"])
+        if store.breaks_gets and f"/{store.cut_prefix}" in self.path:
+            store.breaks_gets -= 1
+            self._pass_on(b"", cut=2, breaks=True)
+        elif store.cuts_gets and f"/{store.cut_prefix}" in self.path:
             store.cuts_gets -= 1
             self._pass_on(b"", cut=2)
         else:
@@ -43,8 +48,8 @@ class _Proxied(Handler):
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def _pass_on(self, body: bytes, *, cut: int = 1) -> None:
-        """Ask the real store, and hand on the first `1 / cut` of its answer."""
+    def _pass_on(self, body: bytes, *, cut: int = 1, breaks: bool = False) -> None:
+        """Ask the real store, and hand on the first `1 / cut` of its answer; one that breaks had announced the whole."""
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=LIMIT_S)
         # The signature covers the Host header, so the real store sees the one that the farm sent.
         upstream.request(self.command, self.path, body or None, dict(self.headers))
@@ -57,9 +62,10 @@ class _Proxied(Handler):
             if name.lower() not in {"content-length", "transfer-encoding", "connection", "date", "server"}:
                 self.send_header(name, value)
         length = answer.getheader("Content-Length", "0") if self.command == "HEAD" else str(len(kept))
-        self.send_header("Content-Length", length)
+        self.send_header("Content-Length", str(len(data)) if breaks else length)
         self.end_headers()
         self.wfile.write(kept)
+        self.close_connection = self.close_connection or breaks
 
 
 class BadStore(Server):
@@ -68,6 +74,8 @@ class BadStore(Server):
     def __init__(self, settings: Settings) -> None:
         self.upstream = urlsplit(settings.s3_endpoint_url or "").netloc
         self.cuts_gets = 0
+        self.breaks_gets = 0
+        self.ranges: list[str | None] = []
         self.cut_prefix = IMAGES
         self.damages_puts = 0
         self.keeps_nothing = False

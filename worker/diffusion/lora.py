@@ -113,7 +113,7 @@ class LoraShelf:
     def get(self, name: str, checkpoint: LoadedCheckpoint, architecture: str) -> LoadedLora:
         """Return a LoRA by name or alias, loading it on this thread or waiting for the one that does.
 
-        Raises `WeightsMissing`, `BadWeights` or `OutOfMemory`.
+        Raises `WeightsMissing`, `BadWeights`, `OutOfMemory` or `StorageUnavailable`.
         """
         key = self._shelf.find(name), architecture
         with self._lock:
@@ -128,7 +128,7 @@ class LoraShelf:
 
     def _load(self, key: tuple[WeightsFile, str], checkpoint: LoadedCheckpoint, future: "Future[LoadedLora]") -> None:
         try:
-            future.set_result(self._read(key[0], checkpoint))
+            future.set_result(self._read(self._shelf.fetched(key[0]), checkpoint))
             self._shed(self._memory_bytes, keep=1)
         except BaseException as error:
             with self._lock:

@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from shared.errors import BadCheckpoint
-from shared.files import checkpoints
+from shared.errors import BadCheckpoint, StorageUnavailable, WeightsMissing
+from shared.files.headers import read_header
+from shared.files.weights import Shelf, WeightsFile
 from shared.vocabulary.prompt_chunks import Placed
 from worker.diffusion.transfer import to_device
 
@@ -39,15 +40,17 @@ class Embedding:
         return len(self.vectors)
 
 
-def load(path: Path, width: int) -> Embedding:
-    """Read an embedding named like its file: A1111's `emb_params`, `clip_l`, or a file of one tensor as diffusers writes it.
+def load(path: Path, width: int, *, name: str | None = None) -> Embedding:
+    """Read an embedding: A1111's `emb_params`, `clip_l`, or a file of one tensor as diffusers writes it.
+
+    It is named like its file unless a name is given.
 
     Raises `BadCheckpoint`, naming the file, if it is no embedding, its vectors are not `width` wide, or it was made for SDXL.
     """
     if not path.stem.isprintable():  # bytes that are no text would fail every prompt that is matched against them
         raise BadCheckpoint(f"{str(path)!r}: rename it; its name must be a word that a prompt can contain.")
     try:
-        shapes = checkpoints.read_header(path)
+        shapes = read_header(path)
         key = _key(path, list(shapes))
         shape = shapes[key].shape
         vectors_held = 1 if len(shape) == 1 else shape[0] if len(shape) == 2 else 0
@@ -59,38 +62,60 @@ def load(path: Path, width: int) -> Embedding:
         raise BadCheckpoint(f"{path}: cannot be read ({error}).") from error
     if not torch.isfinite(vectors).all():
         raise BadCheckpoint(f"{path}: holds infinite numbers or not-a-numbers.")
-    return Embedding(path.stem, vectors)
+    return Embedding(name or path.stem, vectors)
 
 
 class Embeddings:
-    """The embeddings in a folder, of vectors of one width. Thread-safe."""
+    """The embeddings of a folder and of a shelf, of vectors of one width. Thread-safe."""
 
-    def __init__(self, folder: Path, width: int) -> None:
+    def __init__(self, folder: Path | None, width: int, *, shelf: Shelf | None = None) -> None:
         self._folder = folder
         self._width = width
+        self._shelf = shelf
         self._stamps_read: dict[Path, tuple[int, int]] = {}
         self._loaded: dict[Path, Embedding] = {}
         self._lock = Lock()
 
-    def rescan(self) -> tuple[Embedding, ...]:
-        """Return the folder's present embeddings, sorted by name. Reads only files that are new or have changed.
+    def rescan(self, *texts: str) -> tuple[Embedding, ...]:
+        """Return the present embeddings, sorted by name. Reads only files that are new or have changed.
 
         A file that is no embedding is logged, once, and left out; an embedding whose file turns bad keeps its last vectors.
+        Raises `WeightsMissing` or `StorageUnavailable` for one that cannot be fetched now, if one of the texts may name it.
         """
         with self._lock:
-            present = _stamps(self._folder)
+            shelved = {file.path: file for file in self._shelf.files().values()} if self._shelf else {}
+            present = {path: file.stamp for path, file in shelved.items()}
+            present |= _stamps(self._folder) if self._folder else {}
             self._loaded = {path: embedding for path, embedding in self._loaded.items() if path in present}
             for path, stamp in present.items():
-                if self._stamps_read.get(path) != stamp:
-                    self._read(path)
-            self._stamps_read = present
-            return tuple(self._loaded[path] for path in sorted(self._loaded))
+                if self._stamps_read.get(path) != stamp and self._is_here(shelved.get(path), texts):
+                    self._read(path, shelved.get(path))
+                    self._stamps_read[path] = stamp
+            self._stamps_read = {path: stamp for path, stamp in self._stamps_read.items() if path in present}
+            return tuple(sorted(self._loaded.values(), key=lambda embedding: embedding.name))
 
-    def _read(self, path: Path) -> None:
+    def _is_here(self, file: WeightsFile | None, texts: tuple[str, ...]) -> bool:
+        """Whether a file is there to be read, fetched if need be."""
+        if file is None or self._shelf is None:
+            return True
         try:
-            self._loaded[path] = load(path, self._width)
+            self._shelf.fetched(file)
+        except (WeightsMissing, StorageUnavailable) as error:
+            if any(_squeezed(file.name) in _squeezed(text) for text in texts):
+                raise
+            log.warning("embedding.not_fetched", name=file.name, reason=str(error))
+            return False
+        return True
+
+    def _read(self, path: Path, file: WeightsFile | None) -> None:
+        try:
+            self._loaded[path] = load(path, self._width, name=file.name if file else None)
         except BadCheckpoint as error:
             log.warning("embedding.refused", reason=str(error))
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split()).casefold()
 
 
 @contextmanager

@@ -181,13 +181,16 @@ class VaeShelf:
         self._lock = Lock()
 
     def get(self, name: str, checkpoint: LoadedCheckpoint, own: OwnVae) -> Any:
-        """Return a VAE by name, loaded on this thread if need be. Raises `WeightsMissing`, `BadWeights` or `OutOfMemory`."""
+        """Return a VAE by name, loaded on this thread if need be.
+
+        Raises `WeightsMissing`, `BadWeights`, `OutOfMemory` or `StorageUnavailable`.
+        """
         file = self._shelf.find(name)
         key = file, own.architecture
         with self._lock:
             if key not in self._loaded or (file, own.digest) not in self._accepted:
                 # Anew, too, for another checkpoint's latents: it is rare, and one that shows them wrong must not stay.
-                self._loaded[key] = load_vae(file, checkpoint, self._space(own))
+                self._loaded[key] = load_vae(self._shelf.fetched(file), checkpoint, self._space(own))
                 self._accepted.add((file, own.digest))
             self._loaded.move_to_end(key)
             while len(self._loaded) > LOADED:

@@ -6,12 +6,11 @@ other images. `preparation.py` is the device's share, advanced by the engine's t
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from shared.files.weights import Shelves
+from shared.files.weights import Shelf, Shelves
 from shared.vocabulary.params import Lora
 from worker.diffusion import plan as plans
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
@@ -99,17 +98,17 @@ class ImageDraft:
 
 @dataclass(frozen=True, slots=True)
 class ExtraWeights:
-    """The LoRAs, VAEs and embeddings that images may name; these in a folder."""
+    """The LoRAs, VAEs and embeddings that images may name."""
 
     loras: LoraShelf
     vaes: VaeShelf
-    embeddings: Path | None
+    embeddings: Shelf
 
     @classmethod
     def at(cls, shelves: Shelves, *, memory_bytes: int) -> "ExtraWeights":
-        """Open folders; at most `memory_bytes` of LoRAs stay loaded."""
+        """Open the shelves; at most `memory_bytes` of LoRAs stay loaded."""
         loras = LoraShelf(shelves.loras, memory_bytes=memory_bytes)
-        return cls(loras, VaeShelf(shelves.vaes), shelves.embeddings.folder)
+        return cls(loras, VaeShelf(shelves.vaes), shelves.embeddings)
 
 
 class Drafter:
@@ -145,7 +144,7 @@ class Drafter:
             steps=pass_spec.steps - skipped,
             clip_skip=spec.clip_skip,
             first_pass_steps=spec.passes[0].steps if index else None,
-            embeddings=self._embeddings_of(checkpoint),
+            embeddings=self._embeddings_of(checkpoint, pass_spec),
         )
         unet_mix, text_mix = self._mixes(pass_spec.loras, opened)
         # The order of the draws is diffusers': the encoder's, the start's, the masked picture's, the sampler's.
@@ -178,10 +177,11 @@ class Drafter:
         own = OwnVae(digest, modules.architecture, partial(self._residency.vae, opened))
         return self._extras.vaes.get(name, modules.loaded, own)
 
-    def _embeddings_of(self, checkpoint: LoadedCheckpoint) -> tuple[Embedding, ...]:
-        """Return the embeddings as wide as a checkpoint's prompts."""
-        folder, width = self._extras.embeddings, int(checkpoint.text_encoder.config.hidden_size)
-        return self._embeddings.setdefault(width, Embeddings(folder, width)).rescan() if folder else ()
+    def _embeddings_of(self, checkpoint: LoadedCheckpoint, spec: Pass) -> tuple[Embedding, ...]:
+        """Return the embeddings as wide as a checkpoint's prompts, and those that a pass names at hand."""
+        shelf, width = self._extras.embeddings, int(checkpoint.text_encoder.config.hidden_size)
+        embeddings = self._embeddings.setdefault(width, Embeddings(shelf.folder, width, shelf=shelf))
+        return embeddings.rescan(spec.prompt, spec.negative_prompt)
 
     def _mixes(self, loras: tuple[Lora, ...], opened: Opened) -> tuple[Mix | None, Mix | None]:
         """Return the mixes of LoRAs for the UNet and for the text encoder; None where no LoRA has a weight."""

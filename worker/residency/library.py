@@ -1,24 +1,40 @@
 """The library of a worker: the checkpoints that it can load. Thread-safe."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
-from shared.errors import BadCheckpoint, WeightsMissing
-from shared.files import checkpoints
-from shared.files.checkpoints import CheckpointFile
+import structlog
+
+from shared.errors import BadCheckpoint, BadWeights, WeightsMissing
+from shared.files import checkpoints, headers
+from shared.files.checkpoints import SD15_CONTEXT_WIDTH, CheckpointFile
+from shared.fleet.weights_bucket import CHECKPOINT, BucketFile
+from shared.infra.storage import Storage
+from shared.settings import Settings
+from worker.residency.bucket_stock import BucketStock, Stocked
 from worker.residency.checkpoint_folder import CheckpointFolder
+from worker.residency.weights_cache import DEFAULT_CACHE_DIR, WeightsCache
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LibraryEntry:
-    """A checkpoint of a library. `sha256` is None until someone has read the file and told it."""
+    """A checkpoint of a library. `sha256` is None until someone has read the file and told it; of the bucket's it is known.
+
+    `is_here` is false for one that has to be fetched from the bucket first; `file.path` is where it will lie.
+    """
 
     file: CheckpointFile
     sha256: str | None = None
+    is_here: bool = True
+    in_bucket: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -27,8 +43,8 @@ class LibraryEntry:
 
     @property
     def path(self) -> Path | None:
-        """Return where it lies on this machine."""
-        return self.file.path
+        """Return where it lies on this machine, if it does."""
+        return self.file.path if self.is_here else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +59,7 @@ class Wanted:
         if text is None:
             return cls()
         items = [text] if Path(text).exists() else [item.strip() for item in text.split(",") if item.strip()]
-        return cls(tuple(Path(item).expanduser() if _is_path(item) else item for item in items))
+        return cls(tuple(_expanded(Path(item)) if _is_path(item) else item for item in items))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,72 +87,178 @@ class Wanted:
 
 
 class Library:
-    """The checkpoints that a worker can load, from a folder. It knows what `rescan` has seen last, and nothing before that.
+    """The checkpoints that a worker can load: in a folder, and in the farm's bucket. The folder's is taken where both have one.
 
-    `only` restricts it, as `FARM_CHECKPOINT` does.
+    It knows what `rescan` has seen last, and nothing before that. `only` restricts it, as `FARM_CHECKPOINT` does.
     """
 
     def __init__(
-        self, folder: Path | None = None, *, only: str | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path | None = None,
+        *,
+        only: str | None = None,
+        stock: BucketStock | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.stock = stock
         self._wanted = Wanted.read(only)
+        by_name = self._wanted.is_everything or self._wanted.names
         self._folder = CheckpointFolder(
-            folder.expanduser() if folder and (self._wanted.is_everything or self._wanted.names) else None,
+            _expanded(folder) if folder and by_name else None,
             files=self._wanted.files,
             wants=self._wanted.wants,
             clock=clock,
         )
         self._lock = Lock()
         self._digests: dict[CheckpointFile, str] = {}
+        self._bucket: Mapping[str, _Held] = {}
 
     def files(self) -> Mapping[str, LibraryEntry]:
         """Return what can be loaded by name: in the order of `only`, then of names."""
-        files = self._folder.shown.files
+        local, bucket = self._folder.shown.files, self._bucket
         with self._lock:
-            return {
-                name: LibraryEntry(files[name], self._digests.get(files[name]))
-                for name in sorted(files, key=self._wanted.order)
+            here = {
+                name: LibraryEntry(file, self._digests.get(file), in_bucket=name in bucket)
+                for name, file in local.items()
             }
+        for name, one in bucket.items():
+            if name not in here and (entry := self._entry(one)):
+                here[name] = entry
+        return {name: here[name] for name in sorted(here, key=self._wanted.order)}
 
     def refused(self) -> Mapping[str, str]:
         """Return why others cannot be loaded, by the name that a job would use, or by path where that is another's."""
-        refused = dict(self._folder.shown.refused)
-        known = self._folder.shown.files.keys() | refused.keys()
+        files = self.files()
+        refused = {name: str(one.found) for name, one in self._bucket.items() if isinstance(one.found, BadWeights)}
+        for name, reason in self._folder.shown.refused.items():
+            refused[f"{name}.safetensors" if name in files else name] = reason
+        known = files.keys() | refused.keys()
+        refused = {name: reason for name, reason in refused.items() if name not in files}
         missing = {name: f"{name}: no checkpoint has this name." for name in self._wanted.names if name not in known}
         return refused | missing
 
-    def rescan(self) -> bool:
-        """Look for what is new, changed or gone; whether anything is. In a large new folder it takes a while."""
+    def rescan(self, *, bucket: bool = True) -> bool:
+        """Look for what is new, changed or gone; whether anything is. In a large new folder it takes a while.
+
+        The bucket may be away, which takes longer still; it can be left out.
+        """
         changed = self._folder.rescan()
+        if self.stock is not None and bucket:
+            self.stock.rescan()
+            before, stocked = self._bucket, self.stock.stocked(CHECKPOINT)
+            limit = self.stock.cache.limit_bytes() if stocked else 0
+            self._bucket = {
+                name: self._recognised(one, self.stock.cache, limit)
+                for name, one in stocked.items()
+                if self._wanted.wants(name)
+            }
+            changed |= self._bucket != before
         with self._lock:
             present = set(self._folder.shown.files.values())
             self._digests = {file: sha256 for file, sha256 in self._digests.items() if file in present}
         return changed
 
     def find(self, name: str) -> CheckpointFile:
-        """Find a checkpoint's file, as it is now.
+        """Find a checkpoint's file, as it is now, and fetch it from the bucket if need be.
 
-        Raises `WeightsMissing` for one that is not there, and `BadCheckpoint` for one that cannot be loaded.
+        A fetched file stays in the cache until the same thread finds the next. Raises `WeightsMissing` for one that is not there
+        or finds no room here, `BadCheckpoint` for one that cannot be loaded, `StorageUnavailable`.
         """
         file = self._folder.shown.files.get(name)
-        if file is None:
-            raise self._unknown(name)
-        if not file.path.exists():
+        if file is not None and file.path.exists():
+            return checkpoints.inspect(file.path)
+        held = self._bucket.get(name)
+        if held is not None and self.stock is not None and isinstance(held.found, CheckpointFile):
+            return replace(checkpoints.inspect(self.stock.cache.fetch(held.file)), name=name)
+        if file is not None:
             raise WeightsMissing(f"{file.path}: the file is gone.")
-        return checkpoints.inspect(file.path)
+        raise self._unknown(name)
 
     def tell(self, file: CheckpointFile, sha256: str) -> None:
         """Take note of the digest of a file that someone has read."""
         with self._lock:
             self._digests[file] = sha256
 
+    def distrust(self, name: str) -> None:
+        """Delete the cached copy of a checkpoint whose bytes are not what its digest says: it will be fetched again."""
+        held = self._bucket.get(name)
+        if held is not None and self.stock is not None and name not in self._folder.shown.files:
+            self.stock.cache.discard(held.file)
+
+    def _entry(self, held: "_Held") -> LibraryEntry | None:
+        if self.stock is None or isinstance(held.found, BadWeights):
+            return None
+        return LibraryEntry(held.found, held.file.sha256, self.stock.cache.has(held.file), in_bucket=True)
+
+    def _recognised(self, one: Stocked, cache: WeightsCache, limit_bytes: int) -> "_Held":
+        before = self._bucket.get(one.file.name)
+        if before is not None and before.file == one.file and isinstance(before.found, CheckpointFile):
+            return before
+        try:
+            return _Held(one.file, _recognised(one, cache, limit_bytes))
+        except BadWeights as error:
+            if before is None:
+                log.warning("checkpoint.refused", reason=str(error))
+            return _Held(one.file, BadCheckpoint(str(error)))
+
     def _unknown(self, name: str) -> Exception:
         refused = self.refused()
         if name in refused:
             return BadCheckpoint(refused[name])
-        close = ", ".join(get_close_matches(name, self._folder.shown.files, n=3)) or "none"
+        close = ", ".join(get_close_matches(name, self.files(), n=3)) or "none"
         return WeightsMissing(f"This worker has no checkpoint named {name!r}. Close: {close}.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A checkpoint in the bucket, and what its header says."""
+
+    file: BucketFile
+    found: CheckpointFile | BadWeights
+
+
+def _recognised(one: Stocked, cache: WeightsCache, limit_bytes: int) -> CheckpointFile:
+    """Return what is known of a checkpoint in the bucket. Raises `BadWeights`."""
+    file, path = one.file, cache.path(one.file)
+    if one.held is None:
+        raise BadWeights(one.complaint or "")
+    if file.size_bytes > limit_bytes:
+        raise BadWeights(
+            f"{file.key}: its {file.size_bytes} bytes do not fit into the cache, which may hold {limit_bytes};"
+            " make room on the disk, or raise FARM_WEIGHTS_CACHE_BYTES."
+        )
+    width = SD15_CONTEXT_WIDTH
+    if one.config is not None:
+        width = checkpoints.context_width_of(_unet(one.config), file.config_key)
+    header = headers.parsed(Path(file.key), one.held.raw, file.size_bytes)
+    found = checkpoints.recognised(Path(file.key), header, file.size_bytes, context_width=width)
+    config_dir = path.with_suffix(".config") if file.config else None
+    stamp = ((path.name, *one.held.stamp),)
+    return replace(found, name=file.name, path=path, config_dir=config_dir, stamp=stamp)
+
+
+def _unet(config: Mapping[str, str]) -> Mapping[str, Any]:
+    try:
+        unet = json.loads(config.get("unet/config.json", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return unet if isinstance(unet, dict) else {}
+
+
+def open_library(settings: Settings) -> Library:
+    """Open what a worker of these settings can load, with what the bucket has. Nothing has been looked at yet."""
+    # Of its own, and less patient than for pictures: a worker with a folder need not wait for a bucket that is away.
+    storage = Storage(settings, tries=2)
+    cache = WeightsCache(settings.cache_dir or DEFAULT_CACHE_DIR, storage, limit_bytes=settings.weights_cache_bytes)
+    return Library(settings.checkpoint_dir, only=settings.checkpoint, stock=BucketStock(storage, cache))
 
 
 def _is_path(item: str) -> bool:
     return "/" in item or item.endswith(".safetensors") or Path(item).exists()
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user, and so no such file
+        return path

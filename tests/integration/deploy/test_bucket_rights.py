@@ -3,8 +3,10 @@
 The store of the tests knows no policies, so they are applied to every call on its way there.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,25 @@ from botocore.exceptions import ClientError
 from api.cli import bucket_probes, checks
 from api.cli.bucket_roles import Role
 from api.cli.checks import Level
+from shared.errors import StorageUnavailable
+from shared.fleet import weights_bucket
+from shared.fleet.weights_bucket import BucketFile
 from shared.infra import storage as storages
 from shared.infra.storage import Storage
 from shared.settings import Settings
+from tests.support.headers import SD15, write
 
 POLICIES = Path(__file__).parents[3] / "deploy/s3-policy"
-ACTIONS = {"HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket", "DeleteObjects": "DeleteObject"}
+ACTIONS = {
+    "HeadBucket": "ListBucket",
+    "ListObjectsV2": "ListBucket",
+    "DeleteObjects": "DeleteObject",
+    "CreateMultipartUpload": "PutObject",
+    "UploadPart": "PutObject",
+    "CompleteMultipartUpload": "PutObject",
+    "ListParts": "ListMultipartUploadParts",
+    "ListMultipartUploads": "ListBucketMultipartUploads",
+}
 
 
 @pytest.fixture
@@ -31,9 +46,16 @@ def bound(settings: Settings) -> Callable[[str], Storage]:
         statements = json.loads((POLICIES / f"{name}.json").read_text())["Statement"] if name != "nobody" else []
 
         def judge(params: dict[str, Any], model: Any, **_: Any) -> None:
-            resource = "arn:aws:s3:::${BUCKET}" + (f"/{params['Key']}" if "Key" in params else "")
+            keys = (
+                [params["Key"]]
+                if "Key" in params
+                else [one["Key"] for one in params.get("Delete", {}).get("Objects", [])]
+            )
             action = f"s3:{ACTIONS.get(model.name, model.name)}"
-            if not any(_allows(one, action, resource, params.get("Prefix", "")) for one in statements):
+            for path in [f"/{key}" for key in keys] or [""]:
+                resource = "arn:aws:s3:::${BUCKET}" + path
+                if any(_allows(one, action, resource, params.get("Prefix", "")) for one in statements):
+                    continue
                 raise ClientError({"Error": {"Code": "AccessDenied", "Message": "Access Denied"}}, model.name)
 
         store = Storage(settings)
@@ -55,7 +77,7 @@ def test_a_key_that_may_not_look_at_the_bucket_is_no_wrong_key(bound: Callable[[
 
 @pytest.mark.parametrize(
     ("policy", "able"),
-    [("worker", {Role.WORKER}), ("api", {Role.API}), ("courier", {Role.COURIER}), ("nobody", set())],
+    [*((role, {role}) for role in Role), ("nobody", set())],
 )
 def test_what_a_key_is_for_is_found_out(bound: Callable[[str], Storage], policy: str, able: set[Role]) -> None:
     found = bucket_probes.probe(bound(policy))
@@ -83,6 +105,19 @@ def test_the_doctor_says_what_a_key_may_do(
     assert finding.level is level
     assert said in finding.detail
     assert ("deploy/s3-policy" in finding.fix) == (level is Level.FAIL)
+
+
+def test_weights_are_pushed_and_fetched_within_the_policies(bound: Callable[[str], Storage], tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", SD15)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    file = BucketFile("checkpoint", "x", sha256, path.stat().st_size, datetime.now(UTC))
+    weights_bucket.push(bound("librarian"), file, path, b"", lambda _count: None)
+    worker = bound("worker")
+    (found,) = weights_bucket.look(worker, "checkpoint/x/")
+    assert weights_bucket.read_header(worker, found)
+    with pytest.raises(StorageUnavailable, match="AccessDenied"):
+        weights_bucket.remove(worker, "checkpoint", "x")
+    assert weights_bucket.remove(bound("librarian"), "checkpoint", "x") == 1
 
 
 def _allows(statement: dict[str, Any], action: str, resource: str, prefix: str) -> bool:

@@ -4,12 +4,14 @@ Small filesystems are mounted where this user may do that; elsewhere those tests
 """
 
 import errno
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -28,8 +30,9 @@ from deploy.standalone.farm import engines_only
 from deploy.standalone.program import Program
 from deploy.standalone.supervisor import Supervisor
 from shared import migrations
-from shared.errors import BrokerUnavailable, StorageUnavailable
-from shared.fleet import registry
+from shared.errors import BrokerUnavailable, StorageUnavailable, WeightsMissing
+from shared.fleet import registry, weights_bucket
+from shared.fleet.weights_bucket import BucketFile
 from shared.infra import broker
 from shared.infra.db import Database
 from shared.infra.storage import Storage
@@ -37,7 +40,9 @@ from shared.jobs import lifecycle
 from shared.settings import Settings
 from tests.support import parts
 from tests.support.factories import BODY, DEMO, params
+from tests.support.headers import SD15, write
 from tests.support.waiting import LIMIT_S, until
+from worker.residency.weights_cache import WeightsCache
 
 LARGE = 400_000
 
@@ -190,3 +195,23 @@ def _state(client: httpx.Client, job: UUID) -> str | None:
         state: str | None = client.get(f"/v1/jobs/{job}").json().get("state")
         return state
     return None
+
+
+def test_weights_that_find_no_room_on_a_disk_are_told_of_with_the_way_out(
+    disk: Callable[[str], Disk], storage: Storage, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "x.safetensors", {**SD15, "cond_stage_model.transformer.bulk": [3_000_000]})
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    file = BucketFile("checkpoint", "full", sha256, path.stat().st_size, datetime.now(UTC))
+    weights_bucket.push(storage, file, path, b"", lambda _count: None)
+    small = disk("4m")
+    cache = WeightsCache(small.path, storage, limit_bytes=10**9)
+    small.fill()
+    with pytest.raises(WeightsMissing, match="disk is full") as error:
+        cache.fetch(file)
+    assert str(small.path) in str(error.value)
+    assert "FARM_WEIGHTS_CACHE_BYTES" in error.value.fix
+    assert not list(small.path.rglob("*.part"))  # it makes room for others
+    small.clear()
+    assert cache.fetch(file).read_bytes() == path.read_bytes()
+    weights_bucket.remove(storage, "checkpoint", "full")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
@@ -17,6 +18,7 @@ from api.cli import checks
 from api.cli.client import Front
 from deploy.standalone import postgres
 from shared.fleet import registry
+from shared.fleet.weights_bucket import BucketFile
 from shared.infra.db import Database
 from shared.infra.storage import Storage, image_key, input_key, snapshot_key, upload_key
 from shared.jobs import lifecycle
@@ -27,7 +29,7 @@ from tests.support.workshop import serving
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 POLICIES = {
-    "worker": {"jobs/": {"Put"}, "inputs/": {"Get"}, "snapshots/": {"Put", "Get", "Delete"}},
+    "worker": {"jobs/": {"Put"}, "inputs/": {"Get"}, "snapshots/": {"Put", "Get", "Delete"}, "weights/": {"Get"}},
     "api": {
         "jobs/": {"Get", "Delete"},
         "snapshots/": {"Delete"},
@@ -35,6 +37,7 @@ POLICIES = {
         "uploads/": {"Put", "Get"},
     },
     "courier": {"jobs/": {"Delete"}, "snapshots/": {"Delete"}, "uploads/": {"Delete"}, "inputs/": {"Delete"}},
+    "librarian": {"weights/": {"Put", "Delete", "AbortMultipartUpload", "ListMultipartUploadParts"}},
 }
 
 
@@ -142,11 +145,12 @@ def test_a_policy_allows_the_prefixes_in_use_and_no_other(process: str) -> None:
     allowed = {}
     for one in json.loads((DEPLOY / f"s3-policy/{process}.json").read_text())["Statement"]:
         actions = [one["Action"]] if isinstance(one["Action"], str) else one["Action"]
-        if actions != ["s3:ListBucket"]:
+        if one["Resource"] != "arn:aws:s3:::${BUCKET}":
             prefix = one["Resource"].removeprefix("arn:aws:s3:::${BUCKET}/").removesuffix("*")
             allowed[prefix] = {action.removeprefix("s3:").removesuffix("Object") for action in actions}
     assert allowed == POLICIES[process]
-    keys = [image_key(uuid4(), 1, 0), input_key("0" * 64), snapshot_key(uuid4(), 1), upload_key(uuid4())]
+    weights = BucketFile("lora", "x", "0" * 64, 1, datetime.now(UTC))
+    keys = [image_key(uuid4(), 1, 0), input_key("0" * 64), snapshot_key(uuid4(), 1), upload_key(uuid4()), weights.key]
     assert allowed.keys() <= {key.split("/")[0] + "/" for key in keys}
 
 

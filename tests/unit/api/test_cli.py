@@ -68,6 +68,9 @@ class DeskHandler(Handler):
         elif path == "/v1/checkpoints":
             served = [{"name": "shapes", "ready_workers": 1, "size_bytes": 5_000_000, "price_s": 0.5, "queued": 3}]
             self.answer(200, json.dumps({"checkpoints": served}).encode())
+        elif path in {"/v1/loras", "/v1/embeddings", "/v1/vaes"}:
+            served = [{"name": path[4:], "alias": "Inky", "size_bytes": 5_000_000}]
+            self.answer(200, json.dumps({"weights": served}).encode())
         elif (job_id := path.split("/")[-1]) in self.server.jobs:
             self.reply(self.server.advance(job_id))
         elif path.startswith("/v1"):
@@ -277,7 +280,7 @@ def test_jobs_walks_the_pages_and_cleans_what_it_shows(desk: Desk, capsys: pytes
     assert {"state=queued", "checkpoint=shapes"} <= set(re.split(r"[?&]", desk.asked[0][0]))
 
 
-def test_job_shows_every_fact_or_the_raw_answer_and_checkpoints_are_listed(
+def test_job_shows_every_fact_or_the_raw_answer_and_weights_are_listed(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job_id = desk.add({"prompt": "a"})["id"]
@@ -287,6 +290,9 @@ def test_job_shows_every_fact_or_the_raw_answer_and_checkpoints_are_listed(
     assert f"id               {job_id}\n" in capsys.readouterr().out
     assert main(["checkpoints"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == "shapes\tloads in 0.5 s\t1\t3\t5 MB"
+    for kind in ("loras", "embeddings", "vaes"):
+        assert main([kind]) == 0
+        assert capsys.readouterr().out.splitlines()[1] == f"{kind}\tInky\t5.0 MB"
 
 
 @pytest.mark.usefixtures("desk")
