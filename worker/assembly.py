@@ -26,11 +26,13 @@ from worker.health.fitness import Fitness, FitnessCheck, Unexamined
 from worker.health.preemption import POLL_S, Notices
 from worker.health.vitals import Monitor, monitor
 from worker.health.watchdog import Watchdog
+from worker.library.bucket_stock import BucketStock
+from worker.library.library import Library
+from worker.library.weights_cache import DEFAULT_CACHE_DIR, WeightsCache
 from worker.library_announcer import LOOK_S, LibraryAnnouncer
 from worker.metrics import WorkerMetrics
 from worker.periodic import Periodic
 from worker.registration import Registration
-from worker.residency.library import Library
 from worker.slots import drain
 from worker.slots.attempts import Attempts
 from worker.slots.attendant import Attendant
@@ -123,7 +125,7 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     attempts = Attempts(db, redis, celery, settings, opened=open_checkpoints, worker_id=worker_id)
     attempts.take_over()  # before a checkpoint is loaded: others may be idle
     storage = _open_storage(settings)
-    library = _open_library(settings)
+    library = _open_library(settings, storage)
     bundle = _load_first(settings, library)
     engine, residency = bundle.engine, bundle.residency
     open_checkpoints.open([residency.resident])
@@ -188,14 +190,16 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     )
 
 
-def _open_library(settings: Settings) -> Library:
+def _open_library(settings: Settings, storage: Storage) -> Library:
     """Look through what the worker may load. Raises `BadCheckpoint` where there is nothing yet."""
-    library = Library(settings.checkpoint_dir, only=settings.checkpoint)
+    cache = WeightsCache(settings.cache_dir or DEFAULT_CACHE_DIR, storage, limit_bytes=settings.weights_cache_bytes)
+    library = Library(settings.checkpoint_dir, only=settings.checkpoint, stock=BucketStock(storage, cache))
     library.rescan()
     if not library.files():
         reasons = " ".join(library.refused().values())[:1000]
         raise BadCheckpoint(
-            f"No checkpoint to serve: set FARM_CHECKPOINT_DIR to a folder of them, or FARM_CHECKPOINT to files. {reasons}".strip()
+            "No checkpoint to serve: set FARM_CHECKPOINT_DIR to a folder of them, or FARM_CHECKPOINT to files, or push one"
+            f" to the bucket (farm checkpoints push FILE). {reasons}".strip()
         )
     return library
 
@@ -242,7 +246,7 @@ def _load_device(settings: Settings, first: CheckpointFile, library: Library) ->
     with without_full_collections():
         from worker import device
 
-        return device.load(settings, first, library)
+        return device.load(settings, first, library, library.stock)
 
 
 def _leases(

@@ -8,7 +8,7 @@ import torch
 
 from shared.errors import NoDevice
 from shared.files.checkpoints import CheckpointFile
-from shared.files.weights import Shelves
+from shared.files.weights import Elsewhere, Shelves
 from shared.settings import Settings
 from worker.bundle import DeviceBundle
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
@@ -21,10 +21,10 @@ from worker.engine.limits import BatchLimits
 from worker.engine.profile import cached_for, free_bytes, is_faster_channels_last, learn
 from worker.engine.runner import DiffusionRunner
 from worker.health.fitness import Proof, WeightsInMemory
+from worker.library.weights_cache import DEFAULT_CACHE_DIR
 from worker.residency import budgets, reading
 from worker.residency.residency import Residency
 from worker.residency.source import CheckpointSource, GivenFiles
-from worker.residency.weights_cache import DEFAULT_CACHE_DIR
 
 FREE_BYTES_S = 1.0
 THREADS_VARIABLE = "OMP_NUM_THREADS"
@@ -35,8 +35,16 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 log = structlog.get_logger(__name__)
 
 
-def load(settings: Settings, file: CheckpointFile, source: CheckpointSource | None = None) -> DeviceBundle:
-    """Load the first checkpoint and learn how much one UNet call may hold; `source` has those that may come after it."""
+def load(
+    settings: Settings,
+    file: CheckpointFile,
+    source: CheckpointSource | None = None,
+    elsewhere: Elsewhere | None = None,
+) -> DeviceBundle:
+    """Load the first checkpoint and learn how much one UNet call may hold.
+
+    `source` has the checkpoints that may come after it, `elsewhere` the other weights that lie in no folder.
+    """
     device = chosen_device(settings)
     if device.type == "cpu":
         _spare_a_core()
@@ -59,6 +67,7 @@ def load(settings: Settings, file: CheckpointFile, source: CheckpointSource | No
         loras=settings.lora_dir,
         embeddings=settings.embedding_dir,
         vaes=settings.vae_dir,
+        elsewhere=elsewhere,
         context_width=loaded.unet.config.cross_attention_dim,
     )
     safety, twins = settings.safety_checker, Twins(settings)

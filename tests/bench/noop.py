@@ -34,7 +34,9 @@ class NoopRunner(SketchRunner):
         super().denoise(batch)
 
 
-def load(_settings: Settings, first: CheckpointFile, source: CheckpointSource | None = None) -> DeviceBundle:
+def load(
+    _settings: Settings, first: CheckpointFile, source: CheckpointSource | None = None, _elsewhere: object = None
+) -> DeviceBundle:
     return DeviceBundle(
         Engine(NoopRunner(Path(os.environ[STEPS_VARIABLE])), limits=Ceiling(16)),
         SketchedCheckpoints(first, source),

@@ -140,7 +140,9 @@ class SketchRunner:
         return Developed(image.draft.spec.seed, (wanted.height, wanted.width))
 
 
-def load(_settings: Settings, first: CheckpointFile, source: CheckpointSource | None = None) -> DeviceBundle:
+def load(
+    _settings: Settings, first: CheckpointFile, source: CheckpointSource | None = None, _elsewhere: object = None
+) -> DeviceBundle:
     """Build the engine; the checkpoint's weights are not read."""
     ambush = Ambush(Path(os.environ[AMBUSH_VARIABLE]), os.environ[NAME_VARIABLE])
     runner = SketchRunner(ambush, float(os.environ[STEP_VARIABLE]))

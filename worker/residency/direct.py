@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import BadCheckpoint
-from shared.files.checkpoints import MAX_HEADER_BYTES
+from shared.files.headers import MAX_HEADER_BYTES
 
 DTYPES = {
     "F64": torch.float64,

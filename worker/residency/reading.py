@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import BadCheckpoint
-from shared.files import checkpoints
+from shared.files import checkpoints, headers
 from shared.files.checkpoints import CheckpointFile
 from worker.diffusion import checkpoint_loader, tensor_names
 from worker.diffusion.checkpoint_loader import SD15_DIR, LoadedCheckpoint
@@ -69,7 +69,7 @@ def read_directly(
     """Read a single file whose kind has modules. Raises `BadCheckpoint`, also if it changes meanwhile."""
     stamp = stamp_of(file)
     flats = {part: modules.layouts[part].empty(CPU, is_pinned=is_pinned) for part in PARTS}
-    dims = {name: len(tensor.shape) for name, tensor in checkpoints.read_header(file.path).items()}
+    dims = {name: len(tensor.shape) for name, tensor in headers.read_header(file.path).items()}
     stored = tensor_names.stored_names(dims, file.config_dir or SD15_DIR)
     views: dict[str, Tensor] = {}
     for part, flat in flats.items():

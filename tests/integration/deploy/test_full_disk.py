@@ -42,7 +42,7 @@ from tests.support import parts
 from tests.support.factories import BODY, DEMO, params
 from tests.support.headers import SD15, write
 from tests.support.waiting import LIMIT_S, until
-from worker.residency.weights_cache import WeightsCache
+from worker.library.weights_cache import WeightsCache
 
 LARGE = 400_000
 

@@ -25,7 +25,7 @@ from shared.fleet.weights_bucket import BucketFile
 from shared.infra import large_objects
 from shared.infra.large_objects import CHUNK_BYTES
 from shared.infra.storage import Storage
-from worker.residency.file_lock import FileLock
+from worker.library.file_lock import FileLock
 
 DEFAULT_CACHE_DIR = Path(".farm/cache")
 IDLE_TRIES = 4  # broken connections in a row that have brought nothing

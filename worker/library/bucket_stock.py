@@ -15,7 +15,7 @@ from shared.files.weights import HeldFile, Kind
 from shared.fleet import weights_bucket
 from shared.fleet.weights_bucket import BucketFile
 from shared.infra.storage import Storage
-from worker.residency.weights_cache import WeightsCache
+from worker.library.weights_cache import WeightsCache
 
 LOOK_EVERY_S = 30.0
 PIECE = 64  # headers that are read between two lists

@@ -17,9 +17,9 @@ from shared.files.checkpoints import SD15_CONTEXT_WIDTH, CheckpointFile
 from shared.fleet.weights_bucket import CHECKPOINT, BucketFile
 from shared.infra.storage import Storage
 from shared.settings import Settings
-from worker.residency.bucket_stock import BucketStock, Stocked
-from worker.residency.checkpoint_folder import CheckpointFolder
-from worker.residency.weights_cache import DEFAULT_CACHE_DIR, WeightsCache
+from worker.library.bucket_stock import BucketStock, Stocked
+from worker.library.checkpoint_folder import CheckpointFolder
+from worker.library.weights_cache import DEFAULT_CACHE_DIR, WeightsCache
 
 log = structlog.get_logger(__name__)
 
