@@ -143,7 +143,9 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     if gpu:
         _watch_gpu(opened, settings, gpu, fitness)
     meters = _meters(bundle, leases)
-    _start(opened, Listener(redis, leases.hear))
+    announcer = LibraryAnnouncer(db, worker_id, library.rescan, residency.holdings)
+    looks = Periodic("library", announcer.renew, every_s=LOOK_S)
+    _start(opened, Listener(redis, leases.hear, rescan=looks.soon))
     renderer = Renderer(
         attempts,
         GuardedEngine(engine, Snapshots(db, settings), fitness),
@@ -155,13 +157,13 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     if settings.metrics_port:
         opened.callback(meters.board.serve(settings.metrics_port))
     _announce(opened, registration)
-    announcer = LibraryAnnouncer(db, worker_id, library.rescan, residency.holdings)
+    announcer.announce()
+    _start(opened, looks)
     _refresh(
         opened,
         settings,
         bundle,
         fitness,
-        announcer,
         WeightsAnnouncer(db, bundle.shelves),
         PreviewPublisher(redis, leases.running),
     )
@@ -345,15 +347,12 @@ def _refresh(
     settings: Settings,
     bundle: DeviceBundle,
     fitness: FitnessCheck,
-    library: LibraryAnnouncer,
     weights: WeightsAnnouncer,
     previews: PreviewPublisher,
 ) -> None:
-    """Repeat what goes stale: the canary, the lists of checkpoints and other weights, the previews."""
+    """Repeat what goes stale: the canary, the list of LoRAs and the like, the previews."""
     if bundle.proof and settings.canary_seconds:
         _start(opened, Periodic("canary", fitness.examine, every_s=settings.canary_seconds))
-    library.announce()
-    _start(opened, Periodic("library", library.renew, every_s=LOOK_S))
     _start(opened, Periodic("stock", weights.announce, every_s=RESCAN_S))
     if settings.preview_seconds:
         _start(opened, Periodic("previews", previews.renew, every_s=settings.preview_seconds))

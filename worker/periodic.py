@@ -24,7 +24,8 @@ class Periodic:
         self._call = call
         self._every_s = every_s
         self._apart = apart
-        self._stopped = Event()
+        self._has_stopped = False
+        self._woken = Event()
         self._thread = Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -32,19 +33,27 @@ class Periodic:
 
     def stop(self) -> None:
         """Stop, and wait for the present call to end."""
-        self._stopped.set()
+        self._has_stopped = True
+        self._woken.set()
         self._thread.join(timeout=5)
 
+    def soon(self) -> None:
+        """Have the next call come at once."""
+        self._woken.set()
+
     def _run(self) -> None:
-        if self._apart and self._stopped.wait(self._interval_s()):
-            return
-        while True:
+        if self._apart:
+            self._wait()
+        while not self._has_stopped:
             try:
                 self._call()
             except Exception:  # whatever it was, the next time may do
                 log.exception("periodic.crashed", act=self._name)
-            if self._stopped.wait(self._interval_s()):
-                return
+            self._wait()
+
+    def _wait(self) -> None:
+        self._woken.wait(self._interval_s())
+        self._woken.clear()
 
     def _interval_s(self) -> float:
         spread = SPREAD if self._apart else 0.0

@@ -24,10 +24,10 @@ from shared.settings import Settings
 from tests.support import studio
 from tests.support.bad_store import BadStore, bad_store
 from tests.support.headers import SD15, write
+from worker.library import bucket_stock
 from worker.library.bucket_stock import BucketStock
 from worker.library.library import Library
 from worker.library.weights_cache import WeightsCache
-from worker.library import bucket_stock
 
 BULK = {**SD15, "cond_stage_model.transformer.bulk": [3_000_000]}  # three chunks
 LORA = {

@@ -9,8 +9,8 @@ from shared.errors import BadCheckpoint, WeightsMissing
 from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile
 from tests.support.headers import SD15, write
-from worker.library.library import Library, Wanted
 from worker.library import checkpoint_folder
+from worker.library.library import Library, Wanted
 
 
 def library(folder: Path, **options: object) -> Library:
