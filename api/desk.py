@@ -12,6 +12,7 @@ from celery import Celery
 from fastapi import Depends, Path, Request
 from redis import Redis
 
+from api.annex.process import Annex
 from api.auth.key_cache import KeyCache
 from api.doorbells import Doorbells
 from api.limits.memory import Memory
@@ -50,6 +51,7 @@ class Desk:
     redis: Redis
     celery: Celery
     storage: Storage
+    annex: Annex
     intake: PictureIntake
     keys: KeyCache
     throttle: RateLimit
@@ -85,13 +87,17 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
         closing.callback(dependencies.close)
         doorbells = Doorbells(celery)
         closing.callback(doorbells.close)
+        storage = Storage(settings, tries=STORAGE_TRIES, read_s=STORAGE_S)
+        annex = Annex(settings, storage, tries=STORAGE_TRIES, read_s=STORAGE_S)
+        closing.callback(annex.close)
         yield Desk(
             settings,
             rooms,
             db,
             redis,
             celery,
-            Storage(settings, tries=STORAGE_TRIES, read_s=STORAGE_S),
+            storage,
+            annex,
             _intake(settings, rooms),
             KeyCache(db),
             throttle,

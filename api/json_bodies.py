@@ -1,10 +1,10 @@
 """JSON bodies: bounded before they are parsed, validated beside the event loop, let go of once their handler has answered."""
 
 import json
-import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,24 +12,25 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from api.annex import json_text
+from api.annex.json_text import LIGHT_BYTES, MAX_MEMBERS, Absurd
+from api.annex.process import Annex
 from api.callers import Caller
 from api.desk import Desk
 from api.limits.workrooms import NOBODY
 from shared.errors import FarmError
 
-# Members of one object. Clients of A1111 send back all its options, some hundreds.
-MAX_MEMBERS = 1_000
-# Values of a body, members and elements alike: a batch of 1,000 jobs that name every parameter has fewer.
-MAX_VALUES = 100_000
-# Of an integer in a body that is not light: its conversion takes the square of its digits.
-MAX_DIGITS = 400
-# Up to this size, and to MAX_MEMBERS values, a body is read in less time than a thread takes to begin.
-LIGHT_BYTES = 64 * 1024
-_STRING_REST = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-_PIECE_CHARS = 2**20  # of a string, at a time: other threads wait meanwhile
-
-T = TypeVar("T")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body as plain JSON, and as the model that the route asks for. Of a heavy one its large strings and digest are known."""
+
+    plain: Any
+    validated: Any
+    large: Sequence[str] = ()
+    digest: str | None = None
 
 
 class Held(Response):
@@ -72,22 +73,22 @@ class JsonRequest(Request):
     def __init__(self, scope: Scope, receive: Receive, field: Any) -> None:
         super().__init__(scope, receive)
         self._field = field
-        self.plain: Any = None
+        self.parsed: Body | None = None
 
     async def json(self) -> Any:
-        """Return the body as the model that the route asks for; `plain` is the JSON that it came as."""
+        """Return the body as the model that the route asks for; `parsed` also has the JSON that it came as."""
         raw = await self.body()
-        read = partial(_read, raw, self._field)
         try:
-            self.plain, validated = await self._beside(read) if self._is_heavy(raw) else read()
+            self.parsed = await self._beside(raw) if self._is_heavy(raw) else _read(raw, self._field)
         except (FarmError, RequestValidationError) as error:
             raise _Refused(error) from None
-        return validated
+        return self.parsed.validated
 
-    async def _beside(self, read: Callable[[], T]) -> T:
+    async def _beside(self, raw: bytes) -> Body:
         desk: Desk = self.app.state.desk
         caller: Caller | None = getattr(self.state, "caller", None)
-        return await desk.rooms.bodies.run(caller.owner if caller else NOBODY, read)
+        owner = caller.owner if caller else NOBODY
+        return await desk.rooms.bodies.run(owner, partial(_judged, desk.annex, raw, self._field))
 
     def _is_heavy(self, raw: bytes) -> bool:
         expands = getattr(self._field.field_info.annotation, "EXPANDS", False)
@@ -102,55 +103,36 @@ class _Refused(HTTPException):
         self.error = error
 
 
-def parsed(raw: bytes) -> Any:
-    """Parse JSON. Raises `RequestValidationError` for an absurd number of members or values, `ValueError` for what is no JSON."""
-    text = raw.decode(json.detect_encoding(raw), "surrogatepass")
-    # Commas and brackets in strings count too: enough to pass nearly every body, in a few milliseconds for the largest.
-    if sum(text.count(mark) for mark in ",[{") > MAX_VALUES and _values(text) > MAX_VALUES:
-        raise _absurd(f"has more than {MAX_VALUES:,} values; send less at once")
-    return json.loads(text, object_hook=_bounded, parse_int=_integer if len(raw) > LIGHT_BYTES else None)
+def _read(raw: bytes, field: Any) -> Body:
+    """Return a body that is light. Raises `RequestValidationError`, `ValueError`."""
+    try:
+        plain = json_text.parsed(raw)
+    except Absurd as error:
+        raise _absurd(str(error)) from None
+    return Body(plain, _validated(plain, field))
 
 
-def _read(raw: bytes, field: Any) -> tuple[Any, Any]:
-    """Return a body as plain JSON, and as the model of a field. Raises `RequestValidationError`, `ValueError`."""
-    plain = parsed(raw)
+def _judged(annex: Annex, raw: bytes, field: Any) -> Body:
+    """Return a body that is heavy, once the annex has found it fit. Raises as `_read`."""
+    found = annex.do("judge_json", raw).about
+    if "absurd" in found:
+        raise _absurd(found["absurd"])
+    if "wrong" in found:
+        raise _wrong(found["wrong"])
+    plain, large = json_text.whole(raw, found["places"])
+    return Body(plain, _validated(plain, field), large, found["digest"])
+
+
+def _validated(plain: Any, field: Any) -> Any:
     validated, faults = field.validate(plain, {}, loc=("body",))
     if faults:
         raise RequestValidationError(faults)
-    return plain, validated
+    return validated
 
 
-def _bounded(members: dict[str, Any]) -> dict[str, Any]:
-    if len(members) > MAX_MEMBERS:
-        raise _absurd(f"has an object of {len(members):,} members; an object may have {MAX_MEMBERS:,}")
-    return members
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number has {len(digits)} digits")
-    return int(digits)
-
-
-def _values(text: str) -> int:
-    """Count the values of JSON, up to one too many. What stands in strings does not count."""
-    count, at = 1, 0
-    while at < len(text) and count <= MAX_VALUES:
-        quote = text.find('"', at)
-        end = len(text) if quote < 0 else quote
-        count += sum(text.count(mark, at, end) for mark in ",[{")
-        at = _string_end(text, end + 1)
-    return count
-
-
-def _string_end(text: str, at: int) -> int:
-    """Return the place after the closing quote of a string whose text begins at `at`."""
-    while at < len(text) and text[at] != '"':
-        end = _STRING_REST.match(text, at, at + _PIECE_CHARS).end()  # type: ignore[union-attr]  # it matches nothing, too
-        if end == at:
-            return len(text)  # a backslash at the very end
-        at = end
-    return at + 1
+def _wrong(how: Sequence[Any] | None) -> ValueError:
+    """Return the error of what is no JSON, and where; or of what cannot be read at all."""
+    return json.JSONDecodeError(how[0], "", how[1]) if how else ValueError("not readable")
 
 
 def _absurd(message: str) -> RequestValidationError:

@@ -22,7 +22,7 @@ class PictureIntake:
 
     def file(self, text: str, what: str) -> bytes:
         """Return the bytes of a base64 text or of a URL. Raises `InvalidRequest`, which names the field `what`."""
-        if not text[:8].lower().startswith(("http://", "https://")):
+        if is_base64(text):
             return pictures.from_base64(text, what)
         try:
             return self._outside.fetch(text, max_bytes=self._max_bytes, deadline_s=self._fetch_s)
@@ -32,3 +32,8 @@ class PictureIntake:
     def decoding(self) -> AbstractContextManager[None]:
         """Hold a place for decoding. Raises `TooBusy` where none becomes free."""
         return self._room.place()
+
+
+def is_base64(text: str) -> bool:
+    """Whether a picture came as text; else it is to be fetched."""
+    return not text[:8].lower().startswith(("http://", "https://"))

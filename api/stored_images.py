@@ -22,12 +22,12 @@ def fetch(desk: Desk, image: ImageRow) -> bytes:
 
     Raises `Gone` if the job was deleted since its row was read, `ImageLost`, `ObjectDamaged` and `StorageUnavailable`.
     """
-    what = f"Image {image.index} of job {image.job_id}"
-    try:
-        return _whole(desk, image.job_id, image.key, image.sha256, what)
-    except ObjectMissing as error:
-        again = f"POST /v1/jobs/{image.job_id}/retry renders it again"
-        raise ImageLost(f"{what} is no longer in the storage; {again}.") from error
+    return _of_image(desk, image, "fetch")
+
+
+def thumbnail(desk: Desk, image: ImageRow) -> bytes:
+    """Return an image made small, as WebP. Raises as `fetch`."""
+    return _of_image(desk, image, "make_thumbnail")
 
 
 def all_there(desk: Desk, images: Sequence[ImageRow]) -> bool:
@@ -38,6 +38,22 @@ def all_there(desk: Desk, images: Sequence[ImageRow]) -> bool:
     except (ImageLost, ObjectDamaged):
         return False
     return True
+
+
+def missed(desk: Desk, rows: Sequence[JobRow | None], *, lost: Sequence[int], damaged: Sequence[int]) -> set[int]:
+    """Log the images that a sheet had to do without, by their jobs' indices; return those whose job is removed by now."""
+    removed = set()
+    for index in (*lost, *damaged):
+        row = rows[index]
+        assert row is not None  # noqa: S101 - it had an image
+        event = "image.missing" if index in lost else "image.damaged"
+        try:
+            if index in lost:
+                _see_job(desk, row.id)
+            log.warning(event, job_id=str(row.id), key=row.images[0].key)
+        except Gone:
+            removed.add(index)
+    return removed
 
 
 def input_key(job: JobRow, field: InputField) -> str:
@@ -65,15 +81,30 @@ def fetch_input(desk: Desk, job: JobRow, field: InputField) -> bytes:
         raise Gone(f"{what} is no longer in the storage.") from error
 
 
-def _whole(desk: Desk, job_id: UUID, key: str, sha256: str, what: str) -> bytes:
+def _of_image(desk: Desk, image: ImageRow, act: str) -> bytes:
+    what = f"Image {image.index} of job {image.job_id}"
     try:
-        return desk.storage.get_whole(key, sha256=sha256)
+        return _whole(desk, image.job_id, image.key, image.sha256, what, act=act)
+    except ObjectMissing as error:
+        again = f"POST /v1/jobs/{image.job_id}/retry renders it again"
+        raise ImageLost(f"{what} is no longer in the storage; {again}.") from error
+
+
+def _whole(desk: Desk, job_id: UUID, key: str, sha256: str, what: str, *, act: str = "fetch") -> bytes:
+    try:
+        # One after another costs others nothing that they would feel; what comes in crowds is read in the annex.
+        return desk.annex.do(act, here=not desk.rooms.storage.is_crowded, key=key, sha256=sha256).data
     except ObjectMissing:
-        with desk.db.transaction() as session:
-            lifecycle.get(session, job_id)  # raises if it is gone by now
+        _see_job(desk, job_id)
         # Objects go before their rows: it is being removed at this moment, or else the storage has lost it.
         log.warning("image.missing", job_id=str(job_id), key=key)
         raise
     except ObjectDamaged as error:
         log.warning("image.damaged", job_id=str(job_id), key=key)
         raise ObjectDamaged(f"{what} came back damaged from the storage.") from error
+
+
+def _see_job(desk: Desk, job_id: UUID) -> None:
+    """Raise `Gone` if a job was removed."""
+    with desk.db.transaction() as session:
+        lifecycle.get(session, job_id)

@@ -23,8 +23,9 @@ from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.sessions import SessionId
 from api.a1111.translate import FarmFacts, Translation
 from api.admission import admit, inputs
-from api.admission.sent import Sent, SentDep, digest
+from api.admission.sent import Sent, SentDep
 from api.admission.submissions import WebhookChoice
+from api.annex import json_text
 from api.callers import Caller, Submitter
 from api.desk import Desk, DeskDep
 from api.json_bodies import Held
@@ -162,12 +163,12 @@ def _name(force_task_id: str | None) -> str:
 
 def _digests(sent: Sent, body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> Digests:
     # The path: a body may mean something to each of the routes.
-    return Digests(f"{sent.path} {sent.digest}", _legacy_digest(body, changes))
+    return Digests(f"{sent.path} {sent.digest}", _legacy_digest(sent, body, changes))
 
 
-def _legacy_digest(body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> str:
+def _legacy_digest(sent: Sent, body: Txt2Img | Img2Img, changes: dict[str, Any] | None) -> str:
     # Not of a list of fields: what another release takes for another request is rendered again, and not refused.
-    return digest([type(body).__name__, body.model_dump(), changes])
+    return json_text.digest([type(body).__name__, body.model_dump(), changes], plain=sent.large)
 
 
 def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[str, Any]) -> FarmFacts:

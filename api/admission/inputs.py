@@ -12,6 +12,7 @@ from api.admission.submissions import Submission
 from api.callers import Caller
 from api.desk import Desk
 from api.limits.workrooms import Workroom
+from api.picture_intake import is_base64
 from api.stored_images import InputField
 from shared.errors import InvalidRequest, ObjectMissing
 from shared.files import pictures
@@ -21,6 +22,9 @@ from shared.jobs import inputs, lifecycle, uploads
 
 # Different pictures in one batch: each takes up to a second of a thread while the client waits.
 MAX_PAIRS = 32
+# A picture that is no larger takes a few milliseconds to decode, if it comes alone.
+SMALL_BYTES = 128 * 1024
+SMALL_PIXELS = 512 * 512
 _UUID_CHARS = 36
 # Where the api shows an input of a job, which names it for another job; it may lie under a prefix.
 _OF_A_JOB = re.compile(r"(?:/[\w.~%-]+)*/v1/jobs/([0-9a-fA-F-]{36})/inputs/(init_image|mask_image)")
@@ -42,10 +46,9 @@ def store_inputs(desk: Desk, caller: Caller, submission: Submission) -> StoredIn
         mask_text = submission.mask_image
         mask_file = None if mask_text is None else _file(desk, caller, mask_text, "mask_image")
     with desk.intake.decoding():
-        init = pictures.decode(init_file, what="init_image")
-        mask = pictures.decode_mask(mask_file) if mask_file is not None else None
-        init_png, mask_png = pictures.to_png(init), pictures.to_png(mask) if mask else None
-    return StoredInputs(_stored(desk, init_png), init.size, _stored(desk, mask_png) if mask_png else None)
+        size, init_png = _normalised(desk, init_file, "init_image")
+        mask_png = None if mask_file is None else _normalised(desk, mask_file, "mask_image")[1]
+    return StoredInputs(_stored(desk, init_png), size, _stored(desk, mask_png) if mask_png else None)
 
 
 def store_all_inputs(desk: Desk, caller: Caller, submissions: Sequence[Submission]) -> Sequence[StoredInputs]:
@@ -60,14 +63,28 @@ def store_all_inputs(desk: Desk, caller: Caller, submissions: Sequence[Submissio
     return [received[pair] for pair in pairs]
 
 
-def _file(desk: Desk, caller: Caller, text: str, what: str) -> bytes:
-    """Return the bytes of a base64 text, a URL, an upload or a job's input."""
+def _normalised(desk: Desk, file: bytes | str, what: InputField) -> tuple[tuple[int, int], bytes]:
+    """Return the size of a picture, a file or base64, and a PNG of it. Raises `BadPicture`."""
+    if len(file) <= SMALL_BYTES and not desk.rooms.intake.is_crowded:
+        file = pictures.from_base64(file, what) if isinstance(file, str) else file
+        here = pictures.pixels_in(file, what=what) <= SMALL_PIXELS
+    else:
+        here = False
+    data = file.encode("utf-8", "surrogatepass") if isinstance(file, str) else file
+    how = {"what": what, "is_base64": isinstance(file, str), "is_mask": what == "mask_image"}
+    made = desk.annex.do("normalise_picture", data, here=here, **how)
+    width, height = made.about["size"]
+    return (width, height), made.data
+
+
+def _file(desk: Desk, caller: Caller, text: str, what: str) -> bytes | str:
+    """Return the bytes of a URL, an upload or a job's input; base64 as it is."""
     named = _OF_A_JOB.fullmatch(text) if len(text) <= _PATH_CHARS else None
     if named and (job_id := _uuid(named[1])):
         return _input_of(desk, caller, job_id, cast(InputField, named[2]))
     upload_id = _uuid(text)
     if upload_id is None:
-        return desk.intake.file(text, what)
+        return text if is_base64(text) else desk.intake.file(text, what)
     with desk.db.transaction() as session:
         row = uploads.get(session, upload_id, owner=caller.owner)
     try:

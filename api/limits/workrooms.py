@@ -26,11 +26,20 @@ NOBODY = ""
 
 # For whom the current thread works.
 _owner: ContextVar[str] = ContextVar("owner", default=NOBODY)
+# Seconds of processors that its work has taken in other processes.
+_elsewhere_s: ContextVar[list[float] | None] = ContextVar("elsewhere_s", default=None)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 # Told what a piece of work took of the processors: its owner, and seconds.
 Spend = Callable[[str, float], None]
+
+
+def note_spent(seconds: float) -> None:
+    """Note what another process took of the processors for the work of the current thread."""
+    taken = _elsewhere_s.get()
+    if taken is not None:
+        taken.append(seconds)
 
 
 class Workroom:
@@ -53,8 +62,10 @@ class Workroom:
         await self._enter(owner)
         context = copy_context()
         context.run(_owner.set, owner)
+        elsewhere_s: list[float] = []
+        context.run(_elsewhere_s.set, elsewhere_s)
         # Shielded: a caller that goes does not stop the thread, and the place is held until it ends.
-        running = self._threads.submit(context.run, self._measured, owner, partial(act, *given, **named))
+        running = self._threads.submit(context.run, self._measured, owner, elsewhere_s, partial(act, *given, **named))
         return await asyncio.shield(asyncio.wrap_future(running))
 
     @property
@@ -62,6 +73,13 @@ class Workroom:
         """Places by owner."""
         with self._lock:
             return dict(self._held)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether the owner for whom the current thread works has, or wants, more than one place."""
+        owner = _owner.get()
+        with self._lock:
+            return self._held[owner] > 1 or owner in self._waiting
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -91,12 +109,12 @@ class Workroom:
             raise
         self._be_seated(owner, turn)
 
-    def _measured(self, owner: str, act: Callable[[], T]) -> T:
+    def _measured(self, owner: str, elsewhere_s: list[float], act: Callable[[], T]) -> T:
         began_s = time.thread_time()
         try:
             return act()
         finally:
-            self._spend(owner, time.thread_time() - began_s)
+            self._spend(owner, time.thread_time() - began_s + sum(elsewhere_s))
             self._leave(owner)
 
     def _turn(self, owner: str) -> Future[None]:

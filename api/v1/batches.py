@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
@@ -18,16 +16,17 @@ from api.admission import inputs
 from api.admission.admit import admit_batch
 from api.admission.sent import SentDep
 from api.admission.sweeps import MAX_JOBS, BatchSubmission
+from api.annex import contact_sheet
+from api.annex.acts import FETCHED_AT_ONCE
+from api.annex.contact_sheet import Edges
 from api.callers import Caller, Reader, Submitter
 from api.desk import Desk, DeskDep
 from api.large_answers import LargeAnswer
 from api.openapi import documented
 from api.routing import Router
-from api.v1 import contact_sheet, cursors, zip_stream
-from api.v1.contact_sheet import Edges, Tile
-from api.v1.images import shrunk
+from api.v1 import cursors, zip_stream
 from api.v1.jobs import ClientsKey
-from shared.errors import BatchNotFound, Gone, ImageLost, ImagesNotReady, ObjectDamaged
+from shared.errors import BatchNotFound, ImagesNotReady
 from shared.infra.events import JobEvent
 from shared.infra.tables import BatchRow, ImageRow, JobRow
 from shared.jobs import batches, lifecycle
@@ -36,7 +35,6 @@ from shared.vocabulary.states import JobState
 
 ON_A_SHEET = 256
 SIDE_BY_SIDE = 8
-FETCHED_AT_ONCE = 4
 
 router = Router(prefix="/v1/batches", tags=["batches"], responses=documented(401, 403, 422, 429, 503))
 
@@ -164,7 +162,7 @@ async def sheet(
     shown = [row.images[0] for row in rows if row.images]
     # The tiles and the sheet, and the pictures that are shrunk meanwhile.
     needs_bytes = 2 * 3 * px * px * len(places) + FETCHED_AT_ONCE * max(map(_shrunk_bytes, shown), default=0)
-    drawn = map(partial(_drawn, desk, places, px, edges), [columns])
+    drawn = map(partial(_drawn, desk, places, edges), [columns])
     headers = {"Cache-Control": "no-store"}
     return LargeAnswer(drawn, needs_bytes=needs_bytes, media_type=contact_sheet.WEBP, headers=headers, single=True)
 
@@ -221,12 +219,14 @@ def _with_jobs(desk: Desk, caller: Caller, batch_id: UUID, **which: int) -> tupl
         return batches.get(session, batch_id, owner=caller.sees_only), batches.jobs(session, batch_id, **which)
 
 
-def _drawn(desk: Desk, places: Sequence[JobRow | None], px: int, edges: Edges, columns: int) -> bytes:
-    caller = copy_context()  # for whom pictures are decoded
-    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
-        tiles = list(pool.map(lambda row: caller.copy().run(_tile, desk, px, row), places))
+def _drawn(desk: Desk, rows: Sequence[JobRow | None], edges: Edges, columns: int) -> bytes:
+    places = [_place(row) for row in rows]
     with desk.intake.decoding():
-        return contact_sheet.draw(tiles, columns=columns, edges=edges)
+        made = desk.annex.do("draw_sheet", places=places, columns=columns, edges=[edges.columns, edges.rows])
+    removed = stored_images.missed(desk, rows, **made.about)
+    if not removed:
+        return made.data
+    return _drawn(desk, [None if index in removed else row for index, row in enumerate(rows)], edges, columns)
 
 
 def _shrunk_bytes(image: ImageRow) -> int:
@@ -234,21 +234,11 @@ def _shrunk_bytes(image: ImageRow) -> int:
     return image.size_bytes + 3 * image.width * image.height
 
 
-def _tile(desk: Desk, px: int, row: JobRow | None) -> Tile:
+def _place(row: JobRow | None) -> tuple[str, str] | str:
+    """Return where the first image of a job lies, and its digest; or a word that says why there is none."""
     if row is None:
-        return Tile(None, "removed")
-    if not row.images:
-        return Tile(None, row.state)
-    try:
-        data = stored_images.fetch(desk, row.images[0])
-    except ObjectDamaged:
-        return Tile(None, "damaged")
-    except ImageLost:
-        return Tile(None, "lost")
-    except Gone:
-        return Tile(None, "removed")
-    with desk.intake.decoding():
-        return Tile(shrunk(data, px))
+        return "removed"
+    return (row.images[0].key, row.images[0].sha256) if row.images else row.state
 
 
 def _files(desk: Desk, rows: Sequence[JobRow]) -> Iterator[zip_stream.File]:

@@ -1,6 +1,5 @@
 """Images of a job: the finished image, its thumbnail and the live preview."""
 
-import io
 from collections.abc import Iterator
 from functools import partial
 from typing import Annotated
@@ -8,10 +7,9 @@ from uuid import UUID
 
 from fastapi import Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
-from PIL import Image
-from PIL.Image import Image as Picture
 
 from api import stored_images
+from api.annex.thumbnails import THUMBNAIL_PX
 from api.callers import Caller, Reader
 from api.desk import Desk, DeskDep, JobId
 from api.gate.methods import is_head
@@ -25,8 +23,6 @@ from shared.jobs import lifecycle
 from shared.vocabulary.params import MAX_IMAGES
 from shared.vocabulary.states import JobState
 
-THUMBNAIL_PX = 320  # twice what a tile shows, for dense screens
-THUMBNAIL_QUALITY = 80
 # An image's bytes never change under its address.
 _FOREVER = "private, max-age=31536000, immutable"
 
@@ -99,20 +95,9 @@ async def preview(job_id: JobId, index: Index, desk: DeskDep, caller: Reader) ->
     return Response(data, media_type=previews.JPEG, headers={"Cache-Control": "no-store"})
 
 
-def shrunk(png: bytes, side: int) -> Picture:
-    """Return a finished image (PNG) with sides of at most `side` pixels."""
-    # Our own worker made it: its size is bounded by what a job may ask for, not by Pillow's guess at bombs.
-    with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((side, side), reducing_gap=2.0)
-    return small
-
-
 def _thumbnail(desk: Desk, row: ImageRow) -> bytes:
-    data, out = stored_images.fetch(desk, row), io.BytesIO()
     with desk.intake.decoding():
-        shrunk(data, THUMBNAIL_PX).save(out, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
-    return out.getvalue()
+        return stored_images.thumbnail(desk, row)
 
 
 def _lasting(made: Iterator[bytes], content_type: str, etag: str, *, needs_bytes: int) -> Response:

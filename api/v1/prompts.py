@@ -1,8 +1,5 @@
 """Count the tokens of prompts and show where each chunk of 75 begins, as CLIP reads them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -15,13 +12,12 @@ from api.routing import Router, in_room
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.vocabulary.params import reject_nul
-from shared.vocabulary.prompt_chunks import CHUNK_TOKENS, Chunk
-from shared.vocabulary.prompt_grammar import split_loras
-from shared.vocabulary.prompt_reader import PromptReader, Row
+from shared.vocabulary.prompt_chunks import CHUNK_TOKENS
 
 router = Router(prefix="/v1/prompts", tags=["choices"], responses=documented(401, 403, 422, 429, 503))
 
-OPENING_WORDS = 4
+# Two prompts that together are no longer take a few milliseconds to read.
+SMALL_CHARS = 1_000
 
 
 class Prompts(BaseModel):
@@ -61,18 +57,6 @@ class TokenCounts(BaseModel):
     negative_prompt: TokenCount
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
-    """An embedding, reduced to its name and its length in tokens."""
-
-    name: str
-    vectors: int
-
-    def __len__(self) -> int:
-        """Return how many tokens it takes."""
-        return self.vectors
-
-
 @router.post("/tokens", summary="Count the tokens of prompts")
 @in_room("prompts")
 def tokens(wanted: Prompts, desk: DeskDep, _caller: Reader) -> TokenCounts:
@@ -81,40 +65,14 @@ def tokens(wanted: Prompts, desk: DeskDep, _caller: Reader) -> TokenCounts:
     Meant for use while a user types: it has a rate limit of its own, equal to the key's requests per minute but at least 150.
     Long prompts count as several.
     """
-    script = _reader().read(
-        split_loras(wanted.prompt)[0], wanted.negative_prompt, steps=wanted.steps, embeddings=_embeddings(desk)
-    )
-    negative, *positives = script.rows
-    return TokenCounts(prompt=_count(positives), negative_prompt=_count([negative]))
+    prompts = wanted.model_dump(include={"prompt", "negative_prompt", "steps"})
+    is_small = len(wanted.prompt) + len(wanted.negative_prompt) <= SMALL_CHARS
+    here = is_small and not desk.rooms.prompts.is_crowded
+    return TokenCounts(**desk.annex.do("count_tokens", here=here, embeddings=_embeddings(desk), **prompts).about)
 
 
-@cache
-def _reader() -> PromptReader[Word]:
-    return PromptReader()
-
-
-def _embeddings(desk: Desk) -> tuple[Word, ...]:
+def _embeddings(desk: Desk) -> list[tuple[str, int]]:
     with desk.db.transaction() as session:
         rows = registry.weights(session, Kind.EMBEDDING, silent_after_s=desk.settings.lease_seconds)
     # Without a length it was announced by a worker of an older release.
-    return tuple(Word(row.name, row.vectors or 1) for row in rows)
-
-
-def _count(rows: Iterable[Row[Word]]) -> TokenCount:
-    texts = [_without_filling(text) for row in rows for _, text in row.timeline]
-    longest = max(texts, key=lambda text: (len(text), sum(len(chunk.slots) for chunk in text)))
-    names = (placed.embedding.name for text in texts for chunk in text for placed in chunk.placed)
-    return TokenCount(
-        tokens=sum(len(chunk.slots) for chunk in longest),
-        chunks=[
-            TokenChunk(tokens=len(chunk.slots), begins=_reader().opening(chunk, words=OPENING_WORDS))
-            for chunk in longest
-        ],
-        embeddings=list(dict.fromkeys(names)),
-    )
-
-
-def _without_filling(text: tuple[Chunk[Word], ...]) -> tuple[Chunk[Word], ...]:
-    """Drop the empty chunks that pad all texts to one length."""
-    length = max((index for index, chunk in enumerate(text, start=1) if chunk.slots), default=1)
-    return text[:length]
+    return [(row.name, row.vectors or 1) for row in rows]

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from api import json_bodies
-from api.admission import legacy_digests, sent
+from api.admission import legacy_digests
 from api.admission.sent import Sent
 from api.admission.submissions import HiresChoice, LoraChoice, Submission
 from api.admission.sweeps import BatchSubmission
+from api.annex import json_text
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -32,7 +32,7 @@ INPAINTING = json.loads("""{
 
 
 def digest(body: bytes) -> str:
-    return Sent("/", json_bodies.parsed(body)).digest
+    return Sent("/", json_text.parsed(body)).digest
 
 
 def reordered(value: Any) -> Any:
@@ -55,13 +55,13 @@ def test_other_json_has_another_digest(one: Any, other: Any) -> None:
 
 @given(JSON)
 def test_a_digest_is_that_of_the_text_that_is_never_made(value: Any) -> None:
-    assert sent.digest(value) == hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    assert json_text.digest(value) == hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def test_a_long_text_has_the_digest_of_its_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sent, "_PIECE_CHARS", 2)
+    monkeypatch.setattr(json_text, "_PIECE_CHARS", 2)
     text = 'ä𝄞"\\\n\ud800 b'
-    assert sent.digest([text]) == hashlib.sha256(json.dumps([text]).encode()).hexdigest()
+    assert json_text.digest([text]) == hashlib.sha256(json.dumps([text]).encode()).hexdigest()
 
 
 def test_whatever_fastapi_can_read_has_a_digest() -> None:

@@ -10,8 +10,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from api.admission.sweeps import MAX_JOBS, BatchSubmission
-from api.v1 import contact_sheet, zip_stream
-from api.v1.contact_sheet import Edges, Tile
+from api.annex import contact_sheet
+from api.annex.contact_sheet import Edges, Tile
+from api.v1 import zip_stream
 
 CIRCLE = {"prompt": "a red circle"}
 
