@@ -16,6 +16,7 @@ from api.annex.process import Annex
 from api.auth.key_cache import KeyCache
 from api.doorbells import Doorbells
 from api.limits.memory import Memory
+from api.limits.pieces import Pieces
 from api.limits.quota import Quota
 from api.limits.rate import TOKEN_COUNTS, RateLimit
 from api.limits.streams import StreamLimit
@@ -60,6 +61,7 @@ class Desk:
     streams: StreamLimit
     dependencies: Dependencies
     answers: Memory
+    pieces: Pieces
     doorbells: Doorbells
 
     async def tell(self, owner: str, *news: JobEvent) -> None:
@@ -106,6 +108,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             StreamLimit(),
             dependencies,
             Memory(ANSWERS_BYTES),
+            Pieces(),
             doorbells,
         )
 

@@ -22,6 +22,8 @@ from shared.infra.db import UNSURE
 THREADS = 2
 # Bounds how long those at the front of a group wait for the rest: about 10 ms.
 GROUP = 64
+# Of a group, those that are told of their outcome in one turn of the event loop: each then has its answer made.
+PER_TURN = 4
 # A database that hangs holds up the groups under way; those behind them are told so.
 PATIENCE_S = 14.0
 
@@ -88,7 +90,8 @@ class GroupCommit(Generic[Item, Result]):
         # A call of its own: a thread that waits for the next item keeps nothing of the last group, whose bodies may be large.
         if group := self._next_group():
             outcomes = self._stored([waiting.item for waiting in group])
-            group[0].result.get_loop().call_soon_threadsafe(_tell, group, outcomes)
+            told = list(zip(group, outcomes, strict=True))
+            group[0].result.get_loop().call_soon_threadsafe(_tell, told)
 
     def _next_group(self) -> Sequence[_Waiting[Item, Result]]:
         """Take the oldest of each owner in turn. Who has more goes to the end of the line; who has given up is left out."""
@@ -115,11 +118,14 @@ class GroupCommit(Generic[Item, Result]):
             return [outcome for item in items for outcome in self._stored([item])]
 
 
-def _tell(group: Sequence[_Waiting[Item, Result]], outcomes: Sequence[Result | Exception]) -> None:
-    for waiting, outcome in zip(group, outcomes, strict=True):
+def _tell(told: Sequence[tuple[_Waiting[Item, Result], Result | Exception]]) -> None:
+    """Tell a few of their outcomes in this turn of the loop and the rest in later ones: other requests pass between."""
+    for waiting, outcome in told[:PER_TURN]:
         if waiting.result.done():
             continue
         if isinstance(outcome, Exception):
             waiting.result.set_exception(outcome)
         else:
             waiting.result.set_result(outcome)
+    if told[PER_TURN:]:
+        told[0][0].result.get_loop().call_soon(_tell, told[PER_TURN:])

@@ -78,7 +78,7 @@ class LargeAnswer(StreamingResponse):
             first = await make() or b""
             if self._single:
                 self.headers["Content-Length"] = str(len(first))
-            self.body_iterator = _sliced(first, make)
+            self.body_iterator = _sliced(first, make, partial(desk.pieces.turn_of, callers.sharer(scope)))
             self._has_begun = True
             await super().__call__(scope, receive, send)
 
@@ -103,10 +103,11 @@ class _Unread(Exception):
     """The client does not read."""
 
 
-async def _sliced(first: bytes, make: Make) -> AsyncIterator[memoryview]:
+async def _sliced(first: bytes, make: Make, turn: Callable[[], Awaitable[None]]) -> AsyncIterator[memoryview]:
     piece: bytes | None = first
     while piece is not None:
         for part in _slices(piece):
+            await turn()
             yield part
         piece = await _next(make)
 

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api import problems
 from shared.errors import TooBusy
 
-# Requests of one owner that begin in one turn of the event loop.
-PER_TURN = 4
+# Requests of one owner that begin in one turn of the event loop, while it is alone and beside others.
+PER_TURN, BESIDE_OTHERS = 4, 1
 
 
 class Turnstile:
@@ -63,17 +63,21 @@ class Turnstile:
         loop = asyncio.get_running_loop()
         if not self._entered:
             loop.call_soon(self._next_turn)
-        if self._entered[owner] < PER_TURN and owner not in self._queues:
+        if self._entered[owner] < self._per_turn and owner not in self._queues:
             self._entered[owner] += 1
             return
         turn = loop.create_future()
         self._queues.setdefault(owner, deque()).append(turn)
         await turn
 
+    @property
+    def _per_turn(self) -> int:
+        return PER_TURN if len(self._held) == 1 else BESIDE_OTHERS
+
     def _next_turn(self) -> None:
         self._entered.clear()
         for owner, queue in list(self._queues.items()):
-            while queue and self._entered[owner] < PER_TURN:
+            while queue and self._entered[owner] < self._per_turn:
                 turn = queue.popleft()
                 if not turn.done():  # of a request that was given up
                     turn.set_result(None)

@@ -67,7 +67,7 @@ def test_what_its_acts_refuse_is_raised_as_itself(annex: Annex) -> None:
         annex.do(
             "count_tokens", **{**PROMPTS, "prompt": "".join(f"[a{n}:b:{n % 150}] " for n in range(700)), "steps": 150}
         )
-    how = {"what": "init_image", "is_base64": True, "is_mask": False}
+    how: dict[str, Any] = {"what": "init_image", "is_base64": True, "is_mask": False}
     with pytest.raises(BadPicture, match="init_image: not valid base64"):
         annex.do("normalise_picture", b"?", **how)
     made = annex.do("normalise_picture", base64.b64encode(png("red")), **how)
