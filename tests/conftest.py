@@ -12,7 +12,6 @@ import pytest
 import structlog
 from celery import Celery
 from redis import Redis
-from sqlalchemy import text
 
 from deploy.standalone.farm import engines_only
 from shared import migrations
@@ -21,9 +20,8 @@ from shared.infra import broker
 from shared.infra.collector import without_full_collections
 from shared.infra.db import Database
 from shared.infra.storage import Storage
-from shared.infra.tables import Base
 from shared.settings import Settings
-from tests.support import buckets, ordering
+from tests.support import buckets, emptying, ordering
 from tests.support.factories import DEMO
 
 TEMPORARY = "PYTEST_DEBUG_TEMPROOT"  # where pytest makes its folder
@@ -109,7 +107,7 @@ def db(settings: Settings) -> Iterator[Database]:
     """An empty database."""
     database = Database(settings, pool_size=20)
     with database.transaction() as session:
-        session.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)}"))
+        emptying.empty(session)
     yield database
     database.close()
 

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from sqlalchemy import text
 
 from deploy.standalone import ports
 from shared.infra.db import Database
-from shared.infra.tables import Base
 from shared.settings import Settings
 from tests.chaos import sketch
-from tests.support import pages, parts, studio
+from tests.support import emptying, pages, parts, studio
 from tests.support.factories import DEMO
 from tests.support.waiting import LIMIT_S, until
 from tests.support.workshop import serving
@@ -116,7 +114,7 @@ def opened(settings: Settings, folder: Path, *, courier: Path = parts.ROOT) -> I
     place(folder / "checkpoints" / f"{DEMO}.safetensors")
     database = Database(settings, pool_size=1)
     with database.transaction() as session:
-        session.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)}"))
+        emptying.empty(session)
     database.close()
     with ExitStack() as open_:
         url = open_.enter_context(serving(settings))
