@@ -7,15 +7,18 @@ from base64 import b64encode
 from collections.abc import Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from hashlib import md5
 from typing import Any
 from uuid import UUID
 
 import boto3
+import botocore.session
 import structlog
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import Loader, create_loader
 
 from shared.errors import NoBucket, ObjectDamaged, ObjectMissing, StorageRefused, StorageUnavailable
 from shared.settings import Settings
@@ -283,9 +286,17 @@ def _is_skewed(error: BaseException | None) -> bool:
     return abs((store_time - datetime.now(store_time.tzinfo)).total_seconds()) > SKEW_S
 
 
+@cache
+def _descriptions() -> Loader:
+    """Return botocore's descriptions of S3, read once per process: they are megabytes, and a session would read its own."""
+    return create_loader()
+
+
 def _client(settings: Settings, endpoint_url: str | None, tries: int, read_s: float) -> Any:
     secret = settings.s3_secret_access_key
-    client = boto3.session.Session().client(
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _descriptions())
+    client = boto3.session.Session(botocore_session=session).client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=settings.s3_region,
