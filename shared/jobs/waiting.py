@@ -81,6 +81,6 @@ CROSS JOIN LATERAL (
 ) AS first
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(cost) FILTER (WHERE may_run), 0) AS cost, count(*) FILTER (WHERE may_run) AS jobs, count(*) AS walked
-  FROM (SELECT cost, {_MAY_RUN} AS may_run FROM {_walked(COUNTED)} AS jobs) AS judged
+  FROM (SELECT cost, {_MAY_RUN} AS may_run FROM {_walked(COUNTED)} AS jobs OFFSET 0) AS judged  -- OFFSET: judged once
 ) AS counted
 """)  # noqa: S608 - constants

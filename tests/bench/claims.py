@@ -1,4 +1,4 @@
-"""`python -m tests.bench.claims`: cost of claims for the database as queues and fleets grow, with the query plan of a claim.
+"""`python -m tests.bench.claims`: cost of claims and choices for the database as queues and fleets grow; a claim's plan.
 
 Runs its own embedded Postgres. Writes `.farm/bench/claims.json` and prints a table. Asserts nothing: a timing is no test.
 """
@@ -7,7 +7,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import Any
 
 import psycopg
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from deploy.standalone.farm import engines_only
 from shared import migrations
-from shared.fleet import registry
+from shared.fleet import demand, members, registry
 from shared.infra.db import Database
-from shared.jobs import claims, lifecycle, rescue
+from shared.jobs import claims, lifecycle, rescue, waiting
 from shared.settings import Settings
 from tests.support.factories import DEMO, params
 
@@ -32,11 +32,21 @@ LEASE_S = 20.0
 OWNERS = 7
 PATIENCE_S = 3600.0  # a million rows are filled in by one statement
 CROWD, CROWD_PER_S, CROWD_S = 50, 200, 10
+CHECKPOINTS, WARM, LIBRARIES = 300, 24, 20
 
+# Spread over checkpoints by Zipf's law: the n-th is named n times less than the first.
 QUEUE = text("""
-INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start)
-SELECT gen_random_uuid(), 'queued', 'owner' || n % :owners, :checkpoint, cast(:params AS jsonb), 3, 4, n
-FROM generate_series(1, :count) AS n
+INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start, cost)
+SELECT gen_random_uuid(), 'queued', 'owner' || n % :owners, CASE rank WHEN 1 THEN :checkpoint ELSE 'c' || rank END,
+       cast(:params AS jsonb), 3, 4, n, 8
+FROM (
+    SELECT n, floor((:checkpoints + 1) ^ (n * 0.6180339887498949 % 1)::float8)::integer AS rank
+    FROM generate_series(1, :count) AS n
+) AS ranked
+""")
+CLOCKS = text("""
+WITH opened AS (INSERT INTO clocks (checkpoint, priority) SELECT DISTINCT checkpoint, 0 FROM jobs)
+INSERT INTO priority_clocks (priority) VALUES (0)
 """)
 RUN = text("""
 INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, attempt, worker_id, lease_until)
@@ -47,6 +57,13 @@ FROM generate_series(1, :count) AS n
 FLEET = text("""
 INSERT INTO workers (id, checkpoint, hostname, device, slots)
 SELECT 'gpu' || n, :checkpoint, 'host', 'device', 16 FROM generate_series(0, :workers - 1) AS n
+""")
+LIBRARY = text("""
+WITH known AS (
+    INSERT INTO checkpoints (name, size_bytes) SELECT 'c' || n, 1 FROM generate_series(2, :checkpoints) AS n RETURNING name
+)
+INSERT INTO holdings (worker_id, checkpoint, tier, price_s)
+SELECT 'gpu' || n, name, 'disk', 1 FROM generate_series(0, :libraries - 1) AS n CROSS JOIN known
 """)
 SILENT = "UPDATE jobs SET lease_until = now() - interval '1 s' WHERE worker_id IN ('gpu1', 'gpu2')"
 
@@ -78,14 +95,21 @@ class Bench:
 
     def run(self, rows: int) -> dict[str, Any]:
         """Return milliseconds by what was done, medians and 95th percentiles, and the plan of a claim from the long queue."""
-        self._fill(self._small, QUEUE, FEW)
+        self._fill(self._small, QUEUE, FEW, checkpoints=1)
         self._fill(self._db, QUEUE, rows)
+        for db in (self._small, self._db):
+            self._fill(db, CLOCKS, 0)
         short, long, aged = self._timed(
             lambda: _claim(self._small), lambda: _claim(self._db), lambda: _claim(self._db, oldest_level=True)
         )
         crowd = self._crowd()
         plan = self._plan()
         self._fill(self._db, FLEET, 0)
+        self._fill(self._db, LIBRARY, 0)
+        names = [DEMO, *(f"c{rank}" for rank in range(2, CHECKPOINTS + 1))]
+        all_wait, warm_wait, choice = self._timed(
+            lambda: self._waiting(names), lambda: self._waiting(names[-WARM:]), lambda: self._choice(names)
+        )
         self._fill(self._db, RUN, RUNNING)
         beats = self._beats("gpu0")
         beat, idle = self._timed(lambda: self._beat(beats), self._rescue)
@@ -94,23 +118,38 @@ class Bench:
         (busy,) = self._timed(self._rescue, repeats=1)
         found = {
             f"claim_next, {FEW:,} queued": short,
-            f"claim_next, {rows:,} queued": long,
+            f"claim_next, {rows:,} queued at {CHECKPOINTS} checkpoints": long,
             f"claim_next, {rows:,} queued, oldest level": aged,
             f"claim_next, {rows:,} queued, {CROWD} workers, {CROWD_PER_S} a second": crowd,
+            f"what waits at {CHECKPOINTS} checkpoints": all_wait,
+            f"what waits at {WARM} checkpoints": warm_wait,
+            f"all that a choice reads, {WORKERS:,} workers, {LIBRARIES} libraries": choice,
             f"heartbeat of {len(beats)} jobs, {WORKERS:,} workers, {RUNNING:,} running": beat,
             "rescue, nothing lost": idle,
             "rescue of two workers' jobs, one by one": busy,
         }
         return {"ms": found, "ratio": round(long["p50"] / short["p50"], 2), "plan": plan}
 
-    def _fill(self, db: Database, statement: Any, count: int) -> None:
+    def _fill(self, db: Database, statement: TextClause, count: int, *, checkpoints: int = CHECKPOINTS) -> None:
         known = {"owners": OWNERS, "checkpoint": DEMO, "params": params().model_dump_json(), "workers": WORKERS}
-        wanted = {name: value for name, value in {**known, "count": count}.items() if f":{name}" in str(statement)}
+        known |= {"count": count, "checkpoints": checkpoints, "libraries": LIBRARIES}
+        wanted = {name: known[name] for name in statement.compile().params}
         with db.transaction() as session:
             session.execute(statement, wanted)
         # As autovacuum would have done by then.
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE jobs"))
+            connection.execute(text("VACUUM ANALYZE jobs, clocks, priority_clocks, holdings"))
+
+    def _waiting(self, names: Sequence[str]) -> None:
+        with self._db.transaction() as session:
+            if len(waiting.waiting(session, names)) < len(names):
+                raise LookupError("a queue is empty")
+
+    def _choice(self, names: Sequence[str]) -> None:
+        with self._db.transaction() as session:
+            waiting.waiting(session, names)
+            members.members(session, silent_after_s=PATIENCE_S)
+            demand.demand(session)
 
     def _beats(self, worker_id: str) -> list[lifecycle.Beat]:
         with self._db.transaction() as session:
