@@ -97,7 +97,7 @@ class FarmClient:
         self._transport.run(sans_io.drain(worker_id, resume=resume))
 
     def checkpoints(self) -> list[dict[str, Any]]:
-        """List the checkpoints that jobs may name."""
+        """List the checkpoints: how near workers have each, and why they refuse others."""
         return self._transport.run(sans_io.listing("/v1/checkpoints", "checkpoints"))
 
     def listing(self, path: str, name: str) -> list[dict[str, Any]]:

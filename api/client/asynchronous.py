@@ -75,7 +75,7 @@ class AsyncFarm:
         return await self._transport.run(sans_io.input_picture(str(job_id), field))
 
     async def checkpoints(self) -> list[dict[str, Any]]:
-        """List the checkpoints that jobs may name."""
+        """List the checkpoints: how near workers have each, and why they refuse others."""
         return await self._transport.run(sans_io.listing("/v1/checkpoints", "checkpoints"))
 
     async def upload(self, data: bytes) -> str:

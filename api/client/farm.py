@@ -78,7 +78,7 @@ class Farm:
         return self._transport.run(sans_io.input_picture(str(job_id), field))
 
     def checkpoints(self) -> list[dict[str, Any]]:
-        """List the checkpoints that jobs may name."""
+        """List the checkpoints: how near workers have each, and why they refuse others."""
         return self._transport.run(sans_io.listing("/v1/checkpoints", "checkpoints"))
 
     def upload(self, data: bytes) -> str:

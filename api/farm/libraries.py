@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Subquery, and_, case, func, literal, select
@@ -22,6 +23,7 @@ class LibrarySums:
     refused: int
 
 
+@cache  # it takes longer to say than to ask
 def held(silent_after_s: float) -> Subquery:
     """Return a row for each worker on the list, silent ones too, and each checkpoint that it can load or refuses.
 
@@ -62,13 +64,21 @@ def libraries_of(session: Session, *, silent_after_s: float) -> Mapping[str, Lib
     return {worker_id: LibrarySums(tuple(warm), library, refused) for worker_id, warm, library, refused in rows}
 
 
+def takes_jobs(silent_after_s: float) -> ColumnElement[bool]:
+    """Say in SQL that a worker is alive and fit, and does not drain."""
+    return and_(_is_fit(silent_after_s), WorkerRow.draining_at.is_(None))
+
+
+def _is_fit(silent_after_s: float) -> ColumnElement[bool]:
+    return and_(WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s), WorkerRow.unfit.is_(None))
+
+
 def _worker(silent_after_s: float) -> Sequence[ColumnElement[Any]]:
-    is_fit = and_(WorkerRow.seen_at > func.now() - timedelta(seconds=silent_after_s), WorkerRow.unfit.is_(None))
     return (
         WorkerRow.id.label("worker_id"),
         WorkerRow.intends.label("intends"),
         WorkerRow.slots.label("slots"),
         WorkerRow.speed.label("speed"),
-        is_fit.label("is_fit"),
-        and_(is_fit, WorkerRow.draining_at.is_(None)).label("takes_jobs"),
+        _is_fit(silent_after_s).label("is_fit"),
+        takes_jobs(silent_after_s).label("takes_jobs"),
     )

@@ -1,6 +1,5 @@
 """Queue statistics: work and workers per checkpoint, and the jobs ahead of one. Reads only."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 from sqlalchemy import Float, cast, func, select, tuple_
 from sqlalchemy.orm import Session
 
+from api.farm import libraries
 from api.farm.libraries import held
 from shared.fleet.holdings import Tier
-from shared.infra.tables import JobRow
+from shared.infra.tables import JobRow, WorkerRow
 from shared.vocabulary import forecast
 from shared.vocabulary.forecast import Ahead, Load
 from shared.vocabulary.states import JobState
@@ -34,7 +34,8 @@ def load(session: Session, checkpoint: str, *, silent_after_s: float) -> Load:
     work = _work(session, JobState.RUNNING, checkpoint=checkpoint)
     of_jobs = {**work.get(checkpoint, {}), "waited_s": _waited_s(session, checkpoint)}
     workers = _workers(session, silent_after_s, checkpoint=checkpoint)
-    return _load(checkpoint, {checkpoint: of_jobs}, workers, _shares(session, silent_after_s))
+    shares = _shares(session, silent_after_s, checkpoint=checkpoint)
+    return _load(checkpoint, {checkpoint: of_jobs}, workers, shares)
 
 
 def queued(session: Session) -> Mapping[str, int]:
@@ -84,21 +85,21 @@ def _load(name: str, work: _Sums, workers: _Sums, shares: Mapping[str, float]) -
     return replace(told, share=max(1, told.loading) / told.workers, is_open=False, turn_s=until_resident_s)
 
 
-def _shares(session: Session, silent_after_s: float) -> Mapping[str, float]:
+def _shares(session: Session, silent_after_s: float, *, checkpoint: str | None = None) -> Mapping[str, float]:
     """Return how many workers each checkpoint has, counted by the part of each that it has: the open ones share it evenly."""
-    one = held(silent_after_s).c
-    resident = select(one.worker_id, one.checkpoint).where(one.takes_jobs, one.tier == Tier.RESIDENT)
+    takes_jobs = libraries.takes_jobs(silent_after_s)
     runs = (
-        select(one.worker_id, JobRow.checkpoint)
-        .join(JobRow, JobRow.worker_id == one.worker_id)
-        .where(one.takes_jobs, one.tier == Tier.RESIDENT, JobRow.state == JobState.RUNNING)
+        select(JobRow.worker_id, JobRow.checkpoint)
+        .join(WorkerRow, WorkerRow.id == JobRow.worker_id)
+        .where(JobRow.state == JobState.RUNNING, takes_jobs)
     )
-    has_open = [(worker_id, checkpoint) for worker_id, checkpoint in session.execute(resident.union(runs))]
-    open_on = Counter(worker_id for worker_id, _ in has_open)
-    shares: Counter[str] = Counter()
-    for worker_id, checkpoint in has_open:
-        shares[checkpoint] += 1 / open_on[worker_id]  # type: ignore[assignment] # a Counter of floats
-    return shares
+    is_open = select(WorkerRow.id.label("worker_id"), WorkerRow.checkpoint).where(takes_jobs).union(runs).subquery().c
+    part = 1.0 / func.count().over(partition_by=is_open.worker_id)
+    parts = select(is_open.checkpoint, part.label("part")).subquery().c
+    shares = select(parts.checkpoint, func.sum(parts.part)).group_by(parts.checkpoint)
+    if checkpoint is not None:
+        shares = shares.where(parts.checkpoint == checkpoint)
+    return {name: float(share) for name, share in session.execute(shares)}
 
 
 def _waited_s(session: Session, checkpoint: str) -> float:

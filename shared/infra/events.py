@@ -107,8 +107,8 @@ class Listener:
                 if message is not None:
                     self._heard(message["channel"], message["data"])
 
-    def _heard(self, channel: str | bytes, text: str) -> None:
-        if self._rescan and channel in {RESCAN_CHANNEL, RESCAN_CHANNEL.encode()}:
+    def _heard(self, channel: str, text: str) -> None:
+        if self._rescan and channel == RESCAN_CHANNEL:
             self._rescan()
             return
         for event in parse(text):
