@@ -84,7 +84,7 @@ def _sha256(path: Path) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class Candidates:
     """The candidates in a folder and its subfolders, those nearest to its top first, with their stamps.
 
     `unreadable` says why folders and files could not be looked at.
@@ -94,9 +94,9 @@ class Walk:
     unreadable: dict[Path, str]
 
 
-def walk(folder: Path) -> Walk:
+def walk(folder: Path) -> Candidates:
     """Look for candidates in a folder and its subfolders, without opening them."""
-    found = Walk({}, {})
+    found = Candidates({}, {})
     level = [folder]
     for _ in range(1 + DEPTH):
         level = [below for one in level for below in _looked_into(one, found)]
@@ -145,7 +145,7 @@ def taken(path: Path, by: CheckpointFile) -> str:
     return f"{path}: the name {by.name} is taken by {by.path}; rename one."
 
 
-def _looked_into(folder: Path, found: Walk) -> list[Path]:
+def _looked_into(folder: Path, found: Candidates) -> list[Path]:
     """Add the candidates of one folder to what was found; return its subfolders."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

@@ -40,10 +40,15 @@ def _each(processes: Iterable[psutil.Process], act: Callable[[psutil.Process], N
             act(process)
 
 
-def _pids(settings: Settings) -> dict[str, int]:
+def data_dir(settings: Settings) -> Path:
+    """The data folder of the engines of the test run."""
     url = settings.database_url.get_secret_value().replace("+psycopg", "")
     with psycopg.connect(url) as connection:
         row = connection.execute("SHOW data_directory").fetchone()
     assert row is not None
-    run = json.loads((Path(row[0]).parent / "run.json").read_text())
+    return Path(row[0]).parent
+
+
+def _pids(settings: Settings) -> dict[str, int]:
+    run = json.loads((data_dir(settings) / "run.json").read_text())
     return {name: pid for name, pid, *_ in run["running"]}

@@ -13,7 +13,7 @@ import structlog
 
 from shared.errors import BadCheckpoint
 from shared.files import checkpoints
-from shared.files.checkpoints import CheckpointFile, Stamp, Walk
+from shared.files.checkpoints import Candidates, CheckpointFile, Stamp
 
 PIECE = 200  # files whose headers are read between two lists
 # A folder that held files and holds none may be a mount point whose file system is away; it is believed after so long.
@@ -76,8 +76,8 @@ class CheckpointFolder:
             self._show()
             return self.shown != before
 
-    def _walked(self) -> Walk:
-        walked = checkpoints.walk(self._folder) if self._folder else Walk({}, {})
+    def _walked(self) -> Candidates:
+        walked = checkpoints.walk(self._folder) if self._folder else Candidates({}, {})
         wanted = {path: stamp for path, stamp in walked.stamps.items() if self._wants(checkpoints.name_of(path))}
         self._missing = {}
         for path in self._files:
@@ -87,18 +87,18 @@ class CheckpointFolder:
                 self._missing[path] = f"{path}: there is no such file or folder."
             except OSError as error:
                 walked.unreadable[path] = f"{path}: cannot be read ({error.strerror})."
-        return Walk(wanted, walked.unreadable)
+        return Candidates(wanted, walked.unreadable)
 
     def _is_new(self, path: Path, stamp: Stamp) -> bool:
         return path not in self._looks or self._looks[path].stamp != stamp
 
-    def _is_suddenly_empty(self, walked: Walk) -> bool:
+    def _is_suddenly_empty(self, walked: Candidates) -> bool:
         if walked.stamps or not self._looks or self._folder is None:
             self._full_at = self._clock()
             return False
         return self._clock() - self._full_at < EMPTY_BELIEVED_S
 
-    def _let_go(self, walked: Walk) -> None:
+    def _let_go(self, walked: Candidates) -> None:
         """Forget what is gone, but nothing that lies where nobody could look."""
         hidden = tuple(walked.unreadable)
         self._looks = {

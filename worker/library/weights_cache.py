@@ -28,7 +28,7 @@ from shared.infra.storage import Storage
 from worker.library.file_lock import FileLock
 
 DEFAULT_CACHE_DIR = Path(".farm/cache")
-IDLE_TRIES = 4  # broken connections in a row that have brought nothing
+IDLE_TRIES = 2  # broken connections in a row that have brought nothing
 TELL_S = 5.0
 FULL = {errno.ENOSPC, errno.EDQUOT}
 

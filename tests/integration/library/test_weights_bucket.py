@@ -21,7 +21,7 @@ from shared.fleet.weights_bucket import PREFIX, BucketFile
 from shared.infra import large_objects
 from shared.infra.storage import Storage
 from shared.settings import Settings
-from tests.support import studio
+from tests.support import freezing, studio
 from tests.support.bad_store import BadStore, bad_store
 from tests.support.headers import SD15, write
 from worker.library import bucket_stock
@@ -121,6 +121,22 @@ def test_a_push_under_a_used_name_replaces_it(
     assert main(["checkpoints", "remove", "x"]) == 1
     assert one.rescan()
     assert one.files() == {}
+
+
+def test_a_farm_on_this_machine_is_found_by_its_data_folder(
+    bucket: Storage,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in [name for name in os.environ if name.startswith("FARM_S3_")]:
+        monkeypatch.delenv(name)
+    path = write(tmp_path / "x.safetensors", SD15)
+    sha256 = pushed("checkpoint", path, "--data-dir", str(freezing.data_dir(settings)))
+    assert [file.sha256 for file in weights_bucket.look(bucket)] == [sha256]
+    assert main(["checkpoints", "push", str(path), "--data-dir", str(tmp_path)]) == 1
+    assert "start farm up there, or set FARM_S3_*" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
