@@ -17,7 +17,7 @@ from worker.diffusion.preview import Previewer, load_tiny
 from worker.diffusion.safety import SafetyChecker
 from worker.engine.draft import ExtraWeights
 from worker.engine.engine import Engine
-from worker.engine.limits import BatchLimits
+from worker.engine.limits import BatchLimits, LimitsByArchitecture
 from worker.engine.profile import cached_for, free_bytes, is_faster_channels_last, learn
 from worker.engine.runner import DiffusionRunner
 from worker.health.fitness import Proof, WeightsInMemory
@@ -54,7 +54,7 @@ def load(
     loaded = loaded.on(device)
     if is_last := is_channels_last(settings, loaded):
         loaded.unet.to(memory_format=torch.channels_last)
-    limits = _learned_limits(settings, loaded)
+    learned = _learned_limits(settings, loaded)
     residency = Residency(
         loaded,
         facts=facts,
@@ -72,7 +72,7 @@ def load(
     )
     safety, twins = settings.safety_checker, Twins(settings)
     return DeviceBundle(
-        engine=Engine(_runner(settings, residency, shelves, twins), limits=limits),
+        engine=Engine(_runner(settings, residency, shelves, twins), limits=_limits(settings, residency, learned)),
         shelves=shelves,
         device_name=device_name(device),
         safety=SafetyChecker.load(safety, device, loaded.dtype) if safety else None,
@@ -223,6 +223,17 @@ def _runner(settings: Settings, residency: Residency, shelves: Shelves, twins: T
         strict_samples=settings.max_samples if settings.batching == "strict" else None,
         compile_=twins.of,
     )
+
+
+def _limits(settings: Settings, residency: Residency, learned: BatchLimits) -> LimitsByArchitecture:
+    """Return the limits of each architecture; those of one kind of UNet are the same."""
+    opened = {learned.key: learned}
+
+    def open_(architecture: Any) -> BatchLimits:
+        limits = open_limits(settings, residency.modules_of(architecture).loaded)
+        return opened.setdefault(limits.key, limits)
+
+    return LimitsByArchitecture(open_)
 
 
 def _learned_limits(settings: Settings, loaded: LoadedCheckpoint) -> BatchLimits:

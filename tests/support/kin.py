@@ -17,6 +17,7 @@ from worker.residency.residency import Residency
 from worker.residency.source import GivenFiles
 
 COLORS = ("first_stage_model.decoder.conv_out.weight", "first_stage_model.decoder.conv_out.bias")
+TEXT_WEIGHT = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
 UNET_WEIGHT = "model.diffusion_model.input_blocks.0.0.weight"
 
 
@@ -45,7 +46,21 @@ def retouched(folder: Path, name: str, factor: float) -> CheckpointFile:
     return written(folder, name, {UNET_WEIGHT: demo_tensors()[UNET_WEIGHT] * factor})
 
 
-def residency(*files: CheckpointFile, **how: Any) -> Residency:
-    """The first of some files in modules of its own, the others in the library."""
-    loaded, facts = reading.read(files[0], how.pop("dtype", torch.float32))
-    return Residency(loaded, facts=facts, source=GivenFiles(*files), **{"ram_bytes": 2**30, **how})
+def distinct(folder: Path, name: str, factor: float) -> CheckpointFile:
+    """Write a checkpoint that shares no part with the demo or with those of other factors."""
+    return written(folder, name, {one: demo_tensors()[one] * factor for one in (UNET_WEIGHT, COLORS[0], TEXT_WEIGHT)})
+
+
+def inpainting(folder: Path, name: str, mask_weight: float) -> CheckpointFile:
+    """Write the demo with inputs for a mask and a masked picture; the mask's are all `mask_weight`."""
+    four = demo_tensors()[UNET_WEIGHT]
+    extra = four.new_zeros(four.shape[0], 5, *four.shape[2:])
+    extra[:, 0] = mask_weight
+    return written(folder, name, {UNET_WEIGHT: torch.cat([four, extra], dim=1)})
+
+
+def residency(*files: CheckpointFile, device: torch.device = studio.CPU, **how: Any) -> Residency:
+    """The first of some files in modules of its own on a device, the others in the library."""
+    loaded, facts = reading.read(files[0], torch.float32)
+    of_files = {"facts": facts, "source": GivenFiles(*files), "outfit": lambda one: one.on(device)}
+    return Residency(loaded.on(device), **{"ram_bytes": 2**30, **of_files, **how})

@@ -59,10 +59,12 @@ class Latents:
 
     @property
     def bucket(self) -> Hashable:
-        """Key of images that may share a call: their shape, and in strict mode all that decides how the UNet computes a row."""
-        if self.is_strict:
-            return (*self.shape, self.context.shape[1], self.present.unet_mix)
-        return self.shape
+        """Key of images that may share a call: their shape and what limits its rows, the modules' architecture.
+
+        In strict mode all that decides how the UNet computes a row belongs to it.
+        """
+        key = (*self.shape, self.present.opened.modules.architecture)
+        return (*key, self.context.shape[1], self.present.unet_mix) if self.is_strict else key
 
     @property
     def samples(self) -> int:

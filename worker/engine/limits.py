@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def best_batch(measurements: Iterable[Measurement]) -> int:
 
 
 class BatchLimits:
-    """The limits of one device and checkpoint, `key`. No call exceeds `ceiling`, whatever was measured.
+    """The limits of one device and kind of weights, `key`. No call exceeds `ceiling`, whatever was measured.
 
     A shape that was never measured may have as many latent pixels a call as the nearest measured one; before any measurement
     only the ceiling holds. `free_bytes` returns the memory that calls may take now.
@@ -51,7 +52,7 @@ class BatchLimits:
 
     def __init__(self, path: Path | None, *, key: str, ceiling: int, free_bytes: Callable[[], int]) -> None:
         self._path = path
-        self._key = key
+        self.key = key
         self._ceiling = ceiling
         self._free_bytes = free_bytes
         entry = _read(path).get(key)
@@ -146,10 +147,33 @@ class BatchLimits:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Another worker of this machine may write too: a torn file is worse than a lost one.
             temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
-            temporary.write_text(json.dumps({**_read(self._path), self._key: entry}, indent=1))
+            temporary.write_text(json.dumps({**_read(self._path), self.key: entry}, indent=1))
             temporary.replace(self._path)
         except OSError as error:
             log.warning("limits.not_remembered", path=str(self._path), error=str(error))
+
+
+class LimitsByArchitecture:
+    """The limits of several architectures. `open_` returns those of one, which is a bucket's third part."""
+
+    def __init__(self, open_: Callable[[Hashable], BatchLimits]) -> None:
+        self._open = cache(open_)
+
+    def limit(self, bucket: Hashable) -> int:
+        """Return the most samples of one call."""
+        return self._of(bucket).limit(bucket)
+
+    def shrink(self, bucket: Hashable, samples: int) -> None:
+        """Record that a call of so many samples ran out of memory."""
+        self._of(bucket).shrink(bucket, samples)
+
+    def fitted(self, bucket: Hashable, samples: int) -> None:
+        """Record that a call of so many samples fitted."""
+        self._of(bucket).fitted(bucket, samples)
+
+    def _of(self, bucket: Hashable) -> BatchLimits:
+        assert isinstance(bucket, tuple)  # noqa: S101 - every bucket of the runner is
+        return self._open(bucket[2])
 
 
 def _read(path: Path | None) -> dict[str, Any]:

@@ -78,9 +78,11 @@ def _read_into(path: Path, file: BinaryIO, views: Mapping[str, Tensor]) -> str:
         if view is None:
             _skip(path, file, extent.end - extent.begin, sha256)
         else:
+            _check(path, view, extent)
             data = _exactly(path, file, extent.end - extent.begin)
             sha256.update(data)
-            _fill(path, view, extent, data)
+            if data:
+                view.copy_(torch.frombuffer(data, dtype=extent.dtype).view(view.shape))
         at = extent.end
     while rest := file.read(CHUNK_BYTES):
         sha256.update(rest)
@@ -102,12 +104,11 @@ def _extents(path: Path, header: bytearray) -> list[Extent]:
         raise BadCheckpoint(f"{path}: its header is unreadable.") from error
 
 
-def _fill(path: Path, view: Tensor, extent: Extent, data: bytearray) -> None:
-    expected = math.prod(view.shape)
-    if len(data) != math.prod(extent.shape) * extent.dtype.itemsize or math.prod(extent.shape) != expected:
+def _check(path: Path, view: Tensor, extent: Extent) -> None:
+    """Refuse a tensor of another size before any memory is taken for it."""
+    size = math.prod(extent.shape)
+    if size != math.prod(view.shape) or extent.end - extent.begin != size * extent.dtype.itemsize:
         raise BadCheckpoint(f"{path}: the tensor {extent.name} is {extent.shape}, not {tuple(view.shape)}.")
-    if expected:
-        view.copy_(torch.frombuffer(data, dtype=extent.dtype).view(view.shape))
 
 
 def _exactly(path: Path, file: BinaryIO, size: int) -> bytearray:

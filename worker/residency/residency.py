@@ -91,8 +91,12 @@ class Residency:
     @property
     def modules(self) -> ResidentModules:
         """The modules that it is in."""
-        modules = self._swaps.modules(self._resident.architecture)
-        assert modules is not None  # noqa: S101 - what was resident last keeps its modules
+        return self.modules_of(self._resident.architecture)
+
+    def modules_of(self, architecture: str) -> ResidentModules:
+        """Return the modules of an architecture that something is known of."""
+        modules = self._swaps.modules(architecture)
+        assert modules is not None  # noqa: S101 - what is known has modules
         return modules
 
     @property
@@ -233,9 +237,7 @@ class Residency:
 
     def _keep(self, weights: Weights) -> Opened:
         self._host.open(weights)
-        modules = self._swaps.modules(weights.architecture)
-        assert modules is not None  # noqa: S101 - what is known has modules
-        opened = Opened(weights, modules)
+        opened = Opened(weights, self.modules_of(weights.architecture))
         weakref.finalize(opened, self._host.let_go, weights.key).atexit = False
         return opened
 
