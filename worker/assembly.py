@@ -20,7 +20,7 @@ from shared.infra.db import Database
 from shared.infra.events import Listener
 from shared.infra.storage import Storage
 from shared.settings import Settings
-from worker.bundle import Checkpoints, DeviceBundle
+from worker.bundle import DeviceBundle, DeviceCheckpoints
 from worker.engine.engine import Engine
 from worker.health.fitness import Fitness, FitnessCheck, Unexamined
 from worker.health.preemption import POLL_S, Notices
@@ -38,7 +38,7 @@ from worker.slots.attempts import Attempts
 from worker.slots.attendant import Attendant
 from worker.slots.claim_gate import ClaimGate
 from worker.slots.departure import Departure
-from worker.slots.doorbells import Doorbells
+from worker.slots.doorbells import HeardDoorbells
 from worker.slots.guarded_engine import GuardedEngine
 from worker.slots.image_store import ImageStore
 from worker.slots.leases import Leases
@@ -64,11 +64,11 @@ class GpuWorker:
     attempts: Attempts
     leases: Leases
     engine: Engine[Any, Any]
-    residency: Checkpoints
+    residency: DeviceCheckpoints
     library: LibraryAnnouncer
     registration: Registration
     departure: Departure
-    turning: Callable[[Doorbells, Callable[[], None]], Turning]
+    turning: Callable[..., Turning]
     drain_s: float
     is_compiling: Callable[[], bool]
     opened: ExitStack
@@ -77,9 +77,9 @@ class GpuWorker:
         """Answer one doorbell."""
         self.renderer.answer()
 
-    def attendant(self, slots: Slots, doorbells: Doorbells) -> Attendant:
+    def attendant(self, slots: Slots, doorbells: HeardDoorbells) -> Attendant:
         """Return what has slots do what waits, which is to be started once there are slots."""
-        return Attendant(self.renderer, slots, partial(self.turning, doorbells))
+        return Attendant(self.renderer, slots, lambda look: self.turning(doorbells=doorbells, look=look))
 
     def drain(self) -> None:
         """Claim no more; after the grace, hand back what still runs."""
@@ -142,31 +142,17 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     _watch(opened, settings, engine, leases, departure)
     if gpu:
         _watch_gpu(opened, settings, gpu, fitness)
-    meters = _meters(bundle, leases)
+    meters = _meters(opened, settings, bundle, leases)
     announcer = LibraryAnnouncer(db, worker_id, library.rescan, residency.holdings)
-    looks = Periodic("library", announcer.renew, every_s=LOOK_S)
-    _start(opened, Listener(redis, leases.hear, rescan=looks.soon))
-    renderer = Renderer(
-        attempts,
-        GuardedEngine(engine, Snapshots(db, settings), fitness),
-        ImageStore(storage, settings, safety=bundle.safety),
-        leases,
-        claim_gate,
-        ended=meters.ended,
-    )
-    if settings.metrics_port:
-        opened.callback(meters.board.serve(settings.metrics_port))
+    guarded = GuardedEngine(engine, Snapshots(db, settings), fitness)
+    images = ImageStore(storage, settings, safety=bundle.safety)
+    renderer = Renderer(attempts, guarded, images, leases, claim_gate, ended=meters.ended)
     _announce(opened, registration)
-    announcer.announce()
-    _start(opened, looks)
-    _refresh(
-        opened,
-        settings,
-        bundle,
-        fitness,
-        WeightsAnnouncer(db, bundle.shelves),
-        PreviewPublisher(redis, leases.running),
-    )
+    _listen(opened, redis, leases, announcer)
+    _refresh(opened, settings, bundle, fitness, WeightsAnnouncer(db, bundle.shelves))
+    if settings.preview_seconds:
+        previews = PreviewPublisher(redis, leases.running)
+        _start(opened, Periodic("previews", previews.renew, every_s=settings.preview_seconds))
     return GpuWorker(
         renderer=renderer,
         attempts=attempts,
@@ -176,13 +162,12 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
         library=announcer,
         registration=registration,
         departure=departure,
-        turning=lambda doorbells, look: Turning(
+        turning=partial(
+            Turning,
             db,
             worker_id,
             residency,
             open_checkpoints,
-            doorbells=doorbells,
-            look=look,
             is_idle=lambda: not leases.running(),
             silent_after_s=settings.lease_seconds,
         ),
@@ -271,14 +256,25 @@ def _leases(
     )
 
 
-def _meters(bundle: DeviceBundle, leases: Leases) -> WorkerMetrics:
-    return WorkerMetrics(
+def _meters(opened: ExitStack, settings: Settings, bundle: DeviceBundle, leases: Leases) -> WorkerMetrics:
+    meters = WorkerMetrics(
         pace=lambda: bundle.engine.pace,
         running=leases.running,
         memory=bundle.memory,
         swaps=lambda: {tier: (one.number, one.seconds) for tier, one in bundle.residency.swaps.items()},
         resident=lambda: bundle.residency.resident,
     )
+    if settings.metrics_port:
+        opened.callback(meters.board.serve(settings.metrics_port))
+    return meters
+
+
+def _listen(opened: ExitStack, redis: Redis, leases: Leases, library: LibraryAnnouncer) -> None:
+    """Announce the library, keep it true, and hear what clients wish: cancels, and that folders are looked through."""
+    library.announce()
+    looks = Periodic("library", library.renew, every_s=LOOK_S)
+    _start(opened, looks)
+    _start(opened, Listener(redis, leases.hear, rescan=looks.soon))
 
 
 def _examined(
@@ -343,16 +339,9 @@ def _watch_gpu(opened: ExitStack, settings: Settings, gpu: Monitor, fitness: Fit
 
 
 def _refresh(
-    opened: ExitStack,
-    settings: Settings,
-    bundle: DeviceBundle,
-    fitness: FitnessCheck,
-    weights: WeightsAnnouncer,
-    previews: PreviewPublisher,
+    opened: ExitStack, settings: Settings, bundle: DeviceBundle, fitness: FitnessCheck, weights: WeightsAnnouncer
 ) -> None:
-    """Repeat what goes stale: the canary, the list of LoRAs and the like, the previews."""
+    """Repeat what goes stale: the canary, and the list of LoRAs and the like."""
     if bundle.proof and settings.canary_seconds:
         _start(opened, Periodic("canary", fitness.examine, every_s=settings.canary_seconds))
     _start(opened, Periodic("stock", weights.announce, every_s=RESCAN_S))
-    if settings.preview_seconds:
-        _start(opened, Periodic("previews", previews.renew, every_s=settings.preview_seconds))

@@ -30,7 +30,7 @@ class SwapTotal(Protocol):
         """How long they took together."""
 
 
-class Checkpoints(Protocol):
+class DeviceCheckpoints(Protocol):
     """The checkpoints that a device can render with. Thread-safe; `worker.residency` is the real one."""
 
     @property
@@ -64,7 +64,7 @@ class DeviceBundle:
     """Has an engine that is not started. `memory` returns bytes by kind. Without a `proof` the worker is not examined."""
 
     engine: Engine[Any, Any]
-    residency: Checkpoints
+    residency: DeviceCheckpoints
     shelves: Shelves
     device_name: str
     safety: Judge | None = None

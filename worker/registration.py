@@ -8,7 +8,7 @@ import structlog
 from shared.errors import FarmError
 from shared.fleet import registry
 from shared.infra.db import Database
-from worker.bundle import Checkpoints
+from worker.bundle import DeviceCheckpoints
 
 log = structlog.get_logger(__name__)
 
@@ -19,7 +19,7 @@ class Registration:
 
     db: Database
     worker_id: str
-    residency: Checkpoints
+    residency: DeviceCheckpoints
     device_name: str
     slots: int
 

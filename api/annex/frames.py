@@ -9,7 +9,7 @@ _HEAD = struct.Struct("!QIQ")  # the number, and the lengths of the JSON and of 
 BUFFER_BYTES = 2**20  # of the socket, so that a large frame takes few turns
 
 
-class Frame(NamedTuple):
+class AnnexFrame(NamedTuple):
     """A question, or the answer with the same number."""
 
     number: int
@@ -27,7 +27,7 @@ def ends(*, patience_s: float) -> tuple[socket.socket, socket.socket]:
     return both
 
 
-def send(to: socket.socket, frame: Frame) -> None:
+def send(to: socket.socket, frame: AnnexFrame) -> None:
     """Send a frame. Of several threads one at a time may. Raises `OSError`."""
     text = json.dumps(frame.about).encode()
     to.sendall(_HEAD.pack(frame.number, len(text), len(frame.data)) + text)
@@ -35,11 +35,11 @@ def send(to: socket.socket, frame: Frame) -> None:
         to.sendall(frame.data)
 
 
-def receive(source: socket.socket) -> Frame | None:
+def receive(source: socket.socket) -> AnnexFrame | None:
     """Return the next frame; None if the other side is gone."""
     try:
         number, text_bytes, data_bytes = _HEAD.unpack(_exactly(source, _HEAD.size))
-        return Frame(number, json.loads(_exactly(source, text_bytes)), _exactly(source, data_bytes))
+        return AnnexFrame(number, json.loads(_exactly(source, text_bytes)), _exactly(source, data_bytes))
     except (EOFError, OSError):
         return None
 

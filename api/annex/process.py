@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from api.annex import frames
 from api.annex.acts import ACTS, Made
-from api.annex.frames import Frame
+from api.annex.frames import AnnexFrame
 from api.limits import workrooms
 from shared.errors import FarmError, TooBusy
 from shared.infra.storage import Storage
@@ -49,7 +49,7 @@ class Annex:
         if here:
             return ACTS[act](self._storage, data, **how)
         for _ in range(TRIES):
-            answer = self._asked(Frame(next(self._numbers), {"act": act, "how": how}, data))
+            answer = self._asked(AnnexFrame(next(self._numbers), {"act": act, "how": how}, data))
             if answer is not None:
                 return _made(answer)
         raise TooBusy(f"The process for costly work ended twice while it did this ({act}); retry in a moment.")
@@ -65,7 +65,7 @@ class Annex:
             if self._running is not None:
                 self._running.end()
 
-    def _asked(self, frame: Frame) -> Frame | None:
+    def _asked(self, frame: AnnexFrame) -> AnnexFrame | None:
         """Return the answer to a frame; None if the process has ended meanwhile. Raises `TooBusy` after the deadline."""
         with self._lock:
             if self._running is None or self._running.has_ended:
@@ -95,16 +95,16 @@ class _Process:
             )
         self._socket: socket.socket = ours
         self._sending, self._lock = Lock(), Lock()
-        self._open: dict[int, Future[Frame | None]] = {}
+        self._open: dict[int, Future[AnnexFrame | None]] = {}
         self.has_ended = False
         self.pid = self._process.pid
         self._hearing = Thread(target=self._hear, name="annex", daemon=True)
         self._hearing.start()
-        self.ask(Frame(0, opening, b""))
+        self.ask(AnnexFrame(0, opening, b""))
 
-    def ask(self, frame: Frame) -> "Future[Frame | None]":
+    def ask(self, frame: AnnexFrame) -> "Future[AnnexFrame | None]":
         """Send a frame; the future has the answer, or None once the process has ended."""
-        answer: Future[Frame | None] = Future()
+        answer: Future[AnnexFrame | None] = Future()
         with self._lock:
             if self.has_ended:
                 answer.set_result(None)
@@ -140,12 +140,12 @@ class _Process:
         for one in left:
             one.set_result(None)
 
-    def _answers(self) -> Iterator[Frame]:
+    def _answers(self) -> Iterator[AnnexFrame]:
         while (answer := frames.receive(self._socket)) is not None:
             yield answer
 
 
-def _made(answer: Frame) -> Made:
+def _made(answer: AnnexFrame) -> Made:
     about = answer.about
     workrooms.note_spent(about["took_s"])
     if "error" in about:

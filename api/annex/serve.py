@@ -11,7 +11,7 @@ from typing import Any
 
 from api.annex import frames
 from api.annex.acts import ACTS
-from api.annex.frames import Frame
+from api.annex.frames import AnnexFrame
 from shared.errors import FarmError
 from shared.infra.storage import Storage
 from shared.settings import Settings
@@ -31,18 +31,18 @@ class Answering:
         self._storage = storage
         self._sending = Lock()
 
-    def answer(self, asked: Frame) -> None:
+    def answer(self, asked: AnnexFrame) -> None:
         """Do what was asked for and tell what came of it."""
         frame = self._done(asked)
         with self._sending:
             frames.send(self._api, frame)
 
-    def _done(self, asked: Frame) -> Frame:
+    def _done(self, asked: AnnexFrame) -> AnnexFrame:
         began_s = time.thread_time()
         about, data = self._made(asked)
-        return Frame(asked.number, {**about, "took_s": time.thread_time() - began_s}, data)
+        return AnnexFrame(asked.number, {**about, "took_s": time.thread_time() - began_s}, data)
 
-    def _made(self, asked: Frame) -> tuple[dict[str, Any], bytes]:
+    def _made(self, asked: AnnexFrame) -> tuple[dict[str, Any], bytes]:
         try:
             made = ACTS[asked.about["act"]](self._storage, asked.data, **asked.about["how"])
         except FarmError as error:

@@ -307,7 +307,7 @@ class CheckpointRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str | None]
     announced_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # The cost a second of the jobs that name it: a mean that forgets (`shared.fleet.demand`).
+    # The cost a second of the jobs that name it: a mean that forgets (`worker.fleet.demand`).
     demand: Mapped[float] = mapped_column(server_default="0")
     # Jobs that came before this are in it.
     measured_at: Mapped[datetime | None]

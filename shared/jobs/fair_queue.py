@@ -3,7 +3,7 @@
 A job's length is its cost over its key's weight. Its virtual start is the virtual finish of its owner's last job, of whatever
 checkpoint, or the farm's clock if that is later; its virtual finish is start + length. Claims take the smallest start of a
 checkpoint (`shared.jobs.claims`, with an example), and workers turn to the checkpoint whose smallest start is least
-(`shared.jobs.waiting`). So owners with a backlog are served by their weights, however many checkpoints they name; an owner who
+(`worker.fleet.waiting`). So owners with a backlog are served by their weights, however many checkpoints they name; an owner who
 comes back is next, and idle time saves nothing up.
 
 A checkpoint that few workers can load may fall behind the farm's clock. Who comes to it then starts as much earlier as it is

@@ -20,11 +20,12 @@ from sqlalchemy import TextClause, text
 
 from deploy.standalone.farm import engines_only
 from shared import migrations
-from shared.fleet import demand, members, registry
+from shared.fleet import registry
 from shared.infra.db import Database
-from shared.jobs import claims, lifecycle, rescue, waiting
+from shared.jobs import claims, lifecycle, rescue
 from shared.settings import Settings
 from tests.support.factories import DEMO, params
+from worker.fleet import demand, members, waiting
 
 OUT = Path(".farm/bench/claims.json")
 FEW, WORKERS, RUNNING = 1_000, 1_000, 10_000

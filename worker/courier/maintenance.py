@@ -11,12 +11,13 @@ from celery import Celery
 from redis import Redis
 from sqlalchemy.orm import Session
 
-from shared.fleet import demand, registry
+from shared.fleet import registry
 from shared.infra import broker, events
 from shared.infra.db import Database
 from shared.infra.storage import IMAGES, SNAPSHOTS, Storage, snapshot_key, upload_key
 from shared.jobs import fair_queue, idempotency, inputs, outbox, removal, rescue, uploads
 from shared.vocabulary.states import JobState
+from worker.fleet import demand
 from worker.health import canaries
 
 # Enough to wake every slot of a large fleet at once; the next round rings for the rest.

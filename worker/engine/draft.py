@@ -23,7 +23,7 @@ from worker.diffusion.transfer import pinned
 from worker.diffusion.vae import OwnVae, VaeShelf
 from worker.engine.request import ImageSpec, Pass, Start
 from worker.residency.residency import Opened, Residency
-from worker.residency.weights import Weights
+from worker.residency.weights import CheckpointWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class PassDraft:
     masked_posterior: Tensor | None
 
     @property
-    def weights(self) -> Weights:
+    def weights(self) -> CheckpointWeights:
         """The weights that it is walked with."""
         return self.opened.weights
 

@@ -12,7 +12,7 @@ from worker.diffusion.plan import Walk
 from worker.diffusion.transfer import to_device
 from worker.engine.draft import ImageDraft, PassDraft
 from worker.engine.snapshot import Snapshot
-from worker.residency.weights import Weights
+from worker.residency.weights import CheckpointWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Latents:
     steps_before: int = 0
 
     @property
-    def checkpoint(self) -> Weights:
+    def checkpoint(self) -> CheckpointWeights:
         """The weights that the present pass is walked with."""
         return self.present.weights
 

@@ -27,7 +27,7 @@ from worker.engine.request import ImageSpec, Mask, PendingPixels, Start
 from worker.engine.snapshot import Snapshot
 from worker.residency.modules import ResidentModules
 from worker.residency.residency import Residency
-from worker.residency.weights import Weights
+from worker.residency.weights import CheckpointWeights
 
 Encodings = WeakKeyDictionary[Start, dict[tuple[int, str], Encoding]]
 
@@ -220,6 +220,6 @@ class DiffusionRunner:
         return encoding.latents(following.posterior)
 
 
-def _weights(checkpoint: Hashable) -> Weights:
-    assert isinstance(checkpoint, Weights)  # noqa: S101 - every checkpoint of our drafts is
+def _weights(checkpoint: Hashable) -> CheckpointWeights:
+    assert isinstance(checkpoint, CheckpointWeights)  # noqa: S101 - every checkpoint of our drafts is
     return checkpoint

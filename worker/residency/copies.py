@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
-from worker.residency.weights import Weights
+from worker.residency.weights import CheckpointWeights
 
 
 class Copies:
@@ -16,10 +16,10 @@ class Copies:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._kept: OrderedDict[str, Weights] = OrderedDict()
+        self._kept: OrderedDict[str, CheckpointWeights] = OrderedDict()
         self._flats: dict[str, Tensor] = {}
 
-    def __contains__(self, weights: Weights) -> bool:
+    def __contains__(self, weights: CheckpointWeights) -> bool:
         return weights.key in self._kept
 
     def __len__(self) -> int:
@@ -34,20 +34,20 @@ class Copies:
         """Return the memory of a part; None if it is not here."""
         return self._flats.get(digest)
 
-    def use(self, weights: Weights) -> None:
+    def use(self, weights: CheckpointWeights) -> None:
         """Note that a checkpoint is used now."""
         if weights.key in self._kept:
             self._kept.move_to_end(weights.key)
 
-    def lacking(self, weights: Weights) -> list[str]:
+    def lacking(self, weights: CheckpointWeights) -> list[str]:
         """Return the parts of a checkpoint that are not here."""
         return [part for part, sums in weights.parts.items() if sums.digest not in self._flats]
 
-    def missing_bytes(self, weights: Weights) -> int:
+    def missing_bytes(self, weights: CheckpointWeights) -> int:
         """Return how many bytes a checkpoint would add."""
         return sum(weights.sizes[part] for part in self.lacking(weights))
 
-    def make_room(self, size_bytes: int, *, keep: Callable[[Weights], bool] = lambda _: False) -> bool:
+    def make_room(self, size_bytes: int, *, keep: Callable[[CheckpointWeights], bool] = lambda _: False) -> bool:
         """Drop what was used least recently until so many bytes fit; False if what must be kept leaves no such room."""
         for weights in list(self._kept.values()):
             if self.size_bytes + size_bytes <= self.max_bytes:
@@ -56,14 +56,14 @@ class Copies:
                 self.drop(weights)
         return self.size_bytes + size_bytes <= self.max_bytes
 
-    def put(self, weights: Weights, flats: Mapping[str, Tensor]) -> None:
+    def put(self, weights: CheckpointWeights, flats: Mapping[str, Tensor]) -> None:
         """Keep a checkpoint. `flats` has the memory of its parts, at least of those that are `lacking`."""
         for part in self.lacking(weights):
             self._flats[weights.parts[part].digest] = flats[part]
         self._kept[weights.key] = weights
         self._kept.move_to_end(weights.key)
 
-    def drop(self, weights: Weights) -> None:
+    def drop(self, weights: CheckpointWeights) -> None:
         """Forget a checkpoint, and the parts that no other has."""
         if self._kept.pop(weights.key, None) is not None:
             self._sweep()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shared.errors import OutOfMemory
 from worker.residency.copies import Copies
-from worker.residency.weights import Weights
+from worker.residency.weights import CheckpointWeights
 
 
 class HostMemory:
@@ -20,11 +20,11 @@ class HostMemory:
     def __init__(self, max_bytes: int, *, room_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.changed = Condition()
         self._ram = Copies(max_bytes)
-        self._opened: dict[str, tuple[Weights, int]] = {}
+        self._opened: dict[str, tuple[CheckpointWeights, int]] = {}
         self._room_s = room_s
         self._clock = clock
 
-    def __contains__(self, weights: Weights) -> bool:
+    def __contains__(self, weights: CheckpointWeights) -> bool:
         return weights in self._ram
 
     def __len__(self) -> int:
@@ -44,21 +44,21 @@ class HostMemory:
         """Return the memory of a part; None if it is not here."""
         return self._ram.flat(digest)
 
-    def lacking(self, weights: Weights) -> list[str]:
+    def lacking(self, weights: CheckpointWeights) -> list[str]:
         """Return the parts of a checkpoint that are not here."""
         return self._ram.lacking(weights)
 
-    def put(self, weights: Weights, flats: Mapping[str, Tensor]) -> None:
+    def put(self, weights: CheckpointWeights, flats: Mapping[str, Tensor]) -> None:
         """Keep a checkpoint whose parts were made room for."""
         with self.changed:
             self._ram.put(weights, flats)
 
-    def use(self, weights: Weights) -> None:
+    def use(self, weights: CheckpointWeights) -> None:
         """Note that a checkpoint is used now."""
         with self.changed:
             self._ram.use(weights)
 
-    def drop(self, weights: Weights) -> None:
+    def drop(self, weights: CheckpointWeights) -> None:
         """Forget a checkpoint."""
         with self.changed:
             self._ram.drop(weights)
@@ -68,7 +68,7 @@ class HostMemory:
         with self.changed:
             self._ram.drop_parts(digests)
 
-    def open(self, weights: Weights) -> None:
+    def open(self, weights: CheckpointWeights) -> None:
         """Note that an image needs a checkpoint."""
         with self.changed:
             _, number = self._opened.get(weights.key, (weights, 0))
@@ -83,11 +83,11 @@ class HostMemory:
                 self._opened[key] = weights, number - 1
             self.changed.notify_all()
 
-    def is_opened(self, weights: Weights) -> bool:
+    def is_opened(self, weights: CheckpointWeights) -> bool:
         """Whether an image needs a checkpoint."""
         return weights.key in self._opened
 
-    def rivals(self, weights: Weights) -> list[Weights]:
+    def rivals(self, weights: CheckpointWeights) -> list[CheckpointWeights]:
         """Return what is opened for the same modules beside these weights."""
         with self.changed:
             opened = [one for one, _ in self._opened.values()]

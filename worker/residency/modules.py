@@ -16,7 +16,7 @@ from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.transfer import Readback
 from worker.residency import arena
 from worker.residency.arena import Layout
-from worker.residency.weights import PARTS, Sums, Weights
+from worker.residency.weights import PARTS, CheckpointWeights, Sums
 
 FlatOf = Callable[[str], Tensor]
 
@@ -32,7 +32,7 @@ class ResidentModules:
     architecture: str
     layouts: Mapping[str, Layout]
     constants: Mapping[str, Mapping[str, Tensor]]
-    weights: Weights | None = None
+    weights: CheckpointWeights | None = None
     _flats: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -48,21 +48,21 @@ class ResidentModules:
         """Bytes of the weights."""
         return sum(flat.numel() for flat in self._flats.values())
 
-    def begin(self, loaded: LoadedCheckpoint, sha256: str, stamp: object) -> Weights:
+    def begin(self, loaded: LoadedCheckpoint, sha256: str, stamp: object) -> CheckpointWeights:
         """Take what is in the modules for the weights of a checkpoint, and return the facts of it."""
         sums = {part: Sums.of(flat) for part, flat in self._flats.items()}
-        self.weights = Weights.of(
+        self.weights = CheckpointWeights.of(
             loaded.name, sha256, stamp, self.architecture, loaded.scheduler_config, sums, self._flats
         )
         return self.weights
 
-    def differing(self, weights: Weights) -> list[str]:
+    def differing(self, weights: CheckpointWeights) -> list[str]:
         """Return the parts in which these weights differ from those in the modules."""
         held = self.weights.digests() if self.weights else {}
         return [part for part, digest in weights.digests().items() if held.get(part) != digest]
 
     @torch.inference_mode()
-    def take(self, weights: Weights, flat_of: FlatOf) -> set[str]:
+    def take(self, weights: CheckpointWeights, flat_of: FlatOf) -> set[str]:
         """Copy weights in place, those parts that differ; `flat_of` returns a part's memory by its digest.
 
         Returns the digests of the parts whose copy is not what was once read, and leaves the modules without weights then.
@@ -100,7 +100,7 @@ class ResidentModules:
                 flat.copy_(source)
         return copied
 
-    def _wrong(self, weights: Weights, parts: Sequence[str]) -> list[str]:
+    def _wrong(self, weights: CheckpointWeights, parts: Sequence[str]) -> list[str]:
         with out_of_memory.translated():
             found = Readback(*(arena.sums(self._flats[part]) for part in parts)).tensors() if parts else ()
         return [

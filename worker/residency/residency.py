@@ -33,7 +33,7 @@ from worker.residency.prices import Prices
 from worker.residency.reading import CPU, FileFacts
 from worker.residency.source import CheckpointSource, GivenFile, GivenFiles, Listed
 from worker.residency.swaps import SwapCount, Swaps
-from worker.residency.weights import Sums, Weights, architecture
+from worker.residency.weights import CheckpointWeights, Sums, architecture
 
 MAX_SETS = 2
 ROOM_S = 60.0  # that an image waits for memory which the checkpoints of others take
@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 class Opened:
     """Keeps a checkpoint's weights at hand for an image in flight, until nothing refers to it any more."""
 
-    weights: Weights
+    weights: CheckpointWeights
     modules: ResidentModules
 
 
@@ -71,7 +71,7 @@ class Residency:
         self._is_pinned = first.device.type == "cuda"
         self._clock = clock
         self._prices = Prices()
-        self._known: dict[str, Weights] = {}
+        self._known: dict[str, CheckpointWeights] = {}
         self._refused: dict[str, tuple[object, str]] = {}
         self._kinds: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._again: dict[str, Future[None]] = {}
@@ -148,7 +148,7 @@ class Residency:
         """Bring a checkpoint nearer ahead of its first image, on this thread. Raises as `open`."""
         self.open(name)
 
-    def turn_to(self, weights: Weights) -> "Future[None] | None":
+    def turn_to(self, weights: CheckpointWeights) -> "Future[None] | None":
         """Make opened weights resident, on the engine's thread; waits for the device. Returns None once they are.
 
         A checkpoint whose copies were damaged is read again: returns what to wait for, and raises later what came of it.
@@ -165,11 +165,11 @@ class Residency:
             return None
         if again is not None:
             self._swaps.distrust()
-            raise RenderFailed("Weights do not arrive on the device as they were read.")
+            raise RenderFailed("CheckpointWeights do not arrive on the device as they were read.")
         self._again[weights.key] = self._rereader.submit(self._read_again, weights)
         return self._again[weights.key]
 
-    def price_s(self, weights: Weights) -> float:
+    def price_s(self, weights: CheckpointWeights) -> float:
         """Return the seconds to make opened weights resident."""
         return self._prices.of(self._tier(weights) or Tier.RAM, weights.size_bytes)
 
@@ -204,7 +204,7 @@ class Residency:
         sha256 = (known.sha256 if known else listed.sha256) or None
         return Holding(name, listed.size_bytes, tier, self._prices.of(tier, size_bytes), sha256, refused)
 
-    def _tier(self, weights: Weights) -> Tier | None:
+    def _tier(self, weights: CheckpointWeights) -> Tier | None:
         """Return the nearest tier that has weights whole; None for the file."""
         if self._swaps.holds(weights):
             return Tier.RESIDENT
@@ -220,28 +220,28 @@ class Residency:
         file = self._source.find(name)
         return file, reading.stamp_of(file)
 
-    def _current(self, name: str, stamp: object) -> Weights | None:
+    def _current(self, name: str, stamp: object) -> CheckpointWeights | None:
         """Return what is known of a file, unless it is another one now; one that cannot be looked at is as it was."""
         known = self._known.get(name)
         return known if known is not None and stamp in {None, known.stamp} else None
 
-    def _is_anywhere(self, weights: Weights) -> bool:
+    def _is_anywhere(self, weights: CheckpointWeights) -> bool:
         return weights in self._host or self._swaps.holds(weights)
 
-    def _is_at_hand(self, weights: Weights) -> bool:
+    def _is_at_hand(self, weights: CheckpointWeights) -> bool:
         """Whether weights, and all that others have opened for the same modules, survive each other's turns."""
         rivals = self._host.rivals(weights)
         if not rivals:
             return self._is_anywhere(weights)
         return all(one in self._host for one in (weights, *rivals))
 
-    def _keep(self, weights: Weights) -> Opened:
+    def _keep(self, weights: CheckpointWeights) -> Opened:
         self._host.open(weights)
         opened = Opened(weights, self.modules_of(weights.architecture))
         weakref.finalize(opened, self._host.let_go, weights.key).atexit = False
         return opened
 
-    def _secure(self, weights: Weights) -> None:
+    def _secure(self, weights: CheckpointWeights) -> None:
         """Copy into RAM what has to outlive a turn of others. Raises `OutOfMemory`."""
         rivals = self._host.rivals(weights)
         for one in (weights, *rivals) if rivals else ():
@@ -249,7 +249,7 @@ class Residency:
                 self._host.make_room(one.name, sum(one.sizes[part] for part in self._host.lacking(one)))
                 self._back_up(one)
 
-    def _back_up(self, weights: Weights) -> None:
+    def _back_up(self, weights: CheckpointWeights) -> None:
         """Copy weights from the modules into RAM, where there is room for them."""
         modules = self._swaps.modules(weights.architecture)
         if modules is not None:
@@ -267,7 +267,7 @@ class Residency:
             if self._host.has_room(modules.size_bytes + lacking):
                 self._back_up(held)
 
-    def _read(self, name: str, file: CheckpointFile | None) -> Weights:
+    def _read(self, name: str, file: CheckpointFile | None) -> CheckpointWeights:
         """Read a file into RAM, or with modules of its own. Raises `BadCheckpoint` and `OutOfMemory`."""
         if file is None:
             raise BadCheckpoint(f"{name}: it has no file to be read again from.")
@@ -285,7 +285,7 @@ class Residency:
         log.info("checkpoint.read", checkpoint=name, seconds=round(seconds, 2), bytes=weights.size_bytes)
         return weights
 
-    def _read_as_it_is(self, file: CheckpointFile) -> Weights:
+    def _read_as_it_is(self, file: CheckpointFile) -> CheckpointWeights:
         kind = reading.kind(file, self._dtype)
         if kind is not None and kind in self._kinds:
             architecture_, scheduler_config = self._kinds[kind]
@@ -311,14 +311,16 @@ class Residency:
         modules: ResidentModules,
         scheduler_config: Mapping[str, Any],
         flats: Mapping[str, Tensor],
-    ) -> Weights:
+    ) -> CheckpointWeights:
         """Keep a checkpoint in RAM that modules are there for."""
         sums = {part: Sums.of(flat) for part, flat in flats.items()}
-        weights = Weights.of(name, facts.sha256, facts.stamp, modules.architecture, scheduler_config, sums, flats)
+        weights = CheckpointWeights.of(
+            name, facts.sha256, facts.stamp, modules.architecture, scheduler_config, sums, flats
+        )
         self._host.put(weights, flats)
         return weights
 
-    def _settle_anew(self, loaded: LoadedCheckpoint, facts: FileFacts) -> Weights:
+    def _settle_anew(self, loaded: LoadedCheckpoint, facts: FileFacts) -> CheckpointWeights:
         """Give an architecture modules of its own, which begin with this checkpoint."""
         self._drop_a_set()
         try:
@@ -329,7 +331,7 @@ class Residency:
         with out_of_memory.translated():
             return self._settle(self._outfit(loaded), facts)
 
-    def _settle(self, loaded: LoadedCheckpoint, facts: FileFacts) -> Weights:
+    def _settle(self, loaded: LoadedCheckpoint, facts: FileFacts) -> CheckpointWeights:
         """Take a checkpoint on the device as resident modules."""
         modules = ResidentModules.of(loaded, architecture(loaded))
         if facts.kind is not None:
@@ -353,7 +355,7 @@ class Residency:
                     del self._known[weights.name]
             self._swaps.drop(idle)
 
-    def _read_again(self, weights: Weights) -> None:
+    def _read_again(self, weights: CheckpointWeights) -> None:
         """Read a checkpoint whose copies were damaged. Raises `BadCheckpoint` if its file is another one now."""
         with self._at_disk:
             file = self._source.find(weights.name)

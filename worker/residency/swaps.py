@@ -20,7 +20,7 @@ from worker.diffusion import out_of_memory
 from worker.residency.copies import Copies
 from worker.residency.modules import ResidentModules
 from worker.residency.prices import Prices
-from worker.residency.weights import Weights
+from worker.residency.weights import CheckpointWeights
 
 log = structlog.get_logger(__name__)
 
@@ -78,17 +78,17 @@ class Swaps:
             self._sets.pop(architecture, None)
             self.vram.clear()
 
-    def holds(self, weights: Weights) -> bool:
+    def holds(self, weights: CheckpointWeights) -> bool:
         """Whether weights are in the modules now."""
         modules = self._sets.get(weights.architecture)
         held = modules.weights if modules else None
         return held is not None and held.key == weights.key
 
-    def held(self) -> list[Weights]:
+    def held(self) -> list[CheckpointWeights]:
         """Return what is in the modules."""
         return [one.weights for one in list(self._sets.values()) if one.weights is not None]
 
-    def turn_to(self, weights: Weights) -> bool:
+    def turn_to(self, weights: CheckpointWeights) -> bool:
         """Make weights resident; waits for the device. False if no copy of them is whole: they must be read again.
 
         Raises `OutOfMemory` where nothing could be summed up.
@@ -112,7 +112,7 @@ class Swaps:
         with self._lock:
             self._are_sound = False
 
-    def copy_out(self, weights: Weights, flats: Mapping[str, Tensor]) -> bool:
+    def copy_out(self, weights: CheckpointWeights, flats: Mapping[str, Tensor]) -> bool:
         """Copy weights from the modules into host memory; False if they are not there any more."""
         with self._lock:
             modules = self._sets.get(weights.architecture)
@@ -121,7 +121,7 @@ class Swaps:
             modules.copy_out(flats)
             return True
 
-    def copied_out(self, weights: Weights, part: str) -> Any:
+    def copied_out(self, weights: CheckpointWeights, part: str) -> Any:
         """Return a module of its own with a part of opened weights, on the device."""
         with self._lock:
             modules = self._sets[weights.architecture]
@@ -152,7 +152,7 @@ class Swaps:
             except OutOfMemory:
                 log.warning("vram.full", bytes=self.vram.size_bytes)
 
-    def _take(self, modules: ResidentModules, weights: Weights) -> bool:
+    def _take(self, modules: ResidentModules, weights: CheckpointWeights) -> bool:
         """Copy weights into modules from the nearest tiers that have them whole."""
         while True:
             began, tier = self._clock(), self._tier(modules, weights)
@@ -165,7 +165,7 @@ class Swaps:
                 return True
             self._forget(wrong, weights.name)
 
-    def _tier(self, modules: ResidentModules, weights: Weights) -> Tier | None:
+    def _tier(self, modules: ResidentModules, weights: CheckpointWeights) -> Tier | None:
         """Return the farthest tier that a part must come from; None if one is nowhere."""
         digests = [weights.parts[part].digest for part in modules.differing(weights)]
         if all(self.vram.flat(digest) is not None for digest in digests):

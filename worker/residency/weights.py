@@ -31,7 +31,7 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Weights:
+class CheckpointWeights:
     """A checkpoint as it was first read. `sha256` is the file's; `parts` has the sums of each of `PARTS`.
 
     `stamp` changes when the file does. Two readings of equal files are one and the same by `key`.
@@ -55,7 +55,7 @@ class Weights:
         scheduler_config: Mapping[str, Any],
         parts: Mapping[str, Sums],
         flats: Mapping[str, Tensor],
-    ) -> "Weights":
+    ) -> "CheckpointWeights":
         """Put together what was found out about a checkpoint whose parts lie in these pieces of memory."""
         sizes = {part: flat.numel() for part, flat in flats.items()}
         return cls(name, sha256, stamp, architecture, scheduler_config, parts, sizes)

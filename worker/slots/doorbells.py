@@ -10,7 +10,7 @@ from kombu.entity import Queue
 from shared.infra.broker import render_queue
 
 
-class Doorbells(Protocol):
+class HeardDoorbells(Protocol):
     """What a worker hears doorbells with."""
 
     def hear(self, checkpoints: Collection[str]) -> None:

@@ -1,6 +1,6 @@
 """Turns a worker to the checkpoint that needs it most: reads what waits and who else is there, chooses, and makes ready.
 
-`shared.fleet.choice` decides, `worker.residency` brings weights nearer, `OpenCheckpoints` is what slots claim of. One thread.
+`worker.fleet.choice` decides, `worker.residency` brings weights nearer, `OpenCheckpoints` is what slots claim of. One thread.
 """
 
 import time
@@ -8,41 +8,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import Event, Thread
-from typing import Protocol
 
 import structlog
 
 from shared.errors import DatabaseUnavailable, FarmError
 from shared.fleet import holdings
-from shared.fleet.choice import choose
-from shared.fleet.demand import demand
 from shared.fleet.holdings import Holding
-from shared.fleet.homes import homes
-from shared.fleet.members import Member, members
 from shared.infra.db import Database
-from shared.jobs.waiting import Waiting, waiting
+from worker.bundle import DeviceCheckpoints
+from worker.fleet.choice import choose
+from worker.fleet.demand import demand
+from worker.fleet.homes import homes
+from worker.fleet.members import Member, members
+from worker.fleet.waiting import Waiting, waiting
 from worker.slots.attempts import OLDEST_LEVEL_EVERY
-from worker.slots.doorbells import Doorbells
+from worker.slots.doorbells import HeardDoorbells
 from worker.slots.open_checkpoints import OpenCheckpoints
 
-LOOK_S = 1.0  # the least time that a job may wait before a worker turns to it (`shared.fleet.choice`)
+LOOK_S = 1.0  # the least time that a job may wait before a worker turns to it (`worker.fleet.choice`)
 FLEET_S = 5.0  # how old what is known of other workers and of demand may be
 
 log = structlog.get_logger(__name__)
 
 
-class Stage(Protocol):
-    """The weights of a worker, in tiers."""
-
-    def bring(self, checkpoint: str) -> None:
-        """Read a checkpoint so far that its first image need not wait for a disk. May take long; raises a `FarmError`."""
-
-    def holdings(self) -> Sequence[Holding]:
-        """Return the library, with tiers and prices as they are now."""
-
-
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class KnownFleet:
     """Who could render what, as of `read_at`: workers, and the homes of each checkpoint."""
 
     members: Sequence[Member] = ()
@@ -57,10 +47,10 @@ class Turning:
         self,
         db: Database,
         worker_id: str,
-        stage: Stage,
+        residency: DeviceCheckpoints,
         opened: OpenCheckpoints,
         *,
-        doorbells: Doorbells,
+        doorbells: HeardDoorbells,
         look: Callable[[], None],
         is_idle: Callable[[], bool],
         silent_after_s: float,
@@ -68,14 +58,14 @@ class Turning:
     ) -> None:
         self._db = db
         self._worker_id = worker_id
-        self._stage = stage
+        self._residency = residency
         self._opened = opened
         self._doorbells = doorbells
         self._look = look
         self._is_idle = is_idle
         self._silent_after_s = silent_after_s
         self._clock = clock
-        self._fleet = Fleet()
+        self._fleet = KnownFleet()
         self._turned_at = float("-inf")
         self._considered = count(1)
         self._woken = Event()
@@ -97,7 +87,7 @@ class Turning:
 
     def consider(self) -> None:
         """Choose once, and turn if that is due."""
-        library = {one.checkpoint: one for one in self._stage.holdings() if one.refused is None}
+        library = {one.checkpoint: one for one in self._residency.holdings() if one.refused is None}
         fleet = self._seen()
         mine = [name for name in library if self._worker_id in fleet.homes.get(name, ())]
         self._doorbells.hear({*mine, *self._opened.names})
@@ -107,7 +97,9 @@ class Turning:
         if chosen != self._opened.names:
             self._turn(chosen, fleet)
 
-    def _chosen(self, fleet: Fleet, library: Mapping[str, Holding], what_waits: Sequence[Waiting]) -> tuple[str, ...]:
+    def _chosen(
+        self, fleet: KnownFleet, library: Mapping[str, Holding], what_waits: Sequence[Waiting]
+    ) -> tuple[str, ...]:
         opened = self._opened.names
         me = next((one for one in fleet.members if one.id == self._worker_id), None)
         if me is None:  # not announced yet, drained or unfit: stay
@@ -125,7 +117,7 @@ class Turning:
             oldest_level=next(self._considered) % OLDEST_LEVEL_EVERY == 0,
         )
 
-    def _turn(self, chosen: tuple[str, ...], fleet: Fleet) -> None:
+    def _turn(self, chosen: tuple[str, ...], fleet: KnownFleet) -> None:
         """Bring what is chosen nearer, while the present work goes on; then claim of it."""
         for name in chosen:
             if name not in self._opened.names and not self._is_ready(name, fleet):
@@ -137,7 +129,7 @@ class Turning:
         log.info("worker.turned", checkpoint=chosen[0], opened=len(chosen))
         self._look()
 
-    def _is_ready(self, name: str, fleet: Fleet) -> bool:
+    def _is_ready(self, name: str, fleet: KnownFleet) -> bool:
         """Say what is intended, and load it. False if others are at it, or if others can load it and this worker cannot."""
         at_most = max(1, len(fleet.homes.get(name, ())))
         with self._db.transaction() as session:
@@ -146,7 +138,7 @@ class Turning:
             ):
                 return False
         try:
-            self._stage.bring(name)
+            self._residency.bring(name)
         except FarmError as error:
             log.warning("checkpoint.not_loaded", checkpoint=name, **error.log_fields)
             if self._is_loadable_elsewhere(name, fleet):
@@ -155,19 +147,19 @@ class Turning:
             # Nobody can: its jobs are claimed, and fail with the reason.
         return True
 
-    def _is_loadable_elsewhere(self, name: str, fleet: Fleet) -> bool:
+    def _is_loadable_elsewhere(self, name: str, fleet: KnownFleet) -> bool:
         return any(name in one.library for one in fleet.members if one.id != self._worker_id)
 
     def _give_up(self) -> None:
         with self._db.transaction() as session:
             holdings.give_up(session, self._worker_id)
 
-    def _seen(self) -> Fleet:
+    def _seen(self) -> KnownFleet:
         if self._clock() - self._fleet.read_at >= FLEET_S:
             with self._db.transaction() as session:
                 alive = members(session, silent_after_s=self._silent_after_s)
                 wanted = demand(session)
-            self._fleet = Fleet(alive, homes(wanted, alive), self._clock())
+            self._fleet = KnownFleet(alive, homes(wanted, alive), self._clock())
         return self._fleet
 
     def _run(self) -> None:

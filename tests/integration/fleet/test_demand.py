@@ -7,8 +7,6 @@ from threading import Event
 import pytest
 from sqlalchemy import func, text, update
 
-from shared.fleet import demand
-from shared.fleet.demand import HALF_LIFE_S, SETTLED_AFTER_S
 from shared.infra.db import Database
 from shared.infra.tables import CheckpointRow, JobRow
 from tests.support.factories import params
@@ -16,6 +14,8 @@ from tests.support.fleet import enlist
 from tests.support.jobs import submit_many
 from tests.support.plans import explained
 from worker.courier import maintenance
+from worker.fleet import demand
+from worker.fleet.demand import HALF_LIFE_S, SETTLED_AFTER_S
 
 COST = params().cost
 

@@ -4,10 +4,10 @@ from sqlalchemy import func
 
 from shared.fleet import holdings
 from shared.fleet.holdings import Holding, Tier
-from shared.fleet.members import Member, members
 from shared.infra.db import Database
 from tests.support.factories import DEMO
 from tests.support.fleet import SILENT_AFTER_S, change, enlist, silence
+from worker.fleet.members import Member, members
 
 
 def test_members_are_workers_that_take_jobs_with_what_they_can_load(db: Database) -> None:

@@ -14,10 +14,10 @@ from shared.infra.db import Database
 from shared.infra.tables import JobRow
 from shared.jobs import fair_queue, lifecycle
 from shared.jobs.submits import NewJob
-from shared.jobs.waiting import waiting
 from shared.vocabulary.forecast import Reason
 from tests.support.factories import DEMO, params
 from tests.support.jobs import claim, submit, submit_many
+from worker.fleet.waiting import waiting
 
 EMPTY = "TRUNCATE jobs, images, keys, shares, clocks, owner_shares, priority_clocks"
 

@@ -27,7 +27,7 @@ from worker.engine.snapshot import Snapshot, pack, unpack
 from worker.residency import residency as residencies
 from worker.residency.modules import ResidentModules
 from worker.residency.residency import Opened, Residency
-from worker.residency.weights import PARTS, Sums, Weights
+from worker.residency.weights import PARTS, CheckpointWeights, Sums
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 NAMES = ("rgb", "gbr", "own")
@@ -170,7 +170,7 @@ def test_compiled_code_goes_on_with_other_weights() -> None:
         modules.copy_out(flats)
         modules.layouts["unet"].fill(flats["unet"], [one * 1.1 for one in modules.layouts["unet"].views(flats["unet"])])
         sums = {part: Sums.of(flat) for part, flat in flats.items()}
-        other = Weights.of("other", "other", None, "small", {}, sums, flats)
+        other = CheckpointWeights.of("other", "other", None, "small", {}, sums, flats)
         by_digest = {sums[part].digest: flats[part] for part in PARTS}
         outputs: list[Any] = []
         for weights in (first, other):

@@ -48,7 +48,6 @@ UNRESOLVED: Excuses = {
 }
 NOT_IN_THE_ENGINE: Excuses = {
     "kind": "says whether there is an init image, which the engine is given",
-    "checkpoint": "decides which worker takes the job",
 }
 # What every stored job and every client has said since the first release. What comes later has a default.
 ALWAYS_STORED = {

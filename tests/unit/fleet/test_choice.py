@@ -6,9 +6,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.fleet.choice import choose, hands, patience_s
-from shared.fleet.members import Member
-from shared.jobs.waiting import Waiting
+from worker.fleet.choice import choose, hands, patience_s
+from worker.fleet.members import Member
+from worker.fleet.waiting import Waiting
 
 RAM, DISK, VRAM = 0.15, 1.5, 0.003
 LIBRARY = frozenset("abcdefgh")

@@ -6,8 +6,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.fleet.homes import homes
-from shared.fleet.members import Member
+from worker.fleet.homes import homes
+from worker.fleet.members import Member
 
 NAMES = [f"checkpoint-{number}" for number in range(300)]
 

@@ -17,8 +17,6 @@ SOURCES = {
 }
 # The schema's own history, run by `farm migrate`, the standalone farm and the containers, none of which is the worker.
 FOR_ONE_SIDE = ("shared.migrations",)
-# Played by the simulation; workers and the api come to use them with the change that lets a worker turn.
-AHEAD = ("shared.fleet.choice", "shared.fleet.homes", "shared.fleet.members", "shared.jobs.waiting")
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +35,7 @@ def one_sided(graph: grimp.ImportGraph) -> Mapping[str, set[str]]:
     sides = {
         module: {one.split(".")[0] for one in graph.find_downstream_modules(module)} - {"shared"}
         for module in graph.modules
-        if module.startswith("shared.")
-        and not module.startswith((*FOR_ONE_SIDE, *AHEAD))
-        and not graph.find_children(module)
+        if module.startswith("shared.") and not module.startswith(FOR_ONE_SIDE) and not graph.find_children(module)
     }
     return {module: reached_by for module, reached_by in sides.items() if len(reached_by & {"api", "worker"}) < 2}
 

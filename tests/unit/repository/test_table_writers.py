@@ -44,7 +44,7 @@ WRITERS = {
     },
     "webhook_secrets": {"shared.webhooks.endpoints"},
     "workers": {"shared.fleet.registry", "shared.fleet.holdings"},
-    "checkpoints": {"shared.fleet.registry", "shared.fleet.holdings", "shared.fleet.demand"},
+    "checkpoints": {"shared.fleet.registry", "shared.fleet.holdings", "worker.fleet.demand"},
     "holdings": {"shared.fleet.holdings"},
     "weights": {"shared.fleet.registry"},
     "canaries": {"worker.health.canaries"},

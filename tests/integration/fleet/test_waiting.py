@@ -12,10 +12,10 @@ from api.auth.keys import NewKey
 from shared.infra.db import Database
 from shared.infra.tables import JobRow, PriorityClockRow
 from shared.jobs import lifecycle
-from shared.jobs.waiting import COUNTED, FARTHEST, WAITING, Waiting, waiting
 from tests.support.factories import DEMO, params
 from tests.support.jobs import row, submit, submit_many
 from tests.support.plans import explained
+from worker.fleet.waiting import COUNTED, FARTHEST, WAITING, Waiting, waiting
 
 NAMES = ["a", "b", "c", "d"]
 # What the statement may read.

@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from shared.fleet.members import Member
-from shared.jobs.waiting import Waiting
+from worker.fleet.members import Member
+from worker.fleet.waiting import Waiting
 
 # How long a job waits for others before a worker turns to its checkpoint: so many prices, at least so many seconds.
 _PATIENCE_PRICES, _LEAST_PATIENCE_S = 10.0, 1.0

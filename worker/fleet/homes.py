@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
-from shared.fleet.members import Member
+from worker.fleet.members import Member
 
 # A home's speed that is counted on; the rest is for swaps and small batches.
 _USED = 0.6
