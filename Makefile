@@ -57,8 +57,9 @@ fuzz: $(DEV_STAMP) ## Send 200 requests made up from the OpenAPI document to eac
 invariance: $(DEV_STAMP) ## Render 400 images of every kind alone and in company, and compare them; INVARIANCE=1000 for more
 	@INVARIANCE_IMAGES=$(or $(INVARIANCE),400) $(BIN)/python -m pytest -n 0 -o timeout=7200 tests/integration/engine/test_invariance.py
 
-simulate: $(DEV_STAMP) ## Play a day of bursts and spot interruptions on up to 1,000 machines; SIMULATE="--seed 2"
+simulate: $(DEV_STAMP) ## Play a day of bursts on up to 1,000 machines, and 20 that share 300 checkpoints; SIMULATE="--seed 2"
 	@$(BIN)/python -m tests.simulate $(SIMULATE)
+	@$(BIN)/python -m tests.simulate.residency $(RESIDENCY)
 
 screenshots: $(DEV_STAMP) ## Show the console's pages at three sizes, dark and light, in .farm/screenshots
 	@$(BIN)/python -m tests.screenshots

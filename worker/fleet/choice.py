@@ -5,7 +5,7 @@ comes before its own in the fair queue by more than a batch, or has waited for l
 Of those that it may turn to it takes the highest priority; then the earliest in the fair queue, in steps that double; then the
 largest of age + backlog - price.
 
-It may turn to what it is home to; with nothing due at hand also to what waits for too long elsewhere, as when a home died. Nobody
+It may turn to what it is home to; idle, also to what waits for too long elsewhere, as when a home died. Nobody
 turns to what others have resident unless it is more than they can serve.
 """
 
@@ -20,7 +20,7 @@ from worker.fleet.waiting import Waiting
 # How long a job waits for others before a worker turns to its checkpoint: so many prices, at least so many seconds.
 _PATIENCE_PRICES, _LEAST_PATIENCE_S = 10.0, 1.0
 # How long before one that is not its home does so.
-_STRANGERS_PRICES = 2.0
+_STRANGERS_PRICES = 4.0
 # A worker stays for so many prices, so that swaps take a bounded part of its time, and long enough to fill its batch.
 _STAY_PRICES, _LEAST_STAY_S = 5.0, 0.75
 # Checkpoints that are this near alternate by tick, so many at a time.
@@ -58,10 +58,12 @@ def choose(
             return view.alternating(sorted([*at_hand, *near], key=view.rank, reverse=True), open_now)
     elif held and len(open_now) > 1:
         stay = (held.checkpoint,)
-    best = max(ours or view.strange(rivals, held, is_idle=idle), key=view.rank, default=None)
+    strange = [one for one in rivals if view.is_too_late(one)] if idle and not (held or ours) else ()
+    best = max(ours or strange, key=view.rank, default=None)
     if best is None or (held and not view.turns(held, best, stayed_s)):
         return stay
-    return (best.checkpoint,)
+    # Until what runs has ended nothing can be swapped: who comes meanwhile may join it.
+    return stay if not (held or idle or view.is_pressing(best)) else (best.checkpoint,)
 
 
 def patience_s(price_s: float) -> float:
@@ -99,22 +101,19 @@ class _View:
 
     def distance(self, one: Waiting) -> int:
         """Return how far behind the first of its priority it stands in the fair queue: 0 within a batch, 1 within three."""
-        batches = (one.lag - self.first[one.priority]) / (self.speed * _BATCH_S)
-        return int(math.log2(1.0 + batches))
+        return int(math.log2(1.0 + self.batches(one)))
 
     def may_take(self, one: Waiting) -> bool:
         """Say whether it can load it, and it is more than they serve who have it."""
         return one.checkpoint in self.me.library and self.busy[one.checkpoint] < self._hands(one)
 
-    def strange(self, rivals: Sequence[Waiting], held: Waiting | None, *, is_idle: bool) -> Sequence[Waiting]:
-        """Return what an idle worker takes although it is not its home."""
-        if held or not is_idle:
-            return ()
-        return [
-            one
-            for one in rivals
-            if one.oldest_s > max(_LEAST_PATIENCE_S, _STRANGERS_PRICES * self.price_s(one.checkpoint))
-        ]
+    def is_too_late(self, one: Waiting) -> bool:
+        """Say whether it waits for so long that an idle worker takes it without being its home."""
+        return one.oldest_s > max(_LEAST_PATIENCE_S, _STRANGERS_PRICES * self.price_s(one.checkpoint))
+
+    def batches(self, one: Waiting) -> float:
+        """Return how far behind the first of its priority it stands in the fair queue, in batches."""
+        return (one.lag - self.first[one.priority]) / (self.speed * _BATCH_S)
 
     def turns(self, held: Waiting, best: Waiting, stayed_s: float) -> bool:
         """Say whether it leaves a checkpoint that has work for a better one."""
@@ -124,6 +123,11 @@ class _View:
         if stayed_s < max(_LEAST_STAY_S, _STAY_PRICES * price):
             return False
         return best.oldest_s > patience_s(price) or self.distance(held) > self.distance(best)
+
+    def is_pressing(self, one: Waiting) -> bool:
+        """Say whether it is to be next as soon as may be: it has used up half its patience, or needs none."""
+        price = self.price_s(one.checkpoint)
+        return price <= _ALTERNATING_S or one.oldest_s > patience_s(price) / 2
 
     def is_light(self, ones: Sequence[Waiting]) -> bool:
         """Say whether all of it is less than half a batch."""
@@ -153,7 +157,15 @@ def _view(
     for one in waiting:
         first[one.priority] = min(first.get(one.priority, math.inf), one.lag)
     longest = max(waiting, key=lambda one: one.oldest_s, default=None) if oldest_level else None
-    return _View(me, homes, price_s, _speed(me, members, waiting), busy, first, longest.priority if longest else None)
+    return _View(
+        me,
+        homes,
+        price_s,
+        _speed(me, members, waiting),
+        busy,
+        first,
+        longest.priority if longest else None,
+    )
 
 
 def _speed(me: Member, members: Sequence[Member], waiting: Sequence[Waiting]) -> float:

@@ -87,8 +87,8 @@ def _rooms(members: Sequence[Member], copies: int, load: float) -> Mapping[str, 
     """Divide the copies by memory and the load by speed. Memory that is too small for all copies is stretched evenly."""
     stretch = max(1.0, _SLACK * copies / (sum(member.keeps for member in members) or 1))
     mean = _mean_speed(members)
-    # Workers of one kind are never measured quite alike.
-    parts = {one.id: _power_of_two(one.speed / mean) if one.speed else 1.0 for one in members}
+    # Of two workers of one kind, one with full batches is measured several times as fast: only what is more counts.
+    parts = {one.id: _power_of_two(math.sqrt(one.speed / mean)) ** 2 if one.speed else 1.0 for one in members}
     total = sum(parts.values())
     return {
         member.id: _Room(

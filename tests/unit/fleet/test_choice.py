@@ -28,7 +28,7 @@ def chosen(
     others: tuple[Member, ...] = (),
     price: float = RAM,
     open_now: tuple[str, ...] = ("a",),
-    idle: bool = False,
+    idle: bool = True,
     **more: Any,
 ) -> tuple[str, ...]:
     me = worker(resident=open_now[0] if open_now else "a")
@@ -59,7 +59,9 @@ def test_it_stays_long_enough_to_pay_for_the_swap() -> None:
 
 def test_without_work_it_turns_at_once_to_what_is_its_home() -> None:
     assert chosen(waits("b"), idle=True) == ("b",)
-    assert chosen(waits("b"), idle=False) == ("b",)
+    # While something runs nothing can be swapped, and who comes to it may join.
+    assert chosen(waits("b"), idle=False) == ("a",)
+    assert chosen(waits("b", oldest_s=patience_s(RAM)), idle=False) == ("b",)
     assert chosen() == ("a",)
     assert chosen(open_now=()) == ("a",)
 
@@ -131,9 +133,9 @@ def test_one_hand_for_what_one_can_serve(cost: float, oldest_s: float, speed: fl
 
 
 def test_an_idle_stranger_takes_what_waits_too_long() -> None:
-    assert chosen(waits("e", oldest_s=2.9), idle=True, price=DISK) == ("a",)
-    assert chosen(waits("e", oldest_s=3.1), idle=True, price=DISK) == ("e",)
-    assert chosen(waits("e", oldest_s=3.1), idle=False, price=DISK) == ("a",)
+    assert chosen(waits("e", oldest_s=5.9), idle=True, price=DISK) == ("a",)
+    assert chosen(waits("e", oldest_s=6.1), idle=True, price=DISK) == ("e",)
+    assert chosen(waits("e", oldest_s=6.1), idle=False, price=DISK) == ("a",)
     assert chosen(waits("e", oldest_s=60.0), waits("b"), idle=True, price=DISK) == ("b",)
 
 
