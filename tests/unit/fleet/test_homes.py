@@ -64,8 +64,9 @@ def test_nobody_is_home_to_more_than_its_memory_or_its_part(workers: int, keeps:
     found = homes(zipf(rate), members)
     held = Counter(one for ids in found.values() for one in ids)
     copies = sum(len(ids) for ids in found.values())
-    # A quarter over the even part, where memory is too small for all.
-    assert max(held.values()) <= max(keeps, math.ceil(1.25 * copies / workers))
+    # A quarter over the even part, where memory is too small for all; and copies of one never share a worker.
+    most = max(keeps, math.ceil(1.25 * copies / workers))
+    assert max(held.values()) <= most + max(map(len, found.values()))
 
 
 def test_what_is_wanted_most_has_the_most_homes() -> None:
