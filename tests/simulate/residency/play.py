@@ -7,11 +7,11 @@ from heapq import heappop, heappush
 from itertools import count
 from random import Random
 
-from shared.fleet.members import Member
 from tests.simulate.residency.machine import Gpu
 from tests.simulate.residency.policies import Policy
 from tests.simulate.residency.queues import Queues
 from tests.simulate.residency.scene import OneImage, Scene, arrivals, demand
+from worker.fleet.members import Member
 
 # Workers look so often at what waits, unless something wakes them.
 LOOK_S = 0.25

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from shared.fleet.choice import choose
-from shared.fleet.homes import homes
-from shared.fleet.members import Member
 from tests.simulate.residency.machine import Gpu
 from tests.simulate.residency.queues import Queues
 from tests.simulate.residency.scene import OneImage
+from worker.fleet.choice import choose
+from worker.fleet.homes import homes
+from worker.fleet.members import Member
 from worker.slots.attempts import OLDEST_LEVEL_EVERY
 
 

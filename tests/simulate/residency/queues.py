@@ -3,9 +3,9 @@
 import math
 from collections.abc import Collection, Iterable, Sequence
 
-from shared.jobs.waiting import Waiting
 from tests.simulate.residency.scene import OneImage
 from tests.simulate.turns import FarmClocks, Turns
+from worker.fleet.waiting import Waiting
 
 # Rows that are counted of each checkpoint.
 COUNTED = 100
