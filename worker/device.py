@@ -2,6 +2,7 @@
 
 import os
 from typing import Any
+from weakref import WeakSet
 
 import structlog
 import torch
@@ -91,19 +92,20 @@ class Twins:
     def __init__(self, settings: Settings) -> None:
         # Their rounding depends on the rows of a call, which is what a strict image must not notice.
         self._are_wanted = settings.compile and settings.batching != "strict"
-        self._made: list[CompiledUNet] = []
+        self._made: WeakSet[CompiledUNet] = WeakSet()
 
     def of(self, unet: Any) -> CompiledUNet | None:
         """Return the twin of a UNet that is new."""
         if not self._are_wanted:
             return None
-        self._made.append(CompiledUNet(unet))
-        return self._made[-1]
+        twin = CompiledUNet(unet)
+        self._made.add(twin)
+        return twin
 
     @property
     def is_busy(self) -> bool:
         """Whether any has a shape to compile."""
-        return any(one.is_busy for one in self._made)
+        return any(one.is_busy for one in list(self._made))
 
 
 def proof(loaded: LoadedCheckpoint, weights: WeightsInMemory) -> Proof:

@@ -54,7 +54,7 @@ class CompiledUNet:
             _trace_ahead()
         self._queued: set[Shape] = set()
         self._ready: set[Shape] = set()
-        self._queue: Queue[tuple[Shape, Tensor, Tensor]] = Queue()
+        self._queue: Queue[tuple[Shape, Tensor, Tensor] | None] = Queue()
         Thread(target=self._run, name="compiler", daemon=True).start()
 
     def predict(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor | None:
@@ -77,6 +77,10 @@ class CompiledUNet:
         """Whether a shape is queued or compiling. An ordinary exit would then crash in the compiler's own threads."""
         return self._queue.unfinished_tasks > 0
 
+    def close(self) -> None:
+        """End the thread once it has compiled what is queued, so that nothing holds on to the weights any more."""
+        self._queue.put(None)
+
     def settle(self, timeout_s: float | None = None) -> bool:
         """Wait until every queued shape is compiled or has failed to; False after `timeout_s`."""
         with self._queue.all_tasks_done:
@@ -96,11 +100,13 @@ class CompiledUNet:
         torch._dynamo.config.recompile_limit = MAX_SHAPES
         torch._dynamo.config.accumulated_recompile_limit = 4 * MAX_SHAPES
         while True:
-            shape, x, context = self._queue.get()
+            job = self._queue.get()
             try:
-                self._compile(shape, x, context)
+                if job is None:
+                    return
+                self._compile(*job)
             except Exception as error:  # noqa: BLE001 - the plain UNet goes on; a compiler may fail in any way
-                log.warning("unet.not_compiled", shape=shape, error=f"{type(error).__name__}: {error}"[:500])
+                log.warning("unet.not_compiled", shape=job and job[0], error=f"{type(error).__name__}: {error}"[:500])
             finally:
                 self._queue.task_done()
 

@@ -1,5 +1,6 @@
 """Pipeline: what the runner hangs on one set of resident modules, whichever checkpoint's weights are in it."""
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,10 @@ class Pipeline:
         compile_: Compile,
     ) -> None:
         loaded = modules.loaded
-        self.unet_batch = UNetBatch(loaded, strict_samples, compiled=compile_(loaded.unet))
+        compiled = compile_(loaded.unet)
+        if compiled is not None:
+            weakref.finalize(modules, compiled.close).atexit = False
+        self.unet_batch = UNetBatch(loaded, strict_samples, compiled=compiled)
         self._prompts = PromptEncoder(loaded)
         self._text_adapters = Adapters(loaded.text_encoder, "text_encoder")
         self._preview = preview

@@ -217,7 +217,10 @@ class Residency:
         known = self._known.get(name)
         if known is not None and known.stamp is None:
             return None, None
+        listed, began = self._source.files().get(name), self._clock()
         file = self._source.find(name)
+        if listed is not None and listed.path is None:
+            self._prices.measured(Tier.BUCKET, file.size_bytes, self._clock() - began)
         return file, reading.stamp_of(file)
 
     def _current(self, name: str, stamp: object) -> CheckpointWeights | None:

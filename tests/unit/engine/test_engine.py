@@ -1,6 +1,7 @@
 """The engine's loop on a toy device: exact arithmetic instead of a UNet, and faults on demand."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from shared.errors import Canceled, EngineStopped, NotANumber, OutOfMemory, Rend
 from tests.support.ceiling import Ceiling
 from tests.support.waiting import LIMIT_S
 from worker.engine.engine import Engine, run_alone
-from worker.engine.preparation import Preparation, PreparationSteps
+from worker.engine.preparation import PendingFuture, Preparation, PreparationSteps
 from worker.engine.request import Pixels, Request
 from worker.engine.snapshot import Snapshot
 
@@ -117,17 +118,22 @@ class ToyDevice:
         self.turns: list[Hashable] = []
         self.prices: dict[Hashable, float] = {}
         self.unreadable: set[Hashable] = set()
+        self.damaged: dict[Hashable, PendingFuture] = {}
         self.before_call: Callable[[Sequence[Toy]], None] = lambda _batch: None
         self.before_wait: Callable[[], None] = lambda: None
 
     def price_s(self, checkpoint: Hashable) -> float:
         return self.prices.get(checkpoint, 0.0)
 
-    def turn_to(self, checkpoint: Hashable) -> None:
+    def turn_to(self, checkpoint: Hashable) -> Any:
         self.turns.append(checkpoint)
         if checkpoint in self.unreadable:
             raise RenderFailed("it cannot be read again")
+        if checkpoint in self.damaged:
+            self.resident = None
+            return self.damaged.pop(checkpoint)
         self.resident = checkpoint
+        return None
 
     def draft(self, spec: Any) -> Toy:
         self.drafted_by.add(current_thread().name)
@@ -567,3 +573,66 @@ def test_a_preview_that_is_not_ready_is_not_waited_for(engine: Engine[Toy, Toy],
     engine.start()
     assert request.result(LIMIT_S) is not None
     assert shown == [None] * SPEC.steps
+
+
+def in_turns(engine: Engine[Toy, Toy], **of_second: Any) -> list[Request]:
+    """Images of two checkpoints, two each, until all are done."""
+    specs = [SPEC, replace(SPEC, checkpoint="b", **of_second)]
+    requests = [engine.submit(replace(spec, seed=seed)) for seed in (1, 2) for spec in specs]
+    while not all(request.is_done for request in requests):
+        engine.tick()
+    return requests
+
+
+def test_checkpoints_take_turns_by_what_a_turn_costs(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    """One that costs nothing is had at every tick, one that costs much once the other has no work."""
+    in_turns(engine)
+    assert len(device.turns) >= 4
+    device.turns.clear()
+    device.prices = dict.fromkeys("ab", 1e9)
+    in_turns(engine)
+    assert len(device.turns) <= 3
+
+
+def test_what_is_drawn_does_not_depend_on_whose_turn_it_was(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    drawn = [request.result(0) for request in in_turns(engine, passes=2)]
+    alone = [run_alone(device, request.spec) for request in in_turns(engine, passes=2)]
+    assert all(map(np.array_equal, drawn, alone))
+
+
+def test_pictures_are_developed_before_others_have_the_turn(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    """One that overflowed is decoded once more, by the weights that it was made with."""
+    device.is_fast = False
+    device.prices = dict.fromkeys("ab", 1e9)
+    developed: list[tuple[Hashable, int]] = []
+    turn_to = device.turn_to
+    device.turn_to = lambda checkpoint: developed.append((checkpoint, len(device.developed))) or turn_to(checkpoint)  # type: ignore[method-assign, func-returns-value]
+    in_turns(engine)
+    assert developed == [("a", 0), ("b", 2)]
+
+
+def test_a_checkpoint_that_cannot_be_had_fails_its_own_images_alone(
+    engine: Engine[Toy, Toy], device: ToyDevice
+) -> None:
+    device.unreadable.add("b")
+    first, lost, second, lost_too = in_turns(engine)
+    assert first.result(0) is not None
+    assert second.result(0) is not None
+    for request in (lost, lost_too):
+        with pytest.raises(RenderFailed, match="cannot be read again"):
+            request.result(0)
+
+
+def test_images_wait_for_a_checkpoint_that_is_read_again(engine: Engine[Toy, Toy], device: ToyDevice) -> None:
+    """The others go on meanwhile; with nothing else to do the engine waits for it."""
+    reading: Future[None] = Future()
+    device.damaged["b"] = PendingFuture(reading)
+    requests = [engine.submit(SPEC), engine.submit(replace(SPEC, checkpoint="b"))]
+    device.prices = {"a": 1e9}
+    while not requests[0].is_done:
+        engine.tick()
+    assert not requests[1].is_done
+    Thread(target=reading.set_result, args=(None,)).start()
+    while not requests[1].is_done:
+        engine.tick()
+    assert requests[1].result(0) is not None
