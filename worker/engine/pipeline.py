@@ -12,6 +12,7 @@ from worker.diffusion.preview import Previewer
 from worker.engine.draft import PassDraft
 from worker.engine.unet_batch import UNetBatch
 from worker.residency.modules import ResidentModules
+from worker.residency.weights import Weights
 
 PREVIEWERS = 16  # each a map of a few numbers, fitted in a moment
 
@@ -45,9 +46,9 @@ class Pipeline:
         with self._text_adapters.applied([(1, present.text_mix)]):
             return self._prompts.encode(present.script, present.text_mix.key if present.text_mix else None, weights)
 
-    def previewer(self, present: PassDraft) -> Previewer:
-        """Return the previewer for the latents of a pass whose checkpoint is resident."""
-        digest = present.weights.parts["vae"].digest
+    def previewer(self, weights: Weights) -> Previewer:
+        """Return the previewer for the latents of resident weights; one for a VAE that is new waits for the device."""
+        digest = weights.parts["vae"].digest
         if digest not in self._previewers:
             self._previewers[digest] = self._preview(self._vae)
             while len(self._previewers) > PREVIEWERS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -87,8 +88,14 @@ class DiffusionRunner:
 
     def turn_to(self, checkpoint: Hashable) -> Pending | None:
         """Make a checkpoint resident. Raises `OutOfMemory`, and what came of reading it again."""
-        reading = self._residency.turn_to(_weights(checkpoint))
-        return PendingFuture(reading) if reading else None
+        weights = _weights(checkpoint)
+        reading = self._residency.turn_to(weights)
+        if reading is not None:
+            return PendingFuture(reading)
+        # Now, since a swap waits for the device anyway, and no tick is to.
+        with suppress(OutOfMemory), out_of_memory.translated():
+            self._pipeline(self._residency.modules).previewer(weights)
+        return None
 
     def draft(self, spec: ImageSpec) -> ImageDraft:
         """Do the host's share; weights that it loads take memory on the device. Raises `OutOfMemory`."""
@@ -120,7 +127,7 @@ class DiffusionRunner:
     def preview(self, image: Latents) -> PendingPixels:
         """Start a small preview of the clean latents that the last prediction points to."""
         with out_of_memory.translated():
-            previewer = self._pipeline(image.present.opened.modules).previewer(image.present)
+            previewer = self._pipeline(image.present.opened.modules).previewer(image.checkpoint)
             return previewer.preview(image.walk.denoised())
 
     @torch.inference_mode()

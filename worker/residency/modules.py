@@ -69,8 +69,8 @@ class ResidentModules:
         """
         parts = self.differing(weights)
         self.weights = None
-        into = [self._flats[part] for part in parts]
-        torch._foreach_copy_(into, [flat_of(weights.parts[part].digest) for part in parts], non_blocking=True)
+        for part in parts:
+            self._flats[part].copy_(flat_of(weights.parts[part].digest), non_blocking=True)
         wrong = self._wrong(weights, parts)
         self.weights = None if wrong else weights
         return {weights.parts[part].digest for part in wrong}
