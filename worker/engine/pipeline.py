@@ -12,7 +12,7 @@ from worker.diffusion.preview import Previewer
 from worker.engine.draft import PassDraft
 from worker.engine.unet_batch import UNetBatch
 from worker.residency.modules import ResidentModules
-from worker.residency.weights import Weights
+from worker.residency.weights import CheckpointWeights
 
 PREVIEWERS = 16  # each a map of a few numbers, fitted in a moment
 
@@ -46,7 +46,7 @@ class Pipeline:
         with self._text_adapters.applied([(1, present.text_mix)]):
             return self._prompts.encode(present.script, present.text_mix.key if present.text_mix else None, weights)
 
-    def previewer(self, weights: Weights) -> Previewer:
+    def previewer(self, weights: CheckpointWeights) -> Previewer:
         """Return the previewer for the latents of resident weights; one for a VAE that is new waits for the device."""
         digest = weights.parts["vae"].digest
         if digest not in self._previewers:
