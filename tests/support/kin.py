@@ -61,6 +61,6 @@ def inpainting(folder: Path, name: str, mask_weight: float) -> CheckpointFile:
 
 def residency(*files: CheckpointFile, device: torch.device = studio.CPU, **how: Any) -> Residency:
     """The first of some files in modules of its own on a device, the others in the library."""
-    loaded, facts = reading.read(files[0], torch.float32)
+    loaded, facts = reading.read(files[0], how.pop("dtype", torch.float32))
     of_files = {"facts": facts, "source": GivenFiles(*files), "outfit": lambda one: one.on(device)}
     return Residency(loaded.on(device), **{"ram_bytes": 2**30, **of_files, **how})

@@ -72,7 +72,7 @@ class Residency:
         self._clock = clock
         self._prices = Prices()
         self._known: dict[str, CheckpointWeights] = {}
-        self._refused: dict[str, tuple[object, str]] = {}
+        self._refused: dict[str, tuple[CheckpointFile, object, str]] = {}
         self._kinds: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._again: dict[str, Future[None]] = {}
         self._rereader = ThreadPoolExecutor(1, "reread")
@@ -191,10 +191,15 @@ class Residency:
         first = self._known.get(self._first)
         if first is not None and first.stamp is None:  # it was handed over in memory
             files = {self._first: GivenFile(first.size_bytes, None), **files}
-        refused |= {name: why for name, (_, why) in list(self._refused.items()) if name in files}
+        refused |= {name: why for name, why in self._bad_files().items() if name in files}
         held = [self._holding(name, listed, refused.get(name)) for name, listed in files.items()]
         others = [Holding(name, 0, Tier.DISK, 0.0, None, why) for name, why in refused.items() if name not in files]
         return sorted([*held, *others], key=lambda one: one.checkpoint)
+
+    def _bad_files(self) -> Mapping[str, str]:
+        """Return why files could not be read, as long as they are as they were then."""
+        found = list(self._refused.items())
+        return {name: why for name, (file, stamp, why) in found if reading.stamp_of(file) == stamp}
 
     def _holding(self, name: str, listed: Listed, refused: str | None) -> Holding:
         known = self._known.get(name)
@@ -262,12 +267,12 @@ class Residency:
                 self._host.put(weights, flats)
 
     def _prepare_ram(self, name: str, modules: ResidentModules) -> None:
-        """Make room for a checkpoint that is about to be read; keep what it will take the place of, if there is room for both."""
+        """Make room for a checkpoint that is about to be read; keep what it will take the place of, if room is left."""
         self._host.make_room(name, modules.size_bytes)
         held = modules.weights
         if held is not None and held not in self._host:
             lacking = sum(held.sizes[part] for part in self._host.lacking(held))
-            if self._host.has_room(modules.size_bytes + lacking):
+            if self._host.size_bytes + modules.size_bytes + lacking <= self._host.max_bytes:
                 self._back_up(held)
 
     def _read(self, name: str, file: CheckpointFile | None) -> CheckpointWeights:
@@ -279,7 +284,7 @@ class Residency:
             # Looked at anew: it may have been replaced since it was listed.
             weights = self._read_as_it_is(checkpoints.inspect(file.path))
         except BadWeights as error:
-            self._refused[name] = stamp, str(error)
+            self._refused[name] = file, stamp, str(error)
             raise
         self._refused.pop(name, None)
         self._known[name] = weights

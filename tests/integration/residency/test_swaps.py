@@ -52,6 +52,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[CheckpointFile]:
     ]
 
 
+@pytest.fixture(scope="module")
+def three(files: list[CheckpointFile]) -> Residency:
+    """The residency of all three, for tests that leave it well."""
+    return kin.residency(*files)
+
+
+@pytest.fixture(scope="module")
+def expected(files: list[CheckpointFile]) -> list[Pixels]:
+    """The mixed images, each as a worker renders it that has never had another checkpoint."""
+    return alone(files, mixed(), strict_samples=STRICT)
+
+
 def image(checkpoint: str, **how: Any) -> ImageSpec:
     return studio.spec(checkpoint=checkpoint, **{**SMALL, **how})
 
@@ -78,9 +90,8 @@ def mixed() -> list[ImageSpec]:
     return [*plain, *(image(name, start=start, last=1) for name in NAMES)]
 
 
-def test_pictures_are_the_same_before_and_after_a_hundred_swaps(files: list[CheckpointFile]) -> None:
-    residency = kin.residency(*files)
-    runner = DiffusionRunner(residency)
+def test_pictures_are_the_same_before_and_after_a_hundred_swaps(three: Residency) -> None:
+    residency, runner = three, DiffusionRunner(three)
     before = [run_alone(runner, image(name)) for name in NAMES]
     opened = [residency.open(name) for name in NAMES]
     chance = random.Random(1)
@@ -96,26 +107,24 @@ def test_pictures_are_the_same_before_and_after_a_hundred_swaps(files: list[Chec
 
 @pytest.mark.parametrize("price_s", [0.0, 1e6])
 def test_images_of_several_checkpoints_at_once_are_what_they_are_alone(
-    files: list[CheckpointFile], price_s: float, monkeypatch: pytest.MonkeyPatch
+    three: Residency, expected: list[Pixels], price_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, in strict mode: whether checkpoints alternate by tick or one stays until it has no work."""
-    specs = mixed()
-    expected = alone(files, specs, strict_samples=STRICT)
-    residency = kin.residency(*files)
-    monkeypatch.setattr(residency, "price_s", lambda _: price_s)
-    engine = Engine(DiffusionRunner(residency, strict_samples=STRICT), limits=Ceiling(STRICT))
-    requests = [engine.submit(spec) for spec in specs]
+    monkeypatch.setattr(three, "price_s", lambda _: price_s)
+    engine = Engine(DiffusionRunner(three, strict_samples=STRICT), limits=Ceiling(STRICT))
+    before = three.swaps[Tier.RAM].number if three.swaps else 0
+    requests = [engine.submit(spec) for spec in mixed()]
     finish(engine, requests)
     for request, pixels in zip(requests, expected, strict=True):
         assert np.array_equal(request.result(0), pixels), request.spec
-    swaps = residency.swaps[Tier.RAM].number
-    assert swaps == 2 if price_s else swaps > 4
-    assert [request.sha256 for request in requests[::2][:3]] == [residency.sha256(name) for name in NAMES]
+    swaps = three.swaps[Tier.RAM].number - before
+    assert swaps <= 3 if price_s else swaps > 4
+    assert [request.sha256 for request in requests[::2][:3]] == [three.sha256(name) for name in NAMES]
 
 
-def test_a_second_pass_may_have_a_checkpoint_of_its_own(files: list[CheckpointFile]) -> None:
+def test_a_second_pass_may_have_a_checkpoint_of_its_own(three: Residency) -> None:
     """Its VAE shows the result; from pixels on, it encodes them as well."""
-    runner = DiffusionRunner(kin.residency(*files))
+    runner = DiffusionRunner(three)
     second = replace(PASS, width=96, height=96, steps=2, last=1, upscaler=Upscaler.LATENT)
     same, other = (
         run_alone(runner, studio.spec(replace(second, checkpoint=name), checkpoint="rgb", **SMALL))
@@ -126,9 +135,9 @@ def test_a_second_pass_may_have_a_checkpoint_of_its_own(files: list[CheckpointFi
     assert run_alone(runner, studio.spec(by_pixels, checkpoint="gbr", **SMALL)).shape == (96, 96, 3)
 
 
-def test_an_image_resumes_on_an_engine_that_first_has_to_load(files: list[CheckpointFile]) -> None:
+def test_an_image_resumes_on_an_engine_that_first_has_to_load(files: list[CheckpointFile], three: Residency) -> None:
     wanted = image("gbr", steps=3)
-    runner = DiffusionRunner(kin.residency(*files))
+    runner = DiffusionRunner(three)
     begun = runner.draft(wanted)
     latents = runner.prepare(begun)
     assert runner.turn_to(latents.checkpoint) is None
@@ -158,8 +167,9 @@ def test_compiled_code_goes_on_with_other_weights() -> None:
         graphs.append(graph)
         return graph
 
+    unet = copy.deepcopy(studio.small().unet)
     with torch.inference_mode():
-        modules = ResidentModules.of(replace(studio.small(), unet=copy.deepcopy(studio.small().unet)), "small")
+        modules = ResidentModules.of(replace(studio.small(), unet=unet), "small")
         first = modules.begin(modules.loaded, "first", None)
         compiled = CompiledUNet(modules.loaded.unet, backend=backend)
         x, steps, context = torch.ones(2, 4, 8, 8), torch.full((2,), 500.0), torch.ones(2, 7, 48)
@@ -184,12 +194,11 @@ def test_compiled_code_goes_on_with_other_weights() -> None:
         assert not torch.equal(outputs[0], outputs[1])
 
 
-def test_parts_that_are_the_same_lie_in_memory_once(files: list[CheckpointFile]) -> None:
-    residency = kin.residency(*files)
-    opened = [residency.open(name) for name in NAMES]
+def test_parts_that_are_the_same_lie_in_memory_once(three: Residency) -> None:
+    opened = [three.open(name) for name in NAMES]
     sizes = opened[0].weights.sizes
     # Two VAEs (gbr's is another), two UNets (own's is another), one text encoder.
-    assert residency._host.size_bytes == 2 * sizes["unet"] + 2 * sizes["vae"] + sizes["text_encoder"]
+    assert three._host.size_bytes == 2 * sizes["unet"] + 2 * sizes["vae"] + sizes["text_encoder"]
 
 
 def tiers(residency: Residency) -> dict[str, Tier]:
@@ -325,23 +334,23 @@ BAD: Mapping[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("fault", BAD)
-def test_a_file_that_turns_bad_fails_its_own_images_and_is_read_once_it_is_mended(tmp_path: Path, fault: str) -> None:
+def test_a_file_that_turns_bad_fails_its_own_images_and_is_read_once_it_is_mended(tmp_path: Path) -> None:
     files = [kin.recolored(tmp_path, "rgb", (0, 1, 2)), kin.retouched(tmp_path, "own", 1.05)]
     whole = files[1].path.read_bytes()
     engine = Engine(DiffusionRunner(residency := kin.residency(*files)), limits=Ceiling(STRICT))
-    BAD[fault](files[1].path)
-    requests = [engine.submit(image(name, steps=1)) for name in ("own", "rgb")]
-    finish(engine, requests)
-    assert requests[1].result(0).shape == (64, 64, 3)
-    with pytest.raises(BadCheckpoint, match=r"own\.safetensors: "):
-        requests[0].result(0)
-    assert {one.checkpoint: one.refused is not None for one in residency.holdings()} == {"own": True, "rgb": False}
+    for spoil in BAD.values():
+        spoil(files[1].path)
+        requests = [engine.submit(image(name, steps=1)) for name in ("own", "rgb")]
+        finish(engine, requests)
+        assert requests[1].result(0).shape == (64, 64, 3)
+        with pytest.raises(BadCheckpoint, match=r"own\.safetensors: "):
+            requests[0].result(0)
+        assert {one.checkpoint: one.refused is not None for one in residency.holdings()} == {"own": True, "rgb": False}
     files[1].path.write_bytes(whole)
+    assert not any(one.refused for one in residency.holdings())
     again = engine.submit(image("own", steps=1))
     finish(engine, [again])
     assert again.result(0).shape == (64, 64, 3)
-    assert not any(one.refused for one in residency.holdings())
     with pytest.raises(WeightsMissing, match="no checkpoint named 'other'"):
         residency.open("other")
 
