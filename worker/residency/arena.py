@@ -18,6 +18,7 @@ from torch import Tensor
 ALIGNMENT = 256
 WORD_BYTES = 8
 ROW_WORDS = 65536
+CACHED_ROWS = 2  # a megabyte
 ROW_BYTES = ROW_WORDS * WORD_BYTES
 
 # Not in the modules: a copy of one would copy its arena beside the weights.
@@ -99,6 +100,26 @@ def sums(flat: Tensor) -> Tensor:
     Integer sums do not depend on the order in which a device adds, as float sums would.
     """
     return _rows(flat).sum(1)
+
+
+@torch.inference_mode()
+def exchange(flat: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Copy a piece of memory over another; returns the sums of what was there, and of what is there now.
+
+    On a CPU a piece at a time, while it is in the cache: sums of the whole would take as long again as the copy.
+    """
+    if flat.device.type != "cpu":
+        before = sums(flat)
+        flat.copy_(source, non_blocking=True)
+        return before, sums(flat)
+    rows, new = _rows(flat), _rows(source)
+    before, after = (torch.empty(len(rows), dtype=torch.int64) for _ in range(2))
+    for begin in range(0, len(rows), CACHED_ROWS):
+        part = slice(begin, begin + CACHED_ROWS)
+        torch.sum(rows[part], 1, out=before[part])
+        rows[part].copy_(new[part])
+        torch.sum(rows[part], 1, out=after[part])
+    return before, after
 
 
 def digest(flat: Tensor, row_sums: Tensor) -> str:

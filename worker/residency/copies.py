@@ -12,7 +12,7 @@ from worker.residency.weights import CheckpointWeights
 
 
 class Copies:
-    """Whole checkpoints by their `Weights.key`, their parts by digest; together at most `max_bytes`."""
+    """Whole checkpoints by their `CheckpointWeights.key`, their parts by digest; together at most `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes

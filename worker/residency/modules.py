@@ -62,18 +62,20 @@ class ResidentModules:
         return [part for part, digest in weights.digests().items() if held.get(part) != digest]
 
     @torch.inference_mode()
-    def take(self, weights: CheckpointWeights, flat_of: FlatOf) -> set[str]:
+    def take(self, weights: CheckpointWeights, flat_of: FlatOf) -> tuple[set[str], bool]:
         """Copy weights in place, those parts that differ; `flat_of` returns a part's memory by its digest.
 
-        Returns the digests of the parts whose copy is not what was once read, and leaves the modules without weights then.
+        Returns the digests of the parts whose copy is not what was once read, and leaves the modules without weights then; and
+        whether what it overwrote was as it had been read. Waits for the device. Raises `OutOfMemory`.
         """
-        parts = self.differing(weights)
-        self.weights = None
-        for part in parts:
-            self._flats[part].copy_(flat_of(weights.parts[part].digest), non_blocking=True)
-        wrong = self._wrong(weights, parts)
+        parts, leaving, self.weights = self.differing(weights), self.weights, None
+        with out_of_memory.translated():
+            pairs = [arena.exchange(self._flats[part], flat_of(weights.parts[part].digest)) for part in parts]
+            found = Readback(*(rows for pair in pairs for rows in pair)).tensors() if pairs else ()
+        was_sound = leaving is None or not _differing(leaving, parts, found[::2])
+        wrong = _differing(weights, parts, found[1::2])
         self.weights = None if wrong else weights
-        return {weights.parts[part].digest for part in wrong}
+        return {weights.parts[part].digest for part in wrong}, was_sound
 
     @torch.inference_mode()
     def are_sound(self) -> bool:
@@ -103,10 +105,13 @@ class ResidentModules:
     def _wrong(self, weights: CheckpointWeights, parts: Sequence[str]) -> list[str]:
         with out_of_memory.translated():
             found = Readback(*(arena.sums(self._flats[part]) for part in parts)).tensors() if parts else ()
-        return [
-            part for part, rows in zip(parts, found, strict=True) if not torch.equal(rows, weights.parts[part].rows)
-        ]
+        return _differing(weights, parts, found)
 
 
 def _buffers(module: Any) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in module.named_buffers()}
+
+
+def _differing(weights: CheckpointWeights, parts: Sequence[str], found: Sequence[Tensor]) -> list[str]:
+    """Return the parts whose sums are not those that were found when they were first read."""
+    return [part for part, rows in zip(parts, found, strict=True) if not torch.equal(rows, weights.parts[part].rows)]

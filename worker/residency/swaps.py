@@ -1,4 +1,4 @@
-"""Swaps: whose weights are in the resident modules. Weights are summed up whenever they come or go.
+"""Swaps: whose weights are in the resident modules. CheckpointWeights are summed up whenever they come or go.
 
 What a copy holds is compared once it is in the modules: one that has changed is dropped, and the next tier is asked. What is in
 the modules is compared before it leaves, and whenever someone vouches for pictures: they were made by it.
@@ -136,21 +136,24 @@ class Swaps:
             self.vram.max_bytes //= 2
 
     def _leave(self, modules: ResidentModules) -> None:
-        """Compare what has made pictures, and keep it in spare VRAM."""
+        """Keep what has made pictures in spare VRAM, if it is sound."""
         leaving = modules.weights
-        if leaving is None:
+        missing = self.vram.missing_bytes(leaving) if leaving else 0
+        if leaving is None or not self.vram.max_bytes or missing > self.vram.max_bytes:
             return
         if not modules.are_sound():
-            self._are_sound = False
-            log.error("weights.damaged", tier=Tier.RESIDENT, checkpoint=leaving.name)
-            return
-        missing = self.vram.missing_bytes(leaving)
-        if missing <= self.vram.max_bytes and self.vram.make_room(missing):
+            self._condemn(leaving)
+        elif self.vram.make_room(missing):
             try:
                 with out_of_memory.translated():
                     self.vram.put(leaving, modules.clones(self.vram.lacking(leaving)))
             except OutOfMemory:
                 log.warning("vram.full", bytes=self.vram.size_bytes)
+
+    def _condemn(self, weights: CheckpointWeights) -> None:
+        """Note that weights changed where they made pictures."""
+        self._are_sound = False
+        log.error("weights.damaged", tier=Tier.RESIDENT, checkpoint=weights.name)
 
     def _take(self, modules: ResidentModules, weights: CheckpointWeights) -> bool:
         """Copy weights into modules from the nearest tiers that have them whole."""
@@ -158,7 +161,10 @@ class Swaps:
             began, tier = self._clock(), self._tier(modules, weights)
             if tier is None:
                 return False
-            wrong = modules.take(weights, self._flat)
+            leaving = modules.weights
+            wrong, was_sound = modules.take(weights, self._flat)
+            if leaving is not None and not was_sound:
+                self._condemn(leaving)
             if not wrong:
                 self.vram.use(weights)
                 self._count(tier, sum(weights.sizes.values()), self._clock() - began)

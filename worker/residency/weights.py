@@ -1,4 +1,4 @@
-"""Weights of a checkpoint: facts that every copy of them must agree with, whichever tier it lies in."""
+"""CheckpointWeights of a checkpoint: facts that every copy of them must agree with, whichever tier it lies in."""
 
 import hashlib
 import json

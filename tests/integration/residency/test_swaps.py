@@ -24,6 +24,7 @@ from worker.engine.engine import Engine, run_alone
 from worker.engine.request import ImageSpec, Pixels, Request, Start
 from worker.engine.runner import DiffusionRunner
 from worker.engine.snapshot import Snapshot, pack, unpack
+from worker.residency import modules
 from worker.residency import residency as residencies
 from worker.residency.modules import ResidentModules
 from worker.residency.residency import Opened, Residency
@@ -169,25 +170,25 @@ def test_compiled_code_goes_on_with_other_weights() -> None:
 
     unet = copy.deepcopy(studio.small().unet)
     with torch.inference_mode():
-        modules = ResidentModules.of(replace(studio.small(), unet=unet), "small")
-        first = modules.begin(modules.loaded, "first", None)
-        compiled = CompiledUNet(modules.loaded.unet, backend=backend)
+        small = ResidentModules.of(replace(studio.small(), unet=unet), "small")
+        first = small.begin(small.loaded, "first", None)
+        compiled = CompiledUNet(small.loaded.unet, backend=backend)
         x, steps, context = torch.ones(2, 4, 8, 8), torch.full((2,), 500.0), torch.ones(2, 7, 48)
         assert compiled.predict(x, steps, context) is None
         assert compiled.settle()
         made = len(graphs)
-        flats = {part: modules.layouts[part].empty(studio.CPU) for part in PARTS}
-        modules.copy_out(flats)
-        modules.layouts["unet"].fill(flats["unet"], [one * 1.1 for one in modules.layouts["unet"].views(flats["unet"])])
+        flats = {part: small.layouts[part].empty(studio.CPU) for part in PARTS}
+        small.copy_out(flats)
+        small.layouts["unet"].fill(flats["unet"], [one * 1.1 for one in small.layouts["unet"].views(flats["unet"])])
         sums = {part: Sums.of(flat) for part, flat in flats.items()}
         other = CheckpointWeights.of("other", "other", None, "small", {}, sums, flats)
         by_digest = {sums[part].digest: flats[part] for part in PARTS}
         outputs: list[Any] = []
         for weights in (first, other):
             if weights is other:
-                assert not modules.take(other, by_digest.__getitem__)
+                assert small.take(other, by_digest.__getitem__) == (set(), True)
             output = compiled.predict(x, steps, context)
-            plain = modules.loaded.unet(x, steps, encoder_hidden_states=context, return_dict=False)[0]
+            plain = small.loaded.unet(x, steps, encoder_hidden_states=context, return_dict=False)[0]
             torch.testing.assert_close(output, plain)
             outputs.append(output)
         assert len(graphs) == made
@@ -286,7 +287,7 @@ def test_weights_that_never_arrive_whole_condemn_the_device(
     files: list[CheckpointFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     residency = kin.residency(*files)
-    monkeypatch.setattr(ResidentModules, "_wrong", lambda _self, _weights, parts: list(parts)[:1])
+    monkeypatch.setattr(modules, "_differing", lambda _weights, parts, _found: list(parts)[:1])
     engine = Engine(DiffusionRunner(residency), limits=Ceiling(STRICT))
     asked = engine.submit(image("own"))
     finish(engine, [asked])
@@ -383,7 +384,8 @@ def test_spare_memory_of_a_gpu_is_the_nearest_tier(
         assert tiers(residency) == {"gbr": Tier.VRAM, "own": Tier.VRAM, "rgb": Tier.RESIDENT}
         copied = residency._swaps.vram.flat(opened[1].weights.parts["vae"].digest)
         assert copied is not None
-        flip(copied)
+        with torch.inference_mode():
+            flip(copied)
         assert np.array_equal(run_alone(runner, image("gbr", steps=1)), expected[1])
         assert (residency.damaged, residency.are_sound()) == ({Tier.VRAM: 1}, True)
         residency.shed()
