@@ -59,8 +59,7 @@ class Layout:
 
     def empty(self, device: torch.device, *, is_pinned: bool = False) -> Tensor:
         """Allocate memory for this layout, of zeros: what lies between the tensors counts in the sums, too."""
-        with torch.inference_mode(False):
-            return torch.zeros(self.size_bytes, dtype=torch.uint8, device=device, pin_memory=is_pinned)
+        return torch.zeros(self.size_bytes, dtype=torch.uint8, device=device, pin_memory=is_pinned)
 
     @torch.inference_mode()
     def fill(self, flat: Tensor, sources: Sequence[Tensor]) -> None:
@@ -85,9 +84,10 @@ def move_in(module: Any) -> Tensor:
     if held is not None and _lies_in(module, held):
         return held
     layout, own = Layout.of(module), tensors(module)
-    flat = layout.empty(own[0].device if own else torch.device("cpu"))
-    layout.fill(flat, own)
-    with torch.inference_mode(False):
+    # Of the same kind as the weights are: torch does not mix those made for inference alone with others.
+    with torch.inference_mode(bool(own) and own[0].is_inference()):
+        flat = layout.empty(own[0].device if own else torch.device("cpu"))
+        layout.fill(flat, own)
         for tensor, view in zip(own, layout.views(flat), strict=True):
             tensor.data = view
     _arenas[module] = flat
