@@ -16,7 +16,7 @@ from shared.fleet import holdings
 from shared.fleet.holdings import Holding
 from shared.infra.db import Database
 from worker.bundle import DeviceCheckpoints
-from worker.fleet.choice import choose
+from worker.fleet.choice import choose, hands
 from worker.fleet.demand import demand
 from worker.fleet.homes import homes
 from worker.fleet.members import Member, members
@@ -26,6 +26,7 @@ from worker.slots.doorbells import HeardDoorbells
 from worker.slots.open_checkpoints import OpenCheckpoints
 
 LOOK_S = 1.0  # the least time that a job may wait before a worker turns to it (`worker.fleet.choice`)
+APART_S = 0.2  # between two looks, however often the worker is woken: each costs the database some claims
 FLEET_S = 5.0  # how old what is known of other workers and of demand may be
 
 log = structlog.get_logger(__name__)
@@ -38,6 +39,12 @@ class KnownFleet:
     members: Sequence[Member] = ()
     homes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     read_at: float = float("-inf")
+
+    @property
+    def speed(self) -> float | None:
+        """The mean cost a second of those workers that have measured it."""
+        known = [one.speed for one in self.members if one.speed]
+        return sum(known) / len(known) if known else None
 
 
 class Turning:
@@ -69,7 +76,7 @@ class Turning:
         self._turned_at = float("-inf")
         self._considered = count(1)
         self._woken = Event()
-        self._has_stopped = False
+        self._stopping = Event()
         self._thread = Thread(target=self._run, name="turning", daemon=True)
 
     def start(self) -> None:
@@ -77,7 +84,7 @@ class Turning:
 
     def stop(self) -> None:
         """Turn to nothing else; a load that runs is waited for briefly."""
-        self._has_stopped = True
+        self._stopping.set()
         self._woken.set()
         self._thread.join(timeout=5)
 
@@ -87,7 +94,10 @@ class Turning:
 
     def consider(self) -> None:
         """Choose once, and turn if that is due."""
-        library = {one.checkpoint: one for one in self._residency.holdings() if one.refused is None}
+        library = {one.checkpoint: one for one in self._residency.holdings() if self._is_ours(one)}
+        if library.keys() <= set(self._opened.names):
+            self._doorbells.hear(self._opened.names)
+            return
         fleet = self._seen()
         mine = [name for name in library if self._worker_id in fleet.homes.get(name, ())]
         self._doorbells.hear({*mine, *self._opened.names})
@@ -95,7 +105,9 @@ class Turning:
             what_waits = waiting(session, sorted(library))
         chosen = self._chosen(fleet, library, what_waits)
         if chosen != self._opened.names:
-            self._turn(chosen, fleet)
+            self._turn(chosen, fleet, {one.checkpoint: one for one in what_waits}, library)
+        elif any(one.checkpoint in chosen for one in what_waits):
+            self._look()  # their doorbells may have been heard while others were open
 
     def _chosen(
         self, fleet: KnownFleet, library: Mapping[str, Holding], what_waits: Sequence[Waiting]
@@ -117,10 +129,21 @@ class Turning:
             oldest_level=next(self._considered) % OLDEST_LEVEL_EVERY == 0,
         )
 
-    def _turn(self, chosen: tuple[str, ...], fleet: KnownFleet) -> None:
+    def _turn(
+        self,
+        chosen: tuple[str, ...],
+        fleet: KnownFleet,
+        what_waits: Mapping[str, Waiting],
+        library: Mapping[str, Holding],
+    ) -> None:
         """Bring what is chosen nearer, while the present work goes on; then claim of it."""
         for name in chosen:
-            if name not in self._opened.names and not self._is_ready(name, fleet):
+            if name in self._opened.names:
+                continue
+            at_most = max(1, len(fleet.homes.get(name, ())))
+            if name in what_waits and fleet.speed:
+                at_most = hands(what_waits[name], speed=fleet.speed, price_s=library[name].price_s)
+            if not self._is_ready(name, fleet, at_most=at_most):
                 return
         self._opened.open(chosen)
         self._turned_at = self._clock()
@@ -129,9 +152,8 @@ class Turning:
         log.info("worker.turned", checkpoint=chosen[0], opened=len(chosen))
         self._look()
 
-    def _is_ready(self, name: str, fleet: KnownFleet) -> bool:
+    def _is_ready(self, name: str, fleet: KnownFleet, *, at_most: int) -> bool:
         """Say what is intended, and load it. False if others are at it, or if others can load it and this worker cannot."""
-        at_most = max(1, len(fleet.homes.get(name, ())))
         with self._db.transaction() as session:
             if not holdings.intend(
                 session, self._worker_id, name, silent_after_s=self._silent_after_s, at_most=at_most
@@ -146,6 +168,12 @@ class Turning:
                 return False
             # Nobody can: its jobs are claimed, and fail with the reason.
         return True
+
+    def _is_ours(self, one: Holding) -> bool:
+        """Whether its jobs are this worker's to claim: those of a file that turned bad, too, if nobody else can load it."""
+        return one.refused is None or (
+            one.size_bytes > 0 and not self._is_loadable_elsewhere(one.checkpoint, self._fleet)
+        )
 
     def _is_loadable_elsewhere(self, name: str, fleet: KnownFleet) -> bool:
         return any(name in one.library for one in fleet.members if one.id != self._worker_id)
@@ -163,13 +191,14 @@ class Turning:
         return self._fleet
 
     def _run(self) -> None:
-        while not self._has_stopped:
+        while not self._stopping.is_set():
             self._woken.wait(LOOK_S)
             self._woken.clear()
             try:
-                if not self._has_stopped:
+                if not self._stopping.is_set():
                     self.consider()
             except DatabaseUnavailable as error:
                 log.warning("turning.not_considered", **error.log_fields)
             except Exception:  # whatever it was, the next time may do
                 log.exception("turning.crashed")
+            self._stopping.wait(APART_S)
