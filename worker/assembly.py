@@ -118,9 +118,7 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     """
     db = Database(settings, pool_size=slots + 3)
     opened.callback(db.close)
-    redis = broker.connect(settings)
-    opened.callback(redis.close)
-    _try_redis(redis)
+    redis = _open_redis(opened, settings)
     open_checkpoints = OpenCheckpoints()
     attempts = Attempts(db, redis, celery, settings, opened=open_checkpoints, worker_id=worker_id)
     attempts.take_over()  # before a checkpoint is loaded: others may be idle
@@ -140,8 +138,7 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     claim_gate.pause(True)  # until the first beat has told whether to work
     _start(opened, leases)
     _watch(opened, settings, engine, leases, departure)
-    if gpu:
-        _watch_gpu(opened, settings, gpu, fitness)
+    _watch_gpu(opened, settings, gpu, fitness)
     meters = _meters(opened, settings, bundle, leases)
     announcer = LibraryAnnouncer(db, worker_id, library.rescan, residency.holdings)
     guarded = GuardedEngine(engine, Snapshots(db, settings), fitness)
@@ -149,10 +146,8 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     renderer = Renderer(attempts, guarded, images, leases, claim_gate, ended=meters.ended)
     _announce(opened, registration)
     _listen(opened, redis, leases, announcer)
-    _refresh(opened, settings, bundle, fitness, WeightsAnnouncer(db, bundle.shelves))
-    if settings.preview_seconds:
-        previews = PreviewPublisher(redis, leases.running)
-        _start(opened, Periodic("previews", previews.renew, every_s=settings.preview_seconds))
+    previews = PreviewPublisher(redis, leases.running)
+    _refresh(opened, settings, bundle, fitness, WeightsAnnouncer(db, bundle.shelves), previews)
     return GpuWorker(
         renderer=renderer,
         attempts=attempts,
@@ -210,12 +205,15 @@ def _start(opened: ExitStack, part: Engine[Any, Any] | Leases | Listener | Perio
     opened.callback(part.stop)
 
 
-def _try_redis(redis: Redis) -> None:
-    """Say what is wrong with Redis, which may come back: Celery would say only that it cannot connect."""
+def _open_redis(opened: ExitStack, settings: Settings) -> Redis:
+    """Open Redis, and say what is wrong with it, which may come back: Celery would say only that it cannot connect."""
+    redis = broker.connect(settings)
+    opened.callback(redis.close)
     try:
         broker.check(redis)
     except BrokerUnavailable as error:
         log.warning("dependency.missing", dependency="redis", **error.log_fields)
+    return redis
 
 
 def _open_storage(settings: Settings) -> Storage:
@@ -330,18 +328,26 @@ def _watch(
         _start(opened, Periodic("preemption", notices.check, every_s=POLL_S))
 
 
-def _watch_gpu(opened: ExitStack, settings: Settings, gpu: Monitor, fitness: FitnessCheck) -> None:
+def _watch_gpu(opened: ExitStack, settings: Settings, gpu: Monitor | None, fitness: FitnessCheck) -> None:
     def check() -> None:
-        if gpu.check():
+        if gpu and gpu.check():
             fitness.examine()
 
-    _start(opened, Periodic("vitals", check, every_s=settings.heartbeat_seconds))
+    if gpu:
+        _start(opened, Periodic("vitals", check, every_s=settings.heartbeat_seconds))
 
 
 def _refresh(
-    opened: ExitStack, settings: Settings, bundle: DeviceBundle, fitness: FitnessCheck, weights: WeightsAnnouncer
+    opened: ExitStack,
+    settings: Settings,
+    bundle: DeviceBundle,
+    fitness: FitnessCheck,
+    weights: WeightsAnnouncer,
+    previews: PreviewPublisher,
 ) -> None:
-    """Repeat what goes stale: the canary, and the list of LoRAs and the like."""
+    """Repeat what goes stale: the canary, the list of LoRAs and the like, the previews."""
     if bundle.proof and settings.canary_seconds:
         _start(opened, Periodic("canary", fitness.examine, every_s=settings.canary_seconds))
     _start(opened, Periodic("stock", weights.announce, every_s=RESCAN_S))
+    if settings.preview_seconds:
+        _start(opened, Periodic("previews", previews.renew, every_s=settings.preview_seconds))
