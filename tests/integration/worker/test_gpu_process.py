@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
+from redis import Redis
 from sqlalchemy import select
 
 from shared.infra import broker
@@ -21,7 +22,7 @@ from shared.settings import Settings
 from shared.vocabulary.states import JobState
 from tests.chaos import proxy, sketch
 from tests.chaos.proxy import Mode
-from tests.support import studio
+from tests.support import recolored, studio, waiting
 from tests.support.factories import DEMO, params
 from tests.support.waiting import LIMIT_S
 
@@ -53,9 +54,9 @@ def process(
         running.wait()
 
 
-def ring(settings: Settings) -> None:
+def ring(settings: Settings, checkpoint: str = DEMO) -> None:
     with broker.celery_app(settings) as celery:
-        broker.ring(celery, DEMO)
+        broker.ring(celery, checkpoint)
 
 
 def until(db: Database, job_id: UUID, running: subprocess.Popen[bytes], what: Callable[[JobRow], bool]) -> JobRow:
@@ -78,6 +79,23 @@ def until_logged(log: Path, event: bytes, running: subprocess.Popen[bytes]) -> N
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(TICK_S)
     raise TimeoutError(f"after {LIMIT_S:g} s there is no {event!r} in the log")
+
+
+def test_the_doorbells_of_a_whole_folder_are_heard(
+    settings: Settings, db: Database, redis: Redis, tmp_path: Path
+) -> None:
+    log, folder, names = tmp_path / "worker.log", tmp_path / "checkpoints", []
+    folder.mkdir()
+    for index in (5, 17):
+        recolored.write(folder, index)
+        names.append(recolored.name(index))
+    with process(settings, log, drain_s=0.1, FARM_CHECKPOINT="", FARM_CHECKPOINT_DIR=str(folder)) as running:
+        for name in names:
+            with db.transaction() as session:
+                job_id = lifecycle.submit(session, params(checkpoint=name), max_attempts=1).id
+            ring(settings, name)
+            until(db, job_id, running, lambda row: row.state == JobState.SUCCEEDED)
+            assert waiting.until(lambda name=name: broker.waiting_doorbells(redis, name) == 0)  # type: ignore[misc]
 
 
 @pytest.mark.usefixtures("redis")
