@@ -6,10 +6,8 @@ Its schema is one migration newer than its code, as in the middle of a rolling u
 import json
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -37,28 +35,16 @@ UPDATE alembic_version SET version_num = %s;
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Staffed:
-    """A site with a worker, `gpu0@here`."""
-
-    site: Site
-    worker: "subprocess.Popen[bytes]"
-
-
 @pytest.fixture(scope="module")
-def staffed(engines: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Staffed]:
+def site(engines: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site with a worker, `gpu0@here`."""
     with (
         _newer(engines),
         opened(engines, tmp_path_factory.mktemp("site")) as site,
-        site.start("gpu0@here") as worker,
+        site.start("gpu0@here"),
     ):
         site.ready(DEMO, 1)
-        yield Staffed(site, worker)
-
-
-@pytest.fixture
-def site(staffed: Staffed) -> Site:
-    return staffed.site
+        yield site
 
 
 def test_processes_start_and_work_on_a_newer_schema(site: Site, engines: Settings) -> None:
@@ -67,19 +53,21 @@ def test_processes_start_and_work_on_a_newer_schema(site: Site, engines: Setting
     assert site.until(site.submit(), "succeeded")["worker"] == "gpu0@here"
 
 
-def test_a_checkpoint_is_added_while_a_worker_serves(staffed: Staffed, tmp_path: Path) -> None:
-    site = staffed.site
-    arrived = place(tmp_path / "another.safetensors")
-    shutil.copytree(arrived.with_suffix(".config"), site.checkpoints / "another.config")
-    pages.run("checkpoint.md", "checkpoint", site.env(NEW_CHECKPOINT=str(arrived)))
-    with site.start("gpu1@here", "another"):
-        site.ready("another", 1)
+def test_a_checkpoint_is_added_while_a_worker_serves(site: Site, tmp_path: Path) -> None:
+    with site.start("gpu1@here", "") as worker:  # restricted to nothing: it serves the whole folder
+        site.ready(DEMO, 2)
+        arrived = place(tmp_path / "another.safetensors")
+        shutil.copytree(arrived.with_suffix(".config"), site.checkpoints / "another.config")
+        pages.run("checkpoint.md", "checkpoint", site.env(NEW_CHECKPOINT=str(arrived)))
+        assert until(
+            lambda: "another" in {one["name"] for one in site.http.get("/v1/checkpoints").json()["checkpoints"]}
+        )
         pictures = tmp_path / "pictures"
         shown = pages.run("checkpoint.md", "verify", site.env(NAME="another", PICTURES=str(pictures)))
-        assert "another\t1\t" in shown
+        assert "\nanother\t" in shown
         assert [file.suffix for file in pictures.iterdir()] == [".png"]
-        assert site.until(site.submit(), "succeeded")["worker"] == "gpu0@here"
-    assert staffed.worker.poll() is None
+        assert site.until(site.submit(checkpoint="another"), "succeeded")["worker"] == "gpu1@here"
+        assert worker.poll() is None
 
 
 def test_a_drained_worker_leaves_and_its_job_goes_on(site: Site) -> None:
