@@ -26,9 +26,7 @@ from worker.health.fitness import Fitness, FitnessCheck, Unexamined
 from worker.health.preemption import POLL_S, Notices
 from worker.health.vitals import Monitor, monitor
 from worker.health.watchdog import Watchdog
-from worker.library.bucket_stock import BucketStock
-from worker.library.library import Library
-from worker.library.weights_cache import DEFAULT_CACHE_DIR, WeightsCache
+from worker.library.library import Library, open_library
 from worker.library_announcer import LOOK_S, LibraryAnnouncer
 from worker.metrics import WorkerMetrics
 from worker.periodic import Periodic
@@ -123,7 +121,7 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     attempts = Attempts(db, redis, celery, settings, opened=open_checkpoints, worker_id=worker_id)
     attempts.take_over()  # before a checkpoint is loaded: others may be idle
     storage = _open_storage(settings)
-    library = _open_library(settings, storage)
+    library = _open_library(settings)
     bundle = _load_first(settings, library)
     engine, residency = bundle.engine, bundle.residency
     open_checkpoints.open([residency.resident])
@@ -172,11 +170,12 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     )
 
 
-def _open_library(settings: Settings, storage: Storage) -> Library:
+def _open_library(settings: Settings) -> Library:
     """Look through what the worker may load. Raises `BadCheckpoint` where there is nothing yet."""
-    cache = WeightsCache(settings.cache_dir or DEFAULT_CACHE_DIR, storage, limit_bytes=settings.weights_cache_bytes)
-    library = Library(settings.checkpoint_dir, only=settings.checkpoint, stock=BucketStock(storage, cache))
-    library.rescan()
+    library = open_library(settings)
+    library.rescan(bucket=False)  # a bucket that is away takes long: a folder that has what is needed first suffices
+    if settings.preload not in library.files() if settings.preload else not library.files():
+        library.rescan()
     if not library.files():
         reasons = " ".join(library.refused().values())[:1000]
         raise BadCheckpoint(

@@ -73,5 +73,3 @@ class DeviceBundle:
     gpu_uuid: str | None = None
     # An ordinary exit would crash in the compiler's own threads meanwhile.
     is_compiling: Callable[[], bool] = lambda: False
-    # The first checkpoint's; its beginning is the name by which people know it.
-    sha256: str | None = None

@@ -80,7 +80,6 @@ def load(
         memory=lambda: memory(device),
         proof=proof(loaded, residency),
         gpu_uuid=gpu_uuid(device),
-        sha256=facts.sha256,
         is_compiling=lambda: twins.is_busy,
         residency=residency,
     )

@@ -103,6 +103,14 @@ def walk(folder: Path) -> Candidates:
     return found
 
 
+def inspect_anew(file: CheckpointFile) -> CheckpointFile:
+    """Read the headers of a checkpoint as it is now, under the name that it goes by: in a cache its file has another.
+
+    Raises `BadCheckpoint`.
+    """
+    return replace(inspect(file.path), name=file.name)
+
+
 def stamp(path: Path) -> Stamp:
     """Return the stamp of one checkpoint. Raises `OSError`."""
     if path.is_dir():

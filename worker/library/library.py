@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import structlog
@@ -26,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LibraryEntry:
-    """A checkpoint of a library. `sha256` is None until someone has read the file and told it; of the bucket's it is known.
+    """A checkpoint of a library. `sha256` is what a copy of the bucket's must have; a file of a folder is what it is.
 
     `is_here` is false for one that has to be fetched from the bucket first; `file.path` is where it will lie.
     """
@@ -109,18 +108,12 @@ class Library:
             wants=self._wanted.wants,
             clock=clock,
         )
-        self._lock = Lock()
-        self._digests: dict[CheckpointFile, str] = {}
         self._bucket: Mapping[str, _Held] = {}
 
     def files(self) -> Mapping[str, LibraryEntry]:
         """Return what can be loaded by name: in the order of `only`, then of names."""
         local, bucket = self._folder.shown.files, self._bucket
-        with self._lock:
-            here = {
-                name: LibraryEntry(file, self._digests.get(file), in_bucket=name in bucket)
-                for name, file in local.items()
-            }
+        here = {name: LibraryEntry(file, in_bucket=name in bucket) for name, file in local.items()}
         for name, one in bucket.items():
             if name not in here and (entry := self._entry(one)):
                 here[name] = entry
@@ -153,9 +146,6 @@ class Library:
                 if self._wanted.wants(name)
             }
             changed |= self._bucket != before
-        with self._lock:
-            present = set(self._folder.shown.files.values())
-            self._digests = {file: sha256 for file, sha256 in self._digests.items() if file in present}
         return changed
 
     def find(self, name: str) -> CheckpointFile:
@@ -173,11 +163,6 @@ class Library:
         if file is not None:
             raise WeightsMissing(f"{file.path}: the file is gone.")
         raise self._unknown(name)
-
-    def tell(self, file: CheckpointFile, sha256: str) -> None:
-        """Take note of the digest of a file that someone has read."""
-        with self._lock:
-            self._digests[file] = sha256
 
     def distrust(self, name: str) -> None:
         """Delete the cached copy of a checkpoint whose bytes are not what its digest says: it will be fetched again."""

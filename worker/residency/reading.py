@@ -42,7 +42,7 @@ class FileFacts:
 def read(file: CheckpointFile, dtype: torch.dtype) -> tuple[LoadedCheckpoint, FileFacts]:
     """Read a checkpoint onto the CPU, as its file is now. Raises `BadCheckpoint`, also if it changes meanwhile."""
     stamp = stamp_of(file)
-    present = checkpoints.inspect(file.path)
+    present = checkpoints.inspect_anew(file)
     with _loading:
         loaded = checkpoint_loader.load(present, CPU, dtype)
     try:

@@ -282,7 +282,7 @@ class Residency:
         began, stamp = self._clock(), reading.stamp_of(file)
         try:
             # Looked at anew: it may have been replaced since it was listed.
-            weights = self._read_as_it_is(checkpoints.inspect(file.path))
+            weights = self._read_as_pushed(name, checkpoints.inspect_anew(file))
         except BadWeights as error:
             self._refused[name] = file, stamp, str(error)
             raise
@@ -291,6 +291,19 @@ class Residency:
         seconds = self._clock() - began
         self._prices.measured(Tier.DISK, weights.size_bytes, seconds)
         log.info("checkpoint.read", checkpoint=name, seconds=round(seconds, 2), bytes=weights.size_bytes)
+        return weights
+
+    def _read_as_pushed(self, name: str, file: CheckpointFile) -> CheckpointWeights:
+        """Read a file that must have its digest, if it is a copy of the bucket's: one that does not is fetched once more."""
+        listed = self._source.files().get(name)
+        weights = self._read_as_it_is(file)
+        if listed is None or listed.sha256 in {None, weights.sha256}:
+            return weights
+        log.error("weights.damaged", tier=Tier.DISK, checkpoint=name)
+        self._source.distrust(name)
+        weights = self._read_as_it_is(self._source.find(name))
+        if weights.sha256 != listed.sha256:
+            raise BadCheckpoint(f"{file.path}: its bytes are not those that were pushed; push it again.")
         return weights
 
     def _read_as_it_is(self, file: CheckpointFile) -> CheckpointWeights:
@@ -367,7 +380,7 @@ class Residency:
         """Read a checkpoint whose copies were damaged. Raises `BadCheckpoint` if its file is another one now."""
         with self._at_disk:
             file = self._source.find(weights.name)
-            again = self._read_as_it_is(checkpoints.inspect(file.path))
+            again = self._read_as_it_is(checkpoints.inspect_anew(file))
             if again.key != weights.key:
                 raise BadCheckpoint(f"{file.path}: it was replaced while an image was made with it.")
             if again.digests() != weights.digests():

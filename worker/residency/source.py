@@ -10,7 +10,7 @@ from shared.files.checkpoints import CheckpointFile
 
 
 class Listed(Protocol):
-    """A checkpoint on a library's list. `path` is None where it lies in the bucket alone, `sha256` while nobody has read it."""
+    """A checkpoint on a library's list. `path` is None where it lies in the bucket alone."""
 
     @property
     def size_bytes(self) -> int:
@@ -22,7 +22,7 @@ class Listed(Protocol):
 
     @property
     def sha256(self) -> str | None:
-        """The file's digest."""
+        """The digest that the file must have; None for one that is what it is."""
 
 
 class CheckpointSource(Protocol):
@@ -36,6 +36,9 @@ class CheckpointSource(Protocol):
 
     def find(self, name: str) -> CheckpointFile:
         """Return a checkpoint's local file, fetched if need be. Raises a `FarmError` for one that is missing or bad."""
+
+    def distrust(self, name: str) -> None:
+        """Let go of a fetched copy whose bytes are not what its digest says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,9 @@ class GivenFiles:
     def refused(self) -> Mapping[str, str]:
         """Return nothing: what cannot be loaded was not given."""
         return {}
+
+    def distrust(self, name: str) -> None:
+        """Do nothing: these files are nobody's copies."""
 
     def find(self, name: str) -> CheckpointFile:
         """Return a file by its name. Raises `WeightsMissing`: another worker may have it."""

@@ -1,5 +1,6 @@
 """A gpu worker with a folder of checkpoints: it renders from every one, each picture with the right weights."""
 
+import os
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,9 @@ from PIL import Image
 from redis import Redis
 from sqlalchemy import select
 
+from api.cli.app import main
+from shared.fleet.weights_bucket import PREFIX
+from shared.infra import large_objects
 from shared.infra.db import Database
 from shared.infra.storage import Storage
 from shared.infra.tables import HoldingRow, ImageRow, JobRow, WorkerRow
@@ -173,3 +177,31 @@ def states(db: Database) -> dict[JobState, set[str]]:
         for state, checkpoint in session.execute(select(JobRow.state, JobRow.checkpoint)):
             found.setdefault(JobState(state), set()).add(checkpoint)
     return found
+
+
+def test_a_worker_without_a_folder_renders_from_the_bucket(
+    settings: Settings, folder: Path, db: Database, celery: Celery, tmp_path: Path
+) -> None:
+    """What it has fetched is compared with what was pushed, also after it has lain on a disk."""
+    storage, cache = Storage(settings), tmp_path / "cache"
+    for index in (0, 5):
+        path = folder / f"{recolored.name(index)}.safetensors"
+        assert main(["checkpoints", "push", str(path)]) == 0
+    try:
+        bare = settings.model_copy(update={"checkpoint_dir": None, "cache_dir": cache})
+        with at_work(bare, celery, Ears()) as worker:
+            assert worker.residency.resident == recolored.name(0)
+            submitted(db, 0, 5)
+            assert colors(rendered(db, settings)) == {recolored.name(index): {index} for index in (0, 5)}
+        (fetched,) = cache.glob(f"**/{recolored.name(5)}/*.safetensors")
+        with fetched.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last[0] ^ 1]))
+        with at_work(bare, celery, Ears()):
+            submitted(db, 0, 5)
+            assert colors(rendered(db, settings)) == {recolored.name(index): {index} for index in (0, 5)}
+        assert fetched.read_bytes()[-1:] == last
+    finally:
+        storage.delete_all([one.key for one in large_objects.listed(storage, PREFIX, at_most=1000)])
