@@ -90,12 +90,17 @@ class Forecast:
     finish_s: float | None
 
 
+def patience_s(price_s: float) -> float:
+    """Return how long a job waits at most, for a checkpoint of that price, before its home turns to it."""
+    return max(STAYS_S, STAYS_PRICES * price_s)
+
+
 def turn_s(price_s: float, *, is_loading: bool, is_idle: bool, waited_s: float) -> float:
     """Return the seconds until a worker has made a checkpoint resident, from when one begins and what it takes.
 
     One that has work leaves it for a job that has waited for longer than it pays to stay.
     """
-    begins_in_s = 0.0 if is_loading or is_idle else max(0.0, max(STAYS_S, STAYS_PRICES * price_s) - waited_s)
+    begins_in_s = 0.0 if is_loading or is_idle else max(0.0, patience_s(price_s) - waited_s)
     return begins_in_s + price_s
 
 

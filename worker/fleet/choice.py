@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from shared.vocabulary.forecast import STAYS_S, patience_s
 from worker.fleet.members import Member
 from worker.fleet.waiting import Waiting
 
-# How long a job waits for others before a worker turns to its checkpoint: so many prices, at least so many seconds.
-_PATIENCE_PRICES, _LEAST_PATIENCE_S = 10.0, 1.0
 # How long before one that is not its home does so.
 _STRANGERS_PRICES = 4.0
 # A worker stays for so many prices, so that swaps take a bounded part of its time, and long enough to fill its batch.
@@ -66,11 +65,6 @@ def choose(
     return stay if not (held or idle or view.is_pressing(best)) else (best.checkpoint,)
 
 
-def patience_s(price_s: float) -> float:
-    """Return how long a job waits at most, for a checkpoint of that price, before its home turns to it."""
-    return max(_LEAST_PATIENCE_S, _PATIENCE_PRICES * price_s)
-
-
 def hands(one: Waiting, *, speed: float, price_s: float) -> int:
     """Return how many workers may have a checkpoint resident for what waits: one more than serve it, once it waits too long."""
     patience = patience_s(price_s)
@@ -109,7 +103,7 @@ class _View:
 
     def is_too_late(self, one: Waiting) -> bool:
         """Say whether it waits for so long that an idle worker takes it without being its home."""
-        return one.oldest_s > max(_LEAST_PATIENCE_S, _STRANGERS_PRICES * self.price_s(one.checkpoint))
+        return one.oldest_s > max(STAYS_S, _STRANGERS_PRICES * self.price_s(one.checkpoint))
 
     def batches(self, one: Waiting) -> float:
         """Return how far behind the first of its priority it stands in the fair queue, in batches."""

@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.fleet.choice import choose, hands, patience_s
+from shared.vocabulary.forecast import patience_s
+from worker.fleet.choice import choose, hands
 from worker.fleet.members import Member
 from worker.fleet.waiting import Waiting
 
