@@ -174,7 +174,7 @@ def _open_library(settings: Settings) -> Library:
     """Look through what the worker may load. Raises `BadCheckpoint` where there is nothing yet."""
     library = open_library(settings)
     library.rescan(bucket=False)  # a bucket that is away takes long: a folder that has what is needed first suffices
-    if settings.preload not in library.files() if settings.preload else not library.files():
+    if not library.files() or (settings.preload and settings.preload not in library.files()):
         library.rescan()
     if not library.files():
         reasons = " ".join(library.refused().values())[:1000]
