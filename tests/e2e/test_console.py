@@ -530,6 +530,25 @@ def test_reused_settings_bring_picture_and_mask(page: Page, address: str, where:
     assert newest(page, address) == first
 
 
+def test_settings_reused_while_another_page_loads_lead_back_to_the_form(page: Page, address: str) -> None:
+    held: list[Route] = []
+    page.route("**/gallery.js", lambda route: held.append(route))
+    generate(page, steps=3, width=64, height=64)
+    finished(page)
+    page.get_by_role("button", name="Reset", exact=True).click()
+    with page.expect_request("**/gallery.js"):
+        page.get_by_role("link", name="Gallery").click()
+    page.locator("button.picture").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Reuse settings").click()
+    expect(page.get_by_text("Settings loaded into the form.")).to_be_visible()
+    with page.expect_response("**/gallery.js"):
+        held[0].continue_()
+    expect(page.get_by_role("link", name="Create")).to_have_attribute("aria-current", "page")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    finished(page, 2)
+    assert newest(page, address)["steps"] == 3
+
+
 @pytest.mark.usefixtures("announced", "redis")
 def test_reuse_says_what_it_could_not_restore(browser: Browser, address: str, storage: Storage) -> None:
     hires = {"scale": 2.0, "prompt": "other", "guidance_scale": 3.0}

@@ -12,7 +12,7 @@ import { isInfotext, params as readParams, texts } from "./png.js";
 import { presetBar } from "./presets.js";
 import { inputPaths } from "./recipes.js";
 import "./results.js";
-import { taken } from "./sent.js";
+import * as sent from "./sent.js";
 import { ratioRow, seedRow } from "./shortcuts.js";
 import { sweepPanel, template } from "./sweep.js";
 import { tokenCounter } from "./token-meter.js";
@@ -51,9 +51,12 @@ class CreatePage extends HTMLElement {
     document.removeEventListener("paste", this.#onPaste);
   }
 
-  /** Take in another query of the address, as when settings are reused. */
+  /** Take in what was sent meanwhile, or another query of the address. */
   revisit(query) {
-    if (query && query !== toQuery(this.values)) this.values = fromQuery(query);
+    const { file, job, params } = sent.taken();
+    if (job) this.#reuse(job, params);
+    else if (file) this.picture.offer(file);
+    else if (query && query !== toQuery(this.values)) this.values = fromQuery(query);
   }
 
   get values() {
@@ -143,9 +146,10 @@ class CreatePage extends HTMLElement {
     });
     this.addEventListener("dragover", (event) => event.preventDefault());
     this.addEventListener("drop", (event) => this.#onDrop(event));
-    const reuse = (job, params) => this.#reuse(job, params);
+    // While another page is still being loaded, this one is shown but left: the last wish leads back to it.
+    const reuse = (job, params) => (isHere() ? this.#reuse(job, params) : sent.reuse(job, params));
     this.addEventListener("reuse", ({ detail }) => reuse(detail.job, detail.params));
-    const send = (file) => this.picture.offer(file);
+    const send = (file) => (isHere() ? this.picture.offer(file) : sent.send(file));
     const list = () => this.results.pictures();
     this.addEventListener("open-picture", ({ detail }) => openViewer(detail, { list, reuse, send }));
   }
@@ -169,7 +173,7 @@ class CreatePage extends HTMLElement {
   async #restore() {
     const turn = this.#turn;
     const choices = this.#choices();
-    const { file, job, params } = taken();
+    const { file, job, params } = sent.taken();
     const kept = job || file ? null : await draft.restored();
     // Another picture would set the size anew; this one's stands in the address.
     const { width, height } = this.values;
@@ -223,8 +227,7 @@ class CreatePage extends HTMLElement {
   #changed() {
     const query = toQuery(this.values);
     sessionStorage.setItem(LAST, query);
-    const isHere = location.hash.startsWith("#create") || location.hash === "";
-    if (isHere) history.replaceState(null, "", query ? `#create?${query}` : "#create");
+    if (isHere()) history.replaceState(null, "", query ? `#create?${query}` : "#create");
   }
 
   /** Put a word into the prompt at the cursor, parted by a comma from what stands before it. */
@@ -322,6 +325,11 @@ async function inputs(job, params) {
 }
 
 customElements.define("create-page", CreatePage);
+
+/** Whether the address is still the form's: it changes before the page does. */
+function isHere() {
+  return location.hash === "" || /^#create(\?|$)/.test(location.hash);
+}
 
 export function page() {
   return new CreatePage();
