@@ -17,12 +17,12 @@ from starlette.types import Scope as Connection
 from api.auth.key_cache import CachedKey
 from api.auth.keys import Scope, Token
 from api.desk import Desk, DeskDep
+from api.limits.owners import ANONYMOUS
 from api.limits.rate import TOKEN_COUNTS
 from shared.errors import PriorityTooHigh, ScopeMissing, Unauthenticated
 from shared.infra.tables import KeyRow
 from shared.vocabulary.params import MAX_PRIORITY
 
-ANONYMOUS = "anonymous"
 # The owner of jobs submitted with FARM_ADMIN_KEY.
 OPERATOR = "operator"
 # Asked for while someone types, the console does so at most every 0.4 s: that must not cost the submit that comes after.

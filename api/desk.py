@@ -15,8 +15,8 @@ from redis import Redis
 from api.annex.process import Annex
 from api.auth.key_cache import KeyCache
 from api.doorbells import Doorbells
+from api.limits.loop_turns import LoopTurns
 from api.limits.memory import Memory
-from api.limits.pieces import Pieces
 from api.limits.quota import Quota
 from api.limits.rate import TOKEN_COUNTS, RateLimit
 from api.limits.streams import StreamLimit
@@ -61,7 +61,7 @@ class Desk:
     streams: StreamLimit
     dependencies: Dependencies
     answers: Memory
-    pieces: Pieces
+    turns: LoopTurns
     doorbells: Doorbells
 
     async def tell(self, owner: str, *news: JobEvent) -> None:
@@ -108,7 +108,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             StreamLimit(),
             dependencies,
             Memory(ANSWERS_BYTES),
-            Pieces(),
+            LoopTurns(rooms.at_work),
             doorbells,
         )
 

@@ -22,8 +22,6 @@ from shared.infra.db import UNSURE
 THREADS = 2
 # Bounds how long those at the front of a group wait for the rest: about 10 ms.
 GROUP = 64
-# Of a group, those that are told of their outcome in one turn of the event loop: each then has its answer made.
-PER_TURN = 4
 # A database that hangs holds up the groups under way; those behind them are told so.
 PATIENCE_S = 14.0
 
@@ -119,13 +117,10 @@ class GroupCommit(Generic[Item, Result]):
 
 
 def _tell(told: Sequence[tuple[_Waiting[Item, Result], Result | Exception]]) -> None:
-    """Tell a few of their outcomes in this turn of the loop and the rest in later ones: other requests pass between."""
-    for waiting, outcome in told[:PER_TURN]:
+    for waiting, outcome in told:
         if waiting.result.done():
             continue
         if isinstance(outcome, Exception):
             waiting.result.set_exception(outcome)
         else:
             waiting.result.set_result(outcome)
-    if told[PER_TURN:]:
-        told[0][0].result.get_loop().call_soon(_tell, told[PER_TURN:])

@@ -17,7 +17,7 @@ from api.annex.json_text import LIGHT_BYTES, MAX_MEMBERS, Absurd
 from api.annex.process import Annex
 from api.callers import Caller
 from api.desk import Desk
-from api.limits.workrooms import NOBODY
+from api.limits.owners import NOBODY
 from shared.errors import FarmError
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]

@@ -14,7 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 from api import callers, problems
 from api.callers import Caller
 from api.desk import Desk
-from api.limits.workrooms import NOBODY, Workroom
+from api.limits.owners import NOBODY
+from api.limits.workrooms import Workroom
 from shared.errors import FarmError, TooBusy
 
 # How long an answer waits for memory.
@@ -78,7 +79,7 @@ class LargeAnswer(StreamingResponse):
             first = await make() or b""
             if self._single:
                 self.headers["Content-Length"] = str(len(first))
-            self.body_iterator = _sliced(first, make, partial(desk.pieces.turn_of, callers.sharer(scope)))
+            self.body_iterator = _sliced(first, make, partial(desk.turns.turn_of, callers.sharer(scope)))
             self._has_begun = True
             await super().__call__(scope, receive, send)
 

@@ -128,11 +128,28 @@ def create_app(settings: Settings | None = None, *, bound: str = "") -> FastAPI:
     )
     problems.install(app)
     app.state.board = Board()
-    # Each one around those before it.
+    _surround(app, settings, bound)
+    for module in ROUTED:
+        app.include_router(module.router)
+
+    openapi.install(app)
+    console.install(app)
+    # Around all, Starlette's own answer to an unexpected error included.
+    app.middleware_stack = SafeHeaders(app.build_middleware_stack())
+    return app
+
+
+def _surround(app: FastAPI, settings: Settings, bound: str) -> None:
+    """Put the middleware around the routes, each one around those before it."""
     app.add_middleware(Prefix)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, sharer=callers.sharer)
     app.add_middleware(Allow)
-    app.add_middleware(Turnstile, places=connections.most(), sharer=callers.sharer)
+    app.add_middleware(
+        Turnstile,
+        places=connections.most(),
+        turns_of=lambda scope: scope["app"].state.desk.turns,
+        sharer=callers.sharer,
+    )
     app.add_middleware(AuthMiddleware, guarded=("/v1/", *middleware.PATHS))
     app.add_middleware(Visitors, settings=settings, bound=bound)
     app.add_middleware(middleware.A1111Middleware)
@@ -146,11 +163,3 @@ def create_app(settings: Settings | None = None, *, bound: str = "") -> FastAPI:
     if settings.access_log:
         app.add_middleware(AccessLog)
     app.add_middleware(Proxies, settings=settings)
-    for module in ROUTED:
-        app.include_router(module.router)
-
-    openapi.install(app)
-    console.install(app)
-    # Around all, Starlette's own answer to an unexpected error included.
-    app.middleware_stack = SafeHeaders(app.build_middleware_stack())
-    return app

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from api.desk import Desk
-from api.limits.workrooms import NOBODY
+from api.limits.owners import NOBODY
 from api.problems import FieldError, ProblemDetails, problem_of
 
 # Statuses of authentication and rate limits, and of a body that is missing, slow, large, or encoded in an unknown way.

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Depends, Request
 from api.callers import Caller
 from api.desk import DeskDep
 from api.json_bodies import JsonRoute
-from api.limits.workrooms import NOBODY, Workroom, Workrooms
+from api.limits.owners import NOBODY
+from api.limits.workrooms import Workroom, Workrooms
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session as Transaction
 from api.a1111 import names
 from api.a1111.errors import Impossible
 from api.a1111.options import CHECKPOINT
-from api.callers import ANONYMOUS, Reader
+from api.callers import Reader
 from api.desk import Desk
 from api.farm import checkpoints as served_checkpoints
+from api.limits.owners import ANONYMOUS
 from shared.infra.tables import SessionRow
 
 KEPT_DAYS = 90

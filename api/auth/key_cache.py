@@ -7,7 +7,7 @@ from datetime import datetime
 
 from api.auth import keys
 from api.auth.keys import Token
-from api.limits.workrooms import NOBODY
+from api.limits.owners import NOBODY
 from shared.infra.db import Database
 from shared.infra.tables import KeyRow
 

@@ -5,15 +5,13 @@ Compressed bodies are refused, because their unpacked size is unknown.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.limits.memory import Memory
-from api.limits.pieces import Pieces
 from api.problems import problem
 from shared.errors import TooBusy
 
@@ -41,7 +39,6 @@ class BodyLimit:
         self._sharer = sharer
         self._large = Memory(max_bytes * BODIES_AT_ONCE)
         self._small = Memory(SMALL_BYTES * SMALL_BODIES_AT_ONCE)
-        self._pieces = Pieces()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -53,15 +50,10 @@ class BodyLimit:
             refusal = problem(415, "unsupported_encoding", "Send the body uncompressed, without Content-Encoding.")
             await refusal(scope, receive, send)
         else:
-            owner = self._sharer(scope)
-            held = HeldBytes(owner, self._small, self._large, max_bytes=self._max_bytes)
+            held = HeldBytes(self._sharer(scope), self._small, self._large, max_bytes=self._max_bytes)
             Request(scope).state.body = held
             try:
-                await self._app(
-                    scope,
-                    ArrivingBody(receive, held, _announced(scope), partial(self._pieces.turn_of, owner)).receive,
-                    send,
-                )
+                await self._app(scope, ArrivingBody(receive, held, _announced(scope)).receive, send)
             finally:
                 held.keep(0)
 
@@ -102,12 +94,9 @@ class HeldBytes:
 class ArrivingBody:
     """Body of one request while it arrives. Its memory is reserved before it is read, as announced; else as it grows."""
 
-    def __init__(
-        self, receive: Receive, held: HeldBytes, announced: int | None, turn: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, receive: Receive, held: HeldBytes, announced: int | None) -> None:
         self._receive = receive
         self._held = held
-        self._turn = turn
         self._announced = SMALL_BYTES if announced is None else announced
         self._reserved = 0
         self._seen = 0
@@ -130,7 +119,7 @@ class ArrivingBody:
             await self._reserve(SMALL_BYTES if self._seen <= SMALL_BYTES else self._held.max_bytes)
         self._is_whole = not message.get("more_body", False)
         if self._reserved > SMALL_BYTES:
-            await self._turn()
+            await asyncio.sleep(0)  # each part is a step of its own, however many are there
         if self._is_whole:
             self._held.keep(self._seen)
         return message

@@ -1,37 +1,34 @@
 """A turnstile between keys and work: a crowd of requests of one owner lets those of others pass between.
 
-Each turn of the event loop lets in a few requests of each owner, so that ten thousand that come at once take their first steps
-one after another, and the next owner's takes its own at once. Of the requests under way an owner holds no more than are then left
-free for others, however long they wait for a job.
+Its requests take turns at the event loop, step by step, and of those under way an owner holds no more than are then left free for
+others, however long they wait for a job.
 """
 
-import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import problems
+from api.limits.loop_turns import LoopTurns
 from shared.errors import TooBusy
-
-# Requests of one owner that begin in one turn of the event loop, while it is alone and beside others.
-PER_TURN, BESIDE_OTHERS = 4, 1
 
 
 class Turnstile:
     """ASGI middleware inside of the keys, for one event loop. `places` bounds the requests under way of all owners.
 
-    `sharer` tells whose place a request takes.
+    `sharer` tells whose place a request takes, and `turns_of` the turns of the loop that serves it.
     """
 
-    def __init__(self, app: ASGIApp, *, places: int, sharer: Callable[[Scope], str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, places: int, turns_of: Callable[[Scope], LoopTurns], sharer: Callable[[Scope], str]
+    ) -> None:
         self._app = app
+        self._turns_of = turns_of
         self._sharer = sharer
         self._free = places
         self._held: Counter[str] = Counter()
-        self._queues: dict[str, deque[asyncio.Future[None]]] = {}
-        self._entered: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -47,42 +44,15 @@ class Turnstile:
             return
         self._hold(owner, 1)
         try:
-            await self._turn_of(owner)
-            await self._app(scope, receive, send)
+            await self._turns_of(scope).shared(owner, self._served(scope, receive, send))
         finally:
             self._hold(owner, -1)
+
+    async def _served(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
 
     def _hold(self, owner: str, count: int) -> None:
         self._free -= count
         self._held[owner] += count
         if not self._held[owner]:
             del self._held[owner]
-
-    async def _turn_of(self, owner: str) -> None:
-        """Wait until the owner's turn comes; in no crowd it is there."""
-        loop = asyncio.get_running_loop()
-        if not self._entered:
-            loop.call_soon(self._next_turn)
-        if self._entered[owner] < self._per_turn and owner not in self._queues:
-            self._entered[owner] += 1
-            return
-        turn = loop.create_future()
-        self._queues.setdefault(owner, deque()).append(turn)
-        await turn
-
-    @property
-    def _per_turn(self) -> int:
-        return PER_TURN if len(self._held) == 1 else BESIDE_OTHERS
-
-    def _next_turn(self) -> None:
-        self._entered.clear()
-        for owner, queue in list(self._queues.items()):
-            while queue and self._entered[owner] < self._per_turn:
-                turn = queue.popleft()
-                if not turn.done():  # of a request that was given up
-                    turn.set_result(None)
-                    self._entered[owner] += 1
-            if not queue:
-                del self._queues[owner]
-        if self._entered:
-            asyncio.get_running_loop().call_soon(self._next_turn)

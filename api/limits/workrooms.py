@@ -17,12 +17,11 @@ from functools import partial
 from threading import Lock
 from typing import ParamSpec, TypeVar
 
+from api.limits.owners import NOBODY
 from shared.errors import TooBusy
 
 # Together with what a dependency may take to fail, an answer comes within 15 s.
 PATIENCE_S = 3.0
-# The owner of what the process does for all, and of requests that need no key.
-NOBODY = ""
 
 # For whom the current thread works.
 _owner: ContextVar[str] = ContextVar("owner", default=NOBODY)
@@ -199,6 +198,10 @@ class Workrooms:
             updates=room("reading of updates", 4),
             probes=room("probing", 4),
         )
+
+    def at_work(self) -> set[str]:
+        """Owners for whom threads work at this moment."""
+        return {owner for name in self.__slots__ for owner in getattr(self, name).held}
 
     def close(self) -> None:
         """Wait for all threads."""

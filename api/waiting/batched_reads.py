@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from uuid import UUID
 
-from api.limits.workrooms import NOBODY, Workroom
+from api.limits.owners import NOBODY
+from api.limits.workrooms import Workroom
 from shared.errors import DatabaseUnavailable
 from shared.infra.tables import JobRow
 

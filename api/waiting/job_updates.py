@@ -18,7 +18,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.jobs import queries
-from api.limits.workrooms import NOBODY, Workroom
+from api.limits.owners import NOBODY
+from api.limits.workrooms import Workroom
 from api.waiting.batched_reads import BatchedReader
 from shared.errors import DatabaseUnavailable
 from shared.infra import events

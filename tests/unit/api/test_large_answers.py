@@ -14,8 +14,8 @@ from api import large_answers
 from api.json_bodies import JsonRoute
 from api.large_answers import PIECE_BYTES, LargeAnswer
 from api.limits.bodies import BodyLimit, HeldBytes
+from api.limits.loop_turns import LoopTurns
 from api.limits.memory import Memory
-from api.limits.pieces import Pieces
 from api.limits.workrooms import Workroom
 from shared.errors import Gone, TooBusy
 
@@ -35,7 +35,7 @@ async def sent(answer: LargeAnswer, memory: Memory, *, reads: bool = True) -> li
             await asyncio.Future()
 
     threads = Workroom("work on the image storage", 1)
-    desk = SimpleNamespace(answers=memory, pieces=Pieces(), rooms=SimpleNamespace(storage=threads))
+    desk = SimpleNamespace(turns=LoopTurns(), answers=memory, rooms=SimpleNamespace(storage=threads))
     app: Any = SimpleNamespace(state=SimpleNamespace(desk=desk))
     try:
         await answer({"type": "http", "app": app, "client": ("one", 1)}, receive, send)
@@ -115,7 +115,7 @@ def test_what_an_answer_needs_of_its_request_is_kept_until_it_is_sent(monkeypatc
     app = FastAPI()
     app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=SIZE, sharer=lambda _: "one")
-    app.state.desk = SimpleNamespace(answers=Memory(SIZE), pieces=Pieces(), rooms=SimpleNamespace(storage=threads))
+    app.state.desk = SimpleNamespace(turns=LoopTurns(), answers=Memory(SIZE), rooms=SimpleNamespace(storage=threads))
     monkeypatch.setattr(HeldBytes, "keep", lambda _, count: kept.append(count))
     assert TestClient(app).post("/", json={"image": "small"}).content == b"large"
     threads.close()

@@ -5,7 +5,8 @@ import asyncio
 from starlette.types import Message, Receive, Scope, Send
 
 from api.callers import Caller, sharer
-from api.limits.turnstile import BESIDE_OTHERS, PER_TURN, Turnstile
+from api.limits.loop_turns import BESIDE_OTHERS, PER_TURN, LoopTurns
+from api.limits.turnstile import Turnstile
 
 PLACES = 64
 
@@ -35,15 +36,16 @@ async def status(turnstile: Turnstile, owner: str) -> int:
     async def receive() -> Message:
         return {"type": "http.request"}
 
-    scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "state": {"caller": Caller(owner)}}
+    state = {"caller": Caller(owner)}
+    scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "state": state}
     await turnstile(scope, receive, send)
     return statuses[0]
 
 
 def test_a_newcomer_goes_before_a_crowd() -> None:
     async def run() -> None:
-        farm = Farm()
-        turnstile = Turnstile(farm, places=8 * PLACES, sharer=sharer)
+        farm, turns = Farm(), LoopTurns()
+        turnstile = Turnstile(farm, places=8 * PLACES, turns_of=lambda _: turns, sharer=sharer)
         crowd = [asyncio.create_task(status(turnstile, "ada")) for _ in range(PLACES)]
         newcomer = asyncio.create_task(status(turnstile, "bob"))
         while len(farm.came) <= PLACES:
@@ -65,8 +67,8 @@ def test_a_newcomer_goes_before_a_crowd() -> None:
 
 def test_a_crowd_that_waits_leaves_places_and_gives_them_back() -> None:
     async def run() -> None:
-        farm = Farm()
-        turnstile = Turnstile(farm, places=PLACES, sharer=sharer)
+        farm, turns = Farm(), LoopTurns()
+        turnstile = Turnstile(farm, places=PLACES, turns_of=lambda _: turns, sharer=sharer)
         crowd = [asyncio.create_task(status(turnstile, "ada")) for _ in range(2 * PLACES)]
         while len(farm.came) < PLACES // 2:
             await asyncio.sleep(0)
@@ -88,9 +90,9 @@ def test_a_crowd_that_waits_leaves_places_and_gives_them_back() -> None:
 
 def test_a_request_that_is_given_up_in_the_crowd_leaves_its_turn_to_the_next() -> None:
     async def run() -> None:
-        farm = Farm()
+        farm, turns = Farm(), LoopTurns()
         farm.answer.set()
-        turnstile = Turnstile(farm, places=8 * PLACES, sharer=sharer)
+        turnstile = Turnstile(farm, places=8 * PLACES, turns_of=lambda _: turns, sharer=sharer)
         crowd = [asyncio.create_task(status(turnstile, "ada")) for _ in range(PLACES)]
         await asyncio.sleep(0)
         for request in crowd[PER_TURN:-1]:
