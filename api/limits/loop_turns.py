@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from api.limits.owners import ANONYMOUS, NOBODY
 
 # Steps of one owner in one turn of the loop, while it is alone and beside others.
-PER_TURN, BESIDE_OTHERS = 4, 1
+PER_TURN, BESIDE_OTHERS = 16, 1
 
 # In whose name threads work for everybody.
 SHARED = {NOBODY, ANONYMOUS}

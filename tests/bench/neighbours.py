@@ -67,7 +67,7 @@ class Usual:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.neighbours", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60, help="of the usual client, beside each behaviour")
+    parser.add_argument("--rounds", type=int, default=150, help="of the usual client, beside each behaviour")
     parser.add_argument("--only", choices=[*BEHAVIOURS, "all"], help="one behaviour instead of each")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as stage:
