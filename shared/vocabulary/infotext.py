@@ -1,5 +1,7 @@
 """Infotext: the generation parameters inside a PNG, in AUTOMATIC1111's `parameters` format, which every SD tool reads."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from shared.vocabulary.params import GenerationParams, Hires, MaskFill, Upscaler
@@ -26,13 +28,17 @@ _UPSCALER_LABELS = {
 VERSION = "v1.10.1"
 HASH_CHARS = 10
 
+# SHA-256 of checkpoints by name, as far as they are known.
+Digests = Mapping[str, str | None]
+_UNKNOWN: Digests = MappingProxyType({})
 
-def encode(params: GenerationParams, index: int, *, checkpoint_sha256: str | None = None) -> str:
+
+def encode(params: GenerationParams, index: int, sha256s: Digests = _UNKNOWN) -> str:
     """Return the infotext of image `index` of a job."""
     lines = [params.prompt]
     if params.negative_prompt:
         lines.append(f"Negative prompt: {params.negative_prompt}")
-    facts = {**_facts(params, index, checkpoint_sha256), **extras(params), "Version": VERSION}
+    facts = {**_facts(params, index, sha256s), **extras(params), "Version": VERSION}
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in facts.items()))
     return "\n".join(lines)
 
@@ -52,7 +58,8 @@ def extras(params: GenerationParams) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _facts(params: GenerationParams, index: int, checkpoint_sha256: str | None) -> dict[str, Any]:
+def _facts(params: GenerationParams, index: int, sha256s: Digests) -> dict[str, Any]:
+    sha256 = sha256s.get(params.checkpoint)
     strength = params.hires.strength if params.hires else params.strength
     facts = {
         "Steps": params.steps,
@@ -61,7 +68,7 @@ def _facts(params: GenerationParams, index: int, checkpoint_sha256: str | None) 
         "CFG scale": params.guidance_scale,
         "Seed": params.seeds[index],
         "Size": f"{params.width}x{params.height}",
-        "Model hash": checkpoint_sha256[:HASH_CHARS] if checkpoint_sha256 else None,
+        "Model hash": sha256[:HASH_CHARS] if sha256 else None,
         "Model": params.checkpoint,
         "VAE": params.vae,
         "Variation seed": params.variation_seeds[index] if params.variation else None,

@@ -7,9 +7,9 @@ worker at a chosen moment, and a prompt that contains POISON always kills the wo
 import os
 import signal
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ class Draft:
 
     spec: ImageSpec
 
-    sha256: str | None = None
+    sha256s: Mapping[str, str | None] = field(default_factory=dict)
     weights: str = "sketch"
 
     @property

@@ -4,6 +4,7 @@ The draft reads prompts, loads weights, plans the steps and draws the noise; it 
 other images. `preparation.py` is the device's share, advanced by the engine's thread.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -81,9 +82,9 @@ class ImageDraft:
     start: Start | None
 
     @property
-    def sha256(self) -> str | None:
-        """The digest of the first pass's checkpoint."""
-        return self.passes[0].weights.sha256 or None
+    def sha256s(self) -> Mapping[str, str | None]:
+        """The digest of each checkpoint's file, by name."""
+        return {one.weights.name: one.weights.sha256 or None for one in self.passes}
 
     @property
     def weights(self) -> str:

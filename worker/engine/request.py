@@ -1,6 +1,6 @@
 """Vocabulary of the engine: the spec of an image, its request with progress and a future for the pixels. No torch."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,8 +75,8 @@ class Draft(Protocol):
         """UNet calls of the image, over all its passes."""
 
     @property
-    def sha256(self) -> str | None:
-        """The digest of its checkpoint's file, if it has one."""
+    def sha256s(self) -> Mapping[str, str | None]:
+        """The digests of its checkpoints' files, by name; None for one that has no file."""
 
     @property
     def weights(self) -> str:
@@ -132,7 +132,7 @@ class PendingPixels(Protocol):
 class Request:
     """A submitted image. Any thread may wait for its result or cancel it; only the engine's thread writes its progress.
 
-    `snapshot` is the image after its last step, at first the one to resume from; None before the first step. `sha256` and
+    `snapshot` is the image after its last step, at first the one to resume from; None before the first step. `sha256s` and
     `weights` are its draft's.
     """
 
@@ -141,7 +141,7 @@ class Request:
         self.snapshot = snapshot
         self.steps_total = 0  # until the draft has counted them
         self.steps_done = snapshot.steps_done if snapshot else 0
-        self.sha256: str | None = None
+        self.sha256s: Mapping[str, str | None] = {}
         self.weights = ""
         self.is_canceled = False
         self.wants_preview = False
@@ -155,7 +155,7 @@ class Request:
 
     def begin(self, draft: Draft, snapshot: Snapshot | None) -> None:
         """Take over what a draft says, and where the image goes on."""
-        self.steps_total, self.sha256, self.weights = draft.steps_total, draft.sha256, draft.weights
+        self.steps_total, self.sha256s, self.weights = draft.steps_total, draft.sha256s, draft.weights
         if snapshot is not None:
             self.snapshot, self.steps_done = snapshot, snapshot.steps_done
 

@@ -57,7 +57,7 @@ class ImageStore:
         flagged = self._safety is not None and self._safety.flags(pixels)
         if flagged:
             pixels = np.zeros_like(pixels)
-        data = encode_png(pixels, claim.params, index, checkpoint_sha256=running.requests[index].sha256)
+        data = encode_png(pixels, claim.params, index, running.requests[index].sha256s)
         key = image_key(claim.job_id, claim.attempt, index)
         with tracing.span("image.store", index=index, bytes=len(data)):
             self._persist(running, lambda: self._storage.put_surely(key, data, content_type=PNG))
@@ -92,8 +92,8 @@ class ImageStore:
         return retry(call, on=StorageUnavailable, wait=wait)
 
 
-def encode_png(pixels: Pixels, params: GenerationParams, index: int, *, checkpoint_sha256: str | None = None) -> bytes:
+def encode_png(pixels: Pixels, params: GenerationParams, index: int, sha256s: infotext.Digests) -> bytes:
     """Encode uint8 pixels (height, width, 3) with the parameters inside: A1111's text and the farm's own JSON."""
-    text = infotext.encode(params, index, checkpoint_sha256=checkpoint_sha256)
+    text = infotext.encode(params, index, sha256s)
     own = {**params.model_dump(mode="json"), "image": index, "image_seed": params.seeds[index]}
     return png.encode(pixels, {"parameters": text, "farm": json.dumps(own)})

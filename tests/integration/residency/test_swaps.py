@@ -120,7 +120,7 @@ def test_images_of_several_checkpoints_at_once_are_what_they_are_alone(
         assert np.array_equal(request.result(0), pixels), request.spec
     swaps = three.swaps[Tier.RAM].number - before
     assert swaps <= 3 if price_s else swaps > 4
-    assert [request.sha256 for request in requests[::2][:3]] == [three.sha256(name) for name in NAMES]
+    assert [request.sha256s for request in requests[::2][:3]] == [{name: three.sha256(name)} for name in NAMES]
 
 
 def test_a_second_pass_may_have_a_checkpoint_of_its_own(three: Residency) -> None:
@@ -366,7 +366,7 @@ def test_a_file_that_is_replaced_under_its_name_is_another_checkpoint(tmp_path: 
     finish(engine, [before, after, base])
     for request, order in ((before, [1, 2, 0]), (after, [2, 0, 1])):
         assert np.abs(request.result(0).astype(int) - base.result(0)[..., order]).max() <= 1
-    assert before.sha256 != after.sha256 == residency.sha256("own")
+    assert before.sha256s != after.sha256s == {"own": residency.sha256("own")}
 
 
 def test_spare_memory_of_a_gpu_is_the_nearest_tier(

@@ -1,9 +1,9 @@
 """The engine's loop on a toy device: exact arithmetic instead of a UNet, and faults on demand."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from queue import SimpleQueue
@@ -47,7 +47,7 @@ class Toy:
     value: int
     steps_done: int = 0
     passes_begun: int = 1
-    sha256: str | None = None
+    sha256s: Mapping[str, str | None] = field(default_factory=dict)
     weights: str = "toy"
 
     @property
