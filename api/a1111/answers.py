@@ -134,7 +134,7 @@ def info(call: A1111Call, *, texts: Sequence[str], pictures_from: int = 0) -> di
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": first.hires.strength if first.hires else first.strength,
-        "extra_generation_params": infotext.extras(first),
+        "extra_generation_params": infotext.extras(first, _hires_digest(first, about)),
         "index_of_first_image": pictures_from,
         "infotexts": list(texts),
         "styles": about["styles"],
@@ -143,6 +143,12 @@ def info(call: A1111Call, *, texts: Sequence[str], pictures_from: int = 0) -> di
         "is_using_inpainting_conditioning": False,
         "version": infotext.VERSION,
     }
+
+
+def _hires_digest(params: GenerationParams, about: Mapping[str, Any]) -> infotext.Digests:
+    """Return the hash of the second pass's own checkpoint; calls of earlier releases have none."""
+    own = params.hires.checkpoint if params.hires else None
+    return {own: about.get("hires_checkpoint_hash")} if own else {}
 
 
 def stamp(moment: datetime) -> str:

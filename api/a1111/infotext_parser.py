@@ -59,6 +59,7 @@ _FIELDS = {
     "Hires upscaler": "hr_upscaler",
     "Hires sampler": "hr_sampler_name",
     "Hires schedule type": "hr_scheduler",
+    "Hires checkpoint": "hr_checkpoint_name",
     "Hires resize-1": "hr_resize_x",
     "Hires resize-2": "hr_resize_y",
     "Hires prompt": "hr_prompt",

@@ -44,6 +44,7 @@ _A1111_NAMES = {
     "hires.height": "hr_scale",
     "hires.steps": "hr_second_pass_steps",
     "hires.strength": "denoising_strength",
+    "hires.checkpoint": "hr_checkpoint_name",
     "hires.prompt": "hr_prompt",
     "hires.negative_prompt": "hr_negative_prompt",
 }
@@ -110,10 +111,11 @@ def _translation(
         _validated({**fields, **part, **_seeds(request, seed, subseed, offset), "num_images": count})
         for offset, count, part in _jobs(batch, request.n_iter)
     ]
-    sha256 = farm.checkpoints[str(fields["checkpoint"])]
+    second = fields.get("hires", {}).get("checkpoint")
     about = {
         "kind": kind,
-        "checkpoint_hash": sha256[: names.HASH_CHARS] if sha256 else None,
+        "checkpoint_hash": _hash(fields["checkpoint"], farm),
+        "hires_checkpoint_hash": _hash(second, farm) if second else None,
         "seed": seed,
         "subseed": subseed,
         "batch_size": request.batch_size,
@@ -123,6 +125,11 @@ def _translation(
         "grid": request.save_images,
     }
     return Translation(tuple(submissions), about, tuple(ignored_fields.ignored(request)))
+
+
+def _hash(checkpoint: str, farm: FarmFacts) -> str | None:
+    sha256 = farm.checkpoints[checkpoint]
+    return sha256[: names.HASH_CHARS] if sha256 else None
 
 
 def _jobs(batch: Sequence[dict[str, Any]], iterations: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -183,18 +190,21 @@ def _size(width: int, height: int) -> dict[str, int]:
 
 def _hires(request: Txt2Img, farm: FarmFacts) -> dict[str, Any]:
     """Return the fields of hires fix. Those that are left out are the first pass's."""
-    if not _is_same(request.hr_checkpoint_name):
-        name = names.checkpoint(str(request.hr_checkpoint_name), farm.checkpoints)
-        raise Impossible(f"both passes are rendered with one checkpoint; leave out hr_checkpoint_name {name!r}")
     strength = DEFAULT_STRENGTH if request.denoising_strength is None else request.denoising_strength
     return {
         **_size(*_enlarged(request)),
         "upscaler": names.upscaler(request.hr_upscaler),
         "steps": request.hr_second_pass_steps or None,
         "strength": _as_float(strength),
+        "checkpoint": _hires_checkpoint(request, farm),
         **_hires_sampling(request),
         **_hires_prompts(request, farm),
     }
+
+
+def _hires_checkpoint(request: Txt2Img, farm: FarmFacts) -> str | None:
+    name = request.hr_checkpoint_name
+    return None if name is None or _is_same(name) else names.checkpoint(name, farm.checkpoints)
 
 
 def _hires_sampling(request: Txt2Img) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from api.admission.checkpoint_names import CheckpointNames
 from api.admission.resolution import StoredInputs, resolve
 from api.admission.submissions import Submission, WebhookChoice
+from api.farm import checkpoints
 from shared.files.weights import Kind
 from shared.fleet import registry
 from shared.jobs.submits import NewJob
@@ -31,13 +32,18 @@ class Orders:
         self._weights = cache(
             lambda kind, name: registry.resolve_weights(session(), kind, name, silent_after_s=settings.lease_seconds)
         )
+        self._check_pair = cache(
+            lambda *names: checkpoints.check_pair(session(), *names, silent_after_s=settings.lease_seconds)
+        )
         self._receivers: dict[str, UUID] = {}
 
     def order(self, owner: str, submission: Submission, received: StoredInputs) -> NewJob:
         """Resolve a submission. Raises `InvalidRequest`, of which unknown and refused checkpoints are kinds, or `BlockedUrl`."""
+        checkpoint = self._checkpoint(submission.checkpoint)
         params = resolve(
             submission,
-            checkpoint=self._checkpoint(submission.checkpoint),
+            checkpoint=checkpoint,
+            hires_checkpoint=self._hires_checkpoint(submission, checkpoint),
             vae=self._weights(Kind.VAE, submission.vae) if submission.vae else None,
             find_lora=partial(self._weights, Kind.LORA),
             inputs=received,
@@ -51,6 +57,13 @@ class Orders:
             expires_in_s=submission.expires_in,
             timeout_s=submission.timeout or self._settings.run_seconds or None,
         )
+
+    def _hires_checkpoint(self, submission: Submission, first: str) -> str | None:
+        if submission.hires is None or submission.hires.checkpoint is None:
+            return None
+        second = self._checkpoint(submission.hires.checkpoint)
+        self._check_pair(first, second)
+        return second
 
     def find_receivers(self, owner: str, webhooks: Iterable[WebhookChoice | None]) -> None:
         """Look up the webhooks of a transaction in one order: new ones are locked until it ends. Raises as `receiver`."""

@@ -43,6 +43,7 @@ def resolve(
     submission: Submission,
     *,
     checkpoint: str,
+    hires_checkpoint: str | None = None,
     vae: str | None = None,
     find_lora: FindLora = lambda name: name,
     inputs: StoredInputs | None = None,
@@ -51,6 +52,7 @@ def resolve(
     inputs = inputs or StoredInputs()
     width, height = _size(submission, inputs.init_size)
     is_img2img = inputs.init_image is not None
+    own_checkpoint = None if hires_checkpoint == checkpoint else hires_checkpoint
     painting = submission.inpaint or InpaintChoice()
     return GenerationParams(
         kind="img2img" if is_img2img else "txt2img",
@@ -74,7 +76,9 @@ def resolve(
         strength=_or(submission.strength, DEFAULT_STRENGTH) if is_img2img else None,
         mask_image=inputs.mask_image,
         inpaint=Inpaint(**painting.model_dump()) if inputs.mask_image else None,
-        hires=_hires(submission, submission.hires, width, height, find_lora) if submission.hires else None,
+        hires=_hires(submission, submission.hires, (width, height), own_checkpoint, find_lora)
+        if submission.hires
+        else None,
         upscale=submission.upscale,
     )
 
@@ -124,7 +128,10 @@ def _loras(text: str, choices: Iterable[LoraChoice], find: FindLora) -> tuple[Lo
     return tuple(Lora(name=name, weight=one, text_encoder_weight=other) for name, (one, other) in sums.items())
 
 
-def _hires(submission: Submission, choice: HiresChoice, width: int, height: int, find: FindLora) -> Hires:
+def _hires(
+    submission: Submission, choice: HiresChoice, size: tuple[int, int], checkpoint: str | None, find: FindLora
+) -> Hires:
+    width, height = size
     sampler = choice.sampler or submission.sampler
     schedule = submission.schedule if choice.schedule is None and sampler == submission.sampler else choice.schedule
     text = _or(choice.prompt, submission.prompt)
@@ -137,6 +144,7 @@ def _hires(submission: Submission, choice: HiresChoice, width: int, height: int,
         guidance_scale=_or(choice.guidance_scale, submission.guidance_scale),
         sampler=sampler,
         schedule=_schedule(sampler, schedule),
+        checkpoint=checkpoint,
         prompt=text,
         negative_prompt=_or(choice.negative_prompt, submission.negative_prompt),
         loras=_loras(text, submission.loras, find),

@@ -96,10 +96,15 @@ class HiresChoice(_Strict):
     guidance_scale: Guidance | None = None
     sampler: Sampler | None = None
     schedule: ScheduleChoice = None
+    checkpoint: Annotated[
+        Name | None, Field(description="A name from /v1/checkpoints; a worker has to be able to load it and the job's.")
+    ] = None
     prompt: Text | None = None
     negative_prompt: Text | None = None
 
-    _no_nul = field_validator("prompt", "negative_prompt")(lambda text: text if text is None else reject_nul(text))
+    _no_nul = field_validator("checkpoint", "prompt", "negative_prompt")(
+        lambda text: text if text is None else reject_nul(text)
+    )
 
     @model_validator(mode="after")
     def _size_is_whole(self) -> Self:

@@ -45,6 +45,9 @@ def render(
     hires: Annotated[
         float | None, typer.Option(metavar="SCALE", help="Hires fix: upscale by this factor and render again.")
     ] = None,
+    hires_checkpoint: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Checkpoint of the second render of --hires.")
+    ] = None,
     upscale: Annotated[
         float | None, typer.Option(metavar="SCALE", help="Enlarge the finished images, with Lanczos.")
     ] = None,
@@ -67,7 +70,7 @@ def render(
         "init_image": _encoded(init),
         "mask_image": _encoded(mask),
         "strength": _finite(strength),
-        "hires": {"scale": _finite(hires)} if hires else None,
+        "hires": _hires(hires, hires_checkpoint),
         "upscale": _finite(upscale),
         **_sides(size),
     }
@@ -181,6 +184,14 @@ def _sides(size: str | None) -> dict[str, int]:
     if match is None:
         raise typer.BadParameter(f"--size {size!r} is not a size; write 512x768, or 256 for a square")
     return {"width": int(match[1]), "height": int(match[2] or match[1])}
+
+
+def _hires(scale: float | None, checkpoint: str | None) -> dict[str, Any] | None:
+    if not scale:
+        if checkpoint:
+            raise typer.BadParameter("--hires-checkpoint needs --hires")
+        return None
+    return {"scale": _finite(scale), "checkpoint": checkpoint} if checkpoint else {"scale": _finite(scale)}
 
 
 def _lora(text: str) -> dict[str, Any]:

@@ -95,6 +95,22 @@ def choose(known: Mapping[str, ServedCheckpoint], wanted: str | None, *, default
     return chosen
 
 
+def check_pair(session: Session, first: str, second: str, *, silent_after_s: float) -> None:
+    """See that one worker can render both passes of a job. Raises `RefusedCheckpoint` where workers have only one or the other.
+
+    While nobody has the one or the other, a job for them waits.
+    """
+    one = held(silent_after_s).c
+    can_load = one.checkpoint.in_([first, second]) & one.refused.is_(None)
+    rows = session.scalars(select(func.array_agg(one.checkpoint)).where(can_load).group_by(one.worker_id))
+    libraries = [set(names) for names in rows]
+    if {first, second} <= set().union(*libraries) and {first, second} not in libraries:
+        raise RefusedCheckpoint(
+            f"No worker can load both {first!r} and {second!r}, which the two passes of the job need. "
+            "`farm checkpoints push` gives a checkpoint to all workers."
+        )
+
+
 def _unchosen(known: Mapping[str, ServedCheckpoint]) -> InvalidRequest:
     loadable = [one.name for one in known.values() if one.refused is None]
     if not loadable:

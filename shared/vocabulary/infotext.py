@@ -38,14 +38,14 @@ def encode(params: GenerationParams, index: int, sha256s: Digests = _UNKNOWN) ->
     lines = [params.prompt]
     if params.negative_prompt:
         lines.append(f"Negative prompt: {params.negative_prompt}")
-    facts = {**_facts(params, index, sha256s), **extras(params), "Version": VERSION}
+    facts = {**_facts(params, index, sha256s), **extras(params, sha256s), "Version": VERSION}
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in facts.items()))
     return "\n".join(lines)
 
 
-def extras(params: GenerationParams) -> dict[str, Any]:
+def extras(params: GenerationParams, sha256s: Digests = _UNKNOWN) -> dict[str, Any]:
     """Return the fields of hires fix and inpainting, which follow those of every picture."""
-    facts: dict[str, Any] = _hires_facts(params, params.hires) if params.hires else {}
+    facts: dict[str, Any] = _hires_facts(params, params.hires, sha256s) if params.hires else {}
     if params.inpaint and params.mask_image:
         painting = params.inpaint
         facts["Mask mode"] = "Inpaint not masked" if painting.mask_invert else None
@@ -85,11 +85,12 @@ def _schedule_label(sampler: Sampler, schedule: Schedule) -> str:
     return "Automatic" if is_plain else SCHEDULE_LABELS[schedule]
 
 
-def _hires_facts(params: GenerationParams, hires: Hires) -> dict[str, Any]:
+def _hires_facts(params: GenerationParams, hires: Hires, sha256s: Digests) -> dict[str, Any]:
     scale = hires.width / params.width
     is_even = scale == hires.height / params.height
     is_same_walk = (hires.sampler, hires.schedule) == (params.sampler, params.schedule)
     return {
+        "Hires checkpoint": _checkpoint_label(hires.checkpoint, sha256s) if hires.checkpoint else None,
         "Hires prompt": hires.prompt if hires.prompt != params.prompt else None,
         "Hires negative prompt": hires.negative_prompt if hires.negative_prompt != params.negative_prompt else None,
         "Hires schedule type": None if is_same_walk else _schedule_label(hires.sampler, hires.schedule),
@@ -99,6 +100,11 @@ def _hires_facts(params: GenerationParams, hires: Hires) -> dict[str, Any]:
         "Hires upscaler": _UPSCALER_LABELS[hires.upscaler],
         "Hires sampler": SAMPLER_LABELS[hires.sampler] if hires.sampler != params.sampler else None,
     }
+
+
+def _checkpoint_label(name: str, sha256s: Digests) -> str:
+    sha256 = sha256s.get(name)
+    return f"{name} [{sha256[:HASH_CHARS]}]" if sha256 else name
 
 
 def _quoted(text: str) -> str:

@@ -91,7 +91,10 @@ class Variation(_Resolved):
 
 
 class Hires(_Resolved):
-    """Hires fix: a second pass over the enlarged first one. It makes `steps` steps, whatever the strength."""
+    """Hires fix: a second pass over the enlarged first one. It makes `steps` steps, whatever the strength.
+
+    Without a `checkpoint` of its own it is rendered with the job's.
+    """
 
     width: Side
     height: Side
@@ -101,6 +104,7 @@ class Hires(_Resolved):
     guidance_scale: Guidance
     sampler: Sampler
     schedule: Schedule
+    checkpoint: str | None = None
     prompt: Prompt
     negative_prompt: Prompt
     loras: tuple[Lora, ...] = ()

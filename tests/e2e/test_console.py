@@ -784,8 +784,11 @@ def test_schedules_and_upscalers_of_another_tool_are_found_by_their_labels(page:
 
 def test_what_of_another_tools_file_the_farm_lacks_is_told(page: Page) -> None:
     settings = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x512, Model: dreams"
-    dropped(page, png("#ffffff", f"a lighthouse\n{settings}, Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+"))
+    hires = "Hires checkpoint: dreamier [0123456789], Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+"
+    dropped(page, png("#ffffff", f"a lighthouse\n{settings}, {hires}"))
     expect(page.locator("#notes")).to_contain_text("no checkpoint dreams")
+    expect(page.locator("#notes")).to_contain_text("no checkpoint dreamier.")
+    expect(page.locator("[data-field=hires_checkpoint] select")).to_have_value("")
     expect(page.locator("#notes")).to_contain_text("no upscaler R-ESRGAN 4x+. The form uses Lanczos.")
     expect(page.locator("[data-field=hires_upscaler] select")).to_have_value("lanczos")
 
@@ -1304,6 +1307,12 @@ def test_checkpoints_are_offered_by_how_near_they_are_and_refused_with_the_reaso
     )
     expect(page.locator("[data-field=checkpoint] select")).to_have_value("farm-demo")
     expect(offered.last).to_be_disabled()
+    of_second = page.locator("[data-field=hires_checkpoint]")
+    told = ["Same checkpoint", *offered.all_text_contents()]
+    expect(of_second.locator("option")).to_have_text(told)
+    settings = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x512"
+    dropped(page, png("#ffffff", f"a lighthouse\n{settings}, Hires checkpoint: warm-one, Hires upscale: 2"))
+    expect(of_second.locator("select")).to_have_value("warm-one")
     page.get_by_role("link", name="Farm").click()
     queue = page.get_by_role("region", name="Queue", exact=True)
     expect(queue.locator("tbody tr")).to_have_count(2)

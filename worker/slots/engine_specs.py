@@ -1,7 +1,7 @@
 """Translates a job's parameters into specs for the engine, and the engine's pixels into the job's pictures."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from shared.files import pictures
@@ -81,7 +81,10 @@ def _canvas(params: GenerationParams, init: bytes, mask: bytes | None) -> Canvas
 def _passes(params: GenerationParams) -> tuple[Pass, ...]:
     first = _pass(params, steps=params.steps)
     hires = params.hires
-    return (first, _pass(hires, steps=hires.schedule_steps, upscaler=hires.upscaler)) if hires else (first,)
+    if hires is None:
+        return (first,)
+    second = _pass(hires, steps=hires.schedule_steps, upscaler=hires.upscaler)
+    return first, replace(second, checkpoint=hires.checkpoint)
 
 
 def _pass(params: GenerationParams | Hires, *, steps: int, upscaler: Upscaler | None = None) -> Pass:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import timedelta
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
@@ -174,6 +175,46 @@ def test_a_checkpoint_that_nobody_can_load_is_refused_with_the_reason(client: Te
         registry.drain(session, "gpu1@test", is_draining=True)
     # The other one has it whole, and will come back.
     assert client.post("/v1/jobs", json={"prompt": "x", "checkpoint": "broken"}).status_code == 202
+
+
+def two_passes(client: TestClient, second: str) -> httpx.Response:
+    return client.post("/v1/jobs", json={"prompt": "x", "checkpoint": DEMO, "hires": {"checkpoint": second}})
+
+
+def test_the_checkpoint_of_a_second_pass_is_found_or_refused_as_the_jobs_own(client: TestClient, db: Database) -> None:
+    broken = Holding("broken", 9, Tier.DISK, 4.0, refused="broken.safetensors: truncated.")
+    in_library(db, Holding("second", 7, Tier.DISK, 4.0), broken)
+    made = two_passes(client, "second")
+    assert (made.status_code, made.json()["params"]["hires"]["checkpoint"]) == (202, "second")
+    assert two_passes(client, DEMO).json()["params"]["hires"]["checkpoint"] is None
+    refused = problem(two_passes(client, "broken"), 422, "checkpoint_refused")
+    assert refused["detail"] == "No worker can load the checkpoint 'broken': broken.safetensors: truncated."
+    unknown = problem(two_passes(client, "secund"), 422, "unknown_checkpoint")
+    assert unknown["detail"] == "No checkpoint is named 'secund'. Known: second."
+
+
+def test_two_passes_that_no_worker_can_both_render_are_refused(client: TestClient, db: Database) -> None:
+    elsewhere = Holding("elsewhere", 9, Tier.DISK, 4.0)
+    with db.transaction() as session:
+        registry.announce(
+            session,
+            worker_id="gpu1@test",
+            checkpoint="elsewhere",
+            size_bytes=1,
+            hostname="test",
+            device="test",
+            slots=2,
+        )
+    refused = problem(two_passes(client, "elsewhere"), 422, "checkpoint_refused")["detail"]
+    assert refused.startswith(
+        f"No worker can load both '{DEMO}' and 'elsewhere', which the two passes of the job need."
+    )
+    in_library(db, elsewhere)
+    assert two_passes(client, "elsewhere").status_code == 202
+    with db.transaction() as session:
+        for worker in (WORKER, "gpu1@test"):
+            registry.retire(session, worker)
+    assert two_passes(client, "elsewhere").status_code == 202  # it waits
 
 
 def test_of_several_checkpoints_one_must_be_named(client: TestClient, db: Database) -> None:

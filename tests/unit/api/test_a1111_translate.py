@@ -234,6 +234,28 @@ def test_hires_fix_takes_over_what_it_does_not_say() -> None:
     assert other.hires.prompt == "x"
 
 
+@pytest.mark.parametrize("same", [None, "", "Use same checkpoint", "None"])
+def test_a_second_pass_without_a_checkpoint_has_that_of_the_first(same: str | None) -> None:
+    (one,) = txt2img(enable_hr=True, hr_checkpoint_name=same).submissions
+    assert one.hires
+    assert one.hires.checkpoint is None
+
+
+@pytest.mark.parametrize("name", ["other", "Other.safetensors", "other [0123456789]", "0123456789"])
+def test_a_second_pass_has_the_checkpoint_of_its_name(name: str) -> None:
+    plan = txt2img(enable_hr=True, hr_checkpoint_name=name)
+    (one,) = plan.submissions
+    assert one.hires
+    assert (one.checkpoint, one.hires.checkpoint) == ("farm-demo", "other")
+    assert plan.about["hires_checkpoint_hash"] == "0123456789"
+
+
+def test_a_second_pass_of_an_unknown_checkpoint_is_refused_where_there_is_one() -> None:
+    assert txt2img(hr_checkpoint_name="nobodys").submissions
+    with pytest.raises(Impossible, match="model 'nobodys' not found"):
+        txt2img(enable_hr=True, hr_checkpoint_name="nobodys")
+
+
 def test_an_unknown_upscaler_matters_only_where_it_is_used() -> None:
     assert txt2img(hr_upscaler="ESRGAN_4x").submissions
     with pytest.raises(Impossible, match="could not find upscaler named ESRGAN_4x"):
@@ -351,15 +373,17 @@ def test_a_text_is_read_back_as_it_was_written() -> None:
         schedule=Schedule.KARRAS,
         prompt='a "quoted": prompt, with commas',
         negative_prompt="bad",
+        checkpoint="other",
     )
     made = params(
         prompt="two\nlines", negative_prompt="bad, worse", hires=hires, variation=Variation(seed=3, strength=0.5)
     )
-    parts = infotext_parser.parse(infotext.encode(made, 0))
+    parts = infotext_parser.parse(infotext.encode(made, 0, FARM.checkpoints))
     assert (parts["Prompt"], parts["Negative prompt"]) == ("two\nlines", "bad, worse")
     assert (parts["Size-1"], parts["Size-2"], parts["Steps"]) == ("64", "64", "4")
     assert (parts["Hires prompt"], parts["Hires upscale"]) == ('a "quoted": prompt, with commas', "2.0")
     assert (parts["Variation seed"], parts["Denoising strength"], parts["Clip skip"]) == ("3", "0.6", "1")
+    assert parts["Hires checkpoint"] == "other [0123456789]"
 
 
 def test_a_text_without_parameters_is_all_prompt() -> None:

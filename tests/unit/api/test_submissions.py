@@ -117,6 +117,14 @@ def test_hires_may_differ_in_everything() -> None:
     assert [lora.name for lora in hires.loras] == ["a"]
 
 
+@pytest.mark.parametrize(("found", "own"), [(None, None), ("c", None), ("d", "d")])
+def test_hires_has_a_checkpoint_of_its_own_only_where_it_is_another(found: str | None, own: str | None) -> None:
+    submission = Submission(prompt="x", hires=HiresChoice(checkpoint=found))
+    hires = resolve(submission, checkpoint="c", hires_checkpoint=found).hires
+    assert hires is not None
+    assert hires.checkpoint == own
+
+
 def test_hires_beyond_what_can_be_rendered_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="2048 px"):
         resolve(Submission(prompt="x", width=1024, height=512, hires=HiresChoice(scale=3.0)), checkpoint="c")

@@ -42,7 +42,7 @@ LOOKED_UP = "looked up by admission, which hands it in"
 OF_THE_ROW = "decides when the job runs or who hears of it, not what it renders"
 UNRESOLVED: Excuses = {
     "init_image": "stored first, and its key handed in",
-    **dict.fromkeys(("checkpoint", "vae"), LOOKED_UP),
+    **dict.fromkeys(("checkpoint", "hires.checkpoint", "vae"), LOOKED_UP),
     **dict.fromkeys(("priority", "expires_in", "timeout"), OF_THE_ROW),
     **dict.fromkeys(("webhook.url", "webhook.events", "webhook.secret"), OF_THE_ROW),
 }

@@ -46,6 +46,7 @@ OPTIONS = {
     "mask_image": f"--init {PICTURE} --mask {PICTURE}",
     "strength": f"--init {PICTURE} --strength 0.5",
     "hires.scale": "--hires 2",
+    "hires.checkpoint": "--hires 2 --hires-checkpoint other",
     "upscale": "--upscale 2",
 }
 # Options that are no parameter of a job.

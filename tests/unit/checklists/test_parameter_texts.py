@@ -14,9 +14,9 @@ from tests.support.factories import DEMO
 from tests.support.parameters import Excuses, at, differs, fail_if_any, forgotten, jobs, leaves
 from tests.unit.checklists.test_parameter import GlowingParams, GlowingSubmission, assert_glow
 
-FARM = FarmFacts(
-    options={options.CHECKPOINT: DEMO}, checkpoints=dict.fromkeys((DEMO, f"{DEMO}s", "other")), styles={}, draw=int
-)
+# Under these names changed jobs go by (`tests.support.parameters.changes`).
+CHECKPOINTS = (DEMO, f"{DEMO}s", "other", "karras", "exponential", "euler")
+FARM = FarmFacts(options={options.CHECKPOINT: DEMO}, checkpoints=dict.fromkeys(CHECKPOINTS), styles={}, draw=int)
 
 OF_LORAS = tuple(f"{part}loras.{name}" for part in ("", "hires.") for name in ("name", "weight", "text_encoder_weight"))
 UNTOLD: Excuses = {
@@ -100,6 +100,7 @@ ASKED: dict[str, dict[str, dict[str, Any]]] = {
         "hires.strength": {"denoising_strength": 0.4},
         "hires.sampler": {"hr_sampler_name": "DPM++ 2M"},
         "hires.schedule": {"hr_scheduler": "karras"},
+        "hires.checkpoint": {"hr_checkpoint_name": "other"},
         "hires.prompt": {"hr_prompt": "a cat"},
         "hires.negative_prompt": {"hr_negative_prompt": "a dog"},
     },

@@ -24,7 +24,7 @@ const said = words.create;
 const LAST = "farm.form";
 const MAIN = ["steps", "guidance_scale", "sampler", "schedule", "width", "height"];
 const MORE = ["clip_skip", "vae", "upscale", "variation_seed", "variation_strength", "priority"];
-const HIRES = ["hires_scale", "hires_steps", "hires_strength", "hires_upscaler"];
+const HIRES = ["hires_scale", "hires_steps", "hires_strength", "hires_upscaler", "hires_checkpoint"];
 const FROM_PICTURE = ["strength", "resize_mode", "mask_blur", "mask_fill", "only_masked", "padding"];
 const PNG_BYTES = 32 * 2 ** 20;
 // What stands in for upscalers of other tools.
@@ -161,7 +161,10 @@ class CreatePage extends HTMLElement {
     // What was typed meanwhile stays.
     const { values } = this;
     const named = (list) => (list ?? []).map(({ name }) => ({ value: name, label: name }));
-    this.#controls.checkpoint.offer(checkpointChoices(checkpoints));
+    const offered = checkpointChoices(checkpoints);
+    this.#controls.checkpoint.offer(offered);
+    const others = offered.filter(({ value }) => value);
+    this.#controls.hires_checkpoint.offer([{ value: "", label: said.same }, ...others]);
     this.#samplers = samplers?.samplers ?? [];
     this.#controls.sampler.offer(this.#samplers.map(({ name, label }) => ({ value: name, label })));
     this.#controls.vae.offer([{ value: "", label: said.own }, ...named(vaes?.weights)]);
@@ -283,13 +286,15 @@ class CreatePage extends HTMLElement {
     if (!params) return false;
     // Other tools name checkpoints that the farm may not have; what it serves by itself does then.
     const { options } = this.#controls.checkpoint.node;
-    const isServed = [...options].some(({ value, disabled }) => value === params.checkpoint && !disabled);
+    const isServed = (name) => [...options].some(({ value, disabled }) => value === name && !disabled);
     const { hires } = params;
     const isKnown = !hires || FIELDS.hires_upscaler.options.includes(hires.upscaler);
     const filled = isKnown ? params : { ...params, hires: { ...hires, upscaler: OTHER_UPSCALER } };
-    this.values = fromParams({ ...filled, checkpoint: isServed ? params.checkpoint : "" });
+    const values = fromParams(filled);
+    const missing = ["checkpoint", "hires_checkpoint"].filter((name) => values[name] && !isServed(values[name]));
+    this.values = { ...values, ...Object.fromEntries(missing.map((name) => [name, ""])) };
     announce(said.filled);
-    if (params.checkpoint && !isServed) announce(said.otherCheckpoint(params.checkpoint));
+    for (const name of new Set(missing.map((one) => values[one]))) announce(said.otherCheckpoint(name));
     if (!isKnown) announce(said.otherUpscaler(hires.upscaler, words.options.hires_upscaler[OTHER_UPSCALER]));
     if (params.init_image) announce(said.noInputs);
     return true;

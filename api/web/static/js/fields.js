@@ -36,6 +36,8 @@ export const FIELDS = {
   hires_steps: number(HiresChoice.steps, 1, { low: 0, start: 0 }),
   hires_strength: number(HiresChoice.strength, 0.05),
   hires_upscaler: choiceOf(HiresChoice.upscaler),
+  // Empty is the one of the first pass.
+  hires_checkpoint: choice(""),
   strength: number(Submission.strength, 0.05, { start: 0.75 }),
   resize_mode: choiceOf(Submission.resize_mode),
   mask_blur: number(InpaintChoice.mask_blur, 1),
@@ -49,7 +51,7 @@ const SEEDS = Submission.seed.maximum + 1;
 // Fields that the farm takes inside of others.
 const INSIDE = {
   variation: ["variation_seed", "variation_strength"],
-  hires: ["hires_scale", "hires_steps", "hires_strength", "hires_upscaler"],
+  hires: ["hires_scale", "hires_steps", "hires_strength", "hires_upscaler", "hires_checkpoint"],
   inpaint: ["mask_blur", "mask_fill", "only_masked", "padding"],
 };
 const PATHS = Object.fromEntries(
@@ -127,7 +129,9 @@ export function submission(values, pictures = {}) {
 
 function hires(values) {
   const found = { scale: values.hires_scale, strength: values.hires_strength, upscaler: values.hires_upscaler };
-  return values.hires_steps ? { ...found, steps: values.hires_steps } : found;
+  if (values.hires_steps) found.steps = values.hires_steps;
+  if (values.hires_checkpoint) found.checkpoint = values.hires_checkpoint;
+  return found;
 }
 
 function fromPicture(values, pictures) {
@@ -159,6 +163,7 @@ export function fromParams(params) {
     values.hires_steps = params.hires.steps;
     values.hires_strength = params.hires.strength;
     values.hires_upscaler = params.hires.upscaler;
+    values.hires_checkpoint = params.hires.checkpoint ?? "";
   }
   if (params.inpaint) Object.assign(values, pick(params.inpaint, INSIDE.inpaint));
   return values;

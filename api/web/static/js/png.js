@@ -82,6 +82,7 @@ function hires(given, { width, height, steps }) {
     steps: Number(given["Hires steps"] ?? 0) || steps,
     strength: Number(given["Denoising strength"] ?? 0.7),
     upscaler: nameOf(words.options.hires_upscaler, label) ?? label,
+    checkpoint: given["Hires checkpoint"]?.replace(/ \[[0-9a-f]+\]$/, "") ?? null,
   };
 }
 

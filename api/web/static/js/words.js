@@ -33,6 +33,7 @@ export const words = {
     loaded: (name) => `${name} · loaded`,
     refused: (name, why) => `${name} · cannot be loaded: ${why}`,
     own: "From the checkpoint",
+    same: "Same checkpoint",
     prompt: "Prompt",
     promptHelp: "What the image should show. Ctrl+↑ and Ctrl+↓ weight the selected words. Ctrl+Enter generates.",
     negative: "Negative prompt",
@@ -135,6 +136,7 @@ export const words = {
     hires_steps: ["Hires steps", "0: the same as sampling steps."],
     hires_strength: ["Hires denoising strength", "Lanczos: 0.3 to 0.6, latent: 0.5 to 0.7."],
     hires_upscaler: ["Hires upscaler", "How the first image is enlarged."],
+    hires_checkpoint: ["Hires checkpoint", "Refines the enlarged image."],
     priority: ["Priority", "Higher goes first, up to your key's limit."],
   },
   options: {
