@@ -19,6 +19,7 @@ from shared.vocabulary.params import Upscaler
 from tests.support import kin, phantom, studio
 from tests.support.ceiling import Ceiling
 from tests.support.studio import PASS
+from worker.diffusion import canvas
 from worker.diffusion.compiled import CompiledUNet
 from worker.engine.engine import Engine, run_alone
 from worker.engine.request import ImageSpec, Pixels, Request, Start
@@ -132,19 +133,59 @@ def test_a_second_pass_may_have_a_checkpoint_of_its_own(three: Residency) -> Non
         for name in (None, "gbr")
     )
     assert (other == same[..., [1, 2, 0]]).all()
-    by_pixels = replace(second, upscaler=Upscaler.LANCZOS, checkpoint="own")
-    assert run_alone(runner, studio.spec(by_pixels, checkpoint="gbr", **SMALL)).shape == (96, 96, 3)
 
 
-def test_an_image_resumes_on_an_engine_that_first_has_to_load(files: list[CheckpointFile], three: Residency) -> None:
-    wanted = image("gbr", steps=3)
+def refined(first: str, second: str, **how: Any) -> ImageSpec:
+    """A picture of one checkpoint that another refines, from pixels on."""
+    enlarged: dict[str, Any] = {"width": 96, "height": 96, "steps": 3, "last": 2, "upscaler": Upscaler.LANCZOS, **how}
+    return studio.spec(replace(PASS, checkpoint=second, **enlarged), checkpoint=first, **SMALL)
+
+
+def test_a_second_pass_refines_the_picture_of_the_first_ones_checkpoint(three: Residency) -> None:
+    """As img2img by the one, from the enlarged picture of the other."""
+    runner = DiffusionRunner(three)
+    enlarged = canvas.resize(run_alone(runner, image("gbr")), 96, 96)
+    by_hand = image("own", start=Start(enlarged), width=96, height=96, steps=3, last=2)
+    assert np.array_equal(run_alone(runner, refined("gbr", "own")), run_alone(runner, by_hand))
+
+
+def test_images_of_two_checkpoints_beside_others_are_what_they_are_alone(three: Residency) -> None:
+    """Bit for bit, in strict mode."""
+    pairs = [("rgb", "gbr"), ("gbr", "own"), ("own", "rgb")]
+    specs = [*(refined(*pair) for pair in pairs), refined("own", "gbr", upscaler=Upscaler.LATENT), *mixed()[:6]]
+    runner = DiffusionRunner(three, strict_samples=STRICT)
+    engine = Engine(runner, limits=Ceiling(STRICT))
+    requests = [engine.submit(spec) for spec in specs]
+    finish(engine, requests)
+    for request, (first, second) in zip(requests, pairs, strict=False):
+        assert request.sha256s == {name: three.sha256(name) for name in (first, second)}
+    for request in requests:
+        assert np.array_equal(request.result(0), run_alone(runner, request.spec)), request.spec
+
+
+def test_a_second_pass_may_have_an_inpainting_checkpoint(tmp_path: Path) -> None:
+    """Of another shape, in modules of its own: it is shown a mask of everything, and no picture under it."""
+    plain = kin.recolored(tmp_path, "rgb", (0, 1, 2))
+    blind, seeing = kin.inpainting(tmp_path, "blind", 0.0), kin.inpainting(tmp_path, "seeing", 0.3)
+    runner = DiffusionRunner(kin.residency(plain, blind, seeing))
+    expected = run_alone(runner, refined("rgb", "rgb")).astype(int)
+    assert np.abs(run_alone(runner, refined("rgb", "blind")) - expected).max() <= 1  # one rounding
+    assert np.abs(run_alone(runner, refined("rgb", "seeing")) - expected).max() > 1
+
+
+@pytest.mark.parametrize("wanted", [image("gbr", steps=3), refined("gbr", "own")], ids=["one pass", "second pass"])
+def test_an_image_resumes_on_an_engine_that_first_has_to_load(
+    files: list[CheckpointFile], three: Residency, wanted: ImageSpec
+) -> None:
     runner = DiffusionRunner(three)
     begun = runner.draft(wanted)
-    latents = runner.prepare(begun)
-    assert runner.turn_to(latents.checkpoint) is None
-    active = latents.result()
-    runner.denoise([active])
-    data = pack({0: active.snapshot()}, b"")
+    before = Engine(runner, limits=Ceiling(STRICT))
+    interrupted = before.submit(wanted)
+    while interrupted.steps_done < interrupted.steps_total - 1:
+        before.tick()
+    assert interrupted.snapshot is not None
+    assert interrupted.snapshot.pass_index == len(wanted.passes) - 1
+    data = pack({0: interrupted.snapshot}, b"")
     assert data is not None
     fresh = Engine(DiffusionRunner(kin.residency(*files)), limits=Ceiling(STRICT))
     asked: list[str] = []
@@ -156,7 +197,7 @@ def test_an_image_resumes_on_an_engine_that_first_has_to_load(files: list[Checkp
     request = fresh.submit(wanted, recall=recall)
     finish(fresh, [request])
     assert asked == [begun.weights]
-    assert request.steps_total == 3
+    assert request.steps_total == begun.steps_total
     assert np.array_equal(request.result(0), run_alone(runner, wanted))
 
 
