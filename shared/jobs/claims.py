@@ -1,8 +1,9 @@
 """The claim of a job: one SQL statement, a worked example and its query plan.
 
 Jobs of a checkpoint queue by priority, highest first, then by virtual start (`shared.jobs.fair_queue`), then by id. The statement
-takes the first that may run, moves the clocks of its priority and of its checkpoint there, and moves up the best parked job of
-its owner. Concurrent claims skip rows that another one has locked: they never wait for each other and never take the same job.
+takes the first that may run and whose second pass, where it has a checkpoint of its own, the worker can render as well. It moves
+the clocks of its priority and of its checkpoint there, and moves up the best parked job of its owner. Concurrent claims skip rows
+that another one has locked: they never wait for each other and never take the same job.
 
 Example. Ada's key has weight 1 and a running limit of 1, Bob's has weight 2 and no limit. Every job costs 8 and has priority 0:
 
@@ -25,6 +26,8 @@ The plan, which `test_a_claim_walks_indexes_in_their_order` holds and `python -m
     the first job             jobs_queued            in order, up to the first that is unlocked, due and not blocked
     its key, for each row     keys_pkey              1
     what the key runs         jobs_running_by_owner  as many as run, where the key has a limit
+    its second checkpoint     holdings_pkey          1, where the job has one
+    who else can load that    ix_holdings_checkpoint up to one that can, where this worker refuses it
     the oldest job's level    jobs_queued_by_age     1, in `OLDEST_LEVEL` alone
     the update                jobs_pkey              1
     the clock of the priority priority_clocks_pkey   1; or the table as a whole, while it is one page
@@ -53,6 +56,18 @@ IS_BLOCKED = """
 # A value, not an EXISTS: a join could tempt the planner away from walking the index of jobs in order.
 OWNER_IS_BLOCKED = f"coalesce((SELECT {IS_BLOCKED} FROM keys WHERE keys.id = jobs.owner), false)"  # noqa: S608 - constants
 
+# The worker can load the checkpoint of the second pass, if that has one of its own; or everybody who has it refuses it, and the
+# job fails with the reason. While nobody has it, the job waits, as for its own.
+CAN_LOAD_SECOND = """
+(jobs.params #>> '{hires,checkpoint}' IS NULL OR coalesce((
+    SELECT mine.refused IS NULL OR NOT EXISTS (
+        SELECT FROM holdings AS others WHERE others.checkpoint = mine.checkpoint AND others.refused IS NULL
+    )
+    FROM holdings AS mine
+    WHERE mine.worker_id = :worker_id AND mine.checkpoint = jobs.params #>> '{hires,checkpoint}'
+), false))
+"""
+
 _OF_OLDEST_LEVEL = """
       AND priority = (
           SELECT priority FROM jobs WHERE state = 'queued' AND checkpoint = :checkpoint ORDER BY created_at, id LIMIT 1
@@ -67,6 +82,7 @@ def _first(condition: str = "") -> str:
     WHERE state = 'queued' AND NOT parked AND checkpoint = :checkpoint {condition}
       AND NOT {OWNER_IS_BLOCKED}
       AND {IS_DUE}
+      AND {CAN_LOAD_SECOND}
     ORDER BY priority DESC, virtual_start, id
     LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED
 )"""  # noqa: S608 - constants

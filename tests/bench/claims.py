@@ -143,12 +143,12 @@ class Bench:
 
     def _waiting(self, names: Sequence[str]) -> None:
         with self._db.transaction() as session:
-            if len(waiting.waiting(session, names)) < len(names):
+            if len(waiting.waiting(session, "w", names)) < len(names):
                 raise LookupError("a queue is empty")
 
     def _choice(self, names: Sequence[str]) -> None:
         with self._db.transaction() as session:
-            waiting.waiting(session, names)
+            waiting.waiting(session, "w", names)
             members.members(session, silent_after_s=PATIENCE_S)
             demand.demand(session)
 

@@ -10,6 +10,13 @@ from sqlalchemy.dialects import postgresql
 
 from shared.infra.db import Database
 
+# Rows of as many holdings as workers of a large farm announce.
+LIBRARIES = """
+INSERT INTO checkpoints (name, size_bytes) SELECT 'c' || n, 1 FROM generate_series(0, 99) AS n;
+INSERT INTO workers (id, checkpoint, hostname, device, slots) SELECT 'w' || n, 'c0', '', '', 1 FROM generate_series(0, 99) AS n;
+INSERT INTO holdings (worker_id, checkpoint, tier, price_s) SELECT workers.id, name, 'disk', 1 FROM workers, checkpoints;
+"""
+
 
 @dataclass(frozen=True)
 class QueryPlan:

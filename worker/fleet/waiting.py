@@ -1,10 +1,11 @@
 """What waits at each of many checkpoints: one statement of bounded index probes, whatever the length of the queues.
 
-For each checkpoint it walks the jobs in the order of a claim up to the first that may run (`shared.jobs.claims`), past `FARTHEST`
-others at most: those that are not due, or whose key is paused or at its limit. If none of these may run, somebody else's may
-stand behind them; so it then asks for the first job of each owner who has ever come to the checkpoint, of `FARTHEST` owners at
-most, and past `FEW` jobs of each that are not due. Beyond that a checkpoint does not seem to wait, until something of it ends.
-Costs are counted over the first `COUNTED` jobs.
+For each checkpoint it walks the jobs in the order of a claim up to the first that the worker may run (`shared.jobs.claims`),
+past `FARTHEST` others at most: those that are not due, whose key is paused or at its limit, or of which the worker lacks the
+second pass's checkpoint. If none of these may run, somebody else's may stand behind them; so it then asks for the first job of
+each owner who has ever come to the checkpoint, of `FARTHEST` owners at most, and past `FEW` jobs of each that are not for it
+now. Beyond that a checkpoint does not seem to wait, until something of it ends. Costs are counted over the first `COUNTED`
+jobs.
 """
 
 from collections.abc import Sequence
@@ -35,15 +36,15 @@ class Waiting:
     is_all: bool = True  # whether the bound was not reached
 
 
-def waiting(session: Session, checkpoints: Sequence[str]) -> Sequence[Waiting]:
-    """Tell of those of these checkpoints that have claimable jobs, in no order."""
-    rows = session.execute(WAITING, {"checkpoints": list(checkpoints)})
+def waiting(session: Session, worker_id: str, checkpoints: Sequence[str]) -> Sequence[Waiting]:
+    """Tell of those of these checkpoints that have jobs which a worker may claim, in no order."""
+    rows = session.execute(WAITING, {"worker_id": worker_id, "checkpoints": list(checkpoints)})
     return [Waiting(*row) for row in rows]
 
 
-_COLUMNS = "id, owner, priority, virtual_start, created_at, not_before, expires_at, cost"
+_COLUMNS = "id, owner, priority, virtual_start, created_at, not_before, expires_at, cost, params"
 _BEST_FIRST = "ORDER BY priority DESC, virtual_start, id"
-_MAY_RUN = f"{claims.IS_DUE} AND NOT {claims.OWNER_IS_BLOCKED}"
+_MAY_RUN = f"{claims.IS_DUE} AND NOT {claims.OWNER_IS_BLOCKED} AND {claims.CAN_LOAD_SECOND}"
 
 
 def _walked(most: int, columns: str = _COLUMNS) -> str:
@@ -74,7 +75,7 @@ CROSS JOIN LATERAL (
         -- (SELECT false): or else the index of all owners might be walked.
         SELECT {_COLUMNS} FROM jobs WHERE jobs.owner = came.owner AND checkpoint = wanted.checkpoint AND state = 'queued'
         AND parked = (SELECT false) {_BEST_FIRST} LIMIT {FEW}
-      ) AS jobs WHERE {claims.IS_DUE} {_BEST_FIRST} LIMIT 1
+      ) AS jobs WHERE {claims.IS_DUE} AND {claims.CAN_LOAD_SECOND} {_BEST_FIRST} LIMIT 1
     ) AS jobs {_BEST_FIRST} LIMIT 1
   )
   LIMIT 1

@@ -102,7 +102,7 @@ class Turning:
         mine = [name for name in library if self._worker_id in fleet.homes.get(name, ())]
         self._doorbells.hear({*mine, *self._opened.names})
         with self._db.transaction() as session:
-            what_waits = waiting(session, sorted(library))
+            what_waits = waiting(session, self._worker_id, sorted(library))
         chosen = self._chosen(fleet, library, what_waits)
         if chosen != self._opened.names:
             self._turn(chosen, fleet, {one.checkpoint: one for one in what_waits}, library)

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
@@ -177,7 +177,7 @@ def test_a_checkpoint_that_nobody_can_load_is_refused_with_the_reason(client: Te
     assert client.post("/v1/jobs", json={"prompt": "x", "checkpoint": "broken"}).status_code == 202
 
 
-def two_passes(client: TestClient, second: str) -> httpx.Response:
+def two_passes(client: TestClient, second: str) -> Any:
     return client.post("/v1/jobs", json={"prompt": "x", "checkpoint": DEMO, "hires": {"checkpoint": second}})
 
 

@@ -12,16 +12,16 @@ from api.auth.keys import NewKey
 from shared.infra.db import Database
 from shared.infra.tables import JobRow, PriorityClockRow
 from shared.jobs import lifecycle
-from tests.support.factories import DEMO, params
+from tests.support.factories import DEMO, hires, params
 from tests.support.jobs import row, submit, submit_many
-from tests.support.plans import explained
+from tests.support.plans import LIBRARIES, explained
 from worker.fleet.waiting import COUNTED, FARTHEST, WAITING, Waiting, waiting
 
 NAMES = ["a", "b", "c", "d"]
 # What the statement may read.
 INDEXES = {
     *("jobs_queued", "jobs_queued_by_owner", "jobs_running_by_owner"),
-    *("keys_pkey", "shares_pkey", "priority_clocks_pkey"),
+    *("keys_pkey", "shares_pkey", "priority_clocks_pkey", "holdings_pkey", "ix_holdings_checkpoint"),
 }
 FLOOD = f"""
 INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start, parked)
@@ -37,7 +37,7 @@ INSERT INTO shares (checkpoint, priority, owner, finish) SELECT 'c' || n / 20, 0
 
 def told(db: Database, names: Sequence[str] = NAMES) -> dict[str, Waiting]:
     with db.transaction() as session:
-        return {one.checkpoint: one for one in waiting(session, names)}
+        return {one.checkpoint: one for one in waiting(session, "w", names)}
 
 
 def key(db: Database, **limits: object) -> str:
@@ -46,12 +46,19 @@ def key(db: Database, **limits: object) -> str:
 
 
 def test_what_waits_first_is_what_a_claim_takes(db: Database) -> None:
-    """Whatever is paused, at its limit, parked, not due or past its time: until nothing is left, and nothing is told any more."""
+    """Whatever is paused, at its limit, parked, not due, past its time or for others: until nothing is left, nor told of."""
     random = Random(7)
+    second = [None, None, None, hires(checkpoint="lacking")]
     owners = ["anonymous", key(db, max_running=1), key(db, max_running=2, weight=3.0), key(db, paused=True)]
     ids = [
-        submit(db, checkpoint=random.choice(NAMES), owner=random.choice(owners), priority=random.choice((0, 0, 5)))
-        for _ in range(40)
+        submit(
+            db,
+            checkpoint=random.choice(NAMES),
+            owner=random.choice(owners),
+            priority=random.choice((0, 0, 5)),
+            hires=random.choice(second),
+        )
+        for _ in range(60)
     ]
     with db.transaction() as session:
         for column in (JobRow.not_before, JobRow.expires_at):
@@ -62,7 +69,7 @@ def test_what_waits_first_is_what_a_claim_takes(db: Database) -> None:
         for name in NAMES:
             with db.transaction() as session:
                 clocks = {one.priority: one.virtual_now for one in session.query(PriorityClockRow)}
-                expected = {one.checkpoint: one for one in waiting(session, [name])}.get(name)
+                expected = {one.checkpoint: one for one in waiting(session, "w", [name])}.get(name)
                 taken = lifecycle.claim_next(session, name, "w", lease_s=60)
             assert (expected is None) == (taken is None)
             if taken is not None and expected is not None:
@@ -115,9 +122,9 @@ def test_more_jobs_than_are_walked_hide_nobody_elses(db: Database) -> None:
 @pytest.mark.parametrize("plan_of", ["these values", "any values"])
 def test_what_waits_is_read_by_index(db: Database, plan_of: str) -> None:
     with db.transaction() as session:
-        session.execute(text(FLOOD))
+        session.execute(text(FLOOD + LIBRARIES))
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE jobs, keys, shares, priority_clocks"))
-    plan = explained(db, WAITING, {"checkpoints": [DEMO, *NAMES]}, is_generic=plan_of == "any values")
+        connection.execute(text("VACUUM ANALYZE jobs, keys, holdings, shares, priority_clocks"))
+    plan = explained(db, WAITING, {"worker_id": "w", "checkpoints": [DEMO, *NAMES]}, is_generic=plan_of == "any values")
     assert plan.indexes == INDEXES
     assert plan.read_whole == set()

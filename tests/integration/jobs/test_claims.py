@@ -7,11 +7,16 @@ from sqlalchemy import text
 
 from api.auth import keys
 from api.auth.keys import NewKey
+from shared.fleet import holdings
+from shared.fleet.holdings import Holding, Tier
 from shared.infra.db import Database
 from shared.infra.tables import PriorityClockRow
 from shared.jobs import claims, lifecycle
-from tests.support.factories import DEMO, params
-from tests.support.plans import explained
+from tests.support.factories import DEMO, hires, params
+from tests.support.fleet import enlist
+from tests.support.jobs import claim, claimed, claimed_in, submit
+from tests.support.plans import LIBRARIES, explained
+from worker.fleet.waiting import waiting
 
 STATEMENTS = {"first": claims.FIRST, "oldest level": claims.OLDEST_LEVEL}
 # What each statement may read, by the docstring of `shared.jobs.claims`.
@@ -21,6 +26,8 @@ INDEXES = {
     "jobs_pkey",
     "jobs_queued_by_owner",
     "keys_pkey",
+    "holdings_pkey",
+    "ix_holdings_checkpoint",
     "clocks_pkey",
     "priority_clocks_pkey",
 }
@@ -81,15 +88,51 @@ def test_the_worked_example_of_a_claim(db: Database) -> None:
     assert submit(bob)[1] == (8, 12, False)
 
 
+def library(db: Database, worker: str, **refused: str | None) -> None:
+    """What a worker can load, and why not."""
+    enlist(db, worker)
+    with db.transaction() as session:
+        held = [Holding(name, 1, Tier.DISK, 1.0, refused=why) for name, why in refused.items()]
+        holdings.hold(session, worker, held)
+
+
+def test_a_job_is_taken_by_a_worker_that_can_render_both_of_its_passes(db: Database) -> None:
+    """Others take what stands behind it, and see nothing else wait."""
+    both = submit(db, hires=hires(checkpoint="second"))
+    library(db, "lacks")
+    library(db, "bad", second="second.safetensors: truncated.")
+    library(db, "able", second=None)
+    plain = submit(db)
+    for worker, job_id, jobs in (("lacks", plain, 1), ("bad", plain, 1), ("able", both, 2)):
+        with db.transaction() as session:
+            (told,) = waiting(session, worker, [DEMO])
+            assert told.jobs == jobs
+            assert claimed_in(session, worker).job_id == job_id
+            session.rollback()
+    assert claimed(db, "bad").job_id == plain
+    assert claim(db, "bad") is claim(db, "lacks", oldest_level=True) is None
+    assert claimed(db, "able").job_id == both
+
+
+def test_a_job_waits_for_a_second_checkpoint_that_nobody_has_and_is_taken_once_it_is_refused(db: Database) -> None:
+    """By a worker that knows why, so that the job can fail with the reason."""
+    job_id = submit(db, hires=hires(checkpoint="second"))
+    library(db, "lacks")
+    assert claim(db, "lacks") is None
+    library(db, "bad", second="second.safetensors: truncated.")
+    assert claim(db, "lacks") is None
+    assert claimed(db, "bad").job_id == job_id
+
+
 @pytest.mark.parametrize("plan_of", ["these values", "any values"])
 @pytest.mark.parametrize("which", STATEMENTS)
 def test_a_claim_walks_indexes_in_their_order(db: Database, which: str, plan_of: str) -> None:
     """However often a connection has claimed: the driver prepares what it repeats, and Postgres then plans for any values."""
     with db.transaction() as session:
-        session.execute(text(FLOOD))
+        session.execute(text(FLOOD + LIBRARIES))
     # What is counted must be known, as autovacuum makes it known.
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE jobs, keys, clocks, priority_clocks"))
+        connection.execute(text("VACUUM ANALYZE jobs, keys, holdings, clocks, priority_clocks"))
     about = {"checkpoint": DEMO, "worker_id": "w", "lease_s": 20.0}
     plan = explained(db, STATEMENTS[which], about, is_generic=plan_of == "any values")
     assert plan.indexes == INDEXES | ({"jobs_queued_by_age"} if which == "oldest level" else set())

@@ -68,7 +68,7 @@ def test_a_hundred_checkpoints_are_worth_no_more_than_one(db: Database) -> None:
     got: Counter[str] = Counter()
     for _ in range(60):
         with db.transaction() as session:
-            first = min(waiting(session, names), key=lambda one: one.lag)
+            first = min(waiting(session, "w", names), key=lambda one: one.lag)
         [row] = served(db, 1, checkpoint=first.checkpoint)
         got[row.owner] += row.cost
     assert got["wide"] == pytest.approx(got["one"], rel=0.05)

@@ -1,5 +1,6 @@
 """A gpu worker with a folder of checkpoints: it renders from every one, each picture with the right weights."""
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -23,9 +25,10 @@ from shared.infra.storage import Storage
 from shared.infra.tables import HoldingRow, ImageRow, JobRow, WorkerRow
 from shared.jobs import lifecycle
 from shared.settings import Settings
+from shared.vocabulary.params import GenerationParams, Upscaler
 from shared.vocabulary.states import JobState
 from tests.support import recolored
-from tests.support.factories import params
+from tests.support.factories import hires, params
 from tests.support.recolored import Pixels
 from tests.support.waiting import until
 from worker import assembly
@@ -150,6 +153,43 @@ def test_one_worker_renders_every_checkpoint_of_its_folder(
             assert set(session.scalars(select(HoldingRow.checkpoint))) == {recolored.name(one) for one in (0, 17, 29)}
         submitted(db, 29)
         assert colors(rendered(db, settings))[recolored.name(29)] == {29}
+
+
+def refined(first: int, second: int | None) -> GenerationParams:
+    """A picture of one checkpoint that another changes little: the colours of both are in it."""
+    name = None if second is None else recolored.name(second)
+    little = hires(width=96, height=96, upscaler=Upscaler.LANCZOS, steps=1, strength=0.02, checkpoint=name)
+    return params(checkpoint=recolored.name(first), width=64, height=64, steps=8, seed=7, hires=little)
+
+
+def test_two_passes_are_rendered_with_two_checkpoints(
+    settings: Settings, folder: Path, db: Database, celery: Celery
+) -> None:
+    pairs = [(0, 5), (5, 0), (5, 17)]
+    with at_work(settings, celery, Ears()):
+        with db.transaction() as session:
+            plain = lifecycle.submit(session, refined(0, None), max_attempts=1).id
+            ids = [lifecycle.submit(session, refined(*pair), max_attempts=1).id for pair in pairs]
+        rendered(db, settings)
+    demos, _ = picture(settings, db, plain)
+    for pair, job_id in zip(pairs, ids, strict=True):
+        pixels, text = picture(settings, db, job_id)
+        assert recolored.seen(pixels, demos) == recolored.twice(*pair)
+        first, second = (file_hash(folder, index) for index in pair)
+        assert f"Model hash: {first}, Model: {recolored.name(pair[0])}, " in text
+        assert f"Hires checkpoint: {recolored.name(pair[1])} [{second}], " in text
+
+
+def file_hash(folder: Path, index: int) -> str:
+    return hashlib.sha256((folder / f"{recolored.name(index)}.safetensors").read_bytes()).hexdigest()[:10]
+
+
+def picture(settings: Settings, db: Database, job_id: UUID) -> tuple[Pixels, str]:
+    """A job's picture, and the text in it."""
+    with db.transaction() as session:
+        (image,) = lifecycle.get(session, job_id).images
+        file = Image.open(BytesIO(Storage(settings).get(image.key)))
+    return np.asarray(file), str(file.info["parameters"])
 
 
 def test_a_file_that_breaks_fails_its_own_jobs_alone(
