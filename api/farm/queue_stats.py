@@ -29,13 +29,27 @@ def loads(session: Session, *, silent_after_s: float) -> Sequence[Load]:
     return [_load(name, work, workers, shares) for name in sorted(work.keys() | workers.keys())]
 
 
-def load(session: Session, checkpoint: str, *, silent_after_s: float) -> Load:
-    """Return the running jobs and the workers of one checkpoint. Queued jobs are left out: there may be a million."""
+def load(session: Session, checkpoint: str, *, second: str | None = None, silent_after_s: float) -> Load:
+    """Return the running jobs and the workers of one checkpoint. Queued jobs are left out: there may be a million.
+
+    With the checkpoint of a `second` pass only the workers that can load it, too.
+    """
     work = _work(session, JobState.RUNNING, checkpoint=checkpoint)
     of_jobs = {**work.get(checkpoint, {}), "waited_s": _waited_s(session, checkpoint)}
-    workers = _workers(session, silent_after_s, checkpoint=checkpoint)
+    workers = _workers(session, silent_after_s, checkpoint=checkpoint, beside=second)
     shares = _shares(session, silent_after_s, checkpoint=checkpoint)
-    return _load(checkpoint, {checkpoint: of_jobs}, workers, shares)
+    told = _load(checkpoint, {checkpoint: of_jobs}, workers, shares)
+    if second is None:
+        return told
+    of_second = _workers(session, silent_after_s, checkpoint=second, beside=checkpoint)
+    return replace(told, second_s=of_second.get(second, {}).get("price_s", 0.0))
+
+
+def second_checkpoint(row: JobRow) -> str | None:
+    """Return the checkpoint of a job's second pass, where it has one of its own."""
+    hires = row.params.get("hires") or {}
+    own: str | None = hires.get("checkpoint")
+    return own
 
 
 def queued(session: Session) -> Mapping[str, int]:
@@ -143,8 +157,10 @@ def _work(session: Session, *states: JobState, checkpoint: str | None = None) ->
     }
 
 
-def _workers(session: Session, silent_after_s: float, *, checkpoint: str | None = None) -> _Sums:
-    """Sum up the live workers that can load each checkpoint."""
+def _workers(
+    session: Session, silent_after_s: float, *, checkpoint: str | None = None, beside: str | None = None
+) -> _Sums:
+    """Sum up the live workers that can load each checkpoint; with one `beside` it, those that can load both."""
     one = held(silent_after_s).c
     workers = func.count().filter(one.takes_jobs)
     # A worker that has not worked yet counts as fast as the mean of those that have.
@@ -167,4 +183,8 @@ def _workers(session: Session, silent_after_s: float, *, checkpoint: str | None 
     )
     if checkpoint is not None:
         query = query.where(one.checkpoint == checkpoint)
+    if beside is not None:
+        other = held(silent_after_s).alias("other").c
+        able = select(other.worker_id).where(other.checkpoint == beside, other.refused.is_(None))
+        query = query.where(one.worker_id.in_(able))
     return {sums.pop("checkpoint"): sums for row in session.execute(query).mappings() if (sums := dict(row))}

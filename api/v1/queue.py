@@ -119,7 +119,8 @@ def outlook(session: Session, desk: Desk, row: JobRow) -> Forecast | None:
     state = JobState(row.state)
     if state.is_final:
         return None
-    load = queue_stats.load(session, row.checkpoint, silent_after_s=desk.settings.lease_seconds)
+    second = queue_stats.second_checkpoint(row)
+    load = queue_stats.load(session, row.checkpoint, second=second, silent_after_s=desk.settings.lease_seconds)
     if state is JobState.RUNNING:
         return forecast.forecast_running(load, queue_stats.cost_left(row))
     held = fair_queue.block_reason(session, row.owner)

@@ -37,7 +37,8 @@ class Load:
 
     `speed` is None while no live worker has measured any. Workers that are `draining` take no job and count for nothing else.
     `share` is the part of the workers' slots and speed that the checkpoint has; `is_open` says whether any of them renders it,
-    and `turn_s` how many seconds it takes until one can, where none does.
+    and `turn_s` how many seconds it takes until one can, where none does. `second_s` is the price of the checkpoint that a
+    second pass has of its own.
     """
 
     checkpoint: str
@@ -59,6 +60,7 @@ class Load:
     share: float = 1.0
     is_open: bool = True
     turn_s: float = 0.0
+    second_s: float = 0.0
 
     @property
     def pace(self) -> float | None:
@@ -120,7 +122,7 @@ def forecast_queued(
     mean_cost = (before.cost + load.running_cost) / in_front if in_front else 0.0
     start_s = max(due_in_s, load.turn_s + max(0, must_leave) * mean_cost / load.pace)
     companions = min(load.open_slots, in_front + 1)
-    return Forecast(before.jobs, reason, start_s, start_s + cost * companions / load.pace)
+    return Forecast(before.jobs, reason, start_s, start_s + load.second_s + cost * companions / load.pace)
 
 
 def _why(load: Load, held: Reason | None, due_in_s: float) -> Reason:
@@ -135,5 +137,5 @@ def _why(load: Load, held: Reason | None, due_in_s: float) -> Reason:
 
 def forecast_running(load: Load, cost_left: float) -> Forecast:
     """Forecast a running job by the cost that is left."""
-    finish_s = cost_left * max(1, load.running) / load.pace if load.pace else None
+    finish_s = load.second_s + cost_left * max(1, load.running) / load.pace if load.pace else None
     return Forecast(None, None, 0.0, finish_s)

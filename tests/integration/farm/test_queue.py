@@ -17,8 +17,8 @@ from shared.jobs import lifecycle
 from shared.jobs.lifecycle import MAX_RETRY_S
 from shared.settings import Settings
 from tests.support.answers import problem
-from tests.support.factories import DEMO, params
-from tests.support.jobs import claimed, submit, submit_many
+from tests.support.factories import DEMO, hires, params
+from tests.support.jobs import claimed, row, submit, submit_many
 
 COST = params().cost
 WORKER = "gpu0@test"
@@ -175,6 +175,28 @@ def test_a_checkpoint_that_nobody_can_load_is_refused_with_the_reason(client: Te
         registry.drain(session, "gpu1@test", is_draining=True)
     # The other one has it whole, and will come back.
     assert client.post("/v1/jobs", json={"prompt": "x", "checkpoint": "broken"}).status_code == 202
+
+
+def test_the_outlook_of_two_checkpoints_is_that_of_workers_that_have_both(client: TestClient, db: Database) -> None:
+    """It ends later by the price of the second; while nobody has both it waits for a worker."""
+    with db.transaction() as session:
+        registry.announce(
+            session, worker_id="gpu1@test", checkpoint=DEMO, size_bytes=1, hostname="test", device="test", slots=2
+        )
+        registry.beat(session, "gpu1@test", speed=COST / 100, tick_s=1, batch_fill=1)
+    measured(db, speed=COST)
+    job_id = submit(db, hires=hires(checkpoint="second"))
+    path, seconds = f"/v1/jobs/{job_id}", row(db, job_id).cost / COST
+    lacking = client.get(path).json()["outlook"]
+    assert (lacking["reason"], lacking["start_s"]) == ("no_worker_serves_its_checkpoint", None)
+    in_library(db, Holding("second", 1, Tier.DISK, 6.0))
+    queued = client.get(path).json()["outlook"]
+    assert (queued["reason"], queued["start_s"]) == ("waits_its_turn", 0)
+    assert queued["finish_s"] == pytest.approx(6 + seconds, abs=0.1)  # without the slow worker, which lacks it
+    claimed(db, WORKER)
+    assert client.get(path).json()["outlook"]["finish_s"] == pytest.approx(6 + seconds, abs=0.1)
+    in_library(db, Holding("second", 1, Tier.RAM, 0.5))
+    assert client.get(path).json()["outlook"]["finish_s"] == pytest.approx(0.5 + seconds, abs=0.1)
 
 
 def two_passes(client: TestClient, second: str) -> Any:

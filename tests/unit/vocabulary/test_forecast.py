@@ -60,6 +60,12 @@ def test_a_checkpoint_that_nobody_has_open_waits_until_a_worker_turns_to_it() ->
     assert forecast_queued(load(**three, turn_s=2.5), Ahead(0, 0), COST, held=Reason.PAUSED).reason is Reason.PAUSED
 
 
+def test_a_second_checkpoint_puts_off_the_end_by_its_price() -> None:
+    plain, dear = (forecast_queued(load(second_s=price), Ahead(0, 0), COST) for price in (0.0, 3.0))
+    assert plain.finish_s is not None
+    assert (dear.start_s, dear.finish_s) == (plain.start_s, plain.finish_s + 3.0)
+
+
 def test_a_worker_shares_itself_among_the_checkpoints_that_it_has_open() -> None:
     halved = load(share=0.5, running=1)
     assert forecast_running(halved, COST).finish_s == pytest.approx(COST / 5)
