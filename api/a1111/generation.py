@@ -173,7 +173,7 @@ def _legacy_digest(sent: Sent, body: Txt2Img | Img2Img, changes: dict[str, Any] 
 
 def _farm(transaction: Transaction, desk: Desk, session_id: str, changes: dict[str, Any]) -> FarmFacts:
     checkpoints = sessions.checkpoints(transaction, desk)
-    if not checkpoints:
+    if not checkpoints.sha256s and not checkpoints.refused:
         raise UnknownCheckpoint("No gpu worker has announced a checkpoint yet; start a worker, then retry.")
     chosen = {**sessions.options(transaction, session_id), **changes}
     return FarmFacts(

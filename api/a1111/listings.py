@@ -32,7 +32,7 @@ def sd_models(desk: DeskDep, _caller: Reader) -> list[dict[str, Any]]:
             "filename": names.file(name),
             "config": None,
         }
-        for name, sha256 in checkpoints.items()
+        for name, sha256 in checkpoints.sha256s.items()
     ]
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from api.a1111.errors import Impossible, SamplerNotFound
@@ -51,8 +52,6 @@ LATENT_UPSCALERS: Mapping[str, Upscaler] = MappingProxyType(
 PIXEL_UPSCALERS = (NO_UPSCALER, "Lanczos", "Nearest")
 SUFFIXES = (".safetensors", ".ckpt")
 HASH_CHARS = 10
-# Checkpoints by name with their SHA-256, as far as it is known.
-Checkpoints = Mapping[str, str | None]
 _HEX = re.compile("[0-9a-f]{8,64}")
 _HASH = re.compile(r"\s*\[([0-9a-f]{8,64})\]\s*$", re.IGNORECASE)
 
@@ -69,6 +68,14 @@ _SCHEDULES: dict[str, Schedule | None] = {
         for name in (label, schedule.value, SCHEDULE_NAMES[schedule], label.replace(" ", ""))
     },
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """Checkpoints by name: with their SHA-256, as far as it is known, and with the reason those that no worker can load."""
+
+    sha256s: Mapping[str, str | None]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def walk(sampler_name: str, scheduler: str | None) -> tuple[Sampler, Schedule | None]:
@@ -131,17 +138,23 @@ def title(checkpoint: str, sha256: str | None) -> str:
 def checkpoint(wanted: str, known: Checkpoints) -> str:
     """Return the checkpoint that a title, file name, stem or hash means. A name with another's hash is none.
 
-    A name as it is written goes first, then one in other letters, then a hash. Raises `Impossible`.
+    A name as it is written goes first, then one in other letters, then a hash. Raises `Impossible`, with the reason for one that
+    no worker can load.
     """
     said = _HASH.search(wanted)
     plain = stem(_HASH.sub("", wanted).strip())
-    found = _named(plain, said[1].lower() if said else None, known) or _hashed(plain.casefold(), known)
-    if found is None:
-        raise Impossible(f"model {wanted[:200]!r} not found")
-    return found
+    found = _named(plain, said[1].lower() if said else None, known.sha256s) or _hashed(plain.casefold(), known.sha256s)
+    if found is not None:
+        return found
+    refused = _named(plain, None, dict.fromkeys(known.refused))
+    if refused is not None:
+        raise Impossible(f"model {wanted[:200]!r} cannot be loaded: {known.refused[refused]}")
+    if not known.sha256s:
+        raise Impossible("no model can be loaded; GET /v1/checkpoints says why")
+    raise Impossible(f"model {wanted[:200]!r} not found")
 
 
-def _named(plain: str, said: str | None, known: Checkpoints) -> str | None:
+def _named(plain: str, said: str | None, known: Mapping[str, str | None]) -> str | None:
     """Return the checkpoint of a name, unless the hash that was said with it is another's."""
     folded = plain.casefold()
     alike = [name for name in known if stem(name).casefold() == folded]
@@ -149,7 +162,7 @@ def _named(plain: str, said: str | None, known: Checkpoints) -> str | None:
     return next((name for name in exact_first if said is None or _may_be(said, known[name])), None)
 
 
-def _hashed(plain: str, known: Checkpoints) -> str | None:
+def _hashed(plain: str, known: Mapping[str, str | None]) -> str | None:
     if not _HEX.fullmatch(plain):
         return None
     return next((name for name, sha256 in known.items() if sha256 and sha256.startswith(plain)), None)

@@ -80,13 +80,13 @@ def changes(body: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str
     wanted = chosen.pop(CHECKPOINT, None)
     if wanted:
         found = names.checkpoint(wanted, checkpoints)
-        chosen[CHECKPOINT] = names.title(found, checkpoints[found])
+        chosen[CHECKPOINT] = names.title(found, checkpoints.sha256s[found])
     return chosen
 
 
 def whole(chosen: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str, Any]:
     """Return all options as a session with these choices sees them."""
-    hashes = {names.title(name, sha256): sha256 for name, sha256 in checkpoints.items()}
+    hashes = {names.title(name, sha256): sha256 for name, sha256 in checkpoints.sha256s.items()}
     return {**DEFAULTS, "sd_checkpoint_hash": hashes.get(chosen.get(CHECKPOINT, "")) or "", **chosen}
 
 

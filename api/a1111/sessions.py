@@ -45,22 +45,24 @@ def choose(transaction: Transaction, session_id: str, chosen: dict[str, Any]) ->
     transaction.execute(delete(SessionRow).where(SessionRow.changed_at < old))
 
 
-def checkpoints(transaction: Transaction, desk: Desk) -> dict[str, str | None]:
-    """Return the checkpoints of the farm with their SHA-256, the default one first, without those that no worker can load."""
+def checkpoints(transaction: Transaction, desk: Desk) -> names.Checkpoints:
+    """Return the checkpoints of the farm, the default one first."""
     served = served_checkpoints.checkpoints(transaction, silent_after_s=desk.settings.lease_seconds)
     preferred = desk.settings.default_checkpoint
-    loadable = [one for one in served if one.refused is None]
-    ranked = sorted(loadable, key=lambda one: (one.name != preferred, not one.ready_workers, one.name))
-    return {one.name: one.sha256 for one in ranked}
+    ranked = sorted(served, key=lambda one: (one.name != preferred, not one.ready_workers, one.name))
+    return names.Checkpoints(
+        {one.name: one.sha256 for one in ranked if one.refused is None},
+        {one.name: one.refused for one in ranked if one.refused is not None},
+    )
 
 
 def in_use(chosen: dict[str, Any], known: names.Checkpoints) -> dict[str, Any]:
     """Return a session's options with a checkpoint by its title of now: the farm's first if the session has set none."""
-    if not known:
+    if not known.sha256s:
         return chosen
     wanted = chosen.get(CHECKPOINT)
     try:
-        found = names.checkpoint(wanted, known) if wanted else next(iter(known))
-    except Impossible:  # it is gone: a job for it is refused by the name that was chosen
+        found = names.checkpoint(wanted, known) if wanted else next(iter(known.sha256s))
+    except Impossible:  # it is gone, or broken: a job for it is refused by the name that was chosen
         return chosen
-    return {**chosen, CHECKPOINT: names.title(found, known[found])}
+    return {**chosen, CHECKPOINT: names.title(found, known.sha256s[found])}

@@ -128,7 +128,7 @@ def _translation(
 
 
 def _hash(checkpoint: str, farm: FarmFacts) -> str | None:
-    sha256 = farm.checkpoints[checkpoint]
+    sha256 = farm.checkpoints.sha256s[checkpoint]
     return sha256[: names.HASH_CHARS] if sha256 else None
 
 

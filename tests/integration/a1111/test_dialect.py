@@ -242,7 +242,7 @@ def test_9_titles_carry_hashes_where_workers_have_told_them(farm: httpx.Client, 
 
 
 def test_9_whatever_the_list_calls_a_checkpoint_chooses_it(farm: httpx.Client, db: Database) -> None:
-    """By title, name, file or hash; those that no worker can load are not on the list."""
+    """By title, name, file or hash; those that no worker can load are not on the list, and are refused with the reason."""
     library = {f"look-{number}.v{number}": f"{number}abcdef0" * 8 for number in range(3)}
     with db.transaction() as session:
         held = [Holding(name, 1, Tier.DISK, 1.0, sha256) for name, sha256 in library.items()]
@@ -263,9 +263,12 @@ def test_9_whatever_the_list_calls_a_checkpoint_chooses_it(farm: httpx.Client, d
             queued.raise_for_status()
             (job, *_) = farm.get("/v1/jobs?limit=1").json()["jobs"]
             assert job["params"]["checkpoint"] == meant
-    for gone in ("broken", "broken.safetensors [ffffffffff]", "f" * 10):
-        refused = farm.post("/sdapi/v1/options", json={"sd_model_checkpoint": gone})
-        assert (refused.status_code, refused.json()["errors"]) == (500, f"model {gone!r} not found")
+    why = "cannot be loaded: broken.safetensors: truncated."
+    for lost, said in (("broken", why), ("broken.safetensors [ffffffffff]", why), ("f" * 10, "not found")):
+        chosen: dict[str, Any] = {"sd_model_checkpoint": lost}
+        for path, body in (("options", chosen), ("txt2img", {**SMALL, "override_settings": chosen})):
+            refused = farm.post(f"/sdapi/v1/{path}", json=body)
+            assert (refused.status_code, refused.json()["errors"]) == (500, f"model {lost!r} {said}")
 
 
 def test_9_a_title_of_before_its_hash_was_known_stays_chosen(farm: httpx.Client, db: Database) -> None:

@@ -1,6 +1,8 @@
 """From the A1111 dialect's requests to submissions: the rules of the original, and every request has an answer."""
 
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.a1111 import infotext_parser, names, styles, translate
+from api.a1111 import infotext_parser, names, options, styles, translate
 from api.a1111.errors import Impossible, InitImageMissing, SamplerNotFound, ScriptNotFound
+from api.a1111.names import Checkpoints
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.styles import Style
 from api.a1111.translate import FarmFacts, Translation
@@ -23,7 +26,9 @@ from tests.support.factories import params
 
 FARM = FarmFacts(
     options={"sd_model_checkpoint": "farm-demo.safetensors"},
-    checkpoints={"farm-demo": None, "other": "0123456789ab" + "0" * 52},
+    checkpoints=Checkpoints(
+        {"farm-demo": None, "other": "0123456789ab" + "0" * 52}, {"Broken": "Broken.safetensors: truncated."}
+    ),
     styles={"warm": Style("warm", "warm {prompt}, soft", "cold"), "plain": Style("plain", "flat", "")},
     draw=lambda last: last,
 )
@@ -173,6 +178,21 @@ def test_an_unknown_checkpoint_is_never_another() -> None:
         txt2img(override_settings={"sd_model_checkpoint": "nope"})
 
 
+@pytest.mark.parametrize("wanted", ["Broken", "broken.safetensors", "Broken.safetensors [0123456789]"])
+def test_a_checkpoint_that_no_worker_can_load_is_refused_with_the_reason(wanted: str) -> None:
+    said = re.escape(f"model {wanted!r} cannot be loaded: Broken.safetensors: truncated.")
+    for fields in ({"override_settings": {"sd_model_checkpoint": wanted}}, {"hr_checkpoint_name": wanted}):
+        with pytest.raises(Impossible, match=said):
+            txt2img(enable_hr=True, **fields)
+    with pytest.raises(Impossible, match=said):
+        options.changes({"sd_model_checkpoint": wanted}, FARM.checkpoints)
+
+
+def test_where_nothing_can_be_loaded_it_is_said_where_the_reasons_stand() -> None:
+    with pytest.raises(Impossible, match="no model can be loaded; GET /v1/checkpoints says why"):
+        names.checkpoint("", replace(FARM.checkpoints, sha256s={}))
+
+
 @pytest.mark.parametrize("wanted", ["other [0123456789]", "0123456789", "01234567", "other.safetensors [ffffffff]"])
 def test_a_checkpoint_by_its_hash(wanted: str) -> None:
     (one,) = txt2img(override_settings={"sd_model_checkpoint": wanted}).submissions
@@ -184,9 +204,9 @@ def test_a_checkpoint_by_its_hash(wanted: str) -> None:
 def test_a_name_as_it_is_written_goes_before_others_and_before_hashes() -> None:
     known = {"A": "cafe0123" + "1" * 56, "a": None, "cafe0123": None, "v1.5": None, "v1.5.safetensors": None}
     for wanted in ("A", "a", "cafe0123", "v1.5"):
-        assert names.checkpoint(wanted, known) == wanted
-        assert names.checkpoint(names.title(wanted, known[wanted]), known) == wanted
-    assert names.checkpoint("cafe01231", known) == "A"
+        assert names.checkpoint(wanted, Checkpoints(known)) == wanted
+        assert names.checkpoint(names.title(wanted, known[wanted]), Checkpoints(known)) == wanted
+    assert names.checkpoint("cafe01231", Checkpoints(known)) == "A"
 
 
 def test_seeds_count_over_batches_and_iterations() -> None:
@@ -378,7 +398,7 @@ def test_a_text_is_read_back_as_it_was_written() -> None:
     made = params(
         prompt="two\nlines", negative_prompt="bad, worse", hires=hires, variation=Variation(seed=3, strength=0.5)
     )
-    parts = infotext_parser.parse(infotext.encode(made, 0, FARM.checkpoints))
+    parts = infotext_parser.parse(infotext.encode(made, 0, FARM.checkpoints.sha256s))
     assert (parts["Prompt"], parts["Negative prompt"]) == ("two\nlines", "bad, worse")
     assert (parts["Size-1"], parts["Size-2"], parts["Steps"]) == ("64", "64", "4")
     assert (parts["Hires prompt"], parts["Hires upscale"]) == ('a "quoted": prompt, with commas', "2.0")
