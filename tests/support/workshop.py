@@ -3,7 +3,7 @@
 Of a worker only Celery's consumer is left out: its slots wait for the same doorbells in Redis.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Event, Thread
 
@@ -12,13 +12,14 @@ import uvicorn
 from api import serve
 from api.main import create_app
 from shared.files import checkpoints
+from shared.files.checkpoints import CheckpointFile
 from shared.files.weights import Shelves
 from shared.infra import broker
 from shared.infra.db import Database
 from shared.infra.events import Listener
 from shared.infra.storage import Storage
 from shared.settings import Settings
-from tests.support import studio
+from tests.support import kin, studio
 from tests.support.factories import DEMO
 from worker.engine.draft import ExtraWeights
 from worker.engine.runner import DiffusionRunner
@@ -57,10 +58,12 @@ def serving(settings: Settings, *, port: int = 0) -> Iterator[str]:
 
 
 @contextmanager
-def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = None) -> Iterator[None]:
-    """Answer doorbells for as long as the block lasts."""
+def working(
+    settings: Settings, *, slots: int = 4, shelves: Shelves | None = None, others: Sequence[CheckpointFile] = ()
+) -> Iterator[None]:
+    """Answer doorbells for as long as the block lasts; second passes may have other checkpoints."""
     with ExitStack() as closing:
-        engine = closing.enter_context(studio.running(_runner(shelves)))
+        engine = closing.enter_context(studio.running(_runner(shelves, others)))
         db = Database(settings, pool_size=slots + 2)
         closing.callback(db.close)
         redis = broker.connect(settings)
@@ -102,7 +105,11 @@ def working(settings: Settings, *, slots: int = 4, shelves: Shelves | None = Non
                 thread.join()
 
 
-def _runner(shelves: Shelves | None) -> DiffusionRunner:
-    sha256 = checkpoints.digest(checkpoints.inspect(studio.DEMO))
+def _runner(shelves: Shelves | None, others: Sequence[CheckpointFile]) -> DiffusionRunner:
+    demo = checkpoints.inspect(studio.DEMO)
     extras = ExtraWeights.at(shelves, memory_bytes=10**9) if shelves else None
-    return DiffusionRunner(Residency(studio.demo(), facts=FileFacts(sha256)), extras)
+    # The demo that tests share keeps its weights.
+    own = (
+        kin.residency(demo, *others) if others else Residency(studio.demo(), facts=FileFacts(checkpoints.digest(demo)))
+    )
+    return DiffusionRunner(own, extras)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image, ImageChops
@@ -27,13 +28,14 @@ from api.auth import keys
 from api.auth.keys import NewKey, Scope
 from api.main import create_app
 from shared.files import checkpoints
+from shared.files.checkpoints import CheckpointFile
 from shared.fleet import holdings, registry
 from shared.fleet.holdings import Holding, Tier
 from shared.infra.db import Database
 from shared.infra.events import RESCAN_CHANNEL, Listener
 from shared.infra.storage import Storage, image_key
 from shared.settings import Settings
-from tests.support import studio
+from tests.support import kin, studio
 from tests.support.waiting import LIMIT_S, until
 from tests.support.workshop import serving, working
 
@@ -71,8 +73,14 @@ INFO_KEYS = (
 
 
 @pytest.fixture(scope="module")
-def address(engines: Settings) -> Iterator[str]:
-    with working(engines), serving(engines) as address:
+def turned(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFile:
+    """A checkpoint whose pictures are the demo's with their channels in turn."""
+    return kin.recolored(tmp_path_factory.mktemp("kin"), "turned", (1, 2, 0))
+
+
+@pytest.fixture(scope="module")
+def address(engines: Settings, turned: CheckpointFile) -> Iterator[str]:
+    with working(engines, others=[turned]), serving(engines) as address:
         yield address
 
 
@@ -239,6 +247,26 @@ def test_9_titles_carry_hashes_where_workers_have_told_them(farm: httpx.Client, 
     info = json.loads(rendered(farm)["info"])
     assert info["sd_model_hash"] == sha256[:10]
     assert f"Size: 64x64, Model hash: {sha256[:10]}, Model: farm-demo, " in info["infotexts"][0]
+
+
+def test_9_a_second_pass_is_rendered_with_the_checkpoint_of_its_name(
+    farm: httpx.Client, db: Database, turned: CheckpointFile
+) -> None:
+    sha256 = checkpoints.digest(turned)
+    with db.transaction() as session:
+        holdings.hold(session, "gpu0@test", [Holding("turned", turned.size_bytes, Tier.DISK, 1.0, sha256)])
+    fix: dict[str, Any] = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
+    plain = rendered(farm, **fix, hr_checkpoint_name="Use same checkpoint")
+    other = rendered(farm, **fix, hr_checkpoint_name="turned.safetensors")
+    demos, pixels = (np.asarray(picture(one["images"][0])) for one in (plain, other))
+    assert (pixels == demos[..., [1, 2, 0]]).all()
+    title = f"turned [{sha256[:10]}]"
+    for made, told in ((plain, None), (other, title)):
+        info = json.loads(made["info"])
+        assert info["extra_generation_params"].get("Hires checkpoint") == told
+        assert (f"Hires checkpoint: {title}, " in info["infotexts"][0]) == (told is not None)
+    again = farm.post("/sdapi/v1/txt2img", json={"infotext": json.loads(other["info"])["infotexts"][0]}).json()
+    assert (np.asarray(picture(again["images"][0])) == pixels).all()
 
 
 def test_9_whatever_the_list_calls_a_checkpoint_chooses_it(farm: httpx.Client, db: Database) -> None:
