@@ -234,15 +234,17 @@ def checkpoint() -> Finding:
 
     refused: list[str] = []
     try:
-        served = serving.chosen({**os.environ, **serving.source((), os.environ)}, refused.append)
+        served = [file.name for file in serving.here(os.environ, refused.append)]
+        if not served and is_remote("S3"):
+            served = list(serving.from_bucket(os.environ, serving.in_bucket(os.environ)))
     except FarmError as error:
-        return Finding("checkpoint", Level.FAIL, str(error), "check FARM_CHECKPOINT_DIR, or farm checkpoints pull")
-    names = ", ".join(file.name for file in served)
+        fix = error.fix or "check FARM_CHECKPOINT and FARM_CHECKPOINT_DIR, or farm checkpoints pull"
+        return Finding("checkpoint", Level.FAIL, str(error), fix)
+    names = ", ".join(served[:10]) + (f" and {len(served) - 10} more" if len(served) > 10 else "")
+    detail = "; ".join([names or "none of this machine's: farm up takes what the bucket has, else the demo", *refused])
     if refused:
-        return Finding(
-            "checkpoint", Level.WARN, f"{names}; {'; '.join(refused)}", "move the other files out of the folder"
-        )
-    return Finding("checkpoint", Level.OK, names)
+        return Finding("checkpoint", Level.WARN, detail, "move the other files out of the folder")
+    return Finding("checkpoint", Level.OK, detail)
 
 
 def disk() -> Finding:

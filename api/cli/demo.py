@@ -20,7 +20,10 @@ def demo(
     data_dir: Annotated[Path, typer.Option(help="Folder for the farm's data and the image.")] = Path(".farm"),
 ) -> None:
     """Start a farm, render one image through its API, print its path, and stop the farm."""
-    with embedded_farm(host=_HOST, port=_free_port(), data_dir=data_dir) as farm:
+    from deploy.standalone import serving
+
+    # By its path: whatever is in the bucket, or named for other farms, is not what the demo's prompt is for.
+    with embedded_farm(host=_HOST, port=_free_port(), data_dir=data_dir, checkpoints=[serving.DEMO]) as farm:
         code = _render(farm.url, data_dir / "pictures")
     if code:
         raise typer.Exit(code)

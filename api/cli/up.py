@@ -33,7 +33,8 @@ def up(
     checkpoint: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Stable Diffusion 1.5 checkpoints to serve: a folder of them, or files and diffusers folders (repeat it)."
+            help="Stable Diffusion 1.5 checkpoints to serve: a folder of them, or files, diffusers folders and names of"
+            " checkpoints in the bucket (repeat it). By default all in the bucket, or a demo if it has none."
         ),
     ] = None,
     workers: Annotated[

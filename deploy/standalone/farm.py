@@ -113,13 +113,17 @@ class EmbeddedFarm:
     def _start(self) -> None:
         options = self._options
         self._port = _checked_port(options)
-        workers = serving.plan(options.checkpoints, options.workers, options.device, options.environ, self._say)
+        workers = serving.plan(options.workers, options.device, options.environ)
+        served = {**options.environ, **serving.source(options.checkpoints)}
+        is_here = bool(serving.here(served, self._say))
         folder = self._folder = self._open.enter_context(folders.hold(options.data_dir))
         if shortage := folder.shortage(START_BYTES):
             raise StartFailed(shortage)
         engines = _engines(folder, options, self._say)
         self._supervisor = self._open.enter_context(Supervisor(folder.logs, folder.run_file, self._hear))
-        env = {**options.environ, **_run(self._supervisor, engines)}
+        env = {**served, **_run(self._supervisor, engines)}
+        if not is_here and not serving.from_bucket(env, serving.in_bucket(env)):
+            env |= serving.DEMO_ENV
         # The farm itself asks its api whether workers are ready.
         env["FARM_ADMIN_KEY"] = env.get("FARM_ADMIN_KEY") or folder.secret("admin_key")
         self._supervisor.start(processes.migration(env))

@@ -13,6 +13,7 @@ import structlog
 from shared.errors import BadCheckpoint, BadWeights, WeightsMissing
 from shared.files import checkpoints, headers
 from shared.files.checkpoints import SD15_CONTEXT_WIDTH, CheckpointFile
+from shared.files.wanted import Wanted, expanded
 from shared.fleet.weights_bucket import CHECKPOINT, BucketFile
 from shared.infra.storage import Storage
 from shared.settings import Settings
@@ -46,45 +47,6 @@ class LibraryEntry:
         return self.file.path if self.is_here else None
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a worker is restricted to, in its order: names, and files that may lie anywhere. Nothing at all means everything."""
-
-    items: tuple[str | Path, ...] = ()
-
-    @classmethod
-    def read(cls, text: str | None) -> "Wanted":
-        """Read `FARM_CHECKPOINT`: a path, or a list of names and paths that is separated by commas."""
-        if text is None:
-            return cls()
-        items = [text] if Path(text).exists() else [item.strip() for item in text.split(",") if item.strip()]
-        return cls(tuple(_expanded(Path(item)) if _is_path(item) else item for item in items))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return the names."""
-        return tuple(item for item in self.items if isinstance(item, str))
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Return the files and diffusers folders."""
-        return tuple(item for item in self.items if isinstance(item, Path))
-
-    @property
-    def is_everything(self) -> bool:
-        """Whether nothing is left out."""
-        return not self.items
-
-    def wants(self, name: str) -> bool:
-        """Whether a checkpoint of a folder or of the bucket is wanted."""
-        return self.is_everything or name in self.names
-
-    def order(self, name: str) -> tuple[int, str]:
-        """Return what sorts checkpoints: as they are listed, then by name."""
-        listed = [item if isinstance(item, str) else checkpoints.name_of(item) for item in self.items]
-        return listed.index(name) if name in listed else len(listed), name
-
-
 class Library:
     """The checkpoints that a worker can load: in a folder, and in the farm's bucket. The folder's is taken where both have one.
 
@@ -103,7 +65,7 @@ class Library:
         self._wanted = Wanted.read(only)
         by_name = self._wanted.is_everything or self._wanted.names
         self._folder = CheckpointFolder(
-            _expanded(folder) if folder and by_name else None,
+            expanded(folder) if folder and by_name else None,
             files=self._wanted.files,
             wants=self._wanted.wants,
             clock=clock,
@@ -236,14 +198,3 @@ def open_library(settings: Settings) -> Library:
     storage = Storage(settings, tries=2)
     cache = WeightsCache(settings.cache_dir or DEFAULT_CACHE_DIR, storage, limit_bytes=settings.weights_cache_bytes)
     return Library(settings.checkpoint_dir, only=settings.checkpoint, stock=BucketStock(storage, cache))
-
-
-def _is_path(item: str) -> bool:
-    return "/" in item or item.endswith(".safetensors") or Path(item).exists()
-
-
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:  # there is no such user, and so no such file
-        return path

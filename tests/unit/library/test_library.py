@@ -8,9 +8,10 @@ import pytest
 from shared.errors import BadCheckpoint, WeightsMissing
 from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile
+from shared.files.wanted import Wanted
 from tests.support.headers import SD15, write
 from worker.library import checkpoint_folder
-from worker.library.library import Library, Wanted
+from worker.library.library import Library
 
 
 def library(folder: Path, **options: object) -> Library:
