@@ -259,6 +259,7 @@ def _meters(opened: ExitStack, settings: Settings, bundle: DeviceBundle, leases:
         running=leases.running,
         memory=bundle.memory,
         swaps=lambda: {tier: (one.number, one.seconds) for tier, one in bundle.residency.swaps.items()},
+        damaged=lambda: bundle.residency.damaged,
         resident=lambda: bundle.residency.resident,
     )
     if settings.metrics_port:

@@ -47,7 +47,7 @@ class DeviceCheckpoints(Protocol):
 
     @property
     def damaged(self) -> Mapping[Tier, int]:
-        """How many copies were found changed, by tier."""
+        """How many copies were found changed before a picture was made from them, by tier."""
 
     def sha256(self, name: str) -> str | None:
         """Return the digest of a checkpoint's file, once it has been read."""

@@ -136,6 +136,12 @@ SWAPS = Metric(
     "farm_swaps_total", "counter", "Checkpoints made resident, by the tier that their weights came from.", ("tier",)
 )
 SWAP_S = Metric("farm_swap_seconds_total", "counter", "Time that making checkpoints resident took.", ("tier",))
+WEIGHTS_DAMAGED = Metric(
+    "farm_weights_damaged_total",
+    "counter",
+    "Copies of weights found damaged before a picture was made from them, by the tier that they lay in.",
+    ("tier",),
+)
 RESIDENT = Metric("farm_resident_checkpoint", "gauge", "1 for the checkpoint that is resident.", ("checkpoint",))
 
 # Each courier.

@@ -112,7 +112,7 @@ class Residency:
 
     @property
     def damaged(self) -> Mapping[Tier, int]:
-        """How many copies were found changed, by tier."""
+        """How many copies were found changed before a picture was made from them, by tier."""
         return dict(self._swaps.damaged)
 
     def sha256(self, name: str) -> str | None:
@@ -299,7 +299,7 @@ class Residency:
         weights = self._read_as_it_is(file)
         if listed is None or listed.sha256 in {None, weights.sha256}:
             return weights
-        log.error("weights.damaged", tier=Tier.DISK, checkpoint=name)
+        self._swaps.note_damaged(Tier.DISK, name)
         self._source.distrust(name)
         weights = self._read_as_it_is(self._source.find(name))
         if weights.sha256 != listed.sha256:

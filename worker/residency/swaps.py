@@ -112,6 +112,11 @@ class Swaps:
         with self._lock:
             self._are_sound = False
 
+    def note_damaged(self, tier: Tier, name: str) -> None:
+        """Count a copy that was found changed before it was used."""
+        self.damaged[tier] = self.damaged.get(tier, 0) + 1
+        log.error("weights.damaged", tier=tier, checkpoint=name)
+
     def copy_out(self, weights: CheckpointWeights, flats: Mapping[str, Tensor]) -> bool:
         """Copy weights from the modules into host memory; False if they are not there any more."""
         with self._lock:
@@ -193,8 +198,7 @@ class Swaps:
         far = set(digests) - near
         for tier, changed, copies in ((Tier.VRAM, near, self.vram), (Tier.RAM, far, self._ram)):
             if changed:
-                self.damaged[tier] = self.damaged.get(tier, 0) + 1
-                log.error("weights.damaged", tier=tier, checkpoint=name)
+                self.note_damaged(tier, name)
                 copies.drop_parts(changed)
 
     def _count(self, tier: Tier, size_bytes: int, seconds: float) -> None:

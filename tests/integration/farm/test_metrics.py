@@ -189,6 +189,7 @@ def test_a_worker_answers_on_its_own_port() -> None:
         running=lambda: [1, 2],
         memory=lambda: {"free": 1.0, "total": 4.0},
         swaps=lambda: {Tier.RAM: (5, 0.75), Tier.DISK: (1, 2.0)},
+        damaged=lambda: {Tier.RAM: 1},
         resident=lambda: DEMO,
     )
     meters.ended(DEMO, "succeeded", images=4)
@@ -210,6 +211,7 @@ def test_a_worker_answers_on_its_own_port() -> None:
     assert now["farm_images_total", DEMO] == 4
     assert now["farm_attempts_ended_total", "other", "not_a_number", "failed"] == 1
     assert (now["farm_swaps_total", "ram"], now["farm_swap_seconds_total", "disk"]) == (5, 2.0)
+    assert [now["farm_weights_damaged_total", tier] for tier in ("vram", "ram", "disk")] == [0, 1, 0]
     assert now["farm_resident_checkpoint", DEMO] == 1
 
 

@@ -25,6 +25,7 @@ from shared.infra.storage import Storage
 from shared.infra.tables import HoldingRow, ImageRow, JobRow, WorkerRow
 from shared.jobs import lifecycle
 from shared.settings import Settings
+from shared.vocabulary.holdings import Tier
 from shared.vocabulary.params import GenerationParams, Upscaler
 from shared.vocabulary.states import JobState
 from tests.support import recolored
@@ -239,9 +240,10 @@ def test_a_worker_without_a_folder_renders_from_the_bucket(
             last = file.read(1)
             file.seek(-1, os.SEEK_END)
             file.write(bytes([last[0] ^ 1]))
-        with at_work(bare, celery, Ears()):
+        with at_work(bare, celery, Ears()) as worker:
             submitted(db, 0, 5)
             assert colors(rendered(db, settings)) == {recolored.name(index): {index} for index in (0, 5)}
+            assert worker.residency.damaged == {Tier.DISK: 1}
         assert fetched.read_bytes()[-1:] == last
     finally:
         storage.delete_all([one.key for one in large_objects.listed(storage, PREFIX, at_most=1000)])
