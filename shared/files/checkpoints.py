@@ -31,8 +31,9 @@ _VELOCITY = "v_pred"
 _ZERO_SNR = "ztsnr"
 
 
-# What changes when a checkpoint does: name, time in ns and size of each of its files.
-Stamp = tuple[tuple[str, int, int], ...]
+# What changes when a checkpoint does: name, inode, time in ns and size of each of its files. The inode tells of a file that was
+# put in the place of one of its size and time.
+Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +112,22 @@ def inspect_anew(file: CheckpointFile) -> CheckpointFile:
     return replace(inspect(file.path), name=file.name)
 
 
-def stamp(path: Path) -> Stamp:
-    """Return the stamp of one checkpoint. Raises `OSError`."""
+def stamp(path: Path, config_dir: Path | None = None) -> Stamp:
+    """Return the stamp of one checkpoint; by default its config is looked for beside it. Raises `OSError`."""
     if path.is_dir():
         parts = sorted([*path.glob("model_index.json"), *path.glob("*/*.safetensors"), *path.glob("*/*.json")])
     else:
-        sidecar = path.with_suffix(".config")
-        parts = [path, *(sorted(sidecar.glob("*/*.json")) if sidecar.is_dir() else ())]
+        parts = [path, *sorted((config_dir or path.with_suffix(".config")).rglob("*.json"))]
     stats = [(part.name, part.stat()) for part in parts]
-    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+    return tuple((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
+def present_stamp(file: CheckpointFile) -> Stamp | None:
+    """Return the stamp that a checkpoint has now; None while it cannot be looked at."""
+    try:
+        return stamp(file.path, file.config_dir)
+    except OSError:
+        return None
 
 
 def scan(folder: Path) -> tuple[list[CheckpointFile], list[BadCheckpoint]]:

@@ -1,4 +1,8 @@
-"""A lock between the processes and threads of a machine, on a file that stays where it is."""
+"""A lock between the processes and threads of a machine, on a file that stays where it is.
+
+Of its own, since what is in use is held by several at once. The library `filelock` has such locks only in an SQLite database,
+while the file's content and time are ours to use; and it waits for some seconds, not as long as its holder makes progress.
+"""
 
 import fcntl
 import os

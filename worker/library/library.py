@@ -180,7 +180,7 @@ def _recognised(one: Stocked, cache: WeightsCache, limit_bytes: int) -> Checkpoi
     header = headers.parsed(Path(file.key), one.held.raw, file.size_bytes)
     found = checkpoints.recognised(Path(file.key), header, file.size_bytes, context_width=width)
     config_dir = path.with_suffix(".config") if file.config else None
-    stamp = ((path.name, *one.held.stamp),)
+    stamp = ((path.name, 0, *one.held.stamp),)
     return replace(found, name=file.name, path=path, config_dir=config_dir, stamp=stamp)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.files.checkpoints import Stamp
 from worker.diffusion import out_of_memory
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.diffusion.transfer import Readback
@@ -48,7 +49,7 @@ class ResidentModules:
         """Bytes of the weights."""
         return sum(flat.numel() for flat in self._flats.values())
 
-    def begin(self, loaded: LoadedCheckpoint, sha256: str, stamp: object) -> CheckpointWeights:
+    def begin(self, loaded: LoadedCheckpoint, sha256: str, stamp: Stamp | None) -> CheckpointWeights:
         """Take what is in the modules for the weights of a checkpoint, and return the facts of it."""
         sums = {part: Sums.of(flat) for part, flat in self._flats.items()}
         self.weights = CheckpointWeights.of(

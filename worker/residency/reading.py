@@ -6,16 +6,14 @@ from which the modules' weights are copied.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from shared.errors import BadCheckpoint
 from shared.files import checkpoints, headers
-from shared.files.checkpoints import CheckpointFile
+from shared.files.checkpoints import CheckpointFile, Stamp
 from worker.diffusion import checkpoint_loader, tensor_names
 from worker.diffusion.checkpoint_loader import SD15_DIR, LoadedCheckpoint
 from worker.residency import arena, direct
@@ -35,13 +33,13 @@ class FileFacts:
     """A checkpoint's file: its SHA-256, a stamp that changes when the file does, and its kind."""
 
     sha256: str = ""
-    stamp: object = None
+    stamp: Stamp | None = None
     kind: str | None = None
 
 
 def read(file: CheckpointFile, dtype: torch.dtype) -> tuple[LoadedCheckpoint, FileFacts]:
     """Read a checkpoint onto the CPU, as its file is now. Raises `BadCheckpoint`, also if it changes meanwhile."""
-    stamp = stamp_of(file)
+    stamp = checkpoints.present_stamp(file)
     present = checkpoints.inspect_anew(file)
     with _loading:
         loaded = checkpoint_loader.load(present, CPU, dtype)
@@ -49,7 +47,7 @@ def read(file: CheckpointFile, dtype: torch.dtype) -> tuple[LoadedCheckpoint, Fi
         sha256 = checkpoints.digest(present)
     except OSError as error:
         raise BadCheckpoint(f"{file.path}: cannot be read ({error.strerror}).") from error
-    if stamp_of(file) != stamp:
+    if checkpoints.present_stamp(file) != stamp:
         raise BadCheckpoint(f"{file.path}: {CHANGED}")
     return loaded, FileFacts(sha256, stamp, kind(present, dtype))
 
@@ -67,7 +65,7 @@ def read_directly(
     file: CheckpointFile, modules: ResidentModules, *, is_pinned: bool
 ) -> tuple[dict[str, Tensor], FileFacts]:
     """Read a single file whose kind has modules. Raises `BadCheckpoint`, also if it changes meanwhile."""
-    stamp = stamp_of(file)
+    stamp = checkpoints.present_stamp(file)
     flats = {part: modules.layouts[part].empty(CPU, is_pinned=is_pinned) for part in PARTS}
     dims = {name: len(tensor.shape) for name, tensor in headers.read_header(file.path).items()}
     stored = tensor_names.stored_names(dims, file.config_dir or SD15_DIR)
@@ -84,7 +82,7 @@ def read_directly(
                     f"{file.path}: cannot be loaded as Stable Diffusion 1.5 (the tensor {name} is missing)."
                 )
     sha256 = direct.read_into(file.path, views)
-    if stamp_of(file) != stamp:
+    if checkpoints.present_stamp(file) != stamp:
         raise BadCheckpoint(f"{file.path}: {CHANGED}")
     return flats, FileFacts(sha256, stamp)
 
@@ -95,18 +93,3 @@ def flats_of(loaded: LoadedCheckpoint, layouts: Mapping[str, Layout], *, is_pinn
     for part, flat in flats.items():
         layouts[part].fill(flat, arena.tensors(getattr(loaded, part)))
     return flats
-
-
-def stamp_of(file: CheckpointFile) -> object:
-    """Return what changes when a checkpoint's files do; None while they cannot be looked at."""
-    try:
-        paths = [file.path] if file.layout == "single_file" else sorted(file.path.rglob("*.safetensors"))
-        configs = sorted(file.config_dir.rglob("*.json")) if file.config_dir else []
-        return tuple(_stamp(path) for path in [*paths, *configs]) or None
-    except OSError:
-        return None
-
-
-def _stamp(path: Path) -> tuple[Any, ...]:
-    stat = path.stat()
-    return str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from shared.errors import BadCheckpoint, BadWeights, OutOfMemory, RenderFailed
 from shared.files import checkpoints
-from shared.files.checkpoints import CheckpointFile
+from shared.files.checkpoints import CheckpointFile, Stamp
 from shared.vocabulary.holdings import Holding, Tier
 from worker.diffusion import out_of_memory
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
@@ -72,7 +72,7 @@ class Residency:
         self._clock = clock
         self._prices = Prices()
         self._known: dict[str, CheckpointWeights] = {}
-        self._refused: dict[str, tuple[CheckpointFile, object, str]] = {}
+        self._refused: dict[str, tuple[CheckpointFile, Stamp | None, str]] = {}
         self._kinds: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._again: dict[str, Future[None]] = {}
         self._rereader = ThreadPoolExecutor(1, "reread")
@@ -199,7 +199,7 @@ class Residency:
     def _bad_files(self) -> Mapping[str, str]:
         """Return why files could not be read, as long as they are as they were then."""
         found = list(self._refused.items())
-        return {name: why for name, (file, stamp, why) in found if reading.stamp_of(file) == stamp}
+        return {name: why for name, (file, stamp, why) in found if checkpoints.present_stamp(file) == stamp}
 
     def _holding(self, name: str, listed: Listed, refused: str | None) -> Holding:
         known = self._known.get(name)
@@ -217,7 +217,7 @@ class Residency:
             return Tier.VRAM
         return Tier.RAM if weights in self._host else None
 
-    def _looked_up(self, name: str) -> tuple[CheckpointFile | None, object]:
+    def _looked_up(self, name: str) -> tuple[CheckpointFile | None, Stamp | None]:
         """Return a checkpoint's file and stamp; neither for one that was handed over in memory."""
         known = self._known.get(name)
         if known is not None and known.stamp is None:
@@ -226,9 +226,9 @@ class Residency:
         file = self._source.find(name)
         if listed is not None and listed.path is None:
             self._prices.measured(Tier.BUCKET, file.size_bytes, self._clock() - began)
-        return file, reading.stamp_of(file)
+        return file, checkpoints.present_stamp(file)
 
-    def _current(self, name: str, stamp: object) -> CheckpointWeights | None:
+    def _current(self, name: str, stamp: Stamp | None) -> CheckpointWeights | None:
         """Return what is known of a file, unless it is another one now; one that cannot be looked at is as it was."""
         known = self._known.get(name)
         return known if known is not None and stamp in {None, known.stamp} else None
@@ -279,7 +279,7 @@ class Residency:
         """Read a file into RAM, or with modules of its own. Raises `BadCheckpoint` and `OutOfMemory`."""
         if file is None:
             raise BadCheckpoint(f"{name}: it has no file to be read again from.")
-        began, stamp = self._clock(), reading.stamp_of(file)
+        began, stamp = self._clock(), checkpoints.present_stamp(file)
         try:
             # Looked at anew: it may have been replaced since it was listed.
             weights = self._read_as_pushed(name, checkpoints.inspect_anew(file))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from shared.files.checkpoints import Stamp
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
 from worker.residency import arena
 
@@ -39,7 +40,7 @@ class CheckpointWeights:
 
     name: str
     sha256: str
-    stamp: object
+    stamp: Stamp | None
     architecture: str
     scheduler_config: Mapping[str, Any]
     parts: Mapping[str, Sums]
@@ -50,7 +51,7 @@ class CheckpointWeights:
         cls,
         name: str,
         sha256: str,
-        stamp: object,
+        stamp: Stamp | None,
         architecture: str,
         scheduler_config: Mapping[str, Any],
         parts: Mapping[str, Sums],
