@@ -1,7 +1,5 @@
 """Loading weights: the original single-file layout at full size, half precision, diffusers folders, and what must be refused."""
 
-import json
-import math
 import os
 import shutil
 import subprocess
@@ -13,26 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from shared.errors import BadCheckpoint
 from shared.files import checkpoints
 from shared.vocabulary.samplers import Sampler, Schedule
+from tests.support import full_size as full_size_files
 from tests.support.studio import spec
 from tests.support.waiting import LIMIT_S
 from worker.diffusion import checkpoint_loader
 from worker.diffusion import plan as plans
-from worker.diffusion.checkpoint_loader import SD15_DIR
 from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
 
 DEMO = Path(__file__).parents[3] / "deploy/standalone/checkpoints/farm-demo.safetensors"
 CPU = torch.device("cpu")
-NOISE = 2**20 - 3  # numbers; a billion take long to draw. A prime, so that no row of a tensor is another's
 TINY = spec(prompt="a red circle", steps=1, width=64, height=64, sampler=Sampler.EULER_A, schedule=Schedule.UNIFORM)
 
 
@@ -164,8 +158,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A single file of SD1.5's true size and original key layout, random fp16 weights, 2.1 GB; removed afterwards."""
     folder = tmp_path_factory.mktemp("full-size")
     path = folder / "v1-5-pruned-emaonly.safetensors"
-    save_file(random_weights(), path)
-    yield path
+    yield full_size_files.write(path)
     shutil.rmtree(folder)
 
 
@@ -194,46 +187,3 @@ def same_as_written(loaded: checkpoint_loader.LoadedCheckpoint, path: Path) -> b
             (loaded.vae.decoder.conv_in.weight, "first_stage_model.decoder.conv_in.weight"),
         ]
         return all(torch.equal(weight, file.get_tensor(name)) for weight, name in pairs)
-
-
-def random_weights() -> dict[str, torch.Tensor]:
-    """SD1.5's tensors under their original names. Each begins elsewhere in the same random numbers."""
-    noise = torch.empty(NOISE).normal_(std=0.02).half()
-    return {name: cut(noise, start, shape) for start, (name, shape) in enumerate(sd15_shapes().items())}
-
-
-def cut(noise: torch.Tensor, start: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return so many of the numbers from `start`, over and over."""
-    times = -(-math.prod(shape) // len(noise))
-    return noise.roll(-start).repeat(times)[: math.prod(shape)].reshape(shape)
-
-
-def sd15_shapes() -> dict[str, tuple[int, ...]]:
-    """Original name -> full-size shape.
-
-    The demo has SD1.5's UNet and VAE tensors by name, at smaller sizes; diffusers' own converters tell which of them
-    becomes which parameter, and SD1.5's configs how large that is. The text encoder keeps its names behind a prefix.
-    """
-    demo = load_file(DEMO)
-    shapes: dict[str, tuple[int, ...]] = {}
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config("unet"))
-        vae = AutoencoderKL.from_config(config("vae"))
-        text_encoder = CLIPTextModel(CLIPTextConfig(**config("text_encoder")))
-    for converted, module in (
-        (convert_ldm_unet_checkpoint(dict(demo), config("unet")), unet),
-        (convert_ldm_vae_checkpoint(dict(demo), config("vae")), vae),
-    ):
-        originals = {tensor.data_ptr(): name for name, tensor in demo.items()}
-        full = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
-        for name, tensor in converted.items():
-            original = originals[tensor.data_ptr()]
-            # The original VAE has its attention as 1x1 convolutions.
-            shapes[original] = full[name] + (1,) * (demo[original].ndim - len(full[name]))
-    prefix = "cond_stage_model.transformer.text_model."
-    return shapes | {prefix + name: tuple(weight.shape) for name, weight in text_encoder.state_dict().items()}
-
-
-def config(part: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((SD15_DIR / part / "config.json").read_text())
-    return content
