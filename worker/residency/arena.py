@@ -34,6 +34,11 @@ class Berth:
     stride: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def end(self) -> int:
+        """Where it ends."""
+        return self.offset + math.prod(self.shape) * self.dtype.itemsize
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -54,12 +59,21 @@ class Layout:
     def views(self, flat: Tensor) -> Iterator[Tensor]:
         """Yield the tensors that lie in a piece of memory of this layout."""
         for berth in self.berths:
-            end = berth.offset + math.prod(berth.shape) * berth.dtype.itemsize
-            yield flat[berth.offset : end].view(berth.dtype).as_strided(berth.shape, berth.stride)
+            yield flat[berth.offset : berth.end].view(berth.dtype).as_strided(berth.shape, berth.stride)
 
     def empty(self, device: torch.device, *, is_pinned: bool = False) -> Tensor:
-        """Allocate memory for this layout, of zeros: what lies between the tensors counts in the sums, too."""
-        return torch.zeros(self.size_bytes, dtype=torch.uint8, device=device, pin_memory=is_pinned)
+        """Allocate memory for this layout, with zeros between the tensors, which count in the sums, too.
+
+        Where tensors will lie it takes none of the machine's before they come.
+        """
+        flat = torch.empty(self.size_bytes, dtype=torch.uint8, device=device, pin_memory=is_pinned)
+        for begin, end in self._gaps():
+            flat[begin:end].zero_()
+        return flat
+
+    def _gaps(self) -> Iterator[tuple[int, int]]:
+        ends = (0, *(berth.end for berth in self.berths))
+        return zip(ends, (*(berth.offset for berth in self.berths), self.size_bytes), strict=True)
 
     @torch.inference_mode()
     def fill(self, flat: Tensor, sources: Sequence[Tensor]) -> None:
@@ -87,8 +101,9 @@ def move_in(module: Any) -> Tensor:
     # Of the same kind as the weights are: torch does not mix those made for inference alone with others.
     with torch.inference_mode(bool(own) and own[0].is_inference()):
         flat = layout.empty(own[0].device if own else torch.device("cpu"))
-        layout.fill(flat, own)
+        # One by one: all of them would lie in memory twice.
         for tensor, view in zip(own, layout.views(flat), strict=True):
+            view.copy_(tensor)
             tensor.data = view
     _arenas[module] = flat
     return flat

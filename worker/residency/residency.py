@@ -26,7 +26,7 @@ from shared.files.checkpoints import CheckpointFile, Stamp
 from shared.vocabulary.holdings import Holding, Tier
 from worker.diffusion import out_of_memory
 from worker.diffusion.checkpoint_loader import LoadedCheckpoint
-from worker.residency import reading
+from worker.residency import heap, reading
 from worker.residency.host import HostMemory
 from worker.residency.modules import ResidentModules
 from worker.residency.prices import Prices
@@ -286,6 +286,8 @@ class Residency:
         except BadWeights as error:
             self._refused[name] = file, stamp, str(error)
             raise
+        finally:
+            heap.give_back()
         self._refused.pop(name, None)
         self._known[name] = weights
         seconds = self._clock() - began
@@ -358,6 +360,7 @@ class Residency:
         if facts.kind is not None:
             self._kinds[facts.kind] = modules.architecture, loaded.scheduler_config
         weights = modules.begin(loaded, facts.sha256, facts.stamp)
+        heap.give_back()
         self._known[loaded.name] = weights
         self._swaps.add(modules)
         return weights

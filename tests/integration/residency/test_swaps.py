@@ -3,12 +3,14 @@
 import copy
 import os
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -33,6 +35,7 @@ from worker.residency.weights import PARTS, CheckpointWeights, Sums
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 NAMES = ("rgb", "gbr", "own")
+FRAGMENT_BYTES, KEPT_BYTES = 2**20, 2**17
 STRICT = 4
 
 
@@ -264,6 +267,25 @@ def test_memory_is_bounded_and_what_was_used_least_recently_goes_first(tmp_path:
     assert tiers(residency)["c3"] is Tier.DISK
     prices = {one.checkpoint: one.price_s for one in residency.holdings()}
     assert prices["c0"] == 0 < prices["c1"] < prices["c3"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_memory_that_loading_leaves_behind_is_given_back(tmp_path: Path) -> None:
+    """Small pieces that are kept hold the freed ones between them in the heap, as modules and their names do."""
+    files = [kin.recolored(tmp_path, "rgb", (0, 1, 2)), kin.retouched(tmp_path, "own", 1.05)]
+    residency, process = kin.residency(*files), psutil.Process()
+    for load in (lambda: residency.open("own"), lambda: kin.residency(*files)):
+        kept, held = fragments(200), process.memory_info().rss
+        load()
+        assert process.memory_info().rss < held - 100 * FRAGMENT_BYTES
+        del kept
+
+
+def fragments(number: int) -> list[torch.Tensor]:
+    """Fill the heap, and free what lies between the pieces that are returned."""
+    torch.ones(24 * 2**20, dtype=torch.uint8)  # freed: from now on pieces of its size come from the heap
+    pairs = [torch.ones(size, dtype=torch.uint8) for _ in range(number) for size in (FRAGMENT_BYTES, KEPT_BYTES)]
+    return pairs[1::2]
 
 
 def test_a_checkpoint_larger_than_its_memory_fails_its_images_alone(files: list[CheckpointFile]) -> None:

@@ -22,12 +22,17 @@ def written(path: Path) -> Path:
     return path
 
 
-def test_tensors_arrive_and_every_byte_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk_bytes", [1, 40, 2**20])
+def test_tensors_arrive_and_every_byte_counts(
+    tmp_path: Path, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "CHUNK_BYTES", chunk_bytes)
     path = written(tmp_path / "w.safetensors")
-    views = {"a": torch.zeros(3, 4, dtype=torch.float64), "b": torch.zeros(5, 1)}
+    views = {"a": torch.zeros(3, 4, dtype=torch.float64), "b": torch.zeros(5, 1), "n": torch.tensor(0)}
     assert direct.read_into(path, views) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert torch.equal(views["a"], TENSORS["a"].double())
     assert torch.equal(views["b"].flatten(), TENSORS["b"].float())
+    assert views["n"] == 3
 
 
 @pytest.mark.parametrize("size", [0, 4, 30, -1, -40])
