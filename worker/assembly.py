@@ -34,6 +34,7 @@ from worker.registration import Registration
 from worker.slots import drain
 from worker.slots.attempts import Attempts
 from worker.slots.attendant import Attendant
+from worker.slots.ceding import Ceding
 from worker.slots.claim_gate import ClaimGate
 from worker.slots.departure import Departure
 from worker.slots.doorbells import HeardDoorbells
@@ -141,7 +142,8 @@ def assemble(settings: Settings, celery: Celery, worker_id: str, slots: int, ope
     announcer = LibraryAnnouncer(db, worker_id, library.rescan, residency.holdings)
     guarded = GuardedEngine(engine, Snapshots(db, settings), fitness)
     images = ImageStore(storage, settings, safety=bundle.safety)
-    renderer = Renderer(attempts, guarded, images, leases, claim_gate, ended=meters.ended)
+    ceding = Ceding(db, worker_id, residency, open_checkpoints, silent_after_s=settings.lease_seconds)
+    renderer = Renderer(attempts, guarded, images, leases, claim_gate, ended=meters.ended, cedes=ceding.cedes)
     _announce(opened, registration)
     _listen(opened, redis, leases, announcer)
     previews = PreviewPublisher(redis, leases.running)

@@ -76,6 +76,22 @@ class CheckpointFolder:
             self._show()
             return self.shown != before
 
+    def path(self, name: str) -> Path | None:
+        """Return where a checkpoint lies, or lay when it was refused: it may have been mended since."""
+        file = self.shown.files.get(name)
+        refused = (path for path in list(self._looks) if checkpoints.name_of(path) == name)
+        return file.path if file else next(refused, None)
+
+    def miss(self, name: str) -> None:
+        """Show a file no more that turned out to be gone, until a look finds it."""
+        files = {one: file for one, file in self.shown.files.items() if one != name}
+        self.shown = Shown(files, self.shown.refused)
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Show a file as one that turned out to be bad, until a look finds it mended."""
+        self.miss(name)
+        self.shown = Shown(self.shown.files, {**self.shown.refused, name: reason})
+
     def _walked(self) -> Candidates:
         walked = checkpoints.walk(self._folder) if self._folder else Candidates({}, {})
         wanted = {path: stamp for path, stamp in walked.stamps.items() if self._wants(checkpoints.name_of(path))}

@@ -116,14 +116,20 @@ class Library:
         A fetched file stays in the cache until the same thread finds the next. Raises `WeightsMissing` for one that is not there
         or finds no room here, `BadCheckpoint` for one that cannot be loaded, `StorageUnavailable`.
         """
-        file = self._folder.shown.files.get(name)
-        if file is not None and file.path.exists():
-            return checkpoints.inspect(file.path)
+        path = self._folder.path(name)
+        if path is not None:
+            try:
+                return checkpoints.inspect(path)
+            except BadCheckpoint as error:
+                if path.exists():
+                    self._folder.refuse(name, str(error))
+                    raise
+            self._folder.miss(name)
         held = self._bucket.get(name)
         if held is not None and self.stock is not None and isinstance(held.found, CheckpointFile):
             return replace(checkpoints.inspect(self.stock.cache.fetch(held.file)), name=name)
-        if file is not None:
-            raise WeightsMissing(f"{file.path}: the file is gone.")
+        if path is not None:
+            raise WeightsMissing(f"{path}: the file is gone.")
         raise self._unknown(name)
 
     def distrust(self, name: str) -> None:

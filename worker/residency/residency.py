@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 from torch import Tensor
 
-from shared.errors import BadCheckpoint, BadWeights, OutOfMemory, RenderFailed
+from shared.errors import BadCheckpoint, BadWeights, OutOfMemory, RenderFailed, WeightsMissing
 from shared.files import checkpoints
 from shared.files.checkpoints import CheckpointFile, Stamp
 from shared.vocabulary.holdings import Holding, Tier
@@ -72,6 +72,7 @@ class Residency:
         self._clock = clock
         self._prices = Prices()
         self._known: dict[str, CheckpointWeights] = {}
+        self._sizes: dict[str, int] = {}
         self._refused: dict[str, tuple[CheckpointFile, Stamp | None, str]] = {}
         self._kinds: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._again: dict[str, Future[None]] = {}
@@ -192,8 +193,11 @@ class Residency:
         if first is not None and first.stamp is None:  # it was handed over in memory
             files = {self._first: GivenFile(first.size_bytes, None), **files}
         refused |= {name: why for name, why in self._bad_files().items() if name in files}
+        self._sizes |= {name: listed.size_bytes for name, listed in files.items()}
         held = [self._holding(name, listed, refused.get(name)) for name, listed in files.items()]
-        others = [Holding(name, 0, Tier.DISK, 0.0, None, why) for name, why in refused.items() if name not in files]
+        bad = {name: why for name, why in refused.items() if name not in files}
+        # With the size that they had while they could be loaded: what has turned bad is told from what never was good.
+        others = [Holding(name, self._sizes.get(name, 0), Tier.DISK, 0.0, None, why) for name, why in bad.items()]
         return sorted([*held, *others], key=lambda one: one.checkpoint)
 
     def _bad_files(self) -> Mapping[str, str]:
@@ -285,6 +289,8 @@ class Residency:
             weights = self._read_as_pushed(name, checkpoints.inspect_anew(file))
         except BadWeights as error:
             self._refused[name] = file, stamp, str(error)
+            if stamp is None or checkpoints.present_stamp(file) != stamp:  # no bad file, but one that went or came meanwhile
+                raise WeightsMissing(str(error)) from error
             raise
         finally:
             heap.give_back()

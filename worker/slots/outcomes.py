@@ -33,7 +33,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The worker's fault: the job goes back into the queue. `is_spoiled`: the worker is unfit, so its snapshot is discarded."""
+    """No fault of the job's: it goes back into the queue. `is_spoiled`: the worker is unfit, so its snapshot is discarded."""
 
     is_spoiled: bool = False
     label: ClassVar[str] = "released"
@@ -57,15 +57,18 @@ Decision = Succeeded | Failed | Released | Aborted
 AttemptOutcome = Decision | Superseded
 
 
-def decide(result: Images | FarmError | Canceled, *, is_drained: bool, is_unfit: bool) -> Decision:
+def decide(
+    result: Images | FarmError | Canceled, *, is_drained: bool, is_unfit: bool, is_ceded: bool = False
+) -> Decision:
     """Decide an attempt's outcome from what the render gave or raised.
 
     `is_drained`: the worker withdrew the job because it leaves. `is_unfit`: the worker, not the job, made the render fail.
+    `is_ceded`: the worker has lost the job's checkpoint.
     """
     match result:
         case Canceled():
             return Released() if is_drained else Aborted()
         case FarmError():
-            return Released(is_spoiled=True) if is_unfit else Failed(result)
+            return Released(is_spoiled=is_unfit) if is_unfit or is_ceded else Failed(result)
         case images:
             return Succeeded(images)

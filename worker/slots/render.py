@@ -40,6 +40,7 @@ class Renderer:
         leases: Leases,
         claim_gate: ClaimGate,
         ended: AttemptCounter = lambda *_, **__: None,
+        cedes: Callable[[str, object], bool] = lambda *_: False,
     ) -> None:
         self._attempts = attempts
         self._engine = engine
@@ -47,6 +48,7 @@ class Renderer:
         self._leases = leases
         self._claim_gate = claim_gate
         self._ended = ended
+        self._cedes = cedes
 
     def answer(self, claimed: Callable[[], None] = lambda: None) -> bool:
         """Answer one doorbell, and call `claimed` once it has led to a job. Returns whether it has, when that has ended."""
@@ -78,7 +80,12 @@ class Renderer:
         try:
             self._attempts.publish(claim, JobState.RUNNING)
             result = self._result(running)
-            decision = decide(result, is_drained=running.is_drained, is_unfit=self._engine.is_unfit(result))
+            decision = decide(
+                result,
+                is_drained=running.is_drained,
+                is_unfit=self._engine.is_unfit(result),
+                is_ceded=self._cedes(claim.params.checkpoint, result),
+            )
             self._count(running.claim, self._apply(running, decision))
         finally:
             self._leases.leave(running)

@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import Event, Thread
@@ -17,6 +17,7 @@ from shared.fleet.holdings import Holding
 from shared.infra.db import Database
 from worker.bundle import DeviceCheckpoints
 from worker.fleet.choice import choose, hands
+from worker.fleet.claimable import doomed, is_loadable, loadable
 from worker.fleet.demand import demand
 from worker.fleet.homes import homes
 from worker.fleet.members import Member, members
@@ -34,10 +35,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KnownFleet:
-    """Who could render what, as of `read_at`: workers, and the homes of each checkpoint."""
+    """Who could render what, as of `read_at`: workers, the homes of each checkpoint, and what jobs have named lately."""
 
     members: Sequence[Member] = ()
     homes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    wanted: Collection[str] = ()
     read_at: float = float("-inf")
 
     @property
@@ -94,19 +96,25 @@ class Turning:
 
     def consider(self) -> None:
         """Choose once, and turn if that is due."""
-        library = {one.checkpoint: one for one in self._residency.holdings() if self._is_ours(one)}
-        if library.keys() <= set(self._opened.names):
+        holdings = self._residency.holdings()
+        library, hopeless = loadable(holdings), doomed(holdings, self._others(), self._fleet.wanted)
+        self._opened.close(*(name for name in self._opened.names if name not in library))
+        if library.keys() | hopeless <= set(self._opened.names):
+            self._opened.doom(())
             self._doorbells.hear(self._opened.names)
             return
         fleet = self._seen()
         mine = [name for name in library if self._worker_id in fleet.homes.get(name, ())]
         self._doorbells.hear({*mine, *self._opened.names})
         with self._db.transaction() as session:
-            what_waits = waiting(session, self._worker_id, sorted(library))
+            what_waits = waiting(session, self._worker_id, sorted(library.keys() | hopeless))
+        lost = [one.checkpoint for one in what_waits if one.checkpoint in hopeless]
+        what_waits = [one for one in what_waits if one.checkpoint in library]
+        self._opened.doom(lost)
         chosen = self._chosen(fleet, library, what_waits)
         if chosen != self._opened.names:
             self._turn(chosen, fleet, {one.checkpoint: one for one in what_waits}, library)
-        elif any(one.checkpoint in chosen for one in what_waits):
+        elif lost or any(one.checkpoint in chosen for one in what_waits):
             self._look()  # their doorbells may have been heard while others were open
 
     def _chosen(
@@ -116,8 +124,8 @@ class Turning:
         me = next((one for one in fleet.members if one.id == self._worker_id), None)
         if me is None:  # not announced yet, drained or unfit: stay
             return opened
-        me = replace(me, resident=opened[0], library=frozenset(library))
-        return choose(
+        me = replace(me, resident=opened[0] if opened else me.resident, library=frozenset(library))
+        chosen = choose(
             me,
             fleet.members,
             fleet.homes,
@@ -128,6 +136,7 @@ class Turning:
             stayed_s=self._clock() - self._turned_at,
             oldest_level=next(self._considered) % OLDEST_LEVEL_EVERY == 0,
         )
+        return tuple(name for name in chosen if name in library)  # what is resident may have no file any more
 
     def _turn(
         self,
@@ -143,7 +152,7 @@ class Turning:
             at_most = max(1, len(fleet.homes.get(name, ())))
             if name in what_waits and fleet.speed:
                 at_most = hands(what_waits[name], speed=fleet.speed, price_s=library[name].price_s)
-            if not self._is_ready(name, fleet, at_most=at_most):
+            if not self._is_ready(name, at_most=at_most):
                 return
         self._opened.open(chosen)
         self._turned_at = self._clock()
@@ -152,8 +161,8 @@ class Turning:
         log.info("worker.turned", checkpoint=chosen[0], opened=len(chosen))
         self._look()
 
-    def _is_ready(self, name: str, fleet: KnownFleet, *, at_most: int) -> bool:
-        """Say what is intended, and load it. False if others are at it, or if others can load it and this worker cannot."""
+    def _is_ready(self, name: str, *, at_most: int) -> bool:
+        """Say what is intended, and load it. False if others are at it, or if its jobs are not this worker's to fail."""
         with self._db.transaction() as session:
             if not holdings.intend(
                 session, self._worker_id, name, silent_after_s=self._silent_after_s, at_most=at_most
@@ -163,20 +172,14 @@ class Turning:
             self._residency.bring(name)
         except FarmError as error:
             log.warning("checkpoint.not_loaded", checkpoint=name, **error.log_fields)
-            if self._is_loadable_elsewhere(name, fleet):
+            if is_loadable(name, self._others()) or name not in loadable(self._residency.holdings()):
                 self._give_up()
                 return False
-            # Nobody can: its jobs are claimed, and fail with the reason.
+            # Nobody can, for a reason that may pass: its jobs are claimed, and tried.
         return True
 
-    def _is_ours(self, one: Holding) -> bool:
-        """Whether its jobs are this worker's to claim: those of a file that turned bad, too, if nobody else can load it."""
-        return one.refused is None or (
-            one.size_bytes > 0 and not self._is_loadable_elsewhere(one.checkpoint, self._fleet)
-        )
-
-    def _is_loadable_elsewhere(self, name: str, fleet: KnownFleet) -> bool:
-        return any(name in one.library for one in fleet.members if one.id != self._worker_id)
+    def _others(self) -> Sequence[Member]:
+        return [one for one in self._fleet.members if one.id != self._worker_id]
 
     def _give_up(self) -> None:
         with self._db.transaction() as session:
@@ -187,7 +190,8 @@ class Turning:
             with self._db.transaction() as session:
                 alive = members(session, silent_after_s=self._silent_after_s)
                 wanted = demand(session)
-            self._fleet = KnownFleet(alive, homes(wanted, alive), self._clock())
+            named = {name for name, cost in wanted.items() if cost}
+            self._fleet = KnownFleet(alive, homes(wanted, alive), named, self._clock())
         return self._fleet
 
     def _run(self) -> None:

@@ -211,6 +211,27 @@ def test_a_file_that_breaks_fails_its_own_jobs_alone(
         assert until(lambda: recolored.name(17) in states(db)[JobState.SUCCEEDED])
 
 
+def test_jobs_of_a_vanished_file_wait_for_a_worker_that_has_it(
+    settings: Settings, folder: Path, db: Database, celery: Celery
+) -> None:
+    """Also those that a worker claims because it has the checkpoint open, and finds out only then."""
+    kept, vanished = recolored.name(0), recolored.name(5)
+    with at_work(settings, celery, Ears()) as worker:
+        submitted(db, 5)
+        rendered(db, settings)
+        path = folder / f"{vanished}.safetensors"
+        path.rename(folder / "aside")
+        submitted(db, 5, 5)
+        assert until(lambda: vanished not in {one.checkpoint for one in worker.residency.holdings()})
+        submitted(db, 0)
+        assert until(lambda: kept in states(db)[JobState.SUCCEEDED])
+        assert until(lambda: states(db).keys() == {JobState.SUCCEEDED, JobState.QUEUED})
+        with db.transaction() as session:
+            assert session.scalars(select(JobRow.faults).where(JobRow.state == JobState.QUEUED)).all() == [0, 0]
+        (folder / "aside").rename(path)
+        assert colors(rendered(db, settings)) == {kept: {0}, vanished: {5}}
+
+
 def states(db: Database) -> dict[JobState, set[str]]:
     """The checkpoints of the jobs in each state."""
     found: dict[JobState, set[str]] = {}
