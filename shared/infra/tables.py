@@ -37,6 +37,13 @@ class JobRow(Base):
         CheckConstraint(f"state IN ({_STATES})", name="jobs_state_known"),
         # What a claim walks: the best queued job of a checkpoint, without sorting (`shared.jobs.claims`).
         _partial("jobs_queued", "checkpoint", *_BEST, where="state = 'queued' AND NOT parked"),
+        # The first of a priority at any checkpoint, for its clock.
+        Index(
+            "jobs_queued_by_start",
+            "priority",
+            "virtual_start",
+            postgresql_where=text("state = 'queued' AND NOT parked"),
+        ),
         # The oldest, for the claims that look after what waits longest.
         Index("jobs_queued_by_age", "checkpoint", "created_at", "id", postgresql_where=text("state = 'queued'")),
         # One owner's: to count them, and to find the next one parked.
@@ -210,7 +217,7 @@ class OwnerShareRow(Base):
 
 
 class PriorityClockRow(Base):
-    """The virtual time of the farm at a priority: the latest start of a job that was claimed."""
+    """The virtual time of the farm at a priority: the latest start that was claimed in turn, over all checkpoints."""
 
     __tablename__ = "priority_clocks"
 

@@ -2,8 +2,12 @@
 
 Jobs of a checkpoint queue by priority, highest first, then by virtual start (`shared.jobs.fair_queue`), then by id. The statement
 takes the first that may run and whose second pass, where it has a checkpoint of its own, the worker can render as well. It moves
-the clocks of its priority and of its checkpoint there, and moves up the best parked job of its owner. Concurrent claims skip rows
-that another one has locked: they never wait for each other and never take the same job.
+the clock of its checkpoint there and that of its priority towards it, and moves up the best parked job of its owner. Concurrent
+claims skip rows that another one has locked: they never wait for each other and never take the same job.
+
+A worker that stays with its checkpoint takes jobs out of turn: others' jobs elsewhere come before them. The clock of the priority
+does not pass the first of those that it could have taken instead, by its library: else who comes next would stand behind
+all that a flood was given meanwhile. What it cannot load holds the clock back for nobody, nor does what the clock has passed.
 
 Example. Ada's key has weight 1 and a running limit of 1, Bob's has weight 2 and no limit. Every job costs 8 and has priority 0:
 
@@ -31,6 +35,8 @@ The plan, which `test_a_claim_walks_indexes_in_their_order` holds and `python -m
     the oldest job's level    jobs_queued_by_age     1, in `OLDEST_LEVEL` alone
     the update                jobs_pkey              1
     the clock of the priority priority_clocks_pkey   1; or the table as a whole, while it is one page
+    the first job elsewhere   jobs_queued_by_start   in order from the clock on, up to one that it could take
+    whether it could load it  holdings_pkey          1, for each row
     the checkpoint's there    clocks_pkey            1; likewise
     the best parked job       jobs_queued_by_owner   1, in order
 
@@ -67,6 +73,8 @@ CAN_LOAD_SECOND = """
     WHERE mine.worker_id = :worker_id AND mine.checkpoint = jobs.params #>> '{hires,checkpoint}'
 ), false))
 """
+# A claim looks past no more jobs than this for the first that it could have taken elsewhere.
+FARTHEST = 100
 
 _OF_OLDEST_LEVEL = """
       AND priority = (
@@ -85,6 +93,22 @@ def _first(condition: str = "") -> str:
       AND {CAN_LOAD_SECOND}
     ORDER BY priority DESC, virtual_start, id
     LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED
+)"""  # noqa: S608 - constants
+
+
+# The first start from the clock on, and before that of the job that is taken, of a job that the worker could have taken. The
+# bounds are values, so that the index is walked between them.
+_FIRST_ELSEWHERE = f"""(
+    SELECT virtual_start FROM (
+        SELECT virtual_start, owner, checkpoint, not_before, expires_at FROM jobs
+        WHERE state = 'queued' AND NOT parked AND priority = (SELECT priority FROM taken)
+          AND virtual_start >= priority_clocks.virtual_now AND virtual_start < (SELECT virtual_start FROM taken)
+        ORDER BY virtual_start LIMIT {FARTHEST}
+    ) AS jobs
+    WHERE {IS_DUE} AND NOT {OWNER_IS_BLOCKED} AND coalesce((
+        SELECT refused IS NULL FROM holdings WHERE worker_id = :worker_id AND holdings.checkpoint = jobs.checkpoint
+    ), false)
+    ORDER BY virtual_start LIMIT 1
 )"""  # noqa: S608 - constants
 
 
@@ -110,7 +134,7 @@ WITH taken AS (
     WHERE clocks.checkpoint = behind.checkpoint AND clocks.priority = behind.priority
 ), farm_clock AS (
     -- Values, not a join: nothing is sorted.
-    UPDATE priority_clocks SET virtual_now = (SELECT virtual_start FROM taken)
+    UPDATE priority_clocks SET virtual_now = coalesce({_FIRST_ELSEWHERE}, (SELECT virtual_start FROM taken))
     WHERE priority = (
         SELECT priority FROM priority_clocks
         WHERE priority = (SELECT priority FROM taken) AND virtual_now < (SELECT virtual_start FROM taken)

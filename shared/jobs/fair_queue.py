@@ -6,8 +6,9 @@ checkpoint (`shared.jobs.claims`, with an example), and workers turn to the chec
 (`worker.fleet.waiting`). So owners with a backlog are served by their weights, however many checkpoints they name; an owner who
 comes back is next, and idle time saves nothing up.
 
-A checkpoint that few workers can load may fall behind the farm's clock. Who comes to it then starts as much earlier as it is
-behind: beside those who wait there, not after all of them. How far an owner is ahead of the farm's clock, for what it had
+Claims move the clock, but not past the first job that their worker could have taken elsewhere, so that a flood at one checkpoint
+drives it past nobody. A checkpoint that few workers can load may fall behind it. Who comes there then starts as much earlier as
+it is behind: beside those who wait there, not after all of them. How far an owner is ahead of the farm's clock, for what it had
 elsewhere, counts there, too. It is behind by the clock less its first claimable start, or less its own clock, whichever is less:
 a job that nobody may claim holds nothing back. Within a lane, an owner's jobs at a checkpoint, starts are at least as far apart
 as the jobs are long.

@@ -65,6 +65,7 @@ WITH known AS (
 )
 INSERT INTO holdings (worker_id, checkpoint, tier, price_s)
 SELECT 'gpu' || n, name, 'disk', 1 FROM generate_series(0, :libraries - 1) AS n CROSS JOIN known
+UNION ALL SELECT 'w', name, 'disk', 1 FROM known
 """)
 SILENT = "UPDATE jobs SET lease_until = now() - interval '1 s' WHERE worker_id IN ('gpu1', 'gpu2')"
 
@@ -100,13 +101,13 @@ class Bench:
         self._fill(self._db, QUEUE, rows)
         for db in (self._small, self._db):
             self._fill(db, CLOCKS, 0)
+        self._fill(self._db, FLEET, 0)
+        self._fill(self._db, LIBRARY, 0)
         short, long, aged = self._timed(
             lambda: _claim(self._small), lambda: _claim(self._db), lambda: _claim(self._db, oldest_level=True)
         )
         crowd = self._crowd()
         plan = self._plan()
-        self._fill(self._db, FLEET, 0)
-        self._fill(self._db, LIBRARY, 0)
         names = [DEMO, *(f"c{rank}" for rank in range(2, CHECKPOINTS + 1))]
         all_wait, warm_wait, choice = self._timed(
             lambda: self._waiting(names), lambda: self._waiting(names[-WARM:]), lambda: self._choice(names)

@@ -15,6 +15,7 @@ from tests.simulate.day import Job, arrivals
 from tests.simulate.farm import Plan
 from tests.simulate.turns import FarmClocks, Turns
 from tests.support.factories import DEMO, params
+from tests.support.fleet import hold
 
 GOAL = Goal(target_wait_s=60, minimum=1, maximum=40)
 
@@ -57,6 +58,7 @@ def test_claims_go_in_the_databases_order(db: Database) -> None:
     random, farm, by_row, claims = Random(11), FarmClocks(), {}, 0
     turns = {name: Turns(farm) for name in (DEMO, "another", "rare")}
     weights = {_key(db, weight): weight for weight in (1.0, 3.0)}
+    hold(db, "w", *turns)
     for number in range(200):
         name = random.choice(list(turns) if random.random() < 0.5 else [DEMO])
         if random.random() < 0.6:
@@ -64,8 +66,10 @@ def test_claims_go_in_the_databases_order(db: Database) -> None:
             with db.transaction() as session:
                 about = params(steps=steps, checkpoint=name)
                 row = lifecycle.submit(session, about, max_attempts=1, owner=owner, priority=priority)
-                turns[name].submit(Job(number, owner, weights[owner], priority, row.cost, 0.0))
+                job = Job(number, owner, weights[owner], priority, row.cost, 0.0)
+                turns[name].submit(job)
                 by_row[row.id] = number
+            assert row.virtual_start == pytest.approx(job.virtual_start)
         else:
             with db.transaction() as session:
                 claim = lifecycle.claim_next(session, name, "w", lease_s=60, oldest_level=number % 3 == 0)

@@ -3,6 +3,7 @@
 `test_claims_go_in_the_databases_order` compares it with the database.
 """
 
+import math
 from collections import defaultdict
 from heapq import heappop, heappush
 
@@ -12,11 +13,19 @@ from tests.simulate.day import Job
 
 
 class FarmClocks:
-    """The clock of each priority and the shares of owners there, over all checkpoints."""
+    """The clock of each priority and the shares of owners there, over all checkpoints, which every worker can load."""
 
     def __init__(self) -> None:
         self.now: dict[int, float] = defaultdict(float)
         self.shares: dict[tuple[int, str], float] = {}
+        self.queues: list[Turns] = []
+
+    def move(self, level: int, start: float) -> None:
+        """Move a clock towards the start of a job that is taken: no further than to the first that could be instead."""
+        now = self.now[level]
+        if start > now:
+            firsts = (queue.first_start(level, now) for queue in self.queues)
+            self.now[level] = min(start, min(firsts, default=math.inf))
 
 
 class Turns:
@@ -24,6 +33,7 @@ class Turns:
 
     def __init__(self, farm: FarmClocks | None = None) -> None:
         self._farm = farm or FarmClocks()
+        self._farm.queues.append(self)
         self._levels: dict[int, list[tuple[float, int, Job]]] = defaultdict(list)
         self._shares: dict[tuple[int, str], float] = {}
         self._clocks: dict[int, float] = defaultdict(float)
@@ -59,9 +69,16 @@ class Turns:
         start, number, job = heappop(self._levels[level])
         self._waiting.discard(number)
         self.cost -= job.cost
-        for clocks in (self._clocks, self._farm.now):
-            clocks[level] = max(clocks[level], start)
+        self._clocks[level] = max(self._clocks[level], start)
+        self._farm.move(level, start)
         return job
+
+    def first_start(self, level: int, now: float) -> float:
+        """Return the first start at a priority that its clock has not passed."""
+        queue = self._levels.get(level)
+        if not queue:
+            return math.inf
+        return queue[0][0] if queue[0][0] >= now else min((at for at, _, _ in queue if at >= now), default=math.inf)
 
     def ahead(self, job: Job) -> Ahead:
         """Return what is claimed before a waiting job, as `api.farm.queue_stats.ahead` counts it."""

@@ -4,7 +4,8 @@ from typing import Any
 
 from sqlalchemy import func, update
 
-from shared.fleet import registry
+from shared.fleet import holdings, registry
+from shared.fleet.holdings import Holding, Tier
 from shared.infra.db import Database
 from shared.infra.tables import WorkerRow
 from tests.support.factories import DEMO
@@ -18,6 +19,13 @@ def enlist(db: Database, *names: str, checkpoint: str = DEMO, keeps: int = 1) ->
         for name in names:
             about: dict[str, Any] = {"hostname": "h", "device": "d", "slots": 1, "size_bytes": 1, "keeps": keeps}
             registry.announce(session, worker_id=name, checkpoint=checkpoint, **about)
+
+
+def hold(db: Database, worker: str, *checkpoints: str) -> None:
+    """Announce a live worker that can load these."""
+    enlist(db, worker)
+    with db.transaction() as session:
+        holdings.hold(session, worker, [Holding(name, 9, Tier.RAM, 1.0) for name in checkpoints])
 
 
 def change(db: Database, name: str, **columns: Any) -> None:

@@ -289,7 +289,9 @@ class Residency:
             weights = self._read_as_pushed(name, checkpoints.inspect_anew(file))
         except BadWeights as error:
             self._refused[name] = file, stamp, str(error)
-            if stamp is None or checkpoints.present_stamp(file) != stamp:  # no bad file, but one that went or came meanwhile
+            if (
+                stamp is None or checkpoints.present_stamp(file) != stamp
+            ):  # no bad file, but one that went or came meanwhile
                 raise WeightsMissing(str(error)) from error
             raise
         finally:

@@ -30,6 +30,7 @@ INDEXES = {
     "ix_holdings_checkpoint",
     "clocks_pkey",
     "priority_clocks_pkey",
+    "jobs_queued_by_start",
 }
 FLOOD = f"""
 INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start, parked)

@@ -16,6 +16,7 @@ from shared.jobs import fair_queue, lifecycle
 from shared.jobs.submits import NewJob
 from shared.vocabulary.forecast import Reason
 from tests.support.factories import DEMO, params
+from tests.support.fleet import hold
 from tests.support.jobs import claim, submit, submit_many
 from worker.fleet.waiting import waiting
 
@@ -38,6 +39,16 @@ def served(db: Database, times: int, *, finish: bool = True, checkpoint: str = D
             if finish:
                 assert lifecycle.succeed(session, taken, [])
             rows.append(lifecycle.get(session, taken.job_id))
+    return rows
+
+
+def served_in_turn(db: Database, times: int, names: Sequence[str]) -> list[JobRow]:
+    """Claim from whichever of these checkpoints has the first job of all."""
+    rows = []
+    for _ in range(times):
+        with db.transaction() as session:
+            first = min(waiting(session, "w", names), key=lambda one: one.lag)
+        rows += served(db, 1, checkpoint=first.checkpoint)
     return rows
 
 
@@ -66,10 +77,7 @@ def test_a_hundred_checkpoints_are_worth_no_more_than_one(db: Database) -> None:
         lifecycle.submit_at_once(db, jobs)
     names = ["one", *(f"c{n}" for n in range(100))]
     got: Counter[str] = Counter()
-    for _ in range(60):
-        with db.transaction() as session:
-            first = min(waiting(session, "w", names), key=lambda one: one.lag)
-        [row] = served(db, 1, checkpoint=first.checkpoint)
+    for row in served_in_turn(db, 60, names):
         got[row.owner] += row.cost
     assert got["wide"] == pytest.approx(got["one"], rel=0.05)
 
@@ -97,7 +105,28 @@ def test_who_comes_to_a_checkpoint_that_is_behind_starts_beside_those_who_wait_t
     assert 4 <= owners(served(db, 10, checkpoint="slow")).count("guest") <= 6
 
 
+def test_a_flood_at_one_checkpoint_drives_the_clock_past_nobodys_job(db: Database) -> None:
+    """A worker stays with it while others wait elsewhere; who comes then is served beside those, not after them."""
+    hold(db, "w", DEMO, "elsewhere", "another")
+    submit_many(db, 60, owner="flood")
+    submit_many(db, 20, owner="patient", checkpoint="elsewhere")
+    served(db, 50)
+    submit_many(db, 5, owner="visitor", checkpoint="another")
+    order = owners(served_in_turn(db, 10, (DEMO, "elsewhere", "another")))
+    assert Counter(order) == {"visitor": 5, "patient": 5}
+
+
+def test_what_its_worker_cannot_load_holds_no_checkpoint_back(db: Database) -> None:
+    hold(db, "w", DEMO)
+    submit_many(db, 20, owner="patient", checkpoint="elsewhere")
+    submit_many(db, 40, owner="steady")
+    served(db, 21)
+    submit_many(db, 10, owner="absent")
+    assert 4 <= owners(served(db, 10)).count("absent") <= 6
+
+
 def test_a_job_that_may_not_run_holds_its_checkpoint_back_for_nobody(db: Database) -> None:
+    hold(db, "w", DEMO)
     submit(db, owner=key(db, paused=True))
     submit(db, owner="absent")
     submit_many(db, 30, owner="steady")

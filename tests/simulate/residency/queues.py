@@ -1,6 +1,5 @@
 """The queues of all checkpoints: the farm's fair order, and what waits as workers see it."""
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 
 from tests.simulate.residency.scene import OneImage
@@ -49,11 +48,8 @@ class Queues:
         if not heads:
             return None
         name = min(heads, key=lambda job: (-job.priority, job.virtual_start, job.id)).checkpoint
-        level = job.priority if (job := self._of[name].head()) else 0
-        before = self._clocks.now[level]
         claimed = self._of[name].claim()
         assert isinstance(claimed, OneImage)
-        self._clocks.now[level] = max(before, min(claimed.virtual_start, self._first(level)))
         del self.in_order[claimed.id]
         if not len(self._of[name]):
             del self._used[name]
@@ -74,11 +70,6 @@ class Queues:
     def waiting(self, now_s: float) -> Sequence[Waiting]:
         """Return what the database would say."""
         return [self._waiting(name, now_s) for name in self._used]
-
-    def _first(self, level: int) -> float:
-        """Return the first start that is still to be claimed: the clock does not pass it, whatever is claimed out of turn."""
-        heads = (self._of[name].head() for name in self._used)
-        return min((head.virtual_start for head in heads if head and head.priority == level), default=math.inf)
 
     def _waiting(self, name: str, now_s: float) -> Waiting:
         queue = self._of[name]
