@@ -71,7 +71,7 @@ _SCHEDULES: dict[str, Schedule | None] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoints:
+class KnownCheckpoints:
     """Checkpoints by name: with their SHA-256, as far as it is known, and with the reason those that no worker can load."""
 
     sha256s: Mapping[str, str | None]
@@ -135,7 +135,7 @@ def title(checkpoint: str, sha256: str | None) -> str:
     return f"{file(checkpoint)} [{sha256[:HASH_CHARS]}]" if sha256 else file(checkpoint)
 
 
-def checkpoint(wanted: str, known: Checkpoints) -> str:
+def checkpoint(wanted: str, known: KnownCheckpoints) -> str:
     """Return the checkpoint that a title, file name, stem or hash means. A name with another's hash is none.
 
     A name as it is written goes first, then one in other letters, then a hash. Raises `Impossible`, with the reason for one that

@@ -71,7 +71,7 @@ class Chosen(Lax):
     CLIP_stop_at_last_layers: Number = 1
 
 
-def changes(body: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str, Any]:
+def changes(body: Mapping[str, Any], checkpoints: names.KnownCheckpoints) -> dict[str, Any]:
     """Return the options in a body that a session may set; a checkpoint by its title. Raises `Impossible` for an unknown one.
 
     Unknown and read-only keys are ignored, because clients send back all the options that they received.
@@ -84,7 +84,7 @@ def changes(body: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str
     return chosen
 
 
-def whole(chosen: Mapping[str, Any], checkpoints: names.Checkpoints) -> dict[str, Any]:
+def whole(chosen: Mapping[str, Any], checkpoints: names.KnownCheckpoints) -> dict[str, Any]:
     """Return all options as a session with these choices sees them."""
     hashes = {names.title(name, sha256): sha256 for name, sha256 in checkpoints.sha256s.items()}
     return {**DEFAULTS, "sd_checkpoint_hash": hashes.get(chosen.get(CHECKPOINT, "")) or "", **chosen}

@@ -45,18 +45,18 @@ def choose(transaction: Transaction, session_id: str, chosen: dict[str, Any]) ->
     transaction.execute(delete(SessionRow).where(SessionRow.changed_at < old))
 
 
-def checkpoints(transaction: Transaction, desk: Desk) -> names.Checkpoints:
+def checkpoints(transaction: Transaction, desk: Desk) -> names.KnownCheckpoints:
     """Return the checkpoints of the farm, the default one first."""
     served = served_checkpoints.checkpoints(transaction, silent_after_s=desk.settings.lease_seconds)
     preferred = desk.settings.default_checkpoint
     ranked = sorted(served, key=lambda one: (one.name != preferred, not one.ready_workers, one.name))
-    return names.Checkpoints(
+    return names.KnownCheckpoints(
         {one.name: one.sha256 for one in ranked if one.refused is None},
         {one.name: one.refused for one in ranked if one.refused is not None},
     )
 
 
-def in_use(chosen: dict[str, Any], known: names.Checkpoints) -> dict[str, Any]:
+def in_use(chosen: dict[str, Any], known: names.KnownCheckpoints) -> dict[str, Any]:
     """Return a session's options with a checkpoint by its title of now: the farm's first if the session has set none."""
     if not known.sha256s:
         return chosen

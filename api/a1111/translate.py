@@ -55,7 +55,7 @@ class FarmFacts:
     """Inputs of a translation: the session's options, the farm's checkpoints and styles; `draw(n)` draws a seed from 0 to n."""
 
     options: Mapping[str, Any]
-    checkpoints: names.Checkpoints
+    checkpoints: names.KnownCheckpoints
     styles: Mapping[str, Style]
     draw: Callable[[int], int]
 

@@ -76,8 +76,10 @@ def render(
     }
     given = {name: value for name, value in shared.items() if value is not None}
     bodies = [given | body for body in _bodies(prompts, jobs=jobs, seed=seed, num_images=num_images)]
-    folder = Folder.at(output, num_images=len(bodies) * num_images)
-    front: Front = context.obj
+    _run(context.obj, bodies, Folder.at(output, num_images=len(bodies) * num_images))
+
+
+def _run(front: Front, bodies: Sequence[JobBody], folder: Folder) -> None:
     with front.connect() as client, interruptible() as interrupted:
         code = RenderRun(client, folder, interrupted, _print_saved).run(bodies)
     if code:

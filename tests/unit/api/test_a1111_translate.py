@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from api.a1111 import infotext_parser, names, options, styles, translate
 from api.a1111.errors import Impossible, InitImageMissing, SamplerNotFound, ScriptNotFound
-from api.a1111.names import Checkpoints
+from api.a1111.names import KnownCheckpoints
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.styles import Style
 from api.a1111.translate import FarmFacts, Translation
@@ -26,7 +26,7 @@ from tests.support.factories import params
 
 FARM = FarmFacts(
     options={"sd_model_checkpoint": "farm-demo.safetensors"},
-    checkpoints=Checkpoints(
+    checkpoints=KnownCheckpoints(
         {"farm-demo": None, "other": "0123456789ab" + "0" * 52}, {"Broken": "Broken.safetensors: truncated."}
     ),
     styles={"warm": Style("warm", "warm {prompt}, soft", "cold"), "plain": Style("plain", "flat", "")},
@@ -204,9 +204,9 @@ def test_a_checkpoint_by_its_hash(wanted: str) -> None:
 def test_a_name_as_it_is_written_goes_before_others_and_before_hashes() -> None:
     known = {"A": "cafe0123" + "1" * 56, "a": None, "cafe0123": None, "v1.5": None, "v1.5.safetensors": None}
     for wanted in ("A", "a", "cafe0123", "v1.5"):
-        assert names.checkpoint(wanted, Checkpoints(known)) == wanted
-        assert names.checkpoint(names.title(wanted, known[wanted]), Checkpoints(known)) == wanted
-    assert names.checkpoint("cafe01231", Checkpoints(known)) == "A"
+        assert names.checkpoint(wanted, KnownCheckpoints(known)) == wanted
+        assert names.checkpoint(names.title(wanted, known[wanted]), KnownCheckpoints(known)) == wanted
+    assert names.checkpoint("cafe01231", KnownCheckpoints(known)) == "A"
 
 
 def test_seeds_count_over_batches_and_iterations() -> None:

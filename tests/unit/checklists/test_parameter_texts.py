@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from api.a1111 import options, translate
-from api.a1111.names import Checkpoints
+from api.a1111.names import KnownCheckpoints
 from api.a1111.requests import Img2Img, Txt2Img
 from api.a1111.translate import FarmFacts, Translation
 from api.admission.submissions import Submission
@@ -18,7 +18,7 @@ from tests.unit.checklists.test_parameter import GlowingParams, GlowingSubmissio
 # Under these names changed jobs go by (`tests.support.parameters.changes`).
 CHECKPOINTS = (DEMO, f"{DEMO}s", "other", "karras", "exponential", "euler")
 FARM = FarmFacts(
-    options={options.CHECKPOINT: DEMO}, checkpoints=Checkpoints(dict.fromkeys(CHECKPOINTS)), styles={}, draw=int
+    options={options.CHECKPOINT: DEMO}, checkpoints=KnownCheckpoints(dict.fromkeys(CHECKPOINTS)), styles={}, draw=int
 )
 
 OF_LORAS = tuple(f"{part}loras.{name}" for part in ("", "hires.") for name in ("name", "weight", "text_encoder_weight"))
