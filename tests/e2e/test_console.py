@@ -832,7 +832,7 @@ def taken(model: type[BaseModel], *bodies: Any) -> bool:
 def test_the_form_offers_all_that_the_farm_takes_and_no_more(page: Page) -> None:
     # What means something else to the form: -1 draws a seed, too little variation is none. Weights are looked up by name.
     free = {("seed", "-1"), ("variation_seed", "-1"), ("variation_strength", "-0.05")}
-    free |= {(name, "no such name") for name in ("checkpoint", "vae")}
+    free |= {(name, "no such name") for name in ("checkpoint", "vae", "hires_checkpoint")}
     refused: set[tuple[str, str]] = set()
     accepted: set[tuple[str, str]] = set()
     for name, inside, outside in page.evaluate(EDGES):
