@@ -4,7 +4,7 @@ Each rule is a generator of violations; a history without violations of any rule
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from uuid import UUID
@@ -80,6 +80,10 @@ def attempts_are_bounded(history: History) -> Iterator[Violation]:
             continue
         if last.error_code is None:
             yield Violation("failed_without_reason", "has no error code", job)
+        elif last.error_code == "bad_checkpoint" and history.was_spoiled(
+            history.checkpoints.get(job), versions[0].at, last.at
+        ):
+            continue
         elif not last.error_retryable:
             yield Violation("failed_without_cause", f"nothing here should fail with {last.error_code}", job)
         elif last.faults < last.max_attempts:
@@ -129,6 +133,27 @@ def shown_images_exist(history: History) -> Iterator[Violation]:
     for one in history.seen:
         if one.act == "fetch" and one.sha256 and one.job and one.sha256 != told.get((one.job, 0)):
             yield Violation("object_differs", "a client downloaded something else than is announced", one.job)
+
+
+def pictures_are_of_the_checkpoint(history: History) -> Iterator[Violation]:
+    """7: a picture is made with the weights of one file that lay under the name its job gave, and tells of that file."""
+    jobs = history.by_job()
+    for image in history.painted:
+        name, versions = history.checkpoints.get(image.job), jobs.get(image.job)
+        files = [one for one in history.laid if one.mark == image.mark]
+        named = [one for one in files if one.checkpoint == name]
+        if not named:
+            whose = sorted({one.checkpoint for one in files}) or "no file"
+            yield Violation("wrong_checkpoint", f"named {name} and shows the weights of {whose}", image.job)
+        elif not any(image.told and one.sha256.startswith(image.told) for one in named):
+            yield Violation("wrong_receipt", f"tells of {image.told or 'no file'}", image.job)
+        elif versions and not any(one.began <= versions[-1].at and _claimed(versions) <= one.ended for one in named):
+            yield Violation("stale_weights", "its file had been replaced when it was claimed", image.job)
+
+
+def _claimed(versions: Sequence[Version]) -> float:
+    """Return when a job's last attempt began."""
+    return min(one.at for one in versions if one.attempt == versions[-1].attempt)
 
 
 def only_what_is_shown_is_kept(history: History) -> Iterator[Violation]:
@@ -220,7 +245,10 @@ def clients_see_no_crash(history: History) -> Iterator[Violation]:
     for one in history.seen:
         # An earlier try of which the client heard nothing may still be on its way; the same key must wait for it.
         is_early = one.code == "submission_in_flight" and one.key in unanswered and one.retry_after
-        if one.act == "submit" and one.status is not None and REFUSED <= one.status < CRASHED and not is_early:
+        # One of a checkpoint that no worker can load just now.
+        is_bad = one.code == "checkpoint_refused" and history.was_spoiled(one.checkpoint, one.began, one.ended)
+        is_excused = is_early or is_bad
+        if one.act == "submit" and one.status is not None and REFUSED <= one.status < CRASHED and not is_excused:
             yield Violation("refused_without_need", f"a good submission was answered {one.status} {one.code}", one.job)
         if one.status is None or one.status < CRASHED or one.act == "fetch":
             continue
@@ -265,6 +293,7 @@ RULES: tuple[Rule, ...] = (
     poison_is_isolated,
     one_result_is_shown,
     shown_images_exist,
+    pictures_are_of_the_checkpoint,
     only_what_is_shown_is_kept,
     every_end_is_told_once,
     every_end_is_heard,

@@ -14,6 +14,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from shared.vocabulary.states import JobState
+from tests.chaos import marked
 from tests.chaos.history import Seen
 from tests.chaos.sketch import POISON
 
@@ -99,6 +100,7 @@ class Client:
             "seed": rng.randrange(2**32),
             "num_images": rng.choice([1, 1, 1, 2]),
             "sampler": "euler",
+            "checkpoint": rng.choice(marked.NAMES),
             **({"webhook": hook} if hook else {}),
         }
 
@@ -141,7 +143,7 @@ class Client:
         try:
             response = self._http.request(method, self.url + path, json=body, headers=headers, redirect=act == "fetch")
         except HTTPError:
-            answer = self._note(act, began, None, key=key, job=job)
+            answer = self._note(act, began, None, key=key, job=job, checkpoint=body and body["checkpoint"])
         else:
             found = _told(response) if act != "fetch" else {}
             ok = response.status < 300
@@ -150,6 +152,7 @@ class Client:
                 began,
                 response.status,
                 key=key,
+                checkpoint=body and body["checkpoint"],
                 hooked=ok and body is not None and "webhook" in body,
                 job=UUID(found["id"]) if ok and found else job,
                 state=found.get("state") if ok else None,

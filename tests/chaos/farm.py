@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from deploy.standalone import folder as folders
-from deploy.standalone import ports, postgres, processes, redis, s3, serving
+from deploy.standalone import ports, postgres, processes, redis, s3
 from deploy.standalone.child import Event, Restarts
 from deploy.standalone.program import Program
 from deploy.standalone.serving import PlannedWorker
@@ -20,15 +20,17 @@ from deploy.standalone.supervisor import Supervisor
 from shared.infra.db import Database
 from shared.infra.storage import Storage
 from shared.settings import Settings
-from tests.chaos import proxy, recorder, sketch
+from tests.chaos import proxy, recorder
 from tests.chaos.proxy import Proxy
 from tests.chaos.recorder import Recorder
+from tests.chaos.shelves import Shelves
+from tests.chaos.sketch import AMBUSH_VARIABLE, NAME_VARIABLE, STEP_VARIABLE
 from tests.support.waiting import until
 from worker.courier import maintenance
 
 HOST = "127.0.0.1"
-CHECKPOINT = "farm-demo"
 COURIERS = 2
+RAM_BYTES = 3 * 3 * 2**19  # of three checkpoints, each of three parts of half a megabyte
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,20 @@ class Stage:
     """A running farm and everything that a nemesis may lay hands on."""
 
     def __init__(
-        self, supervisor: Supervisor, url: str, proxies: Mapping[str, Proxy], direct: Mapping[str, str], folder: Path
+        self,
+        supervisor: Supervisor,
+        url: str,
+        proxies: Mapping[str, Proxy],
+        direct: Mapping[str, str],
+        folder: Path,
+        shelves: Shelves,
     ) -> None:
         self._supervisor = supervisor
         self.url = url
         self.proxies = proxies
         self.recorder = Recorder(direct["FARM_DATABASE_URL"])
         self.folder = folder
+        self.shelves = shelves
         self._direct = direct
 
     @property
@@ -126,7 +135,9 @@ class Stage:
 
 
 @contextmanager
-def running(data_dir: Path, shape: Shape, on_event: Callable[[Event], None] = lambda _event: None) -> Iterator[Stage]:
+def running(
+    data_dir: Path, shape: Shape, seed: int, on_event: Callable[[Event], None] = lambda _event: None
+) -> Iterator[Stage]:
     """Run a farm on an empty folder while the block lasts."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     with ExitStack() as stack:
@@ -152,7 +163,8 @@ def running(data_dir: Path, shape: Shape, on_event: Callable[[Event], None] = la
             for program in engine.programs:
                 supervisor.start(program)
         port = ports.pick(HOST)
-        stage = Stage(supervisor, f"http://{HOST}:{port}", proxies, direct, folder.path)
+        shelves = Shelves(folder.path / "shelves", [f"gpu{rank}" for rank in range(shape.workers)], seed)
+        stage = Stage(supervisor, f"http://{HOST}:{port}", proxies, direct, folder.path, shelves)
         stage.ambush.mkdir(exist_ok=True)
         # The receiver of webhooks is on this machine.
         loopback = {"FARM_ALLOW_PRIVATE_URLS": "true", "FARM_LOG_FORMAT": "json"}
@@ -166,18 +178,20 @@ def running(data_dir: Path, shape: Shape, on_event: Callable[[Event], None] = la
 def _programs(env: Mapping[str, str], shape: Shape, port: int, stage: Stage) -> list[Program]:
     own = {
         **env,
-        "FARM_CHECKPOINT": str(serving.DEMO.resolve()),
-        sketch.AMBUSH_VARIABLE: str(stage.ambush),
-        sketch.STEP_VARIABLE: str(shape.step_s),
+        "FARM_RAM_BYTES": str(RAM_BYTES),
+        AMBUSH_VARIABLE: str(stage.ambush),
+        STEP_VARIABLE: str(shape.step_s),
     }
     couriers = [_renamed(processes.courier(env), f"courier{rank}") for rank in range(COURIERS)]
     workers = [
         processes.gpu_worker(
             own,
-            PlannedWorker(f"gpu{rank}", shape.slots, {sketch.NAME_VARIABLE: f"gpu{rank}"}),
+            PlannedWorker(
+                name, shape.slots, {NAME_VARIABLE: name, "FARM_CHECKPOINT_DIR": str(stage.shelves.folder(name))}
+            ),
             stage.url,
         )
-        for rank in range(shape.workers)
+        for name in stage.shelves.workers
     ]
     return [processes.api(env, HOST, port, stage.url), *couriers, *(_sketching(worker) for worker in workers)]
 
@@ -188,7 +202,9 @@ def _renamed(program: Program, name: str) -> Program:
 
 
 def _sketching(program: Program) -> Program:
-    return replace(program, argv=tuple("tests.chaos.gpu" if part == "worker.gpu" else part for part in program.argv))
+    return replace(
+        program, argv=tuple("tests.chaos.swapping_gpu" if part == "worker.gpu" else part for part in program.argv)
+    )
 
 
 def _port(url: str) -> int:

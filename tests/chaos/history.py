@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+# Workers look through their folders, and tell of it, every five seconds; a busy machine takes longer.
+NOTICED_S = 20.0
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
@@ -47,6 +50,7 @@ class Seen:
     retry_after: str | None = None
     sha256: str | None = None
     hooked: bool = False
+    checkpoint: str | None = None  # that a submit names
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,36 @@ class Shown:
     index: int
     key: str
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """A shown image: the marks of the weights that made it, and what its text tells of their file, the begin of the SHA-256."""
+
+    job: UUID
+    index: int
+    mark: str
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A good file that lay under a checkpoint's name on a worker, from `began` to `ended`, in seconds."""
+
+    checkpoint: str
+    sha256: str
+    mark: str
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spoiled:
+    """A time in which a checkpoint's file was missing or bad on some worker."""
+
+    checkpoint: str
+    began: float
+    ended: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +145,10 @@ class History:
     faults: Sequence[Fault] = ()
     images_wanted: Mapping[UUID, int] = field(default_factory=dict)
     poisoned: frozenset[UUID] = frozenset()
+    checkpoints: Mapping[UUID, str] = field(default_factory=dict)  # that each job named
+    painted: Sequence[Painted] = ()
+    laid: Sequence[Laid] = ()
+    spoiled: Sequence[Spoiled] = ()
 
     def by_job(self) -> dict[UUID, list[Version]]:
         """Return each job's versions, in order."""
@@ -118,6 +156,13 @@ class History:
         for version in sorted(self.versions, key=lambda one: one.seq):
             jobs.setdefault(version.job, []).append(version)
         return jobs
+
+    def was_spoiled(self, checkpoint: str | None, began: float, ended: float) -> bool:
+        """Whether a checkpoint's file was missing or bad on some worker in a time, or workers may still have thought so."""
+        return any(
+            one.checkpoint == checkpoint and one.began <= ended and began <= one.ended + NOTICED_S
+            for one in self.spoiled
+        )
 
     def hooked(self) -> set[UUID]:
         """Return the jobs whose clients were promised a webhook."""

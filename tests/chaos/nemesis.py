@@ -9,7 +9,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -20,7 +20,7 @@ import psutil
 import psycopg
 
 from shared.errors import FarmError
-from tests.chaos import crowd, hooks
+from tests.chaos import crowd, hooks, marked
 from tests.chaos.farm import Stage
 from tests.chaos.history import Fault
 from tests.chaos.proxy import Mode
@@ -39,6 +39,8 @@ WEIGHTS: Mapping[str, int] = {
     "gpu_kill_step": 14,
     "gpu_kill_upload": 10,
     "gpu_kill_stored": 8,
+    "gpu_kill_load": 6,
+    "gpu_kill_swap": 8,
     "gpu_zombie": 6,
     "gpu_drain": 10,
     "courier_kill": 12,
@@ -58,10 +60,20 @@ WEIGHTS: Mapping[str, int] = {
     "s3_hole": 3,
     "s3_slow": 4,
     "s3_crowd": 3,
+    "file_remove": 5,
+    "file_replace": 5,
+    "file_cut": 4,
+    "file_garble": 4,
+    "file_flip": 4,
+    "copy_remove": 4,
+    "copy_replace": 4,
+    "copy_cut": 4,
 }
 TRAPS: Mapping[str, str] = {
     "gpu_kill_claimed": "trap for claims",
     "gpu_kill_step": "trap for steps",
+    "gpu_kill_load": "trap for loads",
+    "gpu_kill_swap": "trap for swaps",
     "gpu_kill_upload": "trap for uploads",
     "gpu_kill_stored": "trap for uploads",
 }
@@ -145,6 +157,8 @@ class Nemesis:
         """Name what a kind of fault may hit now; for a trap, the trap itself. One worker at least is left in peace."""
         if kind in TRAPS:
             return [TRAPS[kind]]
+        if kind.startswith(("file", "copy")):
+            return list(marked.NAMES)
         names = self.stage.names(kind.split("_")[0])
         return [] if kind.startswith("gpu") and len(self._busy & set(names)) >= len(names) - 1 else names
 
@@ -272,6 +286,24 @@ class Nemesis:
             until(self.stage.unlimit_redis, RESTART_S)
         return Fault(kind, began, time.time())
 
+    def spoil(self, kind: str, target: str) -> Fault:
+        """Remove or damage a checkpoint's file, on all workers or on one, and put it back after a while."""
+        began = time.time()
+        with self.stage.shelves.spoiling(kind.split("_")[1], target, self._shelves(kind)):
+            self.stop.wait(self.strength.outage_s)
+        return Fault(kind, began, time.time())
+
+    def replace(self, kind: str, target: str) -> Fault:
+        """Put other weights under a checkpoint's name, on all workers or on one."""
+        began = time.time()
+        self.stage.shelves.replace(target, self._shelves(kind))
+        return Fault(kind, began, time.time())
+
+    def _shelves(self, kind: str) -> Sequence[str]:
+        """Return the workers whose files are hit."""
+        workers = self.stage.shelves.workers
+        return workers if kind.startswith("file") else [workers[len(self.done) % len(workers)]]
+
     def _read_from(self, engine: str) -> str:
         """Return a path that is read from an engine."""
         if engine == "postgres":
@@ -327,6 +359,8 @@ ACTS: Mapping[str, Callable[[Nemesis, str, str], Fault]] = {
     "gpu_kill_step": Nemesis.ambush,
     "gpu_kill_upload": Nemesis.ambush_upload,
     "gpu_kill_stored": Nemesis.ambush_upload,
+    "gpu_kill_load": Nemesis.ambush,
+    "gpu_kill_swap": Nemesis.ambush,
     "gpu_zombie": Nemesis.zombie,
     "gpu_drain": Nemesis.drain,
     "courier_kill": Nemesis.kill,
@@ -346,4 +380,12 @@ ACTS: Mapping[str, Callable[[Nemesis, str, str], Fault]] = {
     "s3_hole": Nemesis.misbehave,
     "s3_slow": Nemesis.misbehave,
     "s3_crowd": Nemesis.freeze,
+    "file_remove": Nemesis.spoil,
+    "file_replace": Nemesis.replace,
+    "file_cut": Nemesis.spoil,
+    "file_garble": Nemesis.spoil,
+    "file_flip": Nemesis.spoil,
+    "copy_remove": Nemesis.spoil,
+    "copy_replace": Nemesis.replace,
+    "copy_cut": Nemesis.spoil,
 }

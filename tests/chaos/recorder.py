@@ -13,7 +13,8 @@ import psycopg
 from psycopg.rows import class_row
 
 from shared.infra.storage import IMAGES, SNAPSHOTS
-from tests.chaos.history import Shown, Told, Version
+from tests.chaos import marked
+from tests.chaos.history import Painted, Shown, Told, Version
 
 RECORDED = """
 CREATE TABLE chaos_versions (
@@ -116,6 +117,11 @@ class Recorder:
         with self._connect() as connection:
             return dict(connection.execute("SELECT id, (params->>'num_images')::int FROM jobs").fetchall())
 
+    def checkpoints(self) -> dict[UUID, str]:
+        """Return what each job named."""
+        with self._connect() as connection:
+            return dict(connection.execute("SELECT id, checkpoint FROM jobs").fetchall())
+
     def poisoned(self, word: str) -> frozenset[UUID]:
         query = "SELECT id FROM jobs WHERE params->>'prompt' LIKE %s"
         with self._connect() as connection:
@@ -123,6 +129,12 @@ class Recorder:
 
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self._url, connect_timeout=5, autocommit=True)
+
+
+def painted(bucket: Path, shown: Sequence[Shown]) -> list[Painted]:
+    """Look at every shown image that is stored."""
+    files = [(image, bucket / image.key) for image in shown]
+    return [Painted(one.job, one.index, *marked.shown(file.read_bytes())) for one, file in files if file.exists()]
 
 
 def kept(bucket: Path) -> frozenset[str]:

@@ -34,6 +34,7 @@ def report(history: History, violations: Sequence[Violation], **facts: Any) -> d
         "answers": dict(Counter(_answer(one.act, one.status) for one in history.seen).most_common()),
         "reruns": sum(versions[-1].attempt > 1 for versions in jobs.values()),
         "objects": len(history.objects),
+        "weights_shown": len({image.mark for image in history.painted}),
         "orphans": len(history.objects.keys() - {image.key for image in history.shown}),
         "recovery_s": {kind: spread(times) for kind, times in sorted(recovered.items())},
         "kill_recovery_s": spread(_of_kills(recovered)),

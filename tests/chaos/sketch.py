@@ -51,7 +51,7 @@ class Sketch:
     draft: Draft
     steps_done: int = 0
     bucket: str = "sketch"
-    checkpoint: str = "sketch"
+    checkpoint: Hashable = "sketch"
     samples: int = 1
     cost: float = 1.0
 

@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 
 import urllib3
 
+from tests.chaos import marked
 from tests.chaos.farm import Shape, Stage
 from tests.chaos.history import Version
 from tests.support.waiting import until
@@ -104,5 +105,5 @@ def _is_full(stage: Stage, shape: Shape) -> bool:
 def _job(rng: random.Random) -> dict[str, object]:
     # Of different lengths, so that slots do not end in one beat.
     steps = rng.randint(STEPS // 2, STEPS)
-    size = {"width": 64, "height": 64, "num_images": IMAGES}
+    size = {"width": 64, "height": 64, "num_images": IMAGES, "checkpoint": rng.choice(marked.NAMES)}
     return {"prompt": "steady", "steps": steps, "sampler": "euler", **size}

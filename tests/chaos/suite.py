@@ -53,7 +53,7 @@ class Verdict:
 def run(trial: Trial, folder: Path, say: Callable[[str], None]) -> Verdict:
     """Return the verdict; what led to it stays in `folder`: logs, faults.jsonl, seen.jsonl, versions.jsonl, heard.jsonl."""
     began = time.monotonic()
-    with hooks.receiving() as receiver, farm.running(folder / "farm", trial.shape) as stage:
+    with hooks.receiving() as receiver, farm.running(folder / "farm", trial.shape, trial.seed) as stage:
         say(f"the farm is up after {time.monotonic() - began:.0f} s; seed {trial.seed}")
         nemesis, clients, is_settled = _storm(trial, stage, receiver, folder, say)
         history = _gathered(stage, nemesis, clients, receiver)
@@ -144,10 +144,11 @@ def _progress(nemesis: Nemesis, clients: list[Client]) -> str:
 
 def _gathered(stage: Stage, nemesis: Nemesis, clients: list[Client], receiver: Receiver) -> History:
     record = stage.recorder
+    shown = record.shown()
     return History(
         versions=record.versions(),
         seen=[one for client in clients for one in client.seen],
-        shown=record.shown(),
+        shown=shown,
         objects=recorder.stored(stage.bucket),
         kept=stage.swept(SWEPT_S),
         told=record.told(),
@@ -155,6 +156,10 @@ def _gathered(stage: Stage, nemesis: Nemesis, clients: list[Client], receiver: R
         faults=sorted(nemesis.done, key=lambda fault: fault.began),
         images_wanted=record.images_wanted(),
         poisoned=record.poisoned(POISON),
+        checkpoints=record.checkpoints(),
+        painted=recorder.painted(stage.bucket, shown),
+        laid=list(stage.shelves.laid),
+        spoiled=list(stage.shelves.spoiled),
     )
 
 

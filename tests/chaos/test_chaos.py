@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.chaos import suite
+from tests.chaos import marked, suite
 from tests.chaos.farm import Shape
 from tests.chaos.nemesis import WEIGHTS, Strength
 from tests.chaos.suite import Trial
@@ -31,5 +31,6 @@ def test_nothing_is_lost_or_doubled_whatever_dies(tmp_path: Path) -> None:
     assert verdict.figures["jobs"] >= SHORT.jobs
     assert verdict.figures["faults"] == SHORT.faults
     assert verdict.figures["reruns"] > 0
+    assert verdict.figures["weights_shown"] >= len(marked.NAMES)
     assert verdict.figures["webhooks"]["arrived"] == verdict.figures["webhooks"]["asked"] > 0
     assert verdict.figures["webhooks"]["repeats"] > 0

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from tests.chaos.checker import check
-from tests.chaos.history import Fault, Heard, History, Seen, Shown, Told, Version
+from tests.chaos.history import Fault, Heard, History, Laid, Painted, Seen, Shown, Spoiled, Told, Version
 from tests.chaos.report import recoveries, report, table
 from tests.chaos.steady import judged
 
@@ -64,6 +65,10 @@ GOOD = History(
     heard=[heard(5.2, accepted=False), heard(9.0), heard(9.1)],
     faults=[Fault("gpu_kill", 2.5, 2.5, "gpu1"), Fault("redis_kill", 4.0, 4.5)],
     images_wanted={JOB: 1, OTHER: 1},
+    checkpoints={JOB: "a", OTHER: "b"},
+    painted=[Painted(JOB, 0, "0a", "aa")],
+    laid=[Laid("a", "aa01", "0a", 0.0, 4.5), Laid("a", "aa02", "0c", 4.4, inf), Laid("b", "bb01", "0b", 0.0, inf)],
+    spoiled=[Spoiled("b", 10.0, 12.0)],
 )
 
 
@@ -119,6 +124,22 @@ BROKEN: dict[str, Callable[[], History]] = {
     "images belong to no job": lambda: replace(GOOD, shown=[*GOOD.shown, Shown(UUID(int=3), 0, "jobs/3/1/0.png", "x")]),
     "an object is not there": lambda: replace(GOOD, objects={}),
     "an object was overwritten": lambda: replace(GOOD, objects={KEY: "of a zombie"}),
+    "a picture is made with another's weights": lambda: replace(GOOD, painted=[Painted(JOB, 0, "0b", "bb")]),
+    "a picture is made with weights of two": lambda: replace(GOOD, painted=[Painted(JOB, 0, "00", "aa")]),
+    "a picture tells of another file": lambda: replace(GOOD, painted=[Painted(JOB, 0, "0a", "bb")]),
+    "a picture tells of no file": lambda: replace(GOOD, painted=[Painted(JOB, 0, "0a", "")]),
+    "a file is used long after it was replaced": lambda: replace(
+        GOOD, laid=[replace(GOOD.laid[0], ended=3.5), *GOOD.laid[1:]]
+    ),
+    "a file is used before it was there": lambda: replace(
+        GOOD, laid=[replace(GOOD.laid[0], began=5.5), *GOOD.laid[1:]]
+    ),
+    "a checkpoint that is whole is called bad": lambda: replace(
+        failed(faults=1, error_code="bad_checkpoint", error_retryable=False), spoiled=[]
+    ),
+    "a checkpoint that is whole is refused": lambda: with_seen(
+        seen(20, "submit", 422, None, code="checkpoint_refused", checkpoint="a")
+    ),
     "a client downloads another picture": lambda: with_seen(seen(20, "fetch", 200, sha256="other")),
     "what a dead attempt stored is never swept": lambda: replace(GOOD, kept=frozenset({KEY, f"jobs/{JOB}/1/0.png"})),
     "a picture is swept away": lambda: replace(GOOD, kept=frozenset()),
@@ -178,6 +199,14 @@ NAMED = {
     "images belong to no job": "shown_without_row",
     "an object is not there": "object_missing",
     "an object was overwritten": "object_differs",
+    "a picture is made with another's weights": "wrong_checkpoint",
+    "a picture is made with weights of two": "wrong_checkpoint",
+    "a picture tells of another file": "wrong_receipt",
+    "a picture tells of no file": "wrong_receipt",
+    "a file is used long after it was replaced": "stale_weights",
+    "a file is used before it was there": "stale_weights",
+    "a checkpoint that is whole is called bad": "failed_without_cause",
+    "a checkpoint that is whole is refused": "refused_without_need",
     "a client downloads another picture": "object_differs",
     "what a dead attempt stored is never swept": "left_behind",
     "a picture is swept away": "object_missing",
@@ -225,6 +254,11 @@ def test_a_repeat_may_be_told_to_wait_for_a_try_that_is_still_on_its_way() -> No
 
 def test_a_job_that_used_up_its_attempts_may_fail() -> None:
     assert check(failed(faults=3, error_code="worker_lost", error_retryable=True)) == []
+
+
+def test_jobs_of_a_bad_file_may_fail_and_be_refused() -> None:
+    assert check(failed(faults=1, error_code="bad_checkpoint", error_retryable=False)) == []
+    assert check(with_seen(seen(20, "submit", 422, None, code="checkpoint_refused", checkpoint="b"))) == []
 
 
 def test_recovery_is_timed_from_the_fault_to_the_next_attempt_or_success() -> None:
