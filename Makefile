@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format gpu bench bench-api bench-flood bench-claims bench-neighbours chaos fuzz invariance simulate screenshots images audit clean
+.PHONY: help demo test up check format gpu bench bench-api bench-flood bench-claims bench-neighbours chaos fuzz invariance shuffle simulate screenshots images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ fuzz: $(DEV_STAMP) ## Send 200 requests made up from the OpenAPI document to eac
 
 invariance: $(DEV_STAMP) ## Render 400 images of every kind alone and in company, and compare them; INVARIANCE=1000 for more
 	@INVARIANCE_IMAGES=$(or $(INVARIANCE),400) $(BIN)/python -m pytest -n 0 -o timeout=7200 tests/integration/engine/test_invariance.py
+
+shuffle: $(DEV_STAMP) ## Render 1,000 jobs over 40 checkpoints in random order and tell each picture's by its colours
+	@SHUFFLED_JOBS=1000 $(BIN)/python -m pytest -n 0 -o timeout=7200 tests/integration/worker/test_checkpoints.py -k random_order
 
 simulate: $(DEV_STAMP) ## Play a day of bursts on up to 1,000 machines, and 20 that share 300 checkpoints; SIMULATE="--seed 2"
 	@$(BIN)/python -m tests.simulate $(SIMULATE)

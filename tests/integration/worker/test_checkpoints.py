@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,11 +32,14 @@ from shared.vocabulary.states import JobState
 from tests.support import recolored
 from tests.support.factories import hires, params
 from tests.support.recolored import Pixels
-from tests.support.waiting import until
+from tests.support.waiting import LIMIT_S, until
 from worker import assembly
 from worker.assembly import GpuWorker
 
 SLOTS = 4
+# `make shuffle` renders a thousand.
+JOBS = int(os.environ.get("SHUFFLED_JOBS", "40"))
+KINDS, KINDS_IN_RAM, LOADED_BYTES = min(40, JOBS // 5), 5, 24 * 10**6
 
 
 class Pool:
@@ -92,21 +96,21 @@ def at_work(settings: Settings, celery: Celery, ears: Ears) -> Iterator[GpuWorke
             worker.close()
 
 
-def submitted(db: Database, *indices: int) -> None:
+def submitted(db: Database, *indices: int, steps: int = 2) -> None:
     with db.transaction() as session:
         for index in indices:
-            job = params(checkpoint=recolored.name(index), width=64, height=64, steps=2, seed=7)
+            job = params(checkpoint=recolored.name(index), width=64, height=64, steps=steps, seed=7)
             lifecycle.submit(session, job, max_attempts=1)
 
 
-def rendered(db: Database, settings: Settings) -> dict[str, list[Pixels]]:
+def rendered(db: Database, settings: Settings, limit_s: float = LIMIT_S) -> dict[str, list[Pixels]]:
     """Wait until every job has ended; return the pictures by checkpoint."""
 
     def ended() -> bool:
         with db.transaction() as session:
             return not session.scalars(select(JobRow.id).where(JobRow.state.in_(["queued", "running"]))).first()
 
-    assert until(ended)
+    assert until(ended, limit_s)
     storage, pictures = Storage(settings), dict[str, list[Pixels]]()
     with db.transaction() as session:
         assert set(session.scalars(select(JobRow.state))) == {JobState.SUCCEEDED}
@@ -191,6 +195,23 @@ def picture(settings: Settings, db: Database, job_id: UUID) -> tuple[Pixels, str
         (image,) = lifecycle.get(session, job_id).images
         file = Image.open(BytesIO(Storage(settings).get(image.key)))
     return np.asarray(file), str(file.info["parameters"])
+
+
+def test_jobs_in_random_order_show_their_own_checkpoints(
+    settings: Settings, folder: Path, db: Database, celery: Celery
+) -> None:
+    """Of which a few fit into memory."""
+    for index in range(KINDS):
+        recolored.write(folder, index)
+    order = [*range(KINDS), *random.Random(1).choices(range(KINDS), k=JOBS - KINDS)]
+    random.Random(2).shuffle(order)
+    settings = settings.model_copy(update={"ram_bytes": KINDS_IN_RAM * LOADED_BYTES})
+    with at_work(settings, celery, Ears()) as worker:
+        submitted(db, *order, steps=1)
+        pictures = rendered(db, settings, LIMIT_S + JOBS)
+        assert sum(len(made) for made in pictures.values()) == JOBS
+        assert colors(pictures) == {recolored.name(index): {index} for index in range(KINDS)}
+        assert sum(one.number for one in worker.residency.swaps.values()) >= KINDS - 1
 
 
 def test_a_file_that_breaks_fails_its_own_jobs_alone(

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -20,18 +20,21 @@ from shared.infra.tables import JobRow, WorkerRow
 from shared.jobs import lifecycle, rescue
 from shared.settings import Settings
 from shared.vocabulary.states import JobState
-from tests.chaos import proxy, sketch
+from tests.chaos import marked, proxy, sketch
 from tests.chaos.proxy import Mode
+from tests.chaos.shelves import Shelves
 from tests.support import recolored, studio, waiting
 from tests.support.factories import DEMO, params
 from tests.support.waiting import LIMIT_S
+from worker.courier import maintenance
 
 TICK_S = 0.1
+LEASE_S = 3.0
 
 
 @contextmanager
 def process(
-    settings: Settings, log: Path, *, drain_s: float, app: str = "worker.gpu", **more: str
+    settings: Settings, log: Path, *, drain_s: float, app: str = "worker.gpu", name: str = "w", **more: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker of the demo checkpoint, and ring for it. `more` are further variables of its environment."""
     env = {
@@ -46,7 +49,7 @@ def process(
     command = [sys.executable, "-m", "celery", "-A", app, "worker", "--pool", "threads", "--concurrency", "1"]
     ring(settings)
     with log.open("wb") as out:
-        running = subprocess.Popen([*command, "-n", "w@here"], env=env, stdout=out, stderr=subprocess.STDOUT)
+        running = subprocess.Popen([*command, "-n", f"{name}@here"], env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
         yield running
     finally:
@@ -128,6 +131,55 @@ def test_a_render_outlives_its_workers(settings: Settings, db: Database, tmp_pat
         assert told_twice.wait(LIMIT_S) != 0
     with db.transaction() as session:
         assert lifecycle.get(session, job_id).state == JobState.RUNNING  # until its lease is over
+
+
+def test_the_checkpoints_of_a_worker_that_dies_are_served_by_another(
+    settings: Settings, db: Database, redis: Redis, tmp_path: Path
+) -> None:
+    """Once its lease is over: those that it rendered, and those that it was a home of."""
+    lease = {"FARM_LEASE_SECONDS": str(LEASE_S), "FARM_HEARTBEAT_SECONDS": "0.5", "FARM_CHECKPOINT": ""}
+    shelves = Shelves(tmp_path, ("dies", "lives"), seed=1)
+    with ExitStack() as running:
+
+        def start(name: str) -> subprocess.Popen[bytes]:
+            own = {sketch.NAME_VARIABLE: name, "FARM_CHECKPOINT_DIR": str(shelves.folder(name))}
+            env = {**lease, **own, sketch.AMBUSH_VARIABLE: str(tmp_path), sketch.STEP_VARIABLE: "0.02"}
+            log = tmp_path / f"{name}.log"
+            return running.enter_context(
+                process(settings, log, drain_s=0, app="tests.chaos.swapping_gpu", name=name, **env)
+            )
+
+        dying, living = start("dies"), start("lives")
+        for log, one in ((tmp_path / "dies.log", dying), (tmp_path / "lives.log", living)):
+            until_logged(log, b"worker.ready", one)
+        jobs = [submitted(db, checkpoint, steps=100) for checkpoint in marked.NAMES]
+        for checkpoint in marked.NAMES:
+            ring(settings, checkpoint)
+        assert waiting.until(lambda: {"dies@here", "lives@here"} <= at_work(db))
+        dying.kill()
+        dying.wait()
+        jobs += [submitted(db, checkpoint, steps=1) for checkpoint in marked.NAMES]
+
+        def have_all_succeeded() -> bool:
+            maintenance.rescue_lost_jobs(db, redis, lease_s=LEASE_S)
+            with db.transaction() as session:
+                return all(lifecycle.get(session, job).state == JobState.SUCCEEDED for job in jobs)
+
+        assert waiting.until(have_all_succeeded)
+    with db.transaction() as session:
+        assert {lifecycle.get(session, job).worker_id for job in jobs[len(marked.NAMES) :]} == {"lives@here"}
+
+
+def submitted(db: Database, checkpoint: str, *, steps: int) -> UUID:
+    with db.transaction() as session:
+        job = params(checkpoint=checkpoint, steps=steps, width=64, height=64)
+        return lifecycle.submit(session, job, max_attempts=3).id
+
+
+def at_work(db: Database) -> set[str | None]:
+    """Who runs a job."""
+    with db.transaction() as session:
+        return set(session.scalars(select(JobRow.worker_id).where(JobRow.state == JobState.RUNNING)))
 
 
 @pytest.mark.usefixtures("redis")
