@@ -17,26 +17,14 @@ def hold(session: Session, worker_id: str, holdings: Sequence[Holding]) -> None:
     _announce(session, holdings)
     names = [one.checkpoint for one in holdings]
     session.execute(delete(HoldingRow).where(HoldingRow.worker_id == worker_id, HoldingRow.checkpoint.not_in(names)))
-    hold_also(session, worker_id, holdings)
+    _write(session, worker_id, holdings)
+    session.execute(_DIGEST, {"worker_id": worker_id})
 
 
 def hold_also(session: Session, worker_id: str, holdings: Sequence[Holding]) -> None:
     """Record what has changed in a worker's library. The checkpoints have been announced."""
-    rows = [
-        {
-            "worker_id": worker_id,
-            "checkpoint": one.checkpoint,
-            "tier": one.tier,
-            "price_s": one.price_s,
-            "refused": one.refused,
-        }
-        for one in sorted(holdings, key=lambda one: one.checkpoint)
-    ]
-    if not rows:
-        return
-    insertion = insert(HoldingRow).values(rows)
-    fresh = {column: insertion.excluded[column] for column in ("tier", "price_s", "refused")}
-    session.execute(insertion.on_conflict_do_update(index_elements=["worker_id", "checkpoint"], set_=fresh))
+    _write(session, worker_id, holdings)
+    session.execute(_DIGEST, {"worker_id": worker_id})
 
 
 def intend(session: Session, worker_id: str, checkpoint: str, *, silent_after_s: float, at_most: int = 1) -> bool:
@@ -86,3 +74,34 @@ def _announce(session: Session, holdings: Sequence[Holding]) -> None:
     known = func.coalesce(insertion.excluded.sha256, CheckpointRow.sha256)
     fresh = {"size_bytes": insertion.excluded.size_bytes, "sha256": known}
     session.execute(insertion.on_conflict_do_update(index_elements=["name"], set_=fresh))
+
+
+def _write(session: Session, worker_id: str, holdings: Sequence[Holding]) -> None:
+    rows = [
+        {
+            "worker_id": worker_id,
+            "checkpoint": one.checkpoint,
+            "tier": one.tier,
+            "price_s": one.price_s,
+            "refused": one.refused,
+        }
+        for one in sorted(holdings, key=lambda one: one.checkpoint)
+    ]
+    if not rows:
+        return
+    insertion = insert(HoldingRow).values(rows)
+    fresh = {column: insertion.excluded[column] for column in ("tier", "price_s", "refused")}
+    session.execute(insertion.on_conflict_do_update(index_elements=["worker_id", "checkpoint"], set_=fresh))
+
+
+# Of the names that it does not refuse; null where it holds nothing. Only what has changed is written.
+_DIGEST = text("""
+UPDATE workers SET library = held.digest
+FROM (
+  SELECT CASE WHEN count(*) > 0 THEN encode(sha256(convert_to(coalesce(
+    string_agg(checkpoint, E'\\n' ORDER BY checkpoint) FILTER (WHERE refused IS NULL), ''
+  ), 'UTF8')), 'hex') END AS digest
+  FROM holdings WHERE worker_id = :worker_id
+) AS held
+WHERE id = :worker_id AND library IS DISTINCT FROM held.digest
+""")

@@ -272,6 +272,8 @@ class WorkerRow(Base):
     # Whose weights are in its pipeline, and whose it is about to bring there.
     checkpoint: Mapped[str] = mapped_column(ForeignKey("checkpoints.name"), index=True)
     intends: Mapped[str | None]
+    # A digest of the names that it can load (`shared.fleet.holdings`).
+    library: Mapped[str | None]
     # How many checkpoints its memory keeps warm, and how often the one in the pipeline has changed.
     keeps: Mapped[int] = mapped_column(server_default="1")
     swaps: Mapped[int] = mapped_column(server_default="0")

@@ -33,7 +33,7 @@ LEASE_S = 20.0
 OWNERS = 7
 PATIENCE_S = 3600.0  # a million rows are filled in by one statement
 CROWD, CROWD_PER_S, CROWD_S = 50, 200, 10
-CHECKPOINTS, WARM, LIBRARIES = 300, 24, 20
+CHECKPOINTS, WARM = 300, 24
 
 # Spread over checkpoints by Zipf's law: the n-th is named n times less than the first.
 QUEUE = text("""
@@ -60,11 +60,13 @@ INSERT INTO workers (id, checkpoint, hostname, device, slots)
 SELECT 'gpu' || n, :checkpoint, 'host', 'device', 16 FROM generate_series(0, :workers - 1) AS n
 """)
 LIBRARY = text("""
-WITH known AS (
+WITH digests AS (
+    UPDATE workers SET library = 'the same for all'
+), known AS (
     INSERT INTO checkpoints (name, size_bytes) SELECT 'c' || n, 1 FROM generate_series(2, :checkpoints) AS n RETURNING name
 )
 INSERT INTO holdings (worker_id, checkpoint, tier, price_s)
-SELECT 'gpu' || n, name, 'disk', 1 FROM generate_series(0, :libraries - 1) AS n CROSS JOIN known
+SELECT 'gpu' || n, name, 'disk', 1 FROM generate_series(0, :workers - 1) AS n CROSS JOIN known
 UNION ALL SELECT 'w', name, 'disk', 1 FROM known
 """)
 SILENT = "UPDATE jobs SET lease_until = now() - interval '1 s' WHERE worker_id IN ('gpu1', 'gpu2')"
@@ -94,6 +96,7 @@ class Bench:
         self._small = small
         self._db = large
         self._repeats = repeats
+        self._roster = members.Roster(silent_after_s=PATIENCE_S)
 
     def run(self, rows: int) -> dict[str, Any]:
         """Return milliseconds by what was done, medians and 95th percentiles, and the plan of a claim from the long queue."""
@@ -125,7 +128,7 @@ class Bench:
             f"claim_next, {rows:,} queued, {CROWD} workers, {CROWD_PER_S} a second": crowd,
             f"what waits at {CHECKPOINTS} checkpoints": all_wait,
             f"what waits at {WARM} checkpoints": warm_wait,
-            f"all that a choice reads, {WORKERS:,} workers, {LIBRARIES} libraries": choice,
+            f"all that a choice reads, {WORKERS:,} workers": choice,
             f"heartbeat of {len(beats)} jobs, {WORKERS:,} workers, {RUNNING:,} running": beat,
             "rescue, nothing lost": idle,
             "rescue of two workers' jobs, one by one": busy,
@@ -134,7 +137,7 @@ class Bench:
 
     def _fill(self, db: Database, statement: TextClause, count: int, *, checkpoints: int = CHECKPOINTS) -> None:
         known = {"owners": OWNERS, "checkpoint": DEMO, "params": params().model_dump_json(), "workers": WORKERS}
-        known |= {"count": count, "checkpoints": checkpoints, "libraries": LIBRARIES}
+        known |= {"count": count, "checkpoints": checkpoints}
         wanted = {name: known[name] for name in statement.compile().params}
         with db.transaction() as session:
             session.execute(statement, wanted)
@@ -150,7 +153,7 @@ class Bench:
     def _choice(self, names: Sequence[str]) -> None:
         with self._db.transaction() as session:
             waiting.waiting(session, "w", names)
-            members.members(session, silent_after_s=PATIENCE_S)
+            self._roster.members(session)
             demand.demand(session)
 
     def _beats(self, worker_id: str) -> list[lifecycle.Beat]:

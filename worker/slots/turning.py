@@ -20,7 +20,7 @@ from worker.fleet.choice import choose, hands
 from worker.fleet.claimable import doomed, is_loadable, loadable
 from worker.fleet.demand import demand
 from worker.fleet.homes import homes
-from worker.fleet.members import Member, members
+from worker.fleet.members import Member, Roster
 from worker.fleet.waiting import Waiting, waiting
 from worker.slots.attempts import OLDEST_LEVEL_EVERY
 from worker.slots.doorbells import HeardDoorbells
@@ -74,6 +74,7 @@ class Turning:
         self._is_idle = is_idle
         self._silent_after_s = silent_after_s
         self._clock = clock
+        self._roster = Roster(silent_after_s=silent_after_s)
         self._fleet = KnownFleet()
         self._turned_at = float("-inf")
         self._considered = count(1)
@@ -188,7 +189,7 @@ class Turning:
     def _seen(self) -> KnownFleet:
         if self._clock() - self._fleet.read_at >= FLEET_S:
             with self._db.transaction() as session:
-                alive = members(session, silent_after_s=self._silent_after_s)
+                alive = self._roster.members(session)
                 wanted = demand(session)
             named = {name for name, cost in wanted.items() if cost}
             self._fleet = KnownFleet(alive, homes(wanted, alive), named, self._clock())
