@@ -3,7 +3,9 @@
 A worker stays with its resident checkpoint while it has work. It turns to another one when a job there has a higher priority,
 comes before its own in the fair queue by more than a batch, or has waited for longer than its patience, some prices of a swap.
 Of those that it may turn to it takes the highest priority; then the earliest in the fair queue, in steps that double; then the
-largest of age + backlog - price.
+largest of age + backlog - price. While the farm is calm, with no more waiting than it does in some seconds, the fair queue does
+not count: who asks for more than others then keeps nobody waiting for long, and put behind them would itself wait several
+times as long as they do.
 
 It may turn to what it is home to; idle, also to what waits for too long elsewhere, as when a home died. Nobody
 turns to what others have resident unless it is more than they can serve.
@@ -20,12 +22,12 @@ from worker.fleet.waiting import Waiting
 
 # How long before one that is not its home does so.
 _STRANGERS_PRICES = 4.0
-# A worker stays for so many prices, so that swaps take a bounded part of its time, and long enough to fill its batch.
-_STAY_PRICES, _LEAST_STAY_S = 5.0, 0.75
 # Checkpoints that are this near alternate by tick, so many at a time.
 _ALTERNATING_S, _ALTERNATING = 0.010, 3
 # What a worker does in about so many seconds is a batch.
 _BATCH_S = 1.0
+# The farm is calm while it does all that waits in so many seconds.
+_CALM_S = 5.0
 
 
 def choose(
@@ -83,6 +85,7 @@ class _View:
     busy: Counter[str]
     first: Mapping[int, float]
     oldest: int | None
+    is_calm: bool
 
     def rank(self, one: Waiting) -> tuple[float, float, float, str]:
         """Order checkpoints by what should be rendered first."""
@@ -95,7 +98,7 @@ class _View:
 
     def distance(self, one: Waiting) -> int:
         """Return how far behind the first of its priority it stands in the fair queue: 0 within a batch, 1 within three."""
-        return int(math.log2(1.0 + self.batches(one)))
+        return 0 if self.is_calm else int(math.log2(1.0 + self.batches(one)))
 
     def may_take(self, one: Waiting) -> bool:
         """Say whether it can load it, and it is more than they serve who have it."""
@@ -114,9 +117,11 @@ class _View:
         price = self.price_s(best.checkpoint)
         if self.level(best) != self.level(held):
             return self.level(best) > self.level(held) and best.oldest_s >= price
-        if stayed_s < max(_LEAST_STAY_S, _STAY_PRICES * price):
+        patience = patience_s(price)
+        # As long as it lets others wait, so that swaps take a bounded part of its time and it fills its batch.
+        if stayed_s < patience:
             return False
-        return best.oldest_s > patience_s(price) or self.distance(held) > self.distance(best)
+        return best.oldest_s > patience or self.distance(held) > self.distance(best)
 
     def is_pressing(self, one: Waiting) -> bool:
         """Say whether it is to be next as soon as may be: it has used up half its patience, or needs none."""
@@ -151,14 +156,25 @@ def _view(
     for one in waiting:
         first[one.priority] = min(first.get(one.priority, math.inf), one.lag)
     longest = max(waiting, key=lambda one: one.oldest_s, default=None) if oldest_level else None
+    speed = _speed(me, members, waiting)
     return _View(
         me,
         homes,
         price_s,
-        _speed(me, members, waiting),
+        speed,
         busy,
         first,
         longest.priority if longest else None,
+        _is_calm(members, waiting, speed),
+    )
+
+
+def _is_calm(members: Sequence[Member], waiting: Sequence[Waiting], speed: float) -> bool:
+    """Say whether the farm does all that waits so soon that nobody's backlog keeps others waiting for long."""
+    does = _CALM_S * math.fsum(member.speed or speed for member in members)
+    # What was not counted to the end is little as long as it is young.
+    return math.fsum(one.cost for one in waiting) <= does and all(
+        one.is_all or one.oldest_s <= _CALM_S for one in waiting
     )
 
 

@@ -18,7 +18,7 @@ from shared.jobs import claims
 
 FARTHEST = 500
 FEW = 8
-COUNTED = 16
+COUNTED = 48
 
 
 @dataclass(frozen=True, slots=True)

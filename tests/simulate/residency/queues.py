@@ -4,10 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from tests.simulate.residency.scene import OneImage
 from tests.simulate.turns import FarmClocks, Turns
-from worker.fleet.waiting import Waiting
-
-# Rows that are counted of each checkpoint.
-COUNTED = 100
+from worker.fleet.waiting import COUNTED, Waiting
 
 
 class Queue(Turns):
@@ -77,7 +74,7 @@ class Queues:
         assert head
         lag = head.virtual_start - self._clocks.now[head.priority]
         seen = min(count, COUNTED)
-        return Waiting(name, head.priority, lag, now_s - head.at_s, float(seen), seen, is_all=count <= COUNTED)
+        return Waiting(name, head.priority, lag, now_s - head.at_s, float(seen), seen, is_all=count < COUNTED)
 
     def _note(self, job: OneImage) -> None:
         self.in_order[job.id] = job

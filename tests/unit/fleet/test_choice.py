@@ -54,8 +54,8 @@ def test_it_stays_while_it_has_work_and_nobody_waits_too_long() -> None:
 
 def test_it_stays_long_enough_to_pay_for_the_swap() -> None:
     late = waits("b", oldest_s=60.0)
-    assert chosen(waits("a"), late, stayed_s=4 * RAM) == ("a",)
-    assert chosen(waits("a"), late, stayed_s=6 * RAM) == ("b",)
+    assert chosen(waits("a"), late, stayed_s=patience_s(RAM) - 0.1) == ("a",)
+    assert chosen(waits("a"), late, stayed_s=patience_s(RAM) + 0.1) == ("b",)
 
 
 def test_without_work_it_turns_at_once_to_what_is_its_home() -> None:
@@ -104,6 +104,19 @@ def test_what_is_ahead_in_the_fair_queue_goes_before_a_flooders_backlog() -> Non
     assert chosen(waits("a", lag=500.0, **flood), new) == ("b",)
     # Within a batch it is the flooder's turn as much as anybody's.
     assert chosen(waits("a", lag=5.0, **flood), new) == ("a",)
+
+
+def test_while_the_farm_is_calm_age_decides_and_not_the_fair_queue() -> None:
+    ahead = waits("b", lag=500.0, oldest_s=4.0, cost=20.0)
+    new = waits("c", cost=1.0, jobs=1)
+    assert chosen(ahead, new) == ("b",)
+    # It does ten a second: what it does not do in five is a backlog, of whichever checkpoint.
+    assert chosen(dataclasses.replace(ahead, cost=50.0), new) == ("c",)
+    assert chosen(ahead, new, waits("a", cost=40.0, lag=500.0)) == ("c",)
+    assert chosen(ahead, new, waits("a", cost=40.0, lag=500.0), others=(worker("other", resident="d"),)) == ("b",)
+    # What was not counted to the end may be a backlog, once it is old.
+    assert chosen(dataclasses.replace(ahead, is_all=False), new) == ("b",)
+    assert chosen(dataclasses.replace(ahead, is_all=False, oldest_s=6.0), new) == ("c",)
 
 
 def test_a_clock_that_runs_ahead_changes_nothing() -> None:
