@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test up check format gpu bench bench-api bench-flood bench-claims bench-neighbours chaos fuzz invariance shuffle simulate screenshots images audit clean
+.PHONY: help demo test up check format gpu bench bench-api bench-flood bench-claims bench-neighbours bench-residency chaos fuzz invariance shuffle simulate screenshots images audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench-claims: $(DEV_STAMP) ## Time claims, heartbeats and rescues with 1,000,000
 
 bench-neighbours: $(DEV_STAMP) ## Time one client's use of the farm beside another that misbehaves in every way
 	@$(BIN)/python -m tests.bench.neighbours $(BENCH)
+
+bench-residency: $(DEV_STAMP) ## Time 40 checkpoints on two gpu workers against one, and swaps against plain copies; what memory they take
+	@$(BIN)/python -m tests.bench.residency $(BENCH)
 
 chaos: $(DEV_STAMP) ## Break the farm 200 times under 10,000 jobs and prove that nothing is lost; CHAOS="--seed 2"
 	@$(BIN)/python -m tests.chaos $(CHAOS)

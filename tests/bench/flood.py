@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 from deploy.standalone import ports
 from deploy.standalone.farm import engines_only
@@ -29,6 +28,7 @@ from shared import migrations
 from shared.infra.db import Database
 from shared.infra.tables import CheckpointRow
 from shared.settings import Settings
+from tests.bench.memory import Memory
 from tests.bench.pour import Poured, pour
 from tests.chaos import sketch
 from tests.support import parts
@@ -40,7 +40,6 @@ STEP_S = 0.05  # of four images at 512 px on a fast GPU
 PROMPT = {"prompt": "a red circle on a blue background"}
 RENDER = {**PROMPT, "checkpoint": DEMO, "width": 256, "height": 256, "steps": 60, "num_images": 4}
 ALONE = 8
-MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +49,6 @@ class Stage:
     url: str
     api_pid: int
     http: httpx.Client
-
-
-class Memory:
-    """Watches how much memory a process holds."""
-
-    def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self.peak_mib = 0.0
-
-    def now_mib(self) -> float:
-        return float(self._process.memory_info().rss / MIB)
-
-    def __enter__(self) -> "Memory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.1):
-            self.peak_mib = max(self.peak_mib, self.now_mib())
 
 
 class Renders:

@@ -1,18 +1,23 @@
-"""The benchmark itself: every figure it promises is there, and it ends where memory or time does. No timing is judged."""
+"""The benchmarks themselves: every figure it promises is there, and it ends where memory or time does. No timing is judged."""
 
 import copy
 import json
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from threading import Event, current_thread
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tests.bench import measure, report
+from shared.files import checkpoints
+from tests.bench import measure, report, residency, swapping
 from tests.bench.measure import COMPILED, Bench, Setting, unet_flops
+from tests.bench.residency import Order
+from tests.support import recolored
 from tests.support.studio import CPU, demo, small
 from tests.support.waiting import LIMIT_S
 from worker.diffusion.checkpoint_loader import SD15_DIR
@@ -102,3 +107,23 @@ def test_a_slow_device_gets_less_to_do() -> None:
 def test_the_arithmetic_of_sd15_is_what_was_counted_by_hand() -> None:
     config = json.loads((SD15_DIR / "unet" / "config.json").read_bytes())
     assert unet_flops(config, 64, samples=1) == pytest.approx(803.3e9, rel=1e-3)
+
+
+def test_swaps_are_timed_beside_copies_and_pictures_compared(tmp_path: Path) -> None:
+    files = [checkpoints.inspect(recolored.write(tmp_path, index)) for index in range(2)]
+    found = swapping.measured(files, swapping.options().parse_args([str(tmp_path), "--swaps", "2", "--pictures"]))
+    assert all(found[name] > 0 for name in ("whole_s", "in_place_s", "plain_copy_s", "swap_over_copy"))
+    assert (found["swaps"], found["pictures"], found["pictures_changed"]) == (2, 2, 0)
+    page = residency.table({"swaps": found, "pair": {"disk_over_ram": 20.0, "ram": found, "disk": found}})
+    assert [line.split()[-1] for line in page.splitlines()].count("none") == 2
+
+
+def test_a_picture_of_another_checkpoint_is_counted() -> None:
+    demo = np.random.default_rng(1).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    shown = [(Order(named, 0), recolored.shown(demo, made)) for named, made in ((3, 3), (3, 5), (0, 0))]
+    assert residency.strangers(shown, [(Order(0, 0), demo)]) == 1
+
+
+def test_the_first_checkpoints_are_named_most() -> None:
+    named = [order.checkpoint for order in residency.zipf(40, 1000)]
+    assert named.count(0) > 2 * named.count(3) > 2 * named.count(15) > 0
