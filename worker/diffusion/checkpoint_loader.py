@@ -19,6 +19,9 @@ from worker.diffusion import division
 
 INPAINTING_CHANNELS = 9
 SD15_DIR = Path(__file__).parent / "sd15"
+# A mapped file that is cut while it is read would end the process, and one that is overwritten would change weights. While it is
+# read, the file takes memory beside them: as much as was mapped.
+UNMAPPED: dict[str, Any] = {"disable_mmap": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ def _pipeline(file: CheckpointFile, dtype: torch.dtype) -> Any:
         "requires_safety_checker": False,
         "local_files_only": True,
         "dtype": dtype,
+        **UNMAPPED,
     }
     if file.layout == "diffusers":
         parts |= {"text_encoder": _folder_text_encoder(file, dtype), "variant": file.variant}
@@ -101,6 +105,7 @@ def _inpainting_unet(file: CheckpointFile, config: str, dtype: torch.dtype) -> A
         in_channels=INPAINTING_CHANNELS,
         local_files_only=True,
         dtype=dtype,
+        **UNMAPPED,
     )
 
 
@@ -113,6 +118,7 @@ def _folder_text_encoder(file: CheckpointFile, dtype: torch.dtype) -> Any:
         variant=file.variant,
         dtype=dtype,
         output_loading_info=True,
+        **UNMAPPED,
     )
     text_encoder, report = model_and_report
     if missing := sorted(report["missing_keys"]):
@@ -130,16 +136,16 @@ def _refuse_unset_weights(pipeline: Any) -> None:
 
 def _prepared(module: Any, device: torch.device) -> Any:
     if device.type == "cpu":
-        _copy_out_of_the_file(module)
+        _align(module)
     division.leave_out(module)
     return module.to(device).eval().requires_grad_(False)
 
 
-def _copy_out_of_the_file(module: Any) -> None:
-    """Copy weights out of the memory-mapped file.
+def _align(module: Any) -> None:
+    """Copy weights to where torch would put them.
 
-    A file that is overwritten would change them and one that is cut would end the process; and how a tensor is aligned, which
-    differs from file to file, decides by which kernel it is multiplied, and so the last bits of a picture.
+    How a tensor is aligned, which differs from file to file, decides by which kernel it is multiplied, and so the last bits of a
+    picture.
     """
     for weight in (*module.parameters(), *module.buffers()):
         weight.data = weight.data.clone()

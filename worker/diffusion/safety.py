@@ -54,7 +54,7 @@ class SafetyChecker:
 def _checker(folder: Path, dtype: torch.dtype) -> Any:
     """Load the network. The library fills missing tensors with random numbers: such a checker would answer at random."""
     model_and_report: Any = StableDiffusionSafetyChecker.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True
+        folder, use_safetensors=True, local_files_only=True, disable_mmap=True, dtype=dtype, output_loading_info=True
     )
     checker, report = model_and_report
     if missing := sorted(report["missing_keys"]):

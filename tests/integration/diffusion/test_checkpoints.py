@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from shared.errors import BadCheckpoint
 from shared.files import checkpoints
+from shared.files.checkpoints import CheckpointFile
 from shared.vocabulary.samplers import Sampler, Schedule
 from tests.support import full_size as full_size_files
+from tests.support import kin
 from tests.support.studio import spec
 from tests.support.waiting import LIMIT_S
 from worker.diffusion import checkpoint_loader
@@ -26,6 +28,7 @@ from worker.engine.engine import run_alone
 from worker.engine.runner import DiffusionRunner
 
 DEMO = Path(__file__).parents[3] / "deploy/standalone/checkpoints/farm-demo.safetensors"
+MAPS = Path("/proc/self/maps")
 CPU = torch.device("cpu")
 TINY = spec(prompt="a red circle", steps=1, width=64, height=64, sampler=Sampler.EULER_A, schedule=Schedule.UNIFORM)
 
@@ -107,6 +110,28 @@ def test_a_file_that_changed_after_it_was_inspected_is_refused(tmp_path: Path, c
     with pytest.raises(BadCheckpoint, match=r"changed\.safetensors") as refused:
         checkpoint_loader.load(replace(checkpoints.inspect(DEMO), path=path), CPU, torch.float32)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="what a process has mapped is told by Linux alone")
+@pytest.mark.parametrize("layout", ["single_file", "inpainting", "diffusers"])
+def test_no_file_is_mapped(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that were cut while it is read would end the process: whoever copies weights here copies them out of memory."""
+    make: dict[str, Callable[[], CheckpointFile]] = {
+        "single_file": lambda: kin.recolored(tmp_path, "rgb", (0, 1, 2)),
+        "inpainting": lambda: kin.inpainting(tmp_path, "nine", 0.0),
+        "diffusers": lambda: checkpoints.inspect(saved(tmp_path)),
+    }
+    file = make[layout]()
+    mapped: list[str] = []
+    looked = checkpoint_loader._refuse_unset_weights
+
+    def look(pipeline: Any) -> None:
+        mapped.extend(line for line in MAPS.read_text().splitlines() if str(file.path) in line)
+        looked(pipeline)
+
+    monkeypatch.setattr(checkpoint_loader, "_refuse_unset_weights", look)
+    checkpoint_loader.load(file, CPU, torch.float16)
+    assert mapped == []
 
 
 def test_loading_says_nothing(tmp_path: Path) -> None:
