@@ -25,6 +25,7 @@ from shared.settings import Settings
 from shared.webhooks import endpoints
 from tests.support.answers import problem
 from tests.support.factories import DEMO, params
+from tests.support.fleet import enlist
 from tests.support.jobs import submit, submit_many
 from tests.support.metrics import METRICS
 from worker.engine.pace import Pace
@@ -104,6 +105,43 @@ def test_one_number_counts_the_work_of_all_checkpoints(http: TestClient, db: Dat
         )
         registry.beat(session, "gpu1@test", speed=cost / 1000)
     assert values(http.get("/metrics").text)["farm_desired_workers",] == 1  # more of these would not help
+
+
+def test_many_checkpoints_of_the_bucket_want_workers_from_zero_and_back_to_it(http: TestClient, db: Database) -> None:
+    cost, names = params().cost, [f"c{number}" for number in range(4)]
+
+    def wanted() -> float:
+        return values(http.get("/metrics").text)["farm_desired_workers",]
+
+    def come(worker: str) -> None:
+        enlist(db, worker)
+        with db.transaction() as session:
+            registry.beat(session, worker, speed=cost / 60)
+            holdings.hold(session, worker, [Holding(name, 1, Tier.BUCKET, 30.0) for name in names])
+
+    def go(worker: str) -> None:
+        with db.transaction() as session:
+            registry.retire(session, worker)
+
+    come("gpu0@test")
+    assert wanted() == 0
+    go("gpu0@test")
+    assert wanted() == 0
+    for name in names:
+        submit(db, checkpoint=name)
+    assert wanted() == 1
+    come("gpu1@test")
+    now = values(http.get("/metrics").text)
+    assert [now["farm_resident_workers", name] for name in names] == [0, 0, 0, 0]
+    assert now["farm_desired_workers",] == 4
+    for left, name in zip((3, 2, 1, 0), names, strict=True):
+        with db.transaction() as session:
+            claim = lifecycle.claim_next(session, name, "gpu1@test", lease_s=20)
+            assert claim
+            assert lifecycle.succeed(session, claim, [])
+        assert wanted() == left
+    go("gpu1@test")
+    assert wanted() == 0
 
 
 @pytest.mark.usefixtures("announced")
