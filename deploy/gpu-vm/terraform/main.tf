@@ -5,8 +5,18 @@ locals {
   tags        = { Name = var.name, Project = "farm" }
   hook        = "${var.name}-drain"
   release     = regex("^s3://(?P<bucket>[^/]+)/(?P<key>.+)$", var.release_uri)
-  checkpoint  = regex("^s3://(?P<bucket>[^/]+)/(?P<key>.+)$", var.checkpoint_uri)
+  folders     = var.checkpoints_uri == "" ? [] : [regex("^s3://(?P<bucket>[^/]+)/(?P<key>.+)$", var.checkpoints_uri)]
+  s3          = "arn:${data.aws_partition.here.partition}:s3:::"
   s3_policies = "${path.module}/../../s3-policy"
+  # Only what is set: the parameter's own settings stay as they are.
+  settings = {
+    FARM_CHECKPOINT_DIR      = "/opt/farm/checkpoints"
+    FARM_CHECKPOINT          = join(",", var.checkpoints)
+    FARM_PRELOAD             = var.preload
+    FARM_WEIGHTS_CACHE_BYTES = var.weights_cache_bytes == null ? "" : format("%d", var.weights_cache_bytes)
+  }
+  # A group that serves one checkpoint alone follows what that one needs.
+  alone = length(var.checkpoints) == 1 ? var.checkpoints : []
 }
 
 data "aws_ssm_parameter" "ami" {
@@ -41,15 +51,15 @@ resource "aws_iam_role_policy" "itself" {
   role = aws_iam_role.worker.id
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [
+    Statement = concat([
       {
-        Sid    = "ReadReleaseAndCheckpoint"
+        Sid    = "ReadReleaseAndCheckpoints"
         Effect = "Allow"
         Action = "s3:GetObject"
-        Resource = [
-          "arn:${data.aws_partition.here.partition}:s3:::${local.release.bucket}/${local.release.key}",
-          "arn:${data.aws_partition.here.partition}:s3:::${local.checkpoint.bucket}/${local.checkpoint.key}",
-        ]
+        Resource = concat(
+          ["${local.s3}${local.release.bucket}/${local.release.key}"],
+          [for folder in local.folders : "${local.s3}${folder.bucket}/${folder.key}*"],
+        )
       },
       {
         Sid      = "ReadSettings"
@@ -63,7 +73,15 @@ resource "aws_iam_role_policy" "itself" {
         Action   = "autoscaling:CompleteLifecycleAction"
         Resource = "arn:${data.aws_partition.here.partition}:autoscaling:${data.aws_region.here.name}:${data.aws_caller_identity.me.account_id}:autoScalingGroup:*:autoScalingGroupName/${var.name}"
       },
-    ]
+      ], [
+      for folder in local.folders : {
+        Sid       = "ListCheckpoints"
+        Effect    = "Allow"
+        Action    = "s3:ListBucket"
+        Resource  = "${local.s3}${folder.bucket}"
+        Condition = { StringLike = { "s3:prefix" = "${folder.key}*" } }
+      }
+    ])
   })
 }
 
@@ -108,12 +126,12 @@ resource "aws_launch_template" "worker" {
   tags                   = local.tags
 
   user_data = base64encode(templatefile("${path.module}/cloud-init.yaml.tftpl", {
-    checkpoint         = var.checkpoint
-    checkpoint_uri     = var.checkpoint_uri
+    checkpoints_uri    = var.checkpoints_uri
     group              = var.name
     hook               = local.hook
     region             = data.aws_region.here.name
     release_uri        = var.release_uri
+    settings           = join(" ", [for name, value in local.settings : "${name}=${value}" if value != ""])
     settings_parameter = var.settings_parameter
   }))
 
@@ -131,7 +149,7 @@ resource "aws_launch_template" "worker" {
   block_device_mappings {
     device_name = "/dev/sda1"
     ebs {
-      volume_size           = 100
+      volume_size           = var.disk_gb
       volume_type           = "gp3"
       encrypted             = "true"
       delete_on_termination = "true"
@@ -154,8 +172,8 @@ resource "aws_autoscaling_group" "worker" {
   default_instance_warmup   = 300
   # Replace a spot machine at risk before its interruption.
   capacity_rebalance = true
-  # The scaling policy below compares this metric with the desired number.
-  enabled_metrics = ["GroupInServiceInstances"]
+  # The scaling policies below compare these metrics with the desired number.
+  enabled_metrics = ["GroupDesiredCapacity", "GroupInServiceInstances"]
 
   mixed_instances_policy {
     instances_distribution {
@@ -195,7 +213,7 @@ resource "aws_autoscaling_group" "worker" {
   }
 
   lifecycle {
-    # The scaling policy below sets it.
+    # The scaling policies below set it.
     ignore_changes = [desired_capacity]
   }
 }
@@ -235,9 +253,12 @@ resource "aws_autoscaling_policy" "wanted" {
           metric {
             namespace   = "RenderFarm"
             metric_name = "DesiredWorkers"
-            dimensions {
-              name  = "Checkpoint"
-              value = var.checkpoint
+            dynamic "dimensions" {
+              for_each = local.alone
+              content {
+                name  = "Checkpoint"
+                value = dimensions.value
+              }
             }
           }
         }
@@ -257,6 +278,57 @@ resource "aws_autoscaling_policy" "wanted" {
           }
         }
       }
+    }
+  }
+}
+
+# Target tracking multiplies the present number of machines, and zero stays zero: the first one is started by itself.
+resource "aws_autoscaling_policy" "first" {
+  name                   = "${var.name}-first"
+  autoscaling_group_name = aws_autoscaling_group.worker.name
+  policy_type            = "StepScaling"
+  adjustment_type        = "ExactCapacity"
+
+  step_adjustment {
+    metric_interval_lower_bound = 0
+    scaling_adjustment          = 1
+  }
+}
+
+resource "aws_cloudwatch_metric_alarm" "first" {
+  alarm_name          = "${var.name}-first"
+  alarm_description   = "Work waits and the group has no machine."
+  comparison_operator = "GreaterThanOrEqualToThreshold"
+  threshold           = 1
+  evaluation_periods  = 1
+  treat_missing_data  = "notBreaching"
+  alarm_actions       = [aws_autoscaling_policy.first.arn]
+  tags                = local.tags
+
+  metric_query {
+    id          = "waits"
+    expression  = "IF(FILL(machines, 0) > 0, 0, wanted)"
+    label       = "Desired workers of a group without machines"
+    return_data = true
+  }
+  metric_query {
+    id = "wanted"
+    metric {
+      namespace   = "RenderFarm"
+      metric_name = "DesiredWorkers"
+      dimensions  = { for name in local.alone : "Checkpoint" => name }
+      period      = 60
+      stat        = "Maximum"
+    }
+  }
+  metric_query {
+    id = "machines"
+    metric {
+      namespace   = "AWS/AutoScaling"
+      metric_name = "GroupDesiredCapacity"
+      dimensions  = { AutoScalingGroupName = var.name }
+      period      = 60
+      stat        = "Maximum"
     }
   }
 }

@@ -4,18 +4,46 @@ variable "name" {
   default     = "farm-workers"
 }
 
-variable "checkpoint" {
-  description = "The checkpoint that the workers of this group serve; the group follows its farm_checkpoint_desired_workers."
-  type        = string
+variable "checkpoints" {
+  description = "Names of the checkpoints to serve; none means all of the farm's bucket and of checkpoints_uri. The group follows farm_desired_workers, but one that serves a single checkpoint its farm_checkpoint_desired_workers."
+  type        = list(string)
+  default     = []
+  validation {
+    condition     = alltrue([for name in var.checkpoints : can(regex("^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", name))])
+    error_message = "A checkpoint's name has letters, digits, '.', '_' and '-'."
+  }
 }
 
-variable "checkpoint_uri" {
-  description = "The checkpoint's .safetensors file in S3."
+variable "checkpoints_uri" {
+  description = "A folder of .safetensors files in S3 that each machine copies at its first boot; empty for machines that take what they need from the farm's bucket."
   type        = string
+  default     = ""
   validation {
-    condition     = can(regex("^s3://[^/]+/.+[.]safetensors$", var.checkpoint_uri))
-    error_message = "It must look like s3://bucket/key.safetensors."
+    condition     = var.checkpoints_uri == "" || can(regex("^s3://[^/*?]+/[^*?]+/$", var.checkpoints_uri))
+    error_message = "It must look like s3://bucket/folder/."
   }
+}
+
+variable "preload" {
+  description = "The checkpoint that workers load when they start; empty for the first."
+  type        = string
+  default     = ""
+  validation {
+    condition     = can(regex("^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$", var.preload))
+    error_message = "A checkpoint's name has letters, digits, '.', '_' and '-'."
+  }
+}
+
+variable "weights_cache_bytes" {
+  description = "Bytes of weights from the farm's bucket that a machine keeps on its disk; null for half of what is free."
+  type        = number
+  default     = null
+}
+
+variable "disk_gb" {
+  description = "Size of a machine's disk: the release with torch takes 15 GB, a checkpoint 2 to 4."
+  type        = number
+  default     = 100
 }
 
 variable "release_uri" {
@@ -73,9 +101,9 @@ variable "ami_parameter" {
 }
 
 variable "min_size" {
-  description = "Smallest number of machines."
+  description = "Smallest number of machines; 0 for a group that comes and goes with its jobs."
   type        = number
-  default     = 1
+  default     = 0
 }
 
 variable "max_size" {

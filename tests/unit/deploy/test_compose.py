@@ -13,6 +13,7 @@ from tests.support import compose
 from tests.support.compose import ROOT
 
 OURS = ("migrate", "api", "courier", "gpu-worker", "cpu-worker")
+MAY_BE_EMPTY = {"FARM_CHECKPOINT", "FARM_PRELOAD", "FARM_WEIGHTS_CACHE_BYTES"}
 KNOWN = {f"FARM_{name.upper()}" for name in Settings.model_fields}
 
 
@@ -23,7 +24,9 @@ def asked() -> dict[str, str]:
 
 @pytest.fixture
 def services() -> Mapping[str, Any]:
-    return compose.services({name: value or "filled-in" for name, value in asked().items()})
+    return compose.services(
+        {name: value or ("" if name in MAY_BE_EMPTY else "filled-in") for name, value in asked().items()}
+    )
 
 
 def test_every_process_is_there(services: Mapping[str, Any]) -> None:
@@ -31,7 +34,7 @@ def test_every_process_is_there(services: Mapping[str, Any]) -> None:
 
 
 def test_without_its_secrets_nothing_starts() -> None:
-    secrets = [name for name, value in asked().items() if not value and name != "FARM_CHECKPOINT"]
+    secrets = [name for name, value in asked().items() if not value and name not in MAY_BE_EMPTY]
     assert len(secrets) == 4
     for missing in secrets:
         env = {name: value or "filled-in" for name, value in asked().items() if name != missing}

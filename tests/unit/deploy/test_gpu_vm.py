@@ -252,7 +252,7 @@ def test_a_farm_that_shows_nothing_is_an_error_that_says_so(tmp_path: Path, clou
     assert "farm_desired_workers" in done.stderr
 
 
-def user_data() -> str:
+def user_data(**changes: str) -> str:
     """What cloud-init is given, with every variable of the template filled in."""
     template = (TERRAFORM / "cloud-init.yaml.tftpl").read_text()
     given = re.search(r"cloud-init\.yaml\.tftpl\", \{\n(.*?)\}\)", (TERRAFORM / "main.tf").read_text(), re.DOTALL)
@@ -261,8 +261,10 @@ def user_data() -> str:
     assert set(re.findall(r"\$\{(\w+)\}", template)) == names
     values = {
         "settings_parameter": "/farm/worker.env",
-        "checkpoint_uri": "s3://r/c.safetensors",
+        "checkpoints_uri": "s3://r/c/",
         "release_uri": "s3://r/farm.tar.gz",
+        "settings": "FARM_CHECKPOINT=a,b FARM_CHECKPOINT_DIR=/opt/farm/checkpoints FARM_PRELOAD=b",
+        **changes,
     }
     return re.sub(r"\$\{(\w+)\}", lambda found: values.get(found[1], f"a-{found[1]}"), template)
 
@@ -280,8 +282,9 @@ def test_cloud_init_reads_the_user_data() -> None:
         judge.validate({**config, "runcmd": {"first": "boot"}})
 
 
-def test_the_first_boot_fetches_settings_checkpoint_and_release_and_installs(tmp_path: Path) -> None:
-    config = yaml.safe_load(user_data())
+@pytest.mark.parametrize("folder", ["s3://r/c/", ""], ids=["a folder", "the bucket alone"])
+def test_the_first_boot_fetches_settings_checkpoints_and_release_and_installs(tmp_path: Path, folder: str) -> None:
+    config = yaml.safe_load(user_data(checkpoints_uri=folder))
     assert config["runcmd"] == [["/usr/local/sbin/farm-first-boot"]]
     (script,) = [file["content"] for file in config["write_files"] if file["path"] == config["runcmd"][0][0]]
     boot = tmp_path / "farm-first-boot"
@@ -299,7 +302,7 @@ echo "aws $*" >>"{tmp_path}/done"
 case "$*" in
     ssm*) echo FARM_REDIS_URL=redis://somewhere ;;
     *" -") cat "{archive}" ;;
-    *) touch "${{@: -1}}" ;;
+    *sync*) touch "${{@: -1}}/a.safetensors" "${{@: -1}}/b.safetensors" ;;
 esac
 """
     )
@@ -310,10 +313,11 @@ esac
     )
     assert [line for line in seen.splitlines() if line] == [
         "FARM_REDIS_URL=redis://somewhere",
-        "FARM_CHECKPOINT=a-checkpoint",
+        "FARM_CHECKPOINT=a,b",
         "FARM_CHECKPOINT_DIR=/opt/farm/checkpoints",
+        "FARM_PRELOAD=b",
         "640",
-        "a-checkpoint.safetensors",
+        *(["a.safetensors", "b.safetensors"] if folder else []),
     ]
     did = (tmp_path / "done").read_text()
     assert "systemctl restart farm-worker@1.service" in did
@@ -326,8 +330,11 @@ def test_terraform_reads_as_it_should() -> None:
     declared = {name.strip('"') for block in parsed["variables.tf"]["variable"] for name in block}
     used = set(re.findall(r"\bvar\.(\w+)", "".join(file.read_text() for file in TERRAFORM.glob("*.tf"))))
     assert used == declared
+    # Whoever serves every checkpoint follows the whole farm's number, which has no dimension.
+    assert "for_each = local.alone" in (TERRAFORM / "main.tf").read_text()
     kinds = {kind.strip('"') for block in parsed["main.tf"]["resource"] for kind in block}
     assert {"aws_autoscaling_group", "aws_autoscaling_lifecycle_hook", "aws_autoscaling_policy"} <= kinds
+    assert "aws_cloudwatch_metric_alarm" in kinds  # from zero
 
 
 @pytest.mark.skipif(

@@ -15,14 +15,15 @@ mock_provider "aws" {
   mock_resource "aws_iam_instance_profile" {
     defaults = { arn = "arn:aws:iam::123456789012:instance-profile/farm-workers" }
   }
+  mock_resource "aws_autoscaling_policy" {
+    defaults = { arn = "arn:aws:autoscaling:eu-central-1:123456789012:scalingPolicy:1:autoScalingGroupName/farm-workers:policyName/first" }
+  }
   mock_resource "aws_launch_template" {
     defaults = { id = "lt-0123456789abcdef0", latest_version = 1 }
   }
 }
 
 variables {
-  checkpoint          = "v1-5-pruned-emaonly"
-  checkpoint_uri      = "s3://farm-releases/checkpoints/v1-5-pruned-emaonly.safetensors"
   release_uri         = "s3://farm-releases/releases/farm.tar.gz"
   bucket              = "farm-pictures"
   vpc_id              = "vpc-1"
@@ -76,6 +77,21 @@ run "makes_the_group" {
     error_message = "The group follows the number that farm-publish puts into CloudWatch."
   }
   assert {
+    condition = try(length(one([
+      for metric in aws_autoscaling_policy.wanted.target_tracking_configuration[0].customized_metric_specification[0].metrics :
+      metric.metric_stat[0].metric[0] if metric.id == "wanted"
+    ]).dimensions), 0) == 0
+    error_message = "A group that serves every checkpoint follows what the whole farm needs."
+  }
+  assert {
+    condition     = aws_autoscaling_group.worker.min_size == 0 && length(aws_autoscaling_policy.first.step_adjustment) == 1
+    error_message = "A group scales to zero, and from there."
+  }
+  assert {
+    condition     = !strcontains(base64decode(aws_launch_template.worker.user_data), "FARM_CHECKPOINT=")
+    error_message = "Machines serve whatever is in the bucket unless they are told otherwise."
+  }
+  assert {
     condition     = aws_autoscaling_lifecycle_hook.drain.heartbeat_timeout > 60 && aws_autoscaling_lifecycle_hook.drain.default_result == "CONTINUE"
     error_message = "Scale-in must wait longer than a worker may take to drain, and never for ever."
   }
@@ -99,4 +115,34 @@ run "refuses_a_release_that_is_no_archive" {
     release_uri = "https://example.com/farm.zip"
   }
   expect_failures = [var.release_uri]
+}
+
+run "restricts_a_group_to_some_checkpoints" {
+  command = plan
+  variables {
+    checkpoints         = ["a", "b"]
+    checkpoints_uri     = "s3://farm-releases/checkpoints/"
+    preload             = "b"
+    weights_cache_bytes = 100000000000
+  }
+  assert {
+    condition     = strcontains(base64decode(aws_launch_template.worker.user_data), "FARM_CHECKPOINT=a,b ")
+    error_message = "Workers are told what to serve."
+  }
+  assert {
+    condition     = strcontains(base64decode(aws_launch_template.worker.user_data), "FARM_PRELOAD=b FARM_WEIGHTS_CACHE_BYTES=100000000000")
+    error_message = "Workers are told what to load first and how much to keep."
+  }
+  assert {
+    condition     = strcontains(aws_iam_role_policy.itself.policy, "arn:aws:s3:::farm-releases/checkpoints/*")
+    error_message = "A machine may read the checkpoints that it copies."
+  }
+}
+
+run "refuses_a_name_that_is_none" {
+  command = plan
+  variables {
+    checkpoints = ["a b"]
+  }
+  expect_failures = [var.checkpoints]
 }
