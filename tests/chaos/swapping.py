@@ -118,7 +118,7 @@ class SwappingRunner:
     def draft(self, spec: ImageSpec) -> OpenedDraft:
         self._sketching.draft(spec)
         opened = self._residency.open(spec.checkpoint)
-        return OpenedDraft(spec, opened.weights.sha256, opened.weights.sha256, opened=opened)
+        return OpenedDraft(spec, {spec.checkpoint: opened.weights.sha256}, opened.weights.sha256, opened=opened)
 
     def prepare(self, draft: OpenedDraft, snapshot: Snapshot | None = None) -> Preparation[MarkedSketch]:
         return Preparation(prepared(draft, snapshot), draft.opened.weights)

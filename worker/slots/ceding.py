@@ -11,7 +11,7 @@ from shared.errors import BadWeights, DatabaseUnavailable, WeightsMissing
 from shared.infra.db import Database
 from worker.bundle import DeviceCheckpoints
 from worker.fleet.claimable import doomed, loadable
-from worker.fleet.members import Member, members
+from worker.fleet.members import Member, Roster
 from worker.slots.open_checkpoints import OpenCheckpoints
 
 log = structlog.get_logger(__name__)
@@ -33,7 +33,7 @@ class Ceding:
         self._worker_id = worker_id
         self._residency = residency
         self._opened = opened
-        self._silent_after_s = silent_after_s
+        self._roster = Roster(silent_after_s=silent_after_s)
 
     def cedes(self, checkpoint: str, result: object) -> bool:
         """Whether a job that gave this is left to others; then no more jobs of its checkpoint are claimed for now."""
@@ -54,5 +54,4 @@ class Ceding:
 
     def _others(self) -> Sequence[Member]:
         with self._db.transaction() as session:
-            alive = members(session, silent_after_s=self._silent_after_s)
-        return [one for one in alive if one.id != self._worker_id]
+            return [one for one in self._roster.members(session) if one.id != self._worker_id]
