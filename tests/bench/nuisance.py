@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -43,6 +44,14 @@ class Nuisance:
             return await self.http.request(method, path, **content)  # type: ignore[arg-type]
         except httpx.TransportError:
             return None
+
+    async def insist(self, method: str, path: str, **content: object) -> Any:
+        """Send a request until it is served, and return its JSON."""
+        while True:
+            answer = await self.send(method, path, **content)
+            if answer is not None and answer.is_success:
+                return answer.json()
+            await asyncio.sleep(PAUSE_S)
 
     async def forever(self, method: str, path: str, **content: object) -> None:
         """Send one request after another; after a refusal wait a moment, as even a bad client does."""
@@ -110,11 +119,11 @@ async def token_counts(me: Nuisance) -> None:
 async def readers(me: Nuisance) -> None:
     """Fetch thumbnails, sheets and zips of a batch of one's own, all at once."""
     job = {"prompt": "x", "checkpoint": DEMO, "width": 256, "height": 256, "steps": 1, "num_images": 4}
-    batch = (await me.http.post("/v1/batches", json={"jobs": [job] * 16})).raise_for_status().json()
+    batch = await me.insist("POST", "/v1/batches", json={"jobs": [job] * 16})
     while batch["state"] == "unfinished":
         await asyncio.sleep(PAUSE_S)
-        batch = (await me.http.get(f"/v1/batches/{batch['id']}")).json()
-    first = (await me.http.get(f"/v1/batches/{batch['id']}/jobs")).json()["jobs"][0]["id"]
+        batch = await me.insist("GET", f"/v1/batches/{batch['id']}")
+    first = (await me.insist("GET", f"/v1/batches/{batch['id']}/jobs"))["jobs"][0]["id"]
     paths = (
         f"/v1/jobs/{first}/images/0/thumbnail",
         f"/v1/batches/{batch['id']}/sheet",
