@@ -33,6 +33,7 @@ END $$;
 CREATE TRIGGER chaos_record AFTER INSERT OR UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION chaos_record();
 """
 
+PATIENCE_S = 20  # with a database that is there, on a machine that has other work
 MOVES = "SELECT coalesce((SELECT max(seq) FROM chaos_versions), 0) + coalesce((SELECT sum(attempt) FROM deliveries), 0)"
 
 
@@ -128,7 +129,7 @@ class Recorder:
             return frozenset(row[0] for row in connection.execute(query, [f"%{word}%"]))
 
     def _connect(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self._url, connect_timeout=5, autocommit=True)
+        return psycopg.connect(self._url, connect_timeout=PATIENCE_S, autocommit=True)
 
 
 def painted(bucket: Path, shown: Sequence[Shown]) -> list[Painted]:
