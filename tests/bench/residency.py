@@ -241,6 +241,7 @@ def swapped(folder: Path, *about: str) -> dict[str, Any]:
     argv = (sys.executable, "-m", "tests.bench.swapping", str(folder), *about)
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(found))  # noqa: T201 - what comes next may take minutes
     return found
 
 

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.support.studio import DEMO
 from worker.diffusion.checkpoint_loader import SD15_DIR
+from worker.residency import heap
 
 NOISE = 2**20 - 3  # numbers; a billion take long to draw. A prime, so that no row of a tensor is another's
 
@@ -20,6 +21,7 @@ NOISE = 2**20 - 3  # numbers; a billion take long to draw. A prime, so that no r
 def write(path: Path, seed: int = 0) -> Path:
     """Write such a file; those of two seeds share no part."""
     save_file(random_weights(seed), path)
+    heap.give_back()
     return path
 
 
