@@ -7,8 +7,9 @@ largest of age + backlog - price. While the farm is calm, with no more waiting t
 not count: who asks for more than others then keeps nobody waiting for long, and put behind them would itself wait several
 times as long as they do.
 
-It may turn to what it is home to; idle, also to what waits for too long elsewhere, as when a home died. Nobody
-turns to what others have resident unless it is more than they can serve.
+It may turn to what it is home to; also to what waits for too long elsewhere, if it has nothing to do, as when a home died, or if
+that stands far before all of its own in the fair queue: else a worker that is home to nobody else's would go on with the backlog
+of one who names many checkpoints. Nobody turns to what others have resident unless it is more than they can serve.
 """
 
 import math
@@ -26,6 +27,8 @@ _STRANGERS_PRICES = 4.0
 _ALTERNATING_S, _ALTERNATING = 0.010, 3
 # What a worker does in about so many seconds is a batch.
 _BATCH_S = 1.0
+# So many steps in the fair queue are far.
+_FAR = 2
 # The farm is calm while it does all that waits in so many seconds.
 _CALM_S = 5.0
 
@@ -59,8 +62,9 @@ def choose(
             return view.alternating(sorted([*at_hand, *near], key=view.rank, reverse=True), open_now)
     elif held and len(open_now) > 1:
         stay = (held.checkpoint,)
-    strange = [one for one in rivals if view.is_too_late(one)] if idle and not (held or ours) else ()
-    best = max(ours or strange, key=view.rank, default=None)
+    own = [*ours, *([held] if held else [])]
+    strange = [one for one in rivals if view.is_too_late(one) and (view.is_before(one, own) if own else idle)]
+    best = max(strange or ours, key=view.rank, default=None)
     if best is None or (held and not view.turns(held, best, stayed_s)):
         return stay
     # Until what runs has ended nothing can be swapped: who comes meanwhile may join it.
@@ -108,6 +112,10 @@ class _View:
         """Say whether it waits for so long that an idle worker takes it without being its home."""
         return one.oldest_s > max(STAYS_S, _STRANGERS_PRICES * self.price_s(one.checkpoint))
 
+    def is_before(self, one: Waiting, own: Sequence[Waiting]) -> bool:
+        """Say whether it stands far before all that is this worker's to render in the fair queue."""
+        return all(one.priority == other.priority and self.distance(one) + _FAR < self.distance(other) for other in own)
+
     def batches(self, one: Waiting) -> float:
         """Return how far behind the first of its priority it stands in the fair queue, in batches."""
         return (one.lag - self.first[one.priority]) / (self.speed * _BATCH_S)
@@ -121,7 +129,9 @@ class _View:
         # As long as it lets others wait, so that swaps take a bounded part of its time and it fills its batch.
         if stayed_s < patience:
             return False
-        return best.oldest_s > patience or self.distance(held) > self.distance(best)
+        sooner = self.distance(held) - self.distance(best)
+        # Whose turn it is stays, however long those wait who have had more.
+        return sooner > 0 or (sooner == 0 and best.oldest_s > patience)
 
     def is_pressing(self, one: Waiting) -> bool:
         """Say whether it is to be next as soon as may be: it has used up half its patience, or needs none."""

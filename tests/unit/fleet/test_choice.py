@@ -106,6 +106,18 @@ def test_what_is_ahead_in_the_fair_queue_goes_before_a_flooders_backlog() -> Non
     assert chosen(waits("a", lag=5.0, **flood), new) == ("a",)
 
 
+def test_it_leaves_nobody_whose_turn_it_is_for_those_who_have_had_more() -> None:
+    assert chosen(waits("a", cost=100.0), waits("b", lag=500.0, oldest_s=600.0)) == ("a",)
+
+
+def test_what_is_far_ahead_in_the_fair_queue_is_taken_by_a_stranger_too() -> None:
+    late = {"oldest_s": 60.0, "cost": 100.0}
+    assert chosen(waits("b", lag=500.0, **late), waits("e", **late)) == ("e",)
+    assert chosen(waits("a", lag=500.0, **late), waits("e", **late)) == ("e",)
+    assert chosen(waits("b", lag=5.0, **late), waits("e", **late)) == ("b",)
+    assert chosen(waits("b", lag=500.0, **late), waits("e", oldest_s=0.5)) == ("b",)
+
+
 def test_while_the_farm_is_calm_age_decides_and_not_the_fair_queue() -> None:
     ahead = waits("b", lag=500.0, oldest_s=4.0, cost=20.0)
     new = waits("c", cost=1.0, jobs=1)
