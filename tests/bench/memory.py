@@ -1,6 +1,7 @@
 """Memory of a process over time."""
 
 import threading
+from contextlib import suppress
 
 import psutil
 
@@ -9,7 +10,7 @@ EVERY_S = 0.05
 
 
 class Memory:
-    """Watches how much memory a process holds."""
+    """Watches how much memory a process holds, while it lives."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
@@ -29,5 +30,6 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._done.wait(EVERY_S):
-            self.peak_mib = max(self.peak_mib, self.now_mib())
+        while self._process.is_running() and not self._done.wait(EVERY_S):
+            with suppress(psutil.NoSuchProcess):
+                self.peak_mib = max(self.peak_mib, self.now_mib())

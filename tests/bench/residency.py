@@ -146,7 +146,11 @@ def compared(stage: Stage, asked: argparse.Namespace, ram_bytes: int) -> dict[st
             orders = many[begin : begin + asked.jobs]
             slices["one"].append(rendered(stage, [Order(0, order.seed) for order in orders], asked))
             slices["many"].append(rendered(stage, orders, asked))
-        swapped = stage.swaps - swaps
+        more_swaps = stage.swaps - swaps
+    if not all(psutil.pid_exists(pid) for pid in stage.workers):
+        raise SystemExit(
+            "A gpu worker died meanwhile: these figures would be another's. A machine that starves it is one reason."
+        )
     shown = [(order, picture) for one in slices["many"] for order, picture in pictures(stage, one)]
     return {
         "checkpoints": asked.checkpoints,
@@ -156,7 +160,7 @@ def compared(stage: Stage, asked: argparse.Namespace, ram_bytes: int) -> dict[st
         "many_over_one_by_slice": [
             round(many.rate / one.rate, 2) for one, many in zip(slices["one"], slices["many"], strict=True)
         ],
-        "swaps_per_job": round(swapped / len(many), 2),
+        "swaps_per_job": round(more_swaps / len(many), 2),
         "pictures_of_another_checkpoint": strangers(shown, demos),
         "bound_mib": round(ram_bytes / MIB),
         "peak_mib": {
