@@ -13,8 +13,8 @@ from shared.infra.db import Database
 from shared.infra.tables import PriorityClockRow
 from shared.jobs import claims, lifecycle
 from tests.support.factories import DEMO, hires, params
-from tests.support.fleet import enlist
-from tests.support.jobs import claim, claimed, claimed_in, submit
+from tests.support.fleet import enlist, hold
+from tests.support.jobs import claim, claimed, claimed_in, submit, submit_many
 from tests.support.plans import LIBRARIES, explained
 from worker.fleet.waiting import waiting
 
@@ -123,6 +123,23 @@ def test_a_job_waits_for_a_second_checkpoint_that_nobody_has_and_is_taken_once_i
     library(db, "bad", second="second.safetensors: truncated.")
     assert claim(db, "lacks") is None
     assert claimed(db, "bad").job_id == job_id
+
+
+@pytest.mark.parametrize("oldest_level", [False, True])
+def test_a_claim_waits_for_none_that_has_not_ended(db: Database, *, oldest_level: bool) -> None:
+    """One that has moved the clocks holds them until its transaction ends; others claim meanwhile and leave them alone."""
+    hold(db, "w", DEMO, "elsewhere")
+    submit_many(db, 4, owner="flood")
+    assert claim(db)
+    submit_many(db, 1, owner="patient", checkpoint="elsewhere")
+    taken = []
+    with db.transaction() as slow:
+        taken.append(lifecycle.claim_next(slow, DEMO, "w", lease_s=20, oldest_level=oldest_level))
+        for name in (DEMO, "elsewhere"):
+            with db.transaction() as session:
+                session.execute(text("SET LOCAL lock_timeout = '5s'"))
+                taken.append(lifecycle.claim_next(session, name, "w", lease_s=20, oldest_level=oldest_level))
+    assert len({one.job_id for one in taken if one}) == 3
 
 
 @pytest.mark.parametrize("plan_of", ["these values", "any values"])
