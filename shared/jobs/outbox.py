@@ -13,7 +13,22 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, any_, case, delete, exists, func, literal, or_, select, text, tuple_, union_all, update
+from sqlalchemy import (
+    and_,
+    any_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 from uuid_utils.compat import uuid7
@@ -63,10 +78,7 @@ def record(session: Session, *job_ids: UUID) -> None:
     A requeued job has no event. Recording the same change twice is harmless. The last job of a batch to end also ends the batch.
     """
     if job_ids:
-        changed = select(JobRow.owner, JobRow.id, JobRow.version, case(_TYPES, value=JobRow.state)).where(
-            JobRow.id.in_(job_ids), JobRow.state.in_(_TYPES)
-        )
-        _write(session, changed)
+        _write(session, _RECORDING, {"job_ids": job_ids})
 
 
 def record_progress(session: Session, *, every_s: float, limit: int = 1000) -> int:
@@ -87,7 +99,7 @@ def record_progress(session: Session, *, every_s: float, limit: int = 1000) -> i
         # A job whose state is just changing has better news than its progress.
         .with_for_update(skip_locked=True)
     )
-    return _write(session, moved)
+    return _write(session, _written(moved))
 
 
 def feed(session: Session, *, after: Position | None, limit: int, owner: str | None) -> Sequence[EventRow]:
@@ -134,22 +146,9 @@ def body_of(kind: str, job: Job, at: str) -> str:
     return _dumped(kind, at, {**data, "params": _shortened(data["params"])}, truncated=True)
 
 
-def _write(session: Session, changed: Any) -> int:
-    """Insert events from a SELECT of (owner, job, version, type), with their deliveries. Returns how many."""
-    columns = [EventRow.owner, EventRow.job_id, EventRow.version, EventRow.type]
-    written = (
-        insert(EventRow)
-        .from_select(columns, changed)
-        .on_conflict_do_nothing(index_elements=[EventRow.job_id, EventRow.version])
-        .returning(EventRow.id, EventRow.owner, EventRow.job_id, EventRow.type, EventRow.at)
-        .cte("written")
-    )
-    listener = _listeners()
-    told = session.execute(
-        select(written, JobRow.batch_id, listener.c.id.label("endpoint_id"))
-        .join(JobRow, JobRow.id == written.c.job_id)
-        .outerjoin(listener, written.c.type == any_(listener.c.events))
-    ).all()
+def _write(session: Session, writing: Any, parameters: Mapping[str, Any] | None = None) -> int:
+    """Insert events by a statement of `_written`, with their deliveries. Returns how many."""
+    told = session.execute(writing, parameters).all()
     heard = [row for row in told if row.endpoint_id is not None]
     for event in {row.id: row for row in heard}.values():
         job = session.get_one(JobRow, event.job_id, populate_existing=True)
@@ -185,6 +184,24 @@ def _end(session: Session, batch: BatchRow) -> None:
         about = {"owner": batch.owner, "job_id": batch.id, "event_id": event.id}
         if deliveries := [{"id": uuid7(), **about, "endpoint_id": one} for one in _held(session, hearing)]:
             session.execute(insert(DeliveryRow), deliveries)
+
+
+def _written(changed: Any) -> Any:
+    """Return the statement that inserts events from a SELECT of (owner, job, version, type) and returns who hears of them."""
+    columns = [EventRow.owner, EventRow.job_id, EventRow.version, EventRow.type]
+    written = (
+        insert(EventRow)
+        .from_select(columns, changed)
+        .on_conflict_do_nothing(index_elements=[EventRow.job_id, EventRow.version])
+        .returning(EventRow.id, EventRow.owner, EventRow.job_id, EventRow.type, EventRow.at)
+        .cte("written")
+    )
+    listener = _listeners()
+    return (
+        select(written, JobRow.batch_id, listener.c.id.label("endpoint_id"))
+        .join(JobRow, JobRow.id == written.c.job_id)
+        .outerjoin(listener, written.c.type == any_(listener.c.events))
+    )
 
 
 def _held(session: Session, endpoint_ids: Collection[UUID]) -> Set[UUID]:
@@ -235,3 +252,11 @@ def _shortened(value: Any) -> Any:
         case list():
             return [_shortened(one) for one in value]
     return value
+
+
+# Every claim and every end of a job runs it, and to put it together takes longer than Postgres takes for it.
+_RECORDING = _written(
+    select(JobRow.owner, JobRow.id, JobRow.version, case(_TYPES, value=JobRow.state)).where(
+        JobRow.id.in_(bindparam("job_ids", expanding=True)), JobRow.state.in_(_TYPES)
+    )
+)
