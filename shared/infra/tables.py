@@ -48,6 +48,8 @@ class JobRow(Base):
         Index("jobs_queued_by_age", "checkpoint", "created_at", "id", postgresql_where=text("state = 'queued'")),
         # One owner's: to count them, and to find the next one parked.
         _partial("jobs_queued_by_owner", "owner", "checkpoint", "parked", *_BEST, where="state = 'queued'"),
+        # Whose jobs are parked, and where.
+        _partial("jobs_parked", "owner", "checkpoint", where="state = 'queued' AND parked"),
         Index("jobs_running_by_owner", "owner", postgresql_where=text("state = 'running'")),
         Index("jobs_running", "lease_until", postgresql_where=text("state = 'running'")),
         Index("jobs_expiring", "expires_at", postgresql_where=text("state = 'queued' AND expires_at IS NOT NULL")),

@@ -36,7 +36,7 @@ def give_back(session: Session, job_ids: Sequence[UUID]) -> None:
 
 def unpark(session: Session) -> int:
     """Unpark jobs where canceled ones left room or a limit was raised. Returns how many."""
-    moved = session.execute(_UNPARK)
+    moved = session.execute(UNPARK)
     assert isinstance(moved, CursorResult)  # noqa: S101 - narrows the type; an UPDATE always returns a cursor
     return moved.rowcount
 
@@ -81,21 +81,31 @@ FROM held JOIN gone USING (checkpoint, priority, owner) LEFT JOIN owner_shares U
 WHERE (shares.checkpoint, shares.priority, shares.owner) = (held.checkpoint, held.priority, held.owner)
 """).bindparams(bindparam("ids"))
 
-_UNPARK = text("""
-UPDATE jobs SET parked = false WHERE id IN (
-  SELECT next.id
-  FROM (SELECT id AS owner, coalesce(max_running, 1000) AS room FROM keys) AS key
-  CROSS JOIN checkpoints AS checkpoint
-  CROSS JOIN LATERAL (
+# From one lane with parked jobs to the next is a step of an index. What a claim is just taking waits for the next time.
+UNPARK = text("""
+WITH RECURSIVE parted AS (
+  (SELECT owner, checkpoint FROM jobs WHERE state = 'queued' AND parked ORDER BY owner, checkpoint LIMIT 1)
+  UNION ALL
+  SELECT next.* FROM parted CROSS JOIN LATERAL (
+    SELECT owner, checkpoint FROM jobs
+    WHERE state = 'queued' AND parked AND (owner, checkpoint) > (parted.owner, parted.checkpoint)
+    ORDER BY owner, checkpoint LIMIT 1
+  ) AS next
+), lane AS (
+  SELECT owner, checkpoint, coalesce((SELECT max_running FROM keys WHERE keys.id = parted.owner), 1000) AS room FROM parted
+)
+UPDATE jobs SET parked = false WHERE id = ANY(ARRAY(
+  SELECT next.id FROM lane CROSS JOIN LATERAL (
     SELECT id FROM jobs AS parked
-    WHERE parked.owner = key.owner AND parked.checkpoint = checkpoint.name AND state = 'queued' AND parked
+    WHERE parked.owner = lane.owner AND parked.checkpoint = lane.checkpoint AND state = 'queued' AND parked
     ORDER BY priority DESC, virtual_start, id
     LIMIT greatest(0, room - (
       SELECT count(*) FROM (
-        SELECT FROM jobs AS claimable WHERE claimable.owner = key.owner AND claimable.checkpoint = checkpoint.name
-        AND state = 'queued' AND NOT parked LIMIT room
+        SELECT FROM jobs AS claimable
+        WHERE claimable.owner = lane.owner AND claimable.checkpoint = lane.checkpoint AND state = 'queued' AND NOT parked
+        ORDER BY priority DESC, virtual_start, id LIMIT room
       ) AS counted
-    ))
+    )) FOR UPDATE SKIP LOCKED
   ) AS next
-) AND state = 'queued'
+))
 """)

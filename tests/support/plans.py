@@ -31,11 +31,12 @@ def explained(db: Database, statement: TextClause, values: Mapping[str, Any], *,
     """Plan a statement for these values, or, as Postgres may once a connection has repeated it, for any values."""
     compiled = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))
     arguments = sql.SQL(", ").join(values[name] for name in compiled.positiontup or ())
+    given = sql.SQL("({})").format(arguments) if values else sql.SQL("")
     with db.engine.connect() as connection:
         cursor = connection.connection.cursor()
         cursor.execute(f"SET LOCAL plan_cache_mode = force_{'generic' if is_generic else 'custom'}_plan")
         cursor.execute(f"PREPARE explained AS {compiled}")
-        cursor.execute(sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE explained ({})").format(arguments))
+        cursor.execute(sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE explained {}").format(given))
         ((plans,),) = cursor.fetchall()
         cursor.execute("DEALLOCATE explained")
     nodes = list(_nodes(plans[0]["Plan"]))

@@ -18,8 +18,17 @@ from shared.vocabulary.forecast import Reason
 from tests.support.factories import DEMO, params
 from tests.support.fleet import hold
 from tests.support.jobs import claim, submit, submit_many
+from tests.support.plans import explained
 from worker.fleet.waiting import waiting
 
+# Of 2,000 keys, each at one of a hundred checkpoints, with some parked.
+QUEUES = """
+INSERT INTO keys (id, name, prefix, hash, scopes, max_running)
+SELECT 'o' || n, 'k', n, '', '{}', 10 FROM generate_series(0, 1999) AS n;
+INSERT INTO jobs (id, state, owner, checkpoint, params, max_attempts, steps_total, virtual_start, parked)
+SELECT gen_random_uuid(), 'queued', 'o' || n % 2000, 'c' || n % 100, '{}', 1, 1, n, n % 4001 = 0
+FROM generate_series(1, 20000) AS n;
+"""
 EMPTY = "TRUNCATE jobs, images, keys, shares, clocks, owner_shares, priority_clocks"
 
 
@@ -280,6 +289,17 @@ def test_lifting_a_limit_frees_what_it_parked(db: Database, announced: str) -> N
     with db.transaction() as session:
         assert fair_queue.unpark(session) == 4
     assert len(served(db, 9, finish=False)) == 5
+
+
+def test_unparking_looks_at_parked_jobs_alone(db: Database) -> None:
+    with db.transaction() as session:
+        session.execute(text(QUEUES))
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE jobs, keys"))
+    plan = explained(db, fair_queue.UNPARK, {})
+    assert plan.indexes == {"jobs_parked", "jobs_queued_by_owner", "jobs_pkey", "keys_pkey"}
+    assert plan.read_whole == set()
+    assert not plan.sorts
 
 
 def test_a_paused_keys_jobs_wait(db: Database) -> None:
