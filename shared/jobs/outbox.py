@@ -150,10 +150,7 @@ def _write(session: Session, writing: Any, parameters: Mapping[str, Any] | None 
     """Insert events by a statement of `_written`, with their deliveries. Returns how many."""
     told = session.execute(writing, parameters).all()
     heard = [row for row in told if row.endpoint_id is not None]
-    for event in {row.id: row for row in heard}.values():
-        job = session.get_one(JobRow, event.job_id, populate_existing=True)
-        body = body_of(event.type, Job.of(job, prefix=session.info.get("root_path", "")), _stamp(event.at))
-        session.execute(update(EventRow).where(EventRow.id == event.id).values(body=body))
+    _describe(session, {row.id: row for row in heard}.values())
     there = _held(session, {row.endpoint_id for row in heard})
     if deliveries := [_delivery(row) for row in heard if row.endpoint_id in there]:
         session.execute(insert(DeliveryRow), deliveries)
@@ -162,6 +159,20 @@ def _write(session: Session, writing: Any, parameters: Mapping[str, Any] | None 
     for batch in batches.count_down(session, ended):
         _end(session, batch)
     return len(events)
+
+
+def _describe(session: Session, events: Collection[Any]) -> None:
+    """Write the bodies of events that somebody hears of: each job as it is now."""
+    if not events:
+        return
+    changed = select(JobRow).where(JobRow.id.in_([event.job_id for event in events]))
+    jobs = {row.id: row for row in session.scalars(changed.execution_options(populate_existing=True))}
+    prefix = session.info.get("root_path", "")
+    bodies = [
+        {"id": event.id, "body": body_of(event.type, Job.of(jobs[event.job_id], prefix=prefix), _stamp(event.at))}
+        for event in events
+    ]
+    session.execute(update(EventRow), bodies)
 
 
 def _end(session: Session, batch: BatchRow) -> None:
