@@ -15,6 +15,7 @@ from redis import Redis
 from api.annex.process import Annex
 from api.auth.key_cache import KeyCache
 from api.doorbells import Doorbells
+from api.limits.crowds import Crowds
 from api.limits.loop_turns import LoopTurns
 from api.limits.memory import Memory
 from api.limits.quota import Quota
@@ -83,7 +84,10 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
         celery = broker.celery_app(settings, hasty=True)
         closing.callback(celery.close)
         throttle = RateLimit(broker.connect_async(settings, hasty=True))
-        rooms = Workrooms.opened(spend=throttle.spend, spend_on_counts=partial(throttle.spend, tariff=TOKEN_COUNTS))
+        crowds = Crowds()
+        rooms = Workrooms.opened(
+            spend=throttle.spend, spend_on_counts=partial(throttle.spend, tariff=TOKEN_COUNTS), rest=crowds.rest_s
+        )
         closing.callback(rooms.close)
         dependencies = Dependencies(settings)
         closing.callback(dependencies.close)
@@ -108,7 +112,7 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
             StreamLimit(),
             dependencies,
             Memory(ANSWERS_BYTES),
-            LoopTurns(rooms.at_work),
+            LoopTurns(crowds),
             doorbells,
         )
 

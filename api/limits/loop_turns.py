@@ -1,24 +1,21 @@
 """Turns of the event loop, shared out between owners: in each one, every owner's requests take a few steps and no more.
 
 The loop itself runs whatever is ready, so that a request has to wait between any two of its steps for one step of every other
-request. Here it waits for one step of every other owner, however many requests each of them has under way. While a thread works
-for an owner without a crowd, crowds leave it the interpreter for as long as they had it themselves.
+request. Here it waits for one step of every other owner, however many requests each of them has under way; and turns of crowds
+are followed by a rest (`api.limits.crowds`).
 """
 
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from types import coroutine
 from typing import Any, TypeVar
 
-from api.limits.owners import ANONYMOUS, NOBODY
+from api.limits.crowds import Crowds
 
 # Steps of one owner in one turn of the loop, while it is alone and beside others.
 PER_TURN, BESIDE_OTHERS = 16, 1
-
-# In whose name threads work for everybody.
-SHARED = {NOBODY, ANONYMOUS}
 
 Result = TypeVar("Result")
 # What a coroutine yields to the loop, and what the loop sends back.
@@ -26,29 +23,26 @@ Steps = Generator[Any, Any, Result]
 
 
 class LoopTurns:
-    """Turns of one event loop. `at_work` tells the owners for whom threads work at this moment."""
+    """Turns of one event loop."""
 
-    def __init__(self, at_work: Callable[[], set[str]] = set) -> None:
-        self._at_work = at_work
-        self._spent_s = 0.0
-        self._present: Counter[str] = Counter()
+    def __init__(self, crowds: Crowds | None = None) -> None:
+        self._crowds = crowds or Crowds()
+        self._rest_s = 0.0
         self._stepped: Counter[str] = Counter()
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
 
     async def shared(self, owner: str, request: Coroutine[Any, Any, Result]) -> Result:
         """Run a request of an owner, which waits for its owner's turn before each of its steps."""
-        self._present[owner] += 1
+        self._crowds.enter(owner)
         try:
             return await self._in_turns(owner, request)
         finally:
-            self._present[owner] -= 1
-            if not self._present[owner]:
-                del self._present[owner]
+            self._crowds.leave(owner)
 
     @coroutine
     def turn_of(self, owner: str) -> Steps[None]:
-        """Wait for the owner's turn; in no crowd it is there."""
-        if self._present[owner] == 1:
+        """Wait for the owner's turn; for one of few requests it is there."""
+        if self._crowds.has_few(owner):
             return
         loop = asyncio.get_running_loop()
         if not self._stepped:
@@ -76,7 +70,7 @@ class LoopTurns:
                 result: Result = end.value
                 return result
             finally:
-                self._spent_s += time.perf_counter() - began_s
+                self._rest_s += self._crowds.rest_s(owner, time.perf_counter() - began_s)
             try:
                 yield awaited
                 yield from self.turn_of(owner)
@@ -87,9 +81,10 @@ class LoopTurns:
 
     @property
     def _per_turn(self) -> int:
-        return PER_TURN if len(self._present) <= 1 else BESIDE_OTHERS
+        return BESIDE_OTHERS if self._crowds.is_shared else PER_TURN
 
     def _next_turn(self) -> None:
+        self._crowds.look()
         self._stepped.clear()
         for owner, queue in list(self._queues.items()):
             while queue and self._stepped[owner] < self._per_turn:
@@ -100,6 +95,5 @@ class LoopTurns:
             if not queue:
                 del self._queues[owner]
         if self._stepped:
-            pause_s = self._spent_s if any(self._present[one] <= 1 for one in self._at_work() - SHARED) else 0
-            asyncio.get_running_loop().call_later(pause_s, self._next_turn)
-        self._spent_s = 0
+            asyncio.get_running_loop().call_later(self._rest_s, self._next_turn)
+        self._rest_s = 0.0

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
+from threading import Event, Lock
 from typing import ParamSpec, TypeVar
 
 from api.limits.owners import NOBODY
@@ -22,6 +22,8 @@ from shared.errors import TooBusy
 
 # Together with what a dependency may take to fail, an answer comes within 15 s.
 PATIENCE_S = 3.0
+# So often a resting place looks whether its owner has to go on resting.
+REST_LOOK_S = 0.25
 
 # For whom the current thread works.
 _owner: ContextVar[str] = ContextVar("owner", default=NOBODY)
@@ -32,6 +34,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Told what a piece of work took of the processors: its owner, and seconds.
 Spend = Callable[[str, float], None]
+# Tells how long to rest after work for an owner that took so many seconds.
+Rest = Callable[[str, float], float]
 
 
 def note_spent(seconds: float) -> None:
@@ -45,15 +49,23 @@ class Workroom:
     """Places for one kind of work, shared out between owners. Thread-safe."""
 
     def __init__(
-        self, work: str, places: int, *, patience_s: float = PATIENCE_S, spend: Spend = lambda _owner, _s: None
+        self,
+        work: str,
+        places: int,
+        *,
+        patience_s: float = PATIENCE_S,
+        spend: Spend = lambda _owner, _s: None,
+        rest: Rest = lambda _owner, _s: 0,
     ) -> None:
         self._work = work
         self._free = places
         self._patience_s = patience_s
         self._spend = spend
+        self._rest = rest
         self._held: Counter[str] = Counter()
         self._waiting: defaultdict[str, dict[Future[None], None]] = defaultdict(dict)
         self._lock = Lock()
+        self._closing = Event()
         self._threads = ThreadPoolExecutor(places, thread_name_prefix=work)
 
     async def run(self, owner: str, act: Callable[P, T], /, *given: P.args, **named: P.kwargs) -> T:
@@ -94,6 +106,7 @@ class Workroom:
 
     def close(self) -> None:
         """Wait for the threads."""
+        self._closing.set()
         self._threads.shutdown()
 
     async def _enter(self, owner: str) -> None:
@@ -113,8 +126,17 @@ class Workroom:
         try:
             return act()
         finally:
-            self._spend(owner, time.thread_time() - began_s + sum(elsewhere_s))
+            taken_s = time.thread_time() - began_s + sum(elsewhere_s)
+            self._spend(owner, taken_s)
+            # Each of its places rests as long as all of them together would for their work.
+            self._have_rest(owner, taken_s * self._held[owner])
             self._leave(owner)
+
+    def _have_rest(self, owner: str, taken_s: float) -> None:
+        until_s = time.monotonic() + self._rest(owner, taken_s)
+        while (left_s := until_s - time.monotonic()) > 0 and self._rest(owner, taken_s):
+            if self._closing.wait(min(left_s, REST_LOOK_S)):
+                return
 
     def _turn(self, owner: str) -> Future[None]:
         """Return a future that is done as soon as the owner has a place."""
@@ -183,9 +205,9 @@ class Workrooms:
     probes: Workroom
 
     @classmethod
-    def opened(cls, *, spend: Spend, spend_on_counts: Spend) -> "Workrooms":
-        """Open all rooms. `spend` and `spend_on_counts` are told what the work took of the processors."""
-        room = partial(Workroom, patience_s=PATIENCE_S)
+    def opened(cls, *, spend: Spend, spend_on_counts: Spend, rest: Rest) -> "Workrooms":
+        """Open all rooms. `spend` and `spend_on_counts` are told what the work took of the processors, `rest` tells its rest."""
+        room = partial(Workroom, patience_s=PATIENCE_S, rest=rest)
         return cls(
             database=room("work on the database", 32, spend=spend),
             intake=room("work on clients' pictures", 8, spend=spend),
@@ -198,10 +220,6 @@ class Workrooms:
             updates=room("reading of updates", 4),
             probes=room("probing", 4),
         )
-
-    def at_work(self) -> set[str]:
-        """Owners for whom threads work at this moment."""
-        return {owner for name in self.__slots__ for owner in getattr(self, name).held}
 
     def close(self) -> None:
         """Wait for all threads."""

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 
 _NEVER = 2**31 - 1  # so many collections of the younger generations before a full one
 
@@ -21,3 +22,27 @@ def without_full_collections() -> Iterator[None]:
     finally:
         gc.set_threshold(*thresholds)
     gc.freeze()
+
+
+@contextmanager
+def rare_full_collections(every_s: float) -> Iterator[None]:
+    """Have a thread collect all generations now and then, in place of Python, which does so after so many new objects.
+
+    Each holds the GIL for as long as the process has objects, 0.1 s in an api beside a crowd, and Python held one every few
+    seconds there. What they find is little: most cycles end young.
+    """
+    thresholds, over = gc.get_threshold(), Event()
+
+    def collect() -> None:
+        while not over.wait(every_s):
+            gc.collect()
+
+    collecting = Thread(target=collect, name="garbage collection", daemon=True)
+    gc.set_threshold(*thresholds[:2], _NEVER)
+    collecting.start()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        over.set()
+        collecting.join()

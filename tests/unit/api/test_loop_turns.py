@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from api.limits.loop_turns import BESIDE_OTHERS, PER_TURN, LoopTurns
-from api.limits.owners import ANONYMOUS, NOBODY
 
 CROWD, STEPS = 40, 5
 
@@ -105,22 +104,20 @@ def test_what_a_request_raises_comes_out() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(
-    ("at_work", "is_left"),
-    [({"ada", "bob"}, True), ({"bob"}, True), ({"ada", NOBODY, ANONYMOUS}, False), (set(), False)],
-)
-def test_a_crowd_leaves_the_interpreter_to_a_thread_that_works_for_another(at_work: set[str], is_left: bool) -> None:
+@pytest.mark.parametrize(("crowds", "rests"), [(2, False), (1, True)])
+def test_a_crowd_rests_beside_one_who_comes_alone(crowds: int, rests: bool) -> None:
     async def run() -> None:
-        loop, pauses_s = asyncio.get_running_loop(), list[float]()
+        loop, rests_s = asyncio.get_running_loop(), list[float]()
         later = loop.call_later
 
-        def noted(pause_s: float, *what: Any) -> asyncio.TimerHandle:
-            pauses_s.append(pause_s)
-            return later(pause_s, *what)
+        def noted(rest_s: float, *what: Any) -> asyncio.TimerHandle:
+            rests_s.append(rest_s)
+            return later(rest_s, *what)
 
         loop.call_later = noted  # type: ignore[assignment, method-assign]
-        turns = LoopTurns(lambda: at_work)
-        await asyncio.gather(*(turns.shared("ada", walk("ada", [])) for _ in range(CROWD)))
-        assert any(pauses_s) == is_left
+        turns = LoopTurns()
+        owners = ["ada"] * CROWD + ["bob"] * (CROWD if crowds == 2 else 1)
+        await asyncio.gather(*(turns.shared(owner, walk(owner, [])) for owner in owners))
+        assert any(rests_s) == rests
 
     asyncio.run(run())

@@ -145,3 +145,34 @@ def test_work_is_measured_by_what_it_takes_of_the_processors() -> None:
     (idle, waited_s), (busy, computed_s) = spent
     assert (idle, busy) == ("idle", "busy")
     assert computed_s > waited_s
+
+
+def test_a_place_rests_after_its_work_and_no_longer_than_it_has_to() -> None:
+    asked: list[tuple[str, float]] = []
+    rests = iter([60.0, 60.0, 0.0])
+
+    def rest(owner: str, taken_s: float) -> float:
+        asked.append((owner, taken_s))
+        return next(rests)
+
+    room = Workroom("work", 2, rest=rest)
+
+    async def act(_hang: Hang) -> None:
+        await room.run("ada", lambda: sum(range(100_000)))
+
+    played(act)
+    room.close()
+    assert [owner for owner, _ in asked] == ["ada"] * 3
+    assert all(taken_s > 0 for _, taken_s in asked)
+
+
+def test_closing_ends_the_rest() -> None:
+    room = Workroom("work", 2, rest=lambda _owner, _taken_s: 3600.0)
+
+    async def act(_hang: Hang) -> None:
+        resting = asyncio.create_task(room.run("ada", int))
+        await until(lambda: room.held == {"ada": 1})
+        await asyncio.to_thread(room.close)
+        await resting
+
+    played(act)
