@@ -1,7 +1,8 @@
 """Group commit: what is submitted while a transaction runs is stored together in the next one. Who comes alone waits for nobody.
 
-Threads of its own store the groups, so commits and round trips are paid once for a crowd. Owners take turns in it: one with a
-thousand requests under way keeps another waiting for one group, not for a thousand.
+Threads of its own store the groups, so commits and round trips are paid once for a crowd. An owner with several items waiting has
+them stored in groups of its own, one at a time: so it keeps nobody else waiting, nor does a batch of it that is being stored and
+holds its turns in the queue.
 """
 
 import asyncio
@@ -18,8 +19,8 @@ import structlog
 from shared.errors import DatabaseUnavailable
 from shared.infra.db import UNSURE
 
-# While one group is written to the disk, or waits for an owner whose batch is being stored, the next one goes on.
-THREADS = 2
+# While one group is written to the disk, or waits for an owner whose batch is being stored, others' go on.
+THREADS = 3
 # Bounds how long those at the front of a group wait for the rest: about 10 ms.
 GROUP = 64
 # A database that hangs holds up the groups under way; those behind them are told so.
@@ -33,6 +34,7 @@ Result = TypeVar("Result")
 
 @dataclass(eq=False, slots=True)
 class _Waiting(Generic[Item, Result]):
+    owner: str
     item: Item
     result: asyncio.Future[Result]
     is_under_way: bool = False
@@ -49,7 +51,9 @@ class GroupCommit(Generic[Item, Result]):
         self._store = store
         self._lock = Lock()
         self._by_owner: dict[str, deque[_Waiting[Item, Result]]] = {}
-        # One token for each item; a thread that finds its item taken into another's group goes on. False ends a thread.
+        # Owners with a group under way.
+        self._under_way: set[str] = set()
+        # A token for each item and for each group's end; a thread that finds nothing to do goes on. False ends a thread.
         self._arrivals: SimpleQueue[bool] = SimpleQueue()
         self._threads = [Thread(target=self._run, name=f"group commit {number}") for number in range(THREADS)]
 
@@ -70,7 +74,7 @@ class GroupCommit(Generic[Item, Result]):
         """Store an item and return its result. Raises what refuses it, and `DatabaseUnavailable` when its patience ends."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._lock:
-            self._by_owner.setdefault(owner, deque()).append(waiting := _Waiting(item, result))
+            self._by_owner.setdefault(owner, deque()).append(waiting := _Waiting(owner, item, result))
         self._arrivals.put(True)
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -90,21 +94,37 @@ class GroupCommit(Generic[Item, Result]):
             outcomes = self._stored([waiting.item for waiting in group])
             told = list(zip(group, outcomes, strict=True))
             group[0].result.get_loop().call_soon_threadsafe(_tell, told)
+            self._end(group)
 
     def _next_group(self) -> Sequence[_Waiting[Item, Result]]:
-        """Take the oldest of each owner in turn. Who has more goes to the end of the line; who has given up is left out."""
+        """Take what the first in line has waiting if that is several items, else one of each owner who has no more.
+
+        Nothing of an owner of whom a group is under way. Who has given up is left out.
+        """
         group: list[_Waiting[Item, Result]] = []
         with self._lock:
-            while self._by_owner and len(group) < GROUP:
-                owner = next(iter(self._by_owner))
+            free = [owner for owner in self._by_owner if owner not in self._under_way]
+            is_crowd = bool(free) and len(self._by_owner[free[0]]) > 1
+            owners = free[:1] if is_crowd else [owner for owner in free if len(self._by_owner[owner]) == 1][:GROUP]
+            for owner in owners:
                 line = self._by_owner.pop(owner)
-                waiting = line.popleft()
+                taken = [line.popleft() for _ in range(min(GROUP, len(line)))]
                 if line:
                     self._by_owner[owner] = line
-                if not waiting.result.done():
-                    waiting.is_under_way = True
-                    group.append(waiting)
+                group += [waiting for waiting in taken if not waiting.result.done()]
+            for waiting in group:
+                waiting.is_under_way = True
+            self._under_way.update(waiting.owner for waiting in group)
         return group
+
+    def _end(self, group: Sequence[_Waiting[Item, Result]]) -> None:
+        """Let the owners of a group have their next ones stored, for whose arrival threads had nothing to do."""
+        with self._lock:
+            owners = {waiting.owner for waiting in group}
+            self._under_way -= owners
+            waits = not owners.isdisjoint(self._by_owner)
+        if waits:
+            self._arrivals.put(True)
 
     def _stored(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
         try:

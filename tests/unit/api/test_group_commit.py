@@ -29,6 +29,11 @@ class Store:
         return self._judge(items)
 
 
+def apart(items: int) -> list[tuple[str, int]]:
+    """Items of an owner each."""
+    return [(f"owner {item}", item) for item in range(items)]
+
+
 def stored(store: Store, *adds: tuple[str, int], first: int = 0) -> Results:
     """Add items while groups with the `first` ones, one for each thread, are being stored."""
 
@@ -63,13 +68,13 @@ def test_who_comes_alone_waits_for_nobody() -> None:
 
 def test_what_comes_meanwhile_goes_together() -> None:
     store = Store()
-    assert stored(store, *(("a", item) for item in range(9)), first=group_commit.THREADS) == list(range(9))
+    assert stored(store, *apart(9), first=group_commit.THREADS) == list(range(9))
     assert store.groups[group_commit.THREADS] == list(range(group_commit.THREADS, 9))
 
 
 def test_a_refused_item_harms_no_other() -> None:
     store = Store(lambda items: [QueueFull() if item == 5 else item for item in items])
-    outcomes = stored(store, *(("a", item) for item in range(9)), first=group_commit.THREADS)
+    outcomes = stored(store, *apart(9), first=group_commit.THREADS)
     assert [type(one) for one in outcomes] == [QueueFull if item == 5 else int for item in range(9)]
 
 
@@ -79,7 +84,7 @@ def test_an_item_that_cannot_be_stored_harms_no_other() -> None:
             raise ValueError("as a constraint would")
         return list(items)
 
-    outcomes = stored(Store(judge), *(("a", item) for item in range(9)), first=group_commit.THREADS)
+    outcomes = stored(Store(judge), *apart(9), first=group_commit.THREADS)
     assert [type(one) for one in outcomes] == [ValueError if item == 5 else int for item in range(9)]
 
 
@@ -88,17 +93,37 @@ def test_a_database_that_is_away_is_asked_once() -> None:
         raise DatabaseUnavailable
 
     store = Store(judge)
-    outcomes = stored(store, *(("a", item) for item in range(9)), first=group_commit.THREADS)
+    outcomes = stored(store, *apart(9), first=group_commit.THREADS)
     assert {type(one) for one in outcomes} == {DatabaseUnavailable}
     assert len(store.groups) <= group_commit.THREADS + 2
 
 
-def test_owners_take_turns() -> None:
+def test_a_crowd_keeps_nobody_waiting() -> None:
     store = Store()
     crowd = [("crowd", item) for item in range(3 * group_commit.GROUP)]
-    stored(store, *crowd, ("guest", 1000), first=group_commit.THREADS)
-    assert 1000 in store.groups[group_commit.THREADS][:2]
+    under_way = apart(group_commit.THREADS)
+    outcomes = stored(store, *under_way, *crowd, ("guest", 1000), ("other", 1001), first=len(under_way))
+    assert outcomes == [*(item for _, item in (*under_way, *crowd)), 1000, 1001]
+    assert [1000, 1001] in store.groups[len(under_way) :][:2]
     assert max(map(len, store.groups)) <= group_commit.GROUP
+
+
+def test_an_owner_has_one_group_under_way() -> None:
+    """While its batch holds its turns in the queue, the other threads are for others."""
+    store = Store()
+
+    async def run(submits: GroupCommit[int, int]) -> Results:
+        crowd = [asyncio.create_task(submits.add("crowd", item)) for item in range(9)]
+        while not store.groups:
+            await asyncio.sleep(0)
+        guest = asyncio.create_task(submits.add("guest", 1000))
+        while len(store.groups) < 2:
+            await asyncio.sleep(0)
+        store.opened.set()
+        return list(await asyncio.gather(*crowd, guest))
+
+    assert _run(store, run) == [*range(9), 1000]
+    assert store.groups[1] == [1000]
 
 
 def test_who_waits_too_long_is_told_and_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +132,8 @@ def test_who_waits_too_long_is_told_and_not_stored(monkeypatch: pytest.MonkeyPat
 
     async def run(submits: GroupCommit[int, int]) -> Results:
         under_way = []
-        for item in range(group_commit.THREADS):
-            under_way.append(asyncio.create_task(submits.add("a", item)))
+        for owner, item in apart(group_commit.THREADS):
+            under_way.append(asyncio.create_task(submits.add(owner, item)))
             while len(store.groups) < len(under_way):
                 await asyncio.sleep(0)
         outcomes = await asyncio.gather(*under_way, submits.add("a", 1000), return_exceptions=True)
