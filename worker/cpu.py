@@ -10,13 +10,13 @@ from shared.infra import broker, dependencies
 from shared.infra.logs import configure_logging
 from shared.infra.tracing import configure_tracing
 from shared.settings import load
-from worker.courier.assembly import FORGET_S, CourierWorker, assemble
+from worker.courier.assembly import FORGET_S, STOCK_S, CourierWorker, assemble
 from worker.startup import exit_on_error
 
 settings = load()
 app = broker.celery_app(settings)
 app.conf.update(
-    # The schedule is two periods; nothing about it is worth a file on disk.
+    # The schedule is three periods; nothing about it is worth a file on disk.
     beat_scheduler="celery.beat:Scheduler",
     beat_schedule={
         "upkeep": {
@@ -29,6 +29,11 @@ app.conf.update(
             "task": "courier.forget",
             "schedule": FORGET_S,
             "options": {"queue": broker.COURIER_QUEUE, "expires": FORGET_S},
+        },
+        "stocktaking": {
+            "task": "courier.take_stock",
+            "schedule": STOCK_S,
+            "options": {"queue": broker.COURIER_QUEUE, "expires": STOCK_S},
         },
     },
 )
@@ -65,6 +70,12 @@ def upkeep() -> None:
 def forget() -> None:
     """Do a courier's rare upkeep."""
     _round("forget")
+
+
+@app.task(name="courier.take_stock")
+def take_stock() -> None:
+    """Look through the bucket for checkpoints."""
+    _round("stock")
 
 
 def _round(name: str) -> None:

@@ -70,6 +70,7 @@ def _api(storage: Storage) -> None:
 
 def _courier(storage: Storage) -> None:
     storage.keys(IMAGES)
+    weights_bucket.look(storage, f"{weights_bucket.CHECKPOINT}/")
     storage.delete(upload_key(_NOBODY))
     _remove(storage)
 

@@ -1,12 +1,13 @@
 """Holdings: the checkpoints that each gpu worker can load, and from how near. Only this module writes the table holdings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.fleet.weights_bucket import BucketFile
 from shared.infra.tables import CheckpointRow, HoldingRow, WorkerRow
 from shared.vocabulary.holdings import Holding as Holding
 from shared.vocabulary.holdings import Tier as Tier
@@ -59,6 +60,16 @@ def turned(session: Session, worker_id: str, checkpoint: str) -> None:
     """Record that a checkpoint is resident on a worker now."""
     change = {"checkpoint": checkpoint, "intends": None, "swaps": WorkerRow.swaps + 1}
     session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(change))
+
+
+def stock(session: Session, files: Iterable[BucketFile]) -> None:
+    """Put checkpoints of the bucket on the list of those that jobs may name, where no worker has told of the name."""
+    rows = [
+        {"name": one.name, "size_bytes": one.size_bytes, "sha256": one.sha256}
+        for one in sorted(files, key=lambda one: one.name)
+    ]
+    if rows:
+        session.execute(insert(CheckpointRow).values(rows).on_conflict_do_nothing(index_elements=["name"]))
 
 
 def _announce(session: Session, holdings: Sequence[Holding]) -> None:

@@ -18,6 +18,7 @@ from worker.courier.rounds import Round
 from worker.courier.webhooks import Courier
 
 FORGET_S = 600.0
+STOCK_S = 30.0
 # Nobody waits for a sweep, and each is cut to pieces.
 PATIENCE_S = 60.0
 
@@ -74,11 +75,16 @@ class CourierWorker:
         maintenance.sweep_inputs(db, storage)
         maintenance.sweep_orphans(db, storage, self.places)
 
+    def take_stock(self) -> None:
+        """Let jobs name what the bucket has."""
+        maintenance.take_stock(self.db, self.storage)
+
     def start(self) -> None:
         """Begin to do upkeep in rounds."""
         for one in (
             Round("upkeep", self.upkeep, every_s=self.settings.rescue_seconds),
             Round("forget", self.forget, every_s=FORGET_S),
+            Round("stock", self.take_stock, every_s=STOCK_S),
         ):
             self.rounds[one.name] = one
             one.start()

@@ -11,7 +11,7 @@ from celery import Celery
 from redis import Redis
 from sqlalchemy.orm import Session
 
-from shared.fleet import registry
+from shared.fleet import holdings, registry, weights_bucket
 from shared.infra import broker, events
 from shared.infra.db import Database
 from shared.infra.storage import IMAGES, SNAPSHOTS, Storage, snapshot_key, upload_key
@@ -55,6 +55,13 @@ def measure_demand(db: Database) -> None:
     """Bring up to date how much each checkpoint is wanted."""
     with db.transaction() as session:
         demand.measure(session)
+
+
+def take_stock(db: Database, storage: Storage) -> None:
+    """Let jobs name the checkpoints of the bucket, whether or not a worker has ever been there."""
+    files = weights_bucket.newest(weights_bucket.look(storage, f"{weights_bucket.CHECKPOINT}/"))
+    with db.transaction() as session:
+        holdings.stock(session, files.values())
 
 
 def forget_idempotency_keys(db: Database) -> None:

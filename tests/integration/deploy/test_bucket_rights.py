@@ -21,9 +21,11 @@ from shared.errors import StorageUnavailable
 from shared.fleet import weights_bucket
 from shared.fleet.weights_bucket import BucketFile
 from shared.infra import storage as storages
+from shared.infra.db import Database
 from shared.infra.storage import Storage
 from shared.settings import Settings
 from tests.support.headers import SD15, write
+from worker.courier import maintenance
 
 POLICIES = Path(__file__).parents[3] / "deploy/s3-policy"
 ACTIONS = {
@@ -105,6 +107,10 @@ def test_the_doctor_says_what_a_key_may_do(
     assert finding.level is level
     assert said in finding.detail
     assert ("deploy/s3-policy" in finding.fix) == (level is Level.FAIL)
+
+
+def test_the_courier_takes_stock_within_its_policy(bound: Callable[[str], Storage], db: Database) -> None:
+    maintenance.take_stock(db, bound("courier"))
 
 
 def test_weights_are_pushed_and_fetched_within_the_policies(bound: Callable[[str], Storage], tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """What Prometheus is told, from the real database: what waits, what runs, what is wanted and who would be missed least."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from http import HTTPStatus
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -14,20 +17,24 @@ from sqlalchemy import func, update
 
 from api.main import create_app
 from deploy.standalone import ports
-from shared.fleet import holdings, registry
+from shared.fleet import holdings, registry, weights_bucket
 from shared.fleet.holdings import Holding, Tier
+from shared.fleet.weights_bucket import BucketFile
 from shared.infra.db import Database
 from shared.infra.metrics import Board, PortTaken
-from shared.infra.tables import DeliveryRow, EndpointRow, JobRow
+from shared.infra.storage import Storage
+from shared.infra.tables import CheckpointRow, DeliveryRow, EndpointRow, JobRow
 from shared.jobs import lifecycle
 from shared.jobs.outbox import ENDINGS
 from shared.settings import Settings
 from shared.webhooks import endpoints
 from tests.support.answers import problem
 from tests.support.factories import DEMO, params
-from tests.support.fleet import enlist
+from tests.support.fleet import enlist, hold
+from tests.support.headers import SD15, write
 from tests.support.jobs import submit, submit_many
 from tests.support.metrics import METRICS
+from worker.courier import maintenance
 from worker.engine.pace import Pace
 from worker.metrics import WorkerMetrics
 
@@ -142,6 +149,33 @@ def test_many_checkpoints_of_the_bucket_want_workers_from_zero_and_back_to_it(ht
         assert wanted() == left
     go("gpu1@test")
     assert wanted() == 0
+
+
+def test_a_farm_that_never_had_a_worker_starts_from_its_bucket(
+    http: TestClient, db: Database, storage: Storage, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "fresh.safetensors", SD15)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    file = BucketFile("checkpoint", "fresh", sha256, path.stat().st_size, datetime.now(UTC))
+    job = {"prompt": "x", "checkpoint": "fresh"}
+    assert http.post("/v1/jobs", json=job).json()["code"] == "unknown_checkpoint"
+    weights_bucket.push(storage, file, path, b"", lambda _count: None)
+    try:
+        maintenance.take_stock(db, storage)
+    finally:
+        weights_bucket.remove(storage, "checkpoint", "fresh")
+    (known,) = http.get("/v1/checkpoints").json()["checkpoints"]
+    assert (known["name"], known["sha256"], known["ready_workers"]) == ("fresh", sha256, 0)
+    assert values(http.get("/metrics").text)["farm_desired_workers",] == 0
+    assert http.post("/v1/jobs", json=job).status_code == 202
+    assert values(http.get("/metrics").text)["farm_desired_workers",] == 1
+
+
+def test_what_a_worker_has_told_of_a_name_stands(db: Database) -> None:
+    hold(db, "gpu", DEMO)
+    with db.transaction() as session:
+        holdings.stock(session, [BucketFile("checkpoint", DEMO, "0" * 64, 1, datetime.now(UTC))])
+        assert session.get_one(CheckpointRow, DEMO).sha256 is None
 
 
 @pytest.mark.usefixtures("announced")
