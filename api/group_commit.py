@@ -53,7 +53,7 @@ class GroupCommit(Generic[Item, Result]):
         self._by_owner: dict[str, deque[_Waiting[Item, Result]]] = {}
         # Owners with a group under way.
         self._under_way: set[str] = set()
-        # A token for each item and for each group's end; a thread that finds nothing to do goes on. False ends a thread.
+        # A token for each item, and for each owner who waits at its group's end; it may find nothing to do. False ends a thread.
         self._arrivals: SimpleQueue[bool] = SimpleQueue()
         self._threads = [Thread(target=self._run, name=f"group commit {number}") for number in range(THREADS)]
 
@@ -118,12 +118,12 @@ class GroupCommit(Generic[Item, Result]):
         return group
 
     def _end(self, group: Sequence[_Waiting[Item, Result]]) -> None:
-        """Let the owners of a group have their next ones stored, for whose arrival threads had nothing to do."""
+        """Let the owners of a group have their next items stored, at whose arrival threads found nothing to do."""
         with self._lock:
-            owners = {waiting.owner for waiting in group}
+            owners = {one.owner for one in group}
             self._under_way -= owners
-            waits = not owners.isdisjoint(self._by_owner)
-        if waits:
+            waiting = owners & self._by_owner.keys()
+        for _ in waiting:
             self._arrivals.put(True)
 
     def _stored(self, items: Sequence[Item]) -> Sequence[Result | Exception]:

@@ -36,7 +36,7 @@ _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 DRAIN_S = 5
 # How long a thread that has its answer from the database waits for the event loop to hand over, in place of Python's 5 ms.
 # A tenth more submits a second, of 8 clients on two cores, 2026-12-01.
-SWITCH_S = 0.0002
+SWITCH_S = 0.001
 # Between full garbage collections.
 COLLECT_S = 30.0
 

@@ -126,6 +126,40 @@ def test_an_owner_has_one_group_under_way() -> None:
     assert store.groups[1] == [1000]
 
 
+def test_each_owner_of_a_group_goes_on_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 5.0)
+    groups: list[list[int]] = []
+    gates = {"first": Event(), "shared": Event()}
+
+    def store(items: Sequence[int]) -> Sequence[Outcome]:
+        groups.append(list(items))
+        assert gates["first" if items[0] < 100 else "shared"].wait(LIMIT_S)
+        return items
+
+    async def run() -> Results:
+        with GroupCommit(store) as submits:
+
+            def add(*adds: tuple[str, int]) -> list[asyncio.Task[int]]:
+                return [asyncio.create_task(submits.add(owner, item)) for owner, item in adds]
+
+            tasks = add(*apart(group_commit.THREADS))
+            while sum(map(len, groups)) < group_commit.THREADS:
+                await asyncio.sleep(0)
+            tasks += add(("ada", 100), ("bob", 200))
+            await asyncio.sleep(0)
+            gates["first"].set()
+            while [100, 200] not in groups:
+                await asyncio.sleep(0)
+            tasks += add(("ada", 101), ("ada", 102), ("bob", 201), ("bob", 202))
+            await asyncio.sleep(0)
+            while not submits._arrivals.empty():  # until the other threads have found nothing to do
+                await asyncio.sleep(0)
+            gates["shared"].set()
+            return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+    assert asyncio.run(run()) == [*range(group_commit.THREADS), 100, 200, 101, 102, 201, 202]
+
+
 def test_who_waits_too_long_is_told_and_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "PATIENCE_S", 0.05)
     store = Store()
