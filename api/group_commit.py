@@ -107,11 +107,10 @@ class GroupCommit(Generic[Item, Result]):
             is_crowd = bool(free) and len(self._by_owner[free[0]]) > 1
             owners = free[:1] if is_crowd else [owner for owner in free if len(self._by_owner[owner]) == 1][:GROUP]
             for owner in owners:
-                line = self._by_owner.pop(owner)
-                taken = [line.popleft() for _ in range(min(GROUP, len(line)))]
+                line = deque(waiting for waiting in self._by_owner.pop(owner) if not waiting.result.done())
+                group += [line.popleft() for _ in range(min(GROUP, len(line)))]
                 if line:
                     self._by_owner[owner] = line
-                group += [waiting for waiting in taken if not waiting.result.done()]
             for waiting in group:
                 waiting.is_under_way = True
             self._under_way.update(waiting.owner for waiting in group)

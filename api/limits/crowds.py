@@ -30,6 +30,8 @@ class Crowds:
         # When they came last, first the one who did longest ago.
         self._crowds: dict[str, float] = {}
         self._few: dict[str, float] = {}
+        # When one of the latter came last. Threads read it, who cannot look through what the loop changes.
+        self._few_came_s = 0.0
 
     def enter(self, owner: str) -> None:
         """Note that a request of an owner comes."""
@@ -40,6 +42,7 @@ class Crowds:
             _renew(self._crowds, owner, now)
         elif owner not in _SHARED and owner not in self._crowds:
             _renew(self._few, owner, now)
+            self._few_came_s = now
         for those in self._crowds, self._few:
             _forget(those, before=now - LINGER_S)
 
@@ -68,7 +71,8 @@ class Crowds:
 
     def rest_s(self, owner: str, work_s: float) -> float:
         """Return how long to rest after work for an owner that took so many seconds. Thread-safe."""
-        if not self._few or not self.is_crowd(owner):
+        are_there = bool(self._few) and time.monotonic() - self._few_came_s <= LINGER_S
+        if not are_there or not self.is_crowd(owner):
             return 0.0
         return work_s * (REST_IN_CONTENTION if self._contention.is_felt else REST)
 

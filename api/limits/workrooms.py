@@ -22,6 +22,8 @@ from shared.errors import TooBusy
 
 # Together with what a dependency may take to fail, an answer comes within 15 s.
 PATIENCE_S = 3.0
+# However much it has worked, the answer must come before its client gives up.
+LONGEST_REST_S = 5.0
 # So often a resting place looks whether its owner has to go on resting.
 REST_LOOK_S = 0.25
 
@@ -133,7 +135,7 @@ class Workroom:
             self._leave(owner)
 
     def _have_rest(self, owner: str, taken_s: float) -> None:
-        until_s = time.monotonic() + self._rest(owner, taken_s)
+        until_s = time.monotonic() + min(LONGEST_REST_S, self._rest(owner, taken_s))
         while (left_s := until_s - time.monotonic()) > 0 and self._rest(owner, taken_s):
             if self._closing.wait(min(left_s, REST_LOOK_S)):
                 return

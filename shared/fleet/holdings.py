@@ -69,7 +69,8 @@ def stock(session: Session, files: Iterable[BucketFile]) -> None:
         for one in sorted(files, key=lambda one: one.name)
     ]
     if rows:
-        session.execute(insert(CheckpointRow).values(rows).on_conflict_do_nothing(index_elements=["name"]))
+        # Row by row, not as one statement: a bucket may have more than a statement may have parameters.
+        session.execute(insert(CheckpointRow).on_conflict_do_nothing(index_elements=["name"]), rows)
 
 
 def _announce(session: Session, holdings: Sequence[Holding]) -> None:

@@ -70,6 +70,15 @@ def test_who_has_not_come_for_a_while_is_forgotten(clock: Clock) -> None:
     assert crowds.rest_s("ada", WORK_S) == 0
 
 
+def test_nobody_rests_for_who_has_gone_though_no_other_request_comes(clock: Clock) -> None:
+    crowds = Crowds()
+    come(crowds, "ada", CROWD)
+    come(crowds, "bob", 1)
+    assert crowds.rest_s("ada", WORK_S)
+    clock.now += LINGER_S + 0.01
+    assert crowds.rest_s("ada", WORK_S) == 0
+
+
 def test_a_crowd_stays_one_for_a_moment_and_while_its_requests_wait(clock: Clock) -> None:
     crowds = Crowds()
     come(crowds, "ada", CROWD)

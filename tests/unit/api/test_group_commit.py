@@ -160,6 +160,27 @@ def test_each_owner_of_a_group_goes_on_when_it_ends(monkeypatch: pytest.MonkeyPa
     assert asyncio.run(run()) == [*range(group_commit.THREADS), 100, 200, 101, 102, 201, 202]
 
 
+def test_who_comes_after_many_that_gave_up_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 5.0)
+    store = Store()
+
+    async def run(submits: GroupCommit[int, int]) -> Results:
+        first = asyncio.create_task(submits.add("ada", 0))
+        while not store.groups:
+            await asyncio.sleep(0)
+        crowd = [asyncio.create_task(submits.add("ada", item)) for item in range(1, group_commit.GROUP + 2)]
+        await asyncio.sleep(0)
+        while not submits._arrivals.empty():  # until the other threads have found nothing to do
+            await asyncio.sleep(0)
+        for one in crowd[:-1]:
+            one.cancel()
+        await asyncio.sleep(0)
+        store.opened.set()
+        return list(await asyncio.gather(first, crowd[-1], return_exceptions=True))
+
+    assert _run(store, run) == [0, group_commit.GROUP + 1]
+
+
 def test_who_waits_too_long_is_told_and_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "PATIENCE_S", 0.05)
     store = Store()

@@ -7,6 +7,7 @@ from threading import Event
 
 import pytest
 
+from api.limits import workrooms
 from api.limits.workrooms import Workroom
 from shared.errors import TooBusy
 
@@ -164,6 +165,17 @@ def test_a_place_rests_after_its_work_and_no_longer_than_it_has_to() -> None:
     room.close()
     assert [owner for owner, _ in asked] == ["ada"] * 3
     assert all(taken_s > 0 for _, taken_s in asked)
+
+
+def test_a_rest_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workrooms, "LONGEST_REST_S", 0.05)
+    room = Workroom("work", 2, rest=lambda _owner, _taken_s: 3600.0)
+
+    async def act(_hang: Hang) -> None:
+        assert await room.run("ada", lambda: 1) == 1
+
+    played(act)
+    room.close()
 
 
 def test_closing_ends_the_rest() -> None:
